@@ -1,0 +1,280 @@
+"""Options of the daemon: declared here and nowhere else.
+
+Values come from flags, then ``STREAMLSTM_...`` environment variables, then the TOML file, then the
+defaults. The environment names a table and its key with two underscores between them
+(``STREAMLSTM_INPUT__BIND``); there, and in flags, a list is ``a,b`` or JSON.
+"""
+
+import difflib
+import json
+import os
+import tomllib
+import types
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+PREFIX = "STREAMLSTM_"
+
+INPUT = "tcp://127.0.0.1:5555"
+"""Where ticks are expected unless the operator says otherwise."""
+OUTPUT = "tcp://127.0.0.1:5556"
+"""Where predictions are published unless the operator says otherwise."""
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message is one line and says where it comes from."""
+
+
+def _split(value: object) -> object:
+    """Take a list from the text of a variable or a flag."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return json.loads(value)
+    return value.split(",") if value else ()
+
+
+Format = Literal["json", "msgpack", "binary"]
+Texts = Annotated[tuple[str, ...], BeforeValidator(_split)]
+OptionalPath = Annotated[Path | None, BeforeValidator(lambda value: value or None)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+class Input(_Table):
+    """Where ticks come from."""
+
+    bind: Texts = Field(
+        default=(INPUT,),
+        description="endpoints to listen on; none by default where `connect` names some",
+    )
+    connect: Texts = Field(default=(), description="endpoints of publishers to connect to")
+    topics: Texts = Field(
+        default=(), description="take only series whose name begins with one of these; empty: all"
+    )
+    format: Format = Field(
+        default="json", description="of all ticks on this socket: json, msgpack, binary"
+    )
+    hwm: int = Field(
+        default=100_000,
+        ge=1,
+        le=100_000_000,
+        description="ticks that may wait for each publisher, about 100 bytes each and their frames;"
+        " beyond it the publisher's own queue fills",
+    )
+    max_frame: int = Field(
+        default=65_536,
+        ge=64,
+        le=1 << 26,
+        description="bytes; larger frames are dropped, senders of 16 times as much disconnected",
+    )
+    max_key: int = Field(
+        default=64, ge=1, le=1024, description="bytes of a series name; costs this per series"
+    )
+
+
+class Output(_Table):
+    """Where predictions go."""
+
+    bind: Texts = Field(
+        default=(OUTPUT,),
+        description="endpoints to listen on; none by default where `connect` names some",
+    )
+    connect: Texts = Field(
+        default=(), description="endpoints to connect to, for instance a forwarder's"
+    )
+    format: Format = Field(default="json", description="of predictions: json, msgpack, binary")
+    hwm: int = Field(
+        default=100_000,
+        ge=1,
+        le=100_000_000,
+        description="predictions that may wait for each subscriber, about 100 bytes each and their"
+        " frames; beyond it a slow subscriber loses the newest",
+    )
+
+
+class Engine(_Table):
+    """What computes, and how much of it."""
+
+    backend: Literal["cpu"] = Field(default="cpu", description="kernels: cpu")
+    threads: int = Field(default=0, ge=0, le=1024, description="of the kernels; 0: one per core")
+    max_batch: int = Field(
+        default=1024, ge=1, le=65_536, description="ticks stepped at once, never waited for"
+    )
+    max_series: int = Field(
+        default=100_000,
+        ge=1,
+        le=100_000_000,
+        description="series kept; ticks of further ones are dropped",
+    )
+
+
+class Interval(_Table):
+    """The interval around each forecast."""
+
+    coverage: float = Field(
+        default=0.9, ge=0, lt=1, description="share of values to fall inside; 0: none"
+    )
+
+
+class Metrics(_Table):
+    """The HTTP endpoint: /metrics, /-/healthy, /-/ready."""
+
+    enabled: bool = Field(default=True, description="serve it")
+    host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0: all")
+    port: int = Field(default=9464, ge=0, le=65_535, description="0: any free port")
+
+
+class Checkpoint(_Table):
+    """The snapshot of all series, restored at start."""
+
+    path: OptionalPath = Field(default=None, description="file to keep it in; empty: none is kept")
+    interval: float = Field(
+        default=60, ge=0, le=1e9, description="seconds between two; 0: at stop only"
+    )
+
+
+class Service(_Table):
+    """The process."""
+
+    shutdown_timeout: float = Field(
+        default=10, gt=0, le=3600, description="seconds from SIGTERM to the exit, whatever happens"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="least severe events logged: debug, info, warning, error"
+    )
+
+
+class Config(_Table):
+    """All options of ``streamlstm run``."""
+
+    model: Path = Field(description="the model file, as `streamlstm fit` writes it")
+    input: Input = Input()
+    output: Output = Output()
+    engine: Engine = Engine()
+    interval: Interval = Interval()
+    metrics: Metrics = Metrics()
+    checkpoint: Checkpoint = Checkpoint()
+    service: Service = Service()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _connect_instead_of_the_default_bind(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        data = dict(data)
+        for name in ("input", "output"):
+            table = data.get(name)
+            if isinstance(table, Mapping) and table.get("connect") and "bind" not in table:
+                data[name] = {**table, "bind": ()}
+        return data
+
+    @model_validator(mode="after")
+    def _sockets_lead_somewhere(self) -> Self:
+        for name, table in (("input", self.input), ("output", self.output)):
+            if not table.bind and not table.connect:
+                raise ValueError(f"{name}.bind and {name}.connect are both empty; name an endpoint")
+        return self
+
+
+def options(table: type[BaseModel] = Config, path: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every option with its dotted name, in the order of declaration."""
+    for name, info in table.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from options(info.annotation, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", info
+
+
+def load_config(
+    path: Path | None = None,
+    overrides: Mapping[str, object] = types.MappingProxyType({}),
+    environ: Mapping[str, str] = os.environ,
+) -> Config:
+    """Read ``path`` (no file where None), the environment, and ``overrides`` by dotted name.
+
+    Raises:
+        ConfigError: a source cannot be read, or an option is unknown, missing or out of range.
+    """
+    data = _read_toml(path) if path else {}
+    origins: dict[tuple[str, ...], str] = {}
+    variables = {k: v for k, v in sorted(environ.items()) if k.startswith(PREFIX)}
+    for name, text in variables.items():
+        _put(data, origins, tuple(name.removeprefix(PREFIX).lower().split("__")), text, name)
+    for name, value in overrides.items():
+        _put(data, origins, tuple(name.split(".")), value, f"--set {name}")
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        # a misspelt key first: it explains the key that is missing
+        first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+        raise ConfigError(_explain(first, origins, str(path or "configuration"))) from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; deploy/streamlstm.toml is one to copy") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+
+def _put(
+    data: dict[str, Any],
+    origins: dict[tuple[str, ...], str],
+    keys: tuple[str, ...],
+    value: object,
+    origin: str,
+) -> None:
+    *tables, option = keys
+    for name in tables:
+        if not isinstance(data.get(name), dict):
+            data[name] = {}
+        data = data[name]
+    data[option] = value
+    origins[keys] = origin
+
+
+def _explain(error: ErrorDetails, origins: Mapping[tuple[str, ...], str], file: str) -> str:
+    """One line: where the value comes from, which key it has, what is wrong, what to do."""
+    keys = tuple(str(key) for key in error["loc"])
+    below = (origin for name, origin in origins.items() if name == keys[: len(name)])
+    inside = (origin for name, origin in origins.items() if name[: len(keys)] == keys)
+    origin = next(below, None) or next(inside, file)
+    where = f"{origin}: {'.'.join(keys)}" if keys else origin
+    match error["type"]:
+        case "extra_forbidden":
+            return f"{where}: unknown option; {_suggest(keys)}"
+        case "missing":
+            name = PREFIX + "__".join(keys).upper()
+            return f"{where}: missing; set it there, by {name}=... or by --set {'.'.join(keys)}=..."
+        case "literal_error":
+            return f"{where}: {error['input']!r} is unknown; there is: {error['ctx']['expected']}"
+        case "value_error" | "assertion_error":
+            return f"{where}: {error['ctx']['error']}"
+        case _:
+            return f"{where}: {error['msg']}, not {error['input']!r}"
+
+
+def _suggest(keys: tuple[str, ...]) -> str:
+    tables = list(Config.model_fields)
+    names = [name for name, _ in options()]
+    moved = [name for name in names if name.split(".")[-1] == keys[-1]]
+    asked = ".".join(keys)
+    close = difflib.get_close_matches(asked, tables if len(keys) == 1 else names, n=1, cutoff=0.75)
+    if guess := close or moved:
+        return f"did you mean {guess[0]!r}?"
+    beside = [name for name in names if name.startswith(f"{keys[0]}.")]
+    return f"there is: {', '.join(beside or tables)}"

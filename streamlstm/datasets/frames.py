@@ -1,0 +1,397 @@
+"""Tables of time series, from CSV or Parquet, long or wide, to plain arrays.
+
+The long format is the forecasting ecosystem's: a row is a value ``y`` of series ``unique_id`` at
+time ``ds``. Nothing is repaired silently: what was guessed or left out stands in ``Table.notes``,
+everything else that is not plain is a :class:`DataError`.
+"""
+
+import csv
+import difflib
+import gzip
+import io
+import re
+import warnings
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from streamlstm.datasets.times import (
+    MISSING,
+    DataError,
+    Where,
+    check_zone,
+    counted,
+    is_date,
+    is_number,
+    ordered,
+    timestamps,
+)
+
+_TIME_NAMES = re.compile(r"ds|ts|.*date.*|.*time.*|month|year", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class SeriesData:
+    """One series, oldest value first."""
+
+    name: str
+    ts: NDArray[np.int64]
+    """(n,) nanoseconds since the Unix epoch, UTC, strictly rising"""
+    values: NDArray[np.float64]
+    """(n, inputs) finite, in the series' own unit"""
+
+
+@dataclass(frozen=True)
+class Table:
+    """The series of one file, and what a reader of the file should know."""
+
+    name: str
+    series: list[SeriesData]
+    step_ns: int
+    """the usual spacing: the median over all series of their median spacing; 0: not known"""
+    notes: list[str]
+    """what was guessed, converted or left out, a sentence each"""
+
+
+def read_table(
+    path: Path,
+    *,
+    id: str | None = None,
+    ds: str | None = None,
+    y: str | None = None,
+    wide: bool = False,
+    start: str | None = None,
+    freq: str | None = None,
+    timezone: str = "UTC",
+) -> Table:
+    """Read a CSV (``.gz`` too) or Parquet file of one or many series.
+
+    Args:
+        path: the file. A CSV without a header line is recognised by its first line being data.
+        id: column of the series' names; by default ``unique_id`` if there is one, else the file
+            is one series, named after it.
+        ds: column of the timestamps; by default ``ds``, else what looks like a time.
+        y: column of the values; by default ``y``, else the only other column.
+        wide: one column a series, the first column being the time unless ``start`` is given.
+        start: time of the first row, for a file without timestamps; needs ``freq``.
+        freq: spacing of a file without timestamps, as pandas writes it: ``30min``, ``1h``, ``MS``.
+        timezone: of timestamps that carry no zone themselves.
+
+    Raises:
+        DataError: the file is missing, damaged, empty, or not as described; names line and column.
+    """
+    source = _Frame(_parquet(path), str(path)) if _is_parquet(path) else _Csv(path)
+    return _table(source, _stem(path), id, ds, y, wide, start, freq, timezone)
+
+
+def from_frame(
+    frame: pd.DataFrame,
+    name: str,
+    *,
+    id: str | None = None,
+    ds: str | None = None,
+    y: str | None = None,
+    wide: bool = False,
+    start: str | None = None,
+    freq: str | None = None,
+    timezone: str = "UTC",
+) -> Table:
+    """The series of a DataFrame called ``name``; otherwise as :func:`read_table`."""
+    if frame.empty:
+        raise DataError(f"{name}: has no rows; give a frame with data")
+    source = _Frame(frame.reset_index(drop=True), name)
+    return _table(source, name, id, ds, y, wide, start, freq, timezone)
+
+
+def _table(
+    source: "_Frame | _Csv",
+    title: str,
+    id: str | None,
+    ds: str | None,
+    y: str | None,
+    wide: bool,
+    start: str | None,
+    freq: str | None,
+    timezone: str,
+) -> Table:
+    if (start is None) != (freq is None):
+        raise DataError("--start and --freq go together: the time of the first row and the spacing")
+    if start is not None and ds is not None:
+        raise DataError("give either --ds or --start and --freq, not both")
+    check_zone(timezone)
+    notes = source.notes
+    roles = _roles(source.sample, source.label, id, ds, y, wide, start is not None, notes)
+    frame, where = source.read(roles)
+    if frame.empty:
+        raise DataError(f"{source.label}: has no rows; give a file with data")
+
+    names, order, bounds = _groups(frame, roles, title, where)
+    if start is not None and freq is not None:
+        ts = counted(start, freq, timezone, bounds, notes)
+    else:
+        assert roles.ds is not None
+        stamps = timestamps(frame[roles.ds], timezone, where, notes)
+        ts = ordered(stamps, order, bounds, names, roles.ds, where)
+
+    series, missing, touched = [], 0, 0
+    for column in roles.y:
+        numbers = _numbers(frame[column], column, where)[order]
+        for name, begin, end in zip(names, bounds[:-1], bounds[1:], strict=True):
+            values = numbers[begin:end]
+            known = np.isfinite(values)
+            missing += len(values) - int(known.sum())
+            touched += not known.all()
+            kept = values[known].reshape(-1, 1)
+            series.append(SeriesData(column if wide else name, ts[begin:end][known], kept))
+    if missing:
+        notes.append(
+            f"{missing:,} missing values in {touched:,} of {len(series):,} series: left as gaps"
+        )
+    if not any(len(s.ts) for s in series):
+        raise DataError(
+            f"{source.label}: column {roles.y[0]!r} holds no number; choose another with --y"
+        )
+    return Table(title, series, _step_ns(series), notes)
+
+
+@dataclass(frozen=True)
+class _Roles:
+    """Which column is what."""
+
+    id: str | None
+    ds: str | None
+    y: list[str]
+
+
+def _roles(
+    sample: pd.DataFrame,
+    label: str,
+    id: str | None,
+    ds: str | None,
+    y: str | None,
+    wide: bool,
+    counted: bool,
+    notes: list[str],
+) -> _Roles:
+    """Decide from the column names and the first rows; what was guessed goes to ``notes``."""
+    columns = [str(name) for name in sample.columns]
+    for option, name in (("--id", id), ("--ds", ds), ("--y", y)):
+        if name is not None and name not in columns:
+            close = difflib.get_close_matches(name, columns, 1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise DataError(
+                f"{label}: has no column {name!r} ({option}); {hint}there are: {_listed(columns)}"
+            )
+    if wide:
+        time = None if counted else ds or columns[0]
+        values = [name for name in columns if name not in (time, id)]
+        if not values:
+            raise DataError(f"{label}: --wide wants a column a series beside the time")
+        return _Roles(None, time, values)
+
+    if id is None and "unique_id" in columns:
+        id = "unique_id"
+    left = [name for name in columns if name not in (id, y)]
+    if not counted and ds is None:
+        ds = "ds" if "ds" in left else _looks_like_time(sample, left)
+        if ds is None:
+            raise DataError(
+                f"{label}: has no column 'ds' and none that looks like a time (there are:"
+                f" {_listed(columns)}); name it with --ds, or give --start and --freq"
+            )
+        if ds != "ds":
+            notes.append(f"column {ds!r} taken as the time")
+    if y is None:
+        left = [name for name in left if name != ds]
+        numeric = [
+            name for name in left if pd.to_numeric(sample[name], errors="coerce").notna().any()
+        ]
+        if "y" in left:
+            y = "y"
+        elif len(left) == 1 or len(numeric) == 1:
+            y = left[0] if len(left) == 1 else numeric[0]
+            notes.append(f"column {y!r} taken as the values")
+        elif not left:
+            raise DataError(f"{label}: has a time but no values; is it the right file?")
+        else:
+            raise DataError(
+                f"{label}: which column is to be forecast? choose with --y among:"
+                f" {_listed(numeric or left)} (or --wide: each column is a series)"
+            )
+    return _Roles(id, ds, [y])
+
+
+def _looks_like_time(sample: pd.DataFrame, columns: list[str]) -> str | None:
+    named = [name for name in columns if _TIME_NAMES.fullmatch(name)]
+    dated = [name for name in columns if is_date(str(sample[name].iloc[0]))]
+    both = [name for name in dated if name in named]
+    return next(iter(both + dated + named), None)
+
+
+class _Csv:
+    """A CSV file whose dialect has been recognised."""
+
+    def __init__(self, path: Path) -> None:
+        self.label, self.notes = str(path), list[str]()
+        self._bytes = _content(path)
+        first = self._bytes.lstrip(b"\xef\xbb\xbf").split(b"\n", 1)[0].decode("utf-8", "replace")
+        counts = {separator: first.count(separator) for separator in ",;\t|"}
+        self._separator = max(counts, key=lambda separator: counts[separator])
+        fields = next(csv.reader([first.strip("\r")], delimiter=self._separator), [])
+        if not fields:
+            raise DataError(f"{path}: begins with an empty line; remove it")
+        self._names: list[str] | None = None
+        dated = is_date(fields[0])
+        if all(is_number(field) for field in fields[dated:]) and (len(fields) > 1 or not dated):
+            values = len(fields) - dated
+            self._names = ["ds"] * dated + (["y"] if values == 1 else [])
+            self._names += [str(n + 1) for n in range(values)] if values > 1 else []
+            self.notes.append(f"no header line: columns named {_listed(self._names)}")
+        if self._separator != "," and len(fields) > 1:
+            self.notes.append(f"columns are separated by {self._separator!r}")
+        self.sample = self._frame(nrows=20, dtype=str, keep_default_na=False)
+        if self.sample.empty:
+            raise DataError(f"{path}: has a header line but no rows; give a file with data")
+
+    def read(self, roles: _Roles) -> tuple[pd.DataFrame, Where]:
+        """The columns of ``roles``, and what to call row ``i`` of them."""
+        texts = [name for name in (roles.id, roles.ds) if name is not None]
+        frame = self._frame(
+            usecols=[*texts, *roles.y],
+            dtype=dict.fromkeys(texts, str),
+            keep_default_na=False,
+            na_values=dict.fromkeys(roles.y, MISSING),
+        )
+        blank = frame[roles.y].isna().all(axis=1)
+        for name in texts:
+            blank &= frame[name].isna() | (frame[name] == "")
+        if texts:  # an empty line is no row
+            frame = frame[~blank]
+        elif blank.any():  # but without timestamps it is a missing value, unless it ends the file
+            frame = frame.iloc[: len(blank) - int(np.argmin(blank.to_numpy()[::-1]))]
+        lines = frame.index.to_numpy() + (2 if self._names is None else 1)
+        return frame.reset_index(drop=True), lambda row: f"{self.label}, line {lines[row]}"
+
+    def _frame(self, **options: Any) -> pd.DataFrame:
+        header = {"header": 0} if self._names is None else {"header": None, "names": self._names}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", pd.errors.ParserWarning)
+                warnings.simplefilter("ignore", pd.errors.DtypeWarning)
+                return pd.read_csv(
+                    io.BytesIO(self._bytes),
+                    sep=self._separator,
+                    encoding="utf-8-sig",
+                    index_col=False,
+                    skip_blank_lines=False,
+                    **header,
+                    **options,
+                )
+        except UnicodeDecodeError as error:
+            raise DataError(f"{self.label}: is not UTF-8 text; save it as UTF-8 CSV") from error
+        except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
+            what = str(error).removeprefix("Error tokenizing data. C error: ").strip()
+            raise DataError(f"{self.label}: damaged CSV: {what}; mend that line") from error
+
+
+class _Frame:
+    """A table that is in memory already."""
+
+    def __init__(self, frame: pd.DataFrame, label: str) -> None:
+        self.label, self.notes = label, list[str]()
+        self._frame, self.sample = frame, frame.head(20)
+
+    def read(self, roles: _Roles) -> tuple[pd.DataFrame, Where]:
+        """The columns of ``roles``, and what to call row ``i`` of them."""
+        return self._frame, lambda row: f"{self.label}, row {row + 1}"
+
+
+def _is_parquet(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"PAR1"
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file; check the path") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _parquet(path: Path) -> pd.DataFrame:
+    try:
+        frame = pd.read_parquet(path).reset_index(drop=True)
+    except ImportError as error:
+        raise DataError(
+            f"{path}: Parquet needs pyarrow; pip install 'streamlstm[parquet]'"
+        ) from error
+    except (OSError, ValueError) as error:
+        what = str(error).splitlines()[0]
+        raise DataError(f"{path}: damaged Parquet file ({what}); copy it again") from error
+    if frame.empty:
+        raise DataError(f"{path}: has no rows; give a file with data")
+    return frame
+
+
+def _content(path: Path) -> bytes:
+    data = path.read_bytes()
+    if data[:2] == b"\x1f\x8b":
+        try:
+            data = gzip.decompress(data)
+        except (EOFError, OSError, zlib.error) as error:
+            raise DataError(f"{path}: damaged gzip file ({error}); copy it again") from error
+    if not data.strip():
+        raise DataError(f"{path}: is empty; give a file with data")
+    return data
+
+
+def _groups(
+    frame: pd.DataFrame, roles: _Roles, title: str, where: Where
+) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
+    """Names of the series, the row order that joins each, and the bounds of each in it."""
+    if roles.id is None:
+        return [title], np.arange(len(frame)), np.array([0, len(frame)])
+    column = frame[roles.id]
+    unnamed = (column.isna() | (column == "")).to_numpy()
+    if unnamed.any():
+        row = int(np.argmax(unnamed))
+        raise DataError(f"{where(row)}: column {roles.id!r} is empty; name the series")
+    codes, names = pd.factorize(column)
+    order = np.argsort(codes, kind="stable")
+    bounds = np.searchsorted(codes[order], np.arange(len(names) + 1))
+    return [str(name) for name in names], order, bounds
+
+
+def _numbers(column: "pd.Series[Any]", name: str, where: Where) -> NDArray[np.float64]:
+    """Values as float64, NaN where missing (or infinite)."""
+    if not pd.api.types.is_numeric_dtype(column.dtype):
+        numbers = pd.to_numeric(column, errors="coerce")
+        bad = (numbers.isna() & column.notna()).to_numpy()
+        if bad.any():
+            row = int(np.argmax(bad))
+            raise DataError(
+                f"{where(row)}: {str(column.iloc[row])!r} in column {name!r} is not a"
+                " number; mend it, or leave it empty if it is missing"
+            )
+        column = numbers
+    values = column.to_numpy(np.float64, na_value=np.nan)
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def _step_ns(series: Sequence[SeriesData]) -> int:
+    steps = [int(np.median(np.diff(s.ts))) for s in series if len(s.ts) > 1]
+    return int(np.median(steps)) if steps else 0
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:12])
+    return shown if len(names) <= 12 else f"{shown} and {len(names) - 12} more"
+
+
+def _stem(path: Path) -> str:
+    name = path.name.removesuffix(".gz")
+    return name.rsplit(".", 1)[0] or name

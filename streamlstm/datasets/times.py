@@ -1,0 +1,217 @@
+"""Times of rows: texts, numbers or counted steps to nanoseconds since the Unix epoch, UTC."""
+
+import itertools
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+MISSING = ["", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "#N/A"]
+"""Texts that stand for a value that was not measured."""
+
+_ZONE = re.compile(r"\d:\d\d.*(?:Z|UTC|[+-]\d\d(?::?\d\d)?)$", re.IGNORECASE)
+# the smallest number taken for a Unix time in this unit: 1973 in seconds, milliseconds, ...
+_EPOCH_UNITS = (
+    (1e17, "nanoseconds", 1),
+    (1e14, "microseconds", 1_000),
+    (1e11, "milliseconds", 1_000_000),
+    (1e8, "seconds", 1_000_000_000),
+)
+Where = Callable[[int], str]
+"""What to call row ``i`` of the source in a message."""
+
+
+class DataError(ValueError):
+    """Data that cannot be used as asked; the message is one line and says the mend."""
+
+
+def counted(
+    start: str, freq: str, timezone: str, bounds: NDArray[np.int64], notes: list[str]
+) -> NDArray[np.int64]:
+    """Timestamps of rows that are counted from ``start``, in each series anew."""
+    try:
+        begin = pd.Timestamp(start)
+    except ValueError as error:
+        raise DataError(f"--start {start!r} is not a time; write it as 2000-06-05 00:00") from error
+    begin = (begin.tz_localize(timezone) if begin.tz is None else begin).tz_convert(timezone)
+    longest = int(np.diff(bounds).max())
+    try:
+        # a plain duration counts seconds, whatever the clocks of the zone do
+        step = pd.Timedelta(freq if freq[:1].isdigit() else f"1{freq}")
+        if step <= pd.Timedelta(0):
+            raise DataError(f"--freq {freq!r} must be longer than nothing, such as 30min")
+        index = pd.date_range(begin.tz_convert("UTC"), periods=longest, freq=step)
+    except (ValueError, OverflowError) as error:
+        if isinstance(error, DataError):
+            raise
+        try:
+            index = pd.date_range(begin, periods=longest, freq=freq)
+        except (ValueError, OverflowError):
+            raise DataError(
+                f"--freq {freq!r} is not understood; write 30min, 1h, 1D, MS or another offset"
+                " of pandas"
+            ) from error
+    ts = index.tz_convert("UTC").as_unit("ns").asi8
+    if begin.as_unit("ns").value != ts[0]:
+        notes.append(f"the first {freq} from {start} on is {index[0]}")
+    return np.concatenate([ts[: end - at] for at, end in itertools.pairwise(bounds)])
+
+
+@dataclass(frozen=True)
+class Stamps:
+    """Times of all rows; ``later`` is the second reading where a clock went back, else the same."""
+
+    ns: NDArray[np.int64]
+    later: NDArray[np.int64]
+    texts: "pd.Series[Any]"
+
+
+def timestamps(column: "pd.Series[Any]", timezone: str, where: Where, notes: list[str]) -> Stamps:
+    """Read a column of times: ISO 8601, other dates by their first, or Unix time by its size."""
+    empty = (column.isna() | (column == "")).to_numpy()
+    if empty.any():
+        row = int(np.argmax(empty))
+        raise DataError(f"{where(row)}: column {column.name!r} is empty; give every row a time")
+    times = column
+    if not pd.api.types.is_datetime64_any_dtype(column.dtype):
+        numbers = pd.to_numeric(column, errors="coerce")
+        for least, unit, factor in _EPOCH_UNITS:
+            if numbers.notna().all() and numbers.min() >= least:
+                notes.append(f"column {column.name!r} read as Unix time in {unit}")
+                whole = pd.api.types.is_integer_dtype(numbers.dtype)
+                values = numbers.to_numpy() * factor
+                ns = (values if whole else np.rint(values)).astype(np.int64)
+                return Stamps(ns, ns, column)
+        times = _dates(column.astype(str), where, notes)
+    if times.dt.tz is not None:
+        instants = _nanoseconds(times.dt.tz_convert("UTC"), where)
+        return Stamps(instants, instants, column)
+    if timezone != "UTC":
+        notes.append(f"times without a zone taken as {timezone}")
+    first, later = (
+        times.dt.tz_localize(timezone, ambiguous=np.full(len(times), summer), nonexistent="NaT")
+        for summer in (True, False)
+    )
+    if first.isna().any():
+        row = int(np.argmax(first.isna().to_numpy()))
+        raise DataError(
+            f"{where(row)}: {times.iloc[row]} does not exist in {timezone}, the clocks were"
+            " put forward; choose another --timezone, or write times with their offset"
+        )
+    return Stamps(_nanoseconds(first, where), _nanoseconds(later, where), column)
+
+
+def _dates(texts: "pd.Series[str]", where: Where, notes: list[str]) -> "pd.Series[Any]":
+    """Parse ``texts``; dates that are not ISO 8601 are read in the order that makes time rise."""
+    zoned = texts.str.contains(_ZONE).to_numpy()
+    aware = bool(zoned.any())
+    times = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=aware)
+    if times.isna().any():
+        readings = [(order, _guessed(texts, order, aware)) for order in ("month", "day")]
+        order, reading = min(readings, key=lambda r: (r[1].isna().sum(), _backward(r[1])))
+        if reading.isna().sum() < times.isna().sum():
+            times = reading
+            notes.append(f"times such as {texts.iloc[0]!r} read with the {order} first")
+    if times.isna().any():
+        row = int(np.argmax(times.isna().to_numpy()))
+        raise DataError(
+            f"{where(row)}: {texts.iloc[row]!r} in column {texts.name!r} is not a time;"
+            " write 2024-01-31 12:00 (or give --start and --freq)"
+        )
+    if aware and not zoned.all():
+        row = int(np.argmax(zoned != zoned[0]))
+        raise DataError(
+            f"{where(row)}: {texts.iloc[row]!r} and {texts.iloc[0]!r} in one column: write"
+            " all times with an offset, or none"
+        )
+    return times
+
+
+def _guessed(texts: "pd.Series[str]", order: str, aware: bool) -> "pd.Series[Any]":
+    """Times by the format of the first text, NaT where it does not fit."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Could not infer format")
+        warnings.filterwarnings("ignore", "Parsing dates in")
+        try:
+            return pd.to_datetime(texts, dayfirst=order == "day", errors="coerce", utc=aware)
+        except UserWarning:
+            return pd.Series(pd.NaT, texts.index)
+
+
+def _backward(times: "pd.Series[Any]") -> int:
+    return int((np.diff(times.to_numpy("int64")) < 0).sum())
+
+
+def _nanoseconds(times: "pd.Series[Any]", where: Where) -> NDArray[np.int64]:
+    try:
+        return times.dt.as_unit("ns").astype("int64").to_numpy()
+    except (pd.errors.OutOfBoundsDatetime, OverflowError) as error:
+        row = int(np.argmax(((times.dt.year < 1678) | (times.dt.year > 2261)).to_numpy()))
+        raise DataError(f"{where(row)}: times must lie between the years 1678 and 2261") from error
+
+
+def ordered(
+    stamps: Stamps,
+    order: NDArray[np.int64],
+    bounds: NDArray[np.int64],
+    names: Sequence[str],
+    column: str,
+    where: Where,
+) -> NDArray[np.int64]:
+    """Times in series order; an hour that clocks repeat is its first pass until time goes back."""
+    ts, later = stamps.ns[order].copy(), stamps.later[order]
+    twice = np.flatnonzero(ts != later)
+    for begin, end in itertools.pairwise(bounds) if len(twice) else ():
+        latest = np.maximum.accumulate(ts[begin:end])
+        here = twice[(twice > begin) & (twice < end)]
+        here = here[ts[here] <= latest[here - begin - 1]]
+        ts[here] = later[here]
+    falls = np.flatnonzero(np.diff(ts) <= 0) + 1
+    falls = falls[~np.isin(falls, bounds)]  # a new series may begin earlier
+    if len(falls):
+        at = int(falls[0])
+        row, before = int(order[at]), int(order[at - 1])
+        name = names[int(np.searchsorted(bounds, at, side="right")) - 1]
+        text = stamps.texts.iloc[row]
+        hint = "" if len(names) > 1 else ", or name the series by --id"
+        if ts[at] == ts[at - 1]:
+            raise DataError(
+                f"{where(row)}: series {name!r} has {text} twice; keep one row a time{hint}"
+            )
+        raise DataError(
+            f"{where(row)}: series {name!r} goes back in time, from"
+            f" {stamps.texts.iloc[before]} to {text}; sort the file by {column!r}{hint}"
+        )
+    return ts
+
+
+def check_zone(timezone: str) -> None:
+    """Raise DataError unless ``timezone`` is a name of the IANA database."""
+    try:
+        ZoneInfo(timezone)
+    except (OSError, ValueError) as error:
+        raise DataError(f"unknown time zone {timezone!r}; write it as Europe/London") from error
+
+
+def is_number(text: str) -> bool:
+    """Whether ``text`` is a value, or stands for a missing one."""
+    try:
+        float(text)
+    except ValueError:
+        return text.strip() in MISSING
+    return True
+
+
+def is_date(text: str) -> bool:
+    """Whether ``text`` is a date or time, and not a mere number."""
+    if is_number(text) or not any(map(str.isdigit, text)):
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of dates whose order of day and month is a guess
+        return bool(pd.notna(pd.to_datetime(text, errors="coerce")))

@@ -1,0 +1,337 @@
+"""step(ticks, now) -> forecasts: a pure function of the store and the batch.
+
+A batch passes three compiled stages: admit (policies, and rounds in which no series occurs
+twice), advance (features, then the network's step), and forecast (raw units and intervals).
+Rounds keep arrival order, so what a series becomes does not depend on the batch it came in.
+"""
+
+import os
+from collections.abc import Mapping
+from types import MappingProxyType, ModuleType
+from typing import NamedTuple
+
+import numba
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from streamlstm import features, intervals
+from streamlstm.golden import check_golden, network_of
+from streamlstm.kernels import cpu
+from streamlstm.kernels.cell import padded
+from streamlstm.model import Model, ModelError, Spec
+from streamlstm.series import Series, bytes_per_series
+from streamlstm.ticks import WARM, Forecasts, Ticks
+
+BACKENDS: Mapping[str, ModuleType] = MappingProxyType({"cpu": cpu})
+DROPS = ("nonfinite", "out_of_range", "late", "duplicate")
+"""Reasons for which the engine drops a tick."""
+LIMIT = 1e37
+"""Largest absolute value taken: beyond it float32 state would overflow."""
+
+
+class Clock(NamedTuple):
+    """What admission looks at in each series."""
+
+    last_ts: NDArray[np.int64]
+    """(series,) of the latest tick taken"""
+    seen: NDArray[np.int64]
+    """(series,) ticks taken in the batches before"""
+    rank: NDArray[np.int32]
+    """(series,) ticks taken in the batch at hand; 0 between batches"""
+
+
+class Schedule(NamedTuple):
+    """How a batch is to be computed."""
+
+    round: NDArray[np.int64]
+    """(n,) of each tick; -1: dropped"""
+    steps: NDArray[np.int64]
+    """(n,) of each tick: grid steps since the tick before it in its series"""
+    row: NDArray[np.int64]
+    """(n,) of each tick: where its forecast goes; -1: not published"""
+    tick: NDArray[np.int64]
+    """(taken,) the ticks in computing order, round after round"""
+    slot: NDArray[np.int32]
+    """(taken,) their series"""
+    place: NDArray[np.int64]
+    """(taken,) their places in their series"""
+    bounds: NDArray[np.int64]
+    """(rounds + 1,) where each round begins; within one, slots are unique"""
+
+    @classmethod
+    def empty(cls, n: int) -> "Schedule":
+        """Room for ``n`` ticks."""
+        return cls(
+            np.zeros(n, np.int64),
+            np.zeros(n, np.int64),
+            np.zeros(n, np.int64),
+            np.zeros(n, np.int64),
+            np.zeros(n, np.int32),
+            np.zeros(n, np.int64),
+            np.zeros(n + 2, np.int64),
+        )
+
+
+class Engine:
+    """A model, the series that it moves, and room for a batch."""
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        backend: str = "cpu",
+        max_series: int = 100_000,
+        max_batch: int = 1024,
+        coverage: float = 0.9,
+        threads: int = 0,
+        max_key: int = 64,
+    ) -> None:
+        """Open ``model``: its golden trajectory is repeated on the backend.
+
+        Raises:
+            ModelError: the golden deviates, or ``max_series`` series do not fit in memory.
+            ValueError: unknown backend.
+        """
+        if backend not in BACKENDS:
+            raise ValueError(f"unknown backend {backend!r}; there is: {', '.join(BACKENDS)}")
+        self.model, self.kernels = model, BACKENDS[backend]
+        self.max_batch = max_batch
+        launched: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+        numba.set_num_threads(min(threads or launched, launched))
+        spec = model.spec
+        self._features = features.plan(spec)
+        self._intervals = intervals.plan(spec.horizon, spec.targets, coverage, model.errors)
+        fields = state_fields(spec, self._intervals)
+        recurrent = spec.layers * 2 * padded(spec.hidden) * 4
+        self.bytes_per_series = {"recurrent": recurrent}
+        self.bytes_per_series |= bytes_per_series(fields, max_series, max_key)
+        _refuse_what_does_not_fit(sum(self.bytes_per_series.values()), max_series)
+        check_golden(model, self.kernels)
+        self.series = Series(fields, max_series, max_key)
+        self.buffers = self.kernels.allocate(network_of(spec, model.weights), max_series)
+        state = self.series.state
+        self._clock = Clock(state["last_ts"], state["seen"], state["rank"])
+        self._memory = features.Memory(*(state[name] for name in features.Memory._fields))
+        self._bands = intervals.Bands(*(state[name] for name in intervals.Bands._fields))
+        self._schedule = Schedule.empty(max_batch)
+        self._rows = features.Rows.empty(spec, max_batch)
+        self._outputs = np.zeros((max_batch, spec.outputs), np.float32)
+        self._forecasts = Forecasts(
+            np.zeros(max_batch + 1, np.int32),
+            np.zeros(max_batch + 1, np.int64),
+            np.zeros(max_batch + 1, np.int64),
+            np.zeros((max_batch + 1, spec.horizon, spec.targets)),
+            np.zeros((max_batch + 1, 2, spec.horizon, spec.targets)),
+        )
+        self._drops = np.zeros(len(DROPS), np.int64)
+        self._gaps = np.zeros(1, np.int64)
+
+    @property
+    def drops(self) -> dict[str, int]:
+        """Ticks dropped since the engine was opened, by reason."""
+        return dict(zip(DROPS, self._drops.tolist(), strict=True))
+
+    @property
+    def gaps(self) -> int:
+        """Ticks that came after at least one was missed."""
+        return int(self._gaps[0])
+
+    def warm_up(self) -> None:
+        """Compile all that :meth:`step` can need; no series is begun or moved."""
+        self.kernels.warm_up(self.buffers)
+        nothing = Ticks(
+            np.zeros(0, np.int32),
+            np.zeros(0, np.int64),
+            np.zeros((0, self.model.spec.inputs)),
+            np.zeros(0, np.uint8),
+        )
+        self.step(nothing, 0)
+
+    def step(self, ticks: Ticks, now: int) -> Forecasts:
+        """Move each series by its ticks, in order of arrival, and forecast.
+
+        Args:
+            ticks: at most ``max_batch``, slots as :meth:`Series.lookup` gave them, none refused.
+            now: ns since the epoch, for policies that ask how old a tick is.
+
+        Returns:
+            A row for each tick taken that was not ``WARM``; valid until the next call.
+        """
+        schedule = self._schedule
+        taken, rounds, published = _admit(
+            self._features.step_ns, self._clock, ticks, schedule, self._drops, self._gaps
+        )
+        if taken or not len(ticks.slot):  # an empty batch compiles all
+            _advance(self._features, self._memory, ticks, schedule, self._rows, taken)
+            self.kernels.step(
+                self.buffers,
+                schedule.slot[:taken],
+                self._rows.x[:taken],
+                schedule.bounds[: rounds + 1],
+                self._outputs[:taken],
+            )
+            _forecast(
+                self._intervals,
+                self._bands,
+                self._memory.origin,
+                self.series.state["seq"],
+                ticks,
+                schedule,
+                self._rows,
+                self._outputs,
+                self._forecasts,
+                taken,
+            )
+        slot, ts, seq, point, quantiles = (array[:published] for array in self._forecasts)
+        return Forecasts(slot, ts, seq, point, quantiles)  # type: ignore[arg-type]
+
+
+def state_fields(spec: Spec, bands: intervals.Plan) -> dict[str, tuple[type, tuple[int, ...]]]:
+    """The one table of what a series keeps, but for its recurrent state, which is the kernels'."""
+    return {
+        "last_ts": (np.int64, ()),
+        "rank": (np.int32, ()),
+        "seq": (np.int64, ()),
+        **features.memory_fields(spec),
+        **intervals.bands_fields(bands),
+    }
+
+
+def _refuse_what_does_not_fit(declared: int, max_series: int) -> None:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if declared * max_series > memory:
+        raise ModelError(
+            f"max_series = {max_series} at {declared} bytes a series needs"
+            f" {declared * max_series / 2**30:.1f} GiB, this machine has {memory / 2**30:.1f};"
+            f" at most {memory // declared} fit"
+        )
+
+
+@njit(cache=True)
+def _admit(
+    step_ns: int,
+    clock: Clock,
+    ticks: Ticks,
+    schedule: Schedule,
+    drops: NDArray[np.int64],
+    gaps: NDArray[np.int64],
+) -> tuple[int, int, int]:
+    """Apply the policies, and lay the ticks taken out in rounds.
+
+    Returns how many are taken, in how many rounds, and how many are to be published.
+    """
+    taken, rounds, published = 0, 0, 0
+    bounds = schedule.bounds
+    bounds[0] = bounds[1] = 0
+    for i in range(len(ticks.slot)):
+        slot, ts = ticks.slot[i], ticks.ts[i]
+        reason = _fault(ticks.values[i], ts)
+        begun = clock.seen[slot] > 0 or clock.rank[slot] > 0
+        if reason < 0 and begun and ts <= clock.last_ts[slot]:
+            reason = 3 if ts == clock.last_ts[slot] else 2
+        if reason >= 0:
+            drops[reason] += 1
+            schedule.round[i] = -1
+            continue
+        steps = features.steps_since(step_ns, clock.last_ts[slot], ts) if begun else 1
+        gaps[0] += steps > 1
+        clock.last_ts[slot] = ts
+        schedule.steps[i] = steps
+        schedule.round[i] = clock.rank[slot]
+        clock.rank[slot] += 1
+        if schedule.round[i] == rounds:
+            rounds += 1
+            bounds[rounds + 1] = 0
+        bounds[schedule.round[i] + 2] += 1  # one ahead: the second pass moves it back
+        taken += 1
+    for r in range(rounds):
+        bounds[r + 2] += bounds[r + 1]
+    for i in range(len(ticks.slot)):
+        if schedule.round[i] < 0:
+            continue
+        slot = ticks.slot[i]
+        at = bounds[schedule.round[i] + 1]
+        bounds[schedule.round[i] + 1] = at + 1
+        schedule.tick[at] = i
+        schedule.slot[at] = slot
+        clock.rank[slot] = 0
+        schedule.row[i] = -1
+        if not ticks.flags[i] & WARM:
+            schedule.row[i] = published
+            published += 1
+    return taken, rounds, published
+
+
+@njit(cache=True)
+def _fault(values: NDArray[np.float64], ts: int) -> int:
+    """The reason for which no series can take this tick; -1: none."""
+    for value in values:
+        if not np.isfinite(value):
+            return 0
+    for value in values:
+        if abs(value) > LIMIT:
+            return 1
+    return 1 if abs(ts) >= 1 << 62 else -1
+
+
+@njit(cache=True)
+def _advance(
+    plan: features.Plan,
+    memory: features.Memory,
+    ticks: Ticks,
+    schedule: Schedule,
+    rows: features.Rows,
+    taken: int,
+) -> None:
+    for j in range(taken):
+        i = schedule.tick[j]
+        schedule.place[j] = features.advance(
+            plan, memory, rows, j, schedule.slot[j], schedule.steps[i], ticks.ts[i], ticks.values, i
+        )
+
+
+@njit(cache=True, error_model="numpy")
+def _forecast(
+    plan: intervals.Plan,
+    bands: intervals.Bands,
+    origin: NDArray[np.float64],
+    seq: NDArray[np.int64],
+    ticks: Ticks,
+    schedule: Schedule,
+    rows: features.Rows,
+    outputs: NDArray[np.float32],
+    forecasts: Forecasts,
+    taken: int,
+) -> None:
+    """Raw forecasts, the intervals around them, and what was learnt of those made before.
+
+    The last row of ``forecasts`` is for those that nobody is to see.
+    """
+    point, targets = forecasts.point, rows.scale.shape[1]
+    for j in range(taken):
+        i, slot, row = schedule.tick[j], schedule.slot[j], schedule.row[schedule.tick[j]]
+        if row >= 0:
+            seq[slot] += 1
+            forecasts.slot[row] = slot
+            forecasts.ts[row] = ticks.ts[i]
+            forecasts.seq[row] = seq[slot]
+        for k in range(point.shape[1]):
+            for t in range(targets):
+                at = k * targets + t
+                point[row, k, t] = rows.base[j, at] + rows.scale[j, t] * outputs[j, at]
+        intervals.surround(
+            plan,
+            bands,
+            slot,
+            schedule.place[j],
+            schedule.steps[i],
+            ticks.values,
+            i,
+            origin,
+            rows.scale,
+            j,
+            point,
+            forecasts.quantiles,
+            row,
+        )

@@ -1,0 +1,350 @@
+"""From raw ticks to the network's input vector: scaling, lags, calendar, base forecast.
+
+One compiled row, :func:`advance`, serves the stream, training and backtest alike, so a model meets
+live exactly what it was trained on. It looks at a series' past and present only.
+
+The input vector of a tick: the scaled values, then for each lag the scaled lagged targets, then
+sine and cosine of each calendar phase. A forecast is ``base + scale * output``.
+"""
+
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from math import factorial
+from typing import NamedTuple
+from zoneinfo import ZoneInfo
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from streamlstm.model import CalendarName, Spec
+
+SECOND = 1_000_000_000
+MINUTE, HOUR, DAY = 60 * SECOND, 3600 * SECOND, 86400 * SECOND
+WEEK, YEAR = 7 * DAY, 31_556_952 * SECOND  # the mean Gregorian year
+_PERIOD: dict[CalendarName, int] = {"hour": DAY, "week": WEEK, "year": YEAR}
+_SCALINGS = ("none", "fixed", "running")
+_BASES = ("none", "last", "seasonal")
+LAST, SEASONAL = 1, 2
+_SINE = tuple((-1.0) ** (n // 2) / factorial(n) for n in range(17, 0, -2))
+
+
+class Plan(NamedTuple):
+    """What compiled code needs to know of a spec."""
+
+    step_ns: int
+    horizon: int
+    targets: int
+    season: int
+    base: int
+    scaling: int
+    memory: int
+    prior_ratio: float
+    fixed_loc: NDArray[np.float64]
+    fixed_scale: NDArray[np.float64]
+    lags: NDArray[np.int64]
+    periods: NDArray[np.int64]
+    """(calendar,) length of each phase, ns"""
+    shift_at: NDArray[np.int64]
+    """(transitions,) UTC ns from which ``shift`` holds"""
+    shift: NDArray[np.int64]
+    """(transitions,) local time minus UTC, ns"""
+
+
+class Memory(NamedTuple):
+    """What a series remembers for its features: one row a series."""
+
+    place: NDArray[np.int64]
+    """(series,) ticks since the first on the grid of steps, those missed included"""
+    seen: NDArray[np.int64]
+    """(series,) ticks taken; 0 for a series not yet begun"""
+    origin: NDArray[np.float64]
+    """(series, targets) the first value: what is kept in float32 is kept relative to it"""
+    loc: NDArray[np.float64]
+    """(series, inputs) running mean"""
+    variance: NDArray[np.float64]
+    """(series, inputs) running variance"""
+    past: NDArray[np.float32]
+    """(series, history, targets) ring of past values less origin, at place modulo history"""
+
+
+class Rows(NamedTuple):
+    """What :func:`advance` makes of a tick: one row a tick."""
+
+    x: NDArray[np.float32]
+    """(n, I) the input vector"""
+    base: NDArray[np.float64]
+    """(n, horizon * targets) the forecast to be corrected, raw"""
+    scale: NDArray[np.float64]
+    """(n, targets) raw units per unit of the network's output"""
+
+    @classmethod
+    def empty(cls, spec: Spec, n: int) -> "Rows":
+        """Room for ``n`` ticks."""
+        return cls(
+            np.zeros((n, spec.width), np.float32),
+            np.zeros((n, spec.outputs)),
+            np.zeros((n, spec.targets)),
+        )
+
+
+def memory_fields(spec: Spec) -> dict[str, tuple[type, tuple[int, ...]]]:
+    """Name, dtype and shape of one series' row of :class:`Memory`."""
+    return {
+        "place": (np.int64, ()),
+        "seen": (np.int64, ()),
+        "origin": (np.float64, (spec.targets,)),
+        "loc": (np.float64, (spec.inputs,)),
+        "variance": (np.float64, (spec.inputs,)),
+        "past": (np.float32, (spec.history, spec.targets)),
+    }
+
+
+def plan(spec: Spec) -> Plan:
+    """Lay ``spec`` out for compiled code."""
+    shift_at, shift = _utc_offsets(spec.timezone) if spec.calendar else _FIXED_UTC
+    ones = np.ones(spec.inputs)
+    return Plan(
+        spec.step_ns,
+        spec.horizon,
+        spec.targets,
+        spec.season,
+        _BASES.index(spec.base),
+        _SCALINGS.index(spec.scaling.kind),
+        spec.scaling.memory,
+        spec.scaling.prior_ratio,
+        np.array(spec.scaling.loc or 0 * ones),
+        np.array(spec.scaling.scale or ones),
+        np.array(spec.lags, np.int64),
+        np.array([_PERIOD[name] for name in spec.calendar], np.int64),
+        shift_at,
+        shift,
+    )
+
+
+@njit(cache=True, forceinline=True)
+def steps_since(step_ns: int, last_ts: int, ts: int) -> int:
+    """How many steps of the grid lie between two ticks; at least 1, 1 where no step is known."""
+    if step_ns == 0:
+        return 1
+    return max(1, (ts - last_ts + step_ns // 2) // step_ns)
+
+
+@njit(cache=True, error_model="numpy", forceinline=True)
+def advance(
+    plan: Plan,
+    memory: Memory,
+    rows: Rows,
+    row: int,
+    slot: int,
+    steps: int,
+    ts: int,
+    values: NDArray[np.float64],
+    tick: int,
+) -> int:
+    """Move series ``slot`` by ``steps`` to a tick, write its features to ``row`` of ``rows``.
+
+    ``values`` is (n, inputs); the tick's, at ``tick``, are finite. Where ticks were missed, the
+    places between keep what stood there whole seasons before, or the latest value where nothing
+    did. Returns the place of the tick. (No array is sliced here: a view costs more than its use.)
+    """
+    history, targets, inputs = memory.past.shape[1], plan.targets, values.shape[1]
+    place = 0
+    if memory.seen[slot] == 0:
+        for i in range(inputs):
+            memory.loc[slot, i] = 0.0
+            memory.variance[slot, i] = 0.0
+        for j in range(targets):
+            memory.origin[slot, j] = values[tick, j]
+    else:
+        before = memory.place[slot]
+        place = before + steps
+        for missed in range(before + 1, min(place, history)):
+            for j in range(targets):
+                memory.past[slot, missed, j] = memory.past[slot, before, j]
+    memory.place[slot] = place
+    memory.seen[slot] += 1
+
+    column = 0
+    for i in range(inputs):
+        loc, scale = _scaling(plan, memory, slot, i, values[tick, i])
+        rows.x[row, column] = np.float32((values[tick, i] - loc) / scale)
+        column += 1
+        if i < targets:
+            rows.scale[row, i] = scale
+            rows.base[row, i] = loc  # until the base forecast takes its place
+    for lag in plan.lags:
+        at = (place - lag) % history
+        for j in range(targets):
+            y = values[tick, j]
+            if place >= lag:
+                y = memory.origin[slot, j] + memory.past[slot, at, j]
+            rows.x[row, column] = np.float32((y - rows.base[row, j]) / rows.scale[row, j])
+            column += 1
+    if len(plan.periods):
+        local = ts + _shift(plan.shift_at, plan.shift, ts)
+        for period in plan.periods:
+            rows.x[row, column], rows.x[row, column + 1] = _sin_cos((local % period) / period)
+            column += 2
+
+    if history:
+        at = place % history
+        for j in range(targets):
+            memory.past[slot, at, j] = np.float32(values[tick, j] - memory.origin[slot, j])
+    for j in range(targets):
+        _base_forecast(plan, memory, rows, row, slot, place, values[tick, j], j)
+    return place
+
+
+@njit(cache=True, forceinline=True)
+def _base_forecast(
+    plan: Plan,
+    memory: Memory,
+    rows: Rows,
+    row: int,
+    slot: int,
+    place: int,
+    value: float,
+    j: int,
+) -> None:
+    """Write the base forecast of target ``j``, for whose step 1 loc stands there on entry."""
+    targets = plan.targets
+    if plan.base != SEASONAL:
+        known = value if plan.base == LAST else rows.base[row, j]
+        for k in range(plan.horizon):
+            rows.base[row, k * targets + j] = known
+        return
+    season, history = plan.season, memory.past.shape[1]
+    back = place + 1 - season  # the place one season before the step ahead
+    at = back % history
+    for k in range(min(season, plan.horizon)):
+        y = value
+        if back + k >= 0:
+            y = memory.origin[slot, j] + memory.past[slot, at, j]
+        rows.base[row, k * targets + j] = y
+        at = at + 1 if at + 1 < history else 0
+    for k in range(season, plan.horizon):
+        rows.base[row, k * targets + j] = rows.base[row, (k - season) * targets + j]
+
+
+@njit(cache=True, error_model="numpy", forceinline=True)
+def _scaling(plan: Plan, memory: Memory, slot: int, i: int, value: float) -> tuple[float, float]:
+    """Loc and scale of input ``i`` of a series, ``value`` taken in."""
+    if plan.scaling == 0:
+        return 0.0, 1.0
+    if plan.scaling == 1:
+        return plan.fixed_loc[i], plan.fixed_scale[i]
+    seen = float(memory.seen[slot])
+    alpha = 1.0 / min(seen, plan.memory)
+    off = value - memory.loc[slot, i]
+    loc = memory.loc[slot, i] + alpha * off
+    variance = (1.0 - alpha) * (memory.variance[slot, i] + alpha * off * off)
+    memory.loc[slot, i] = loc
+    memory.variance[slot, i] = variance
+    prior = plan.prior_ratio * loc
+    scale = np.sqrt((seen * variance + prior * prior) / (seen + 1.0))
+    return loc, scale if scale > 0.0 else 1.0
+
+
+@njit(cache=True, forceinline=True)
+def _shift(shift_at: NDArray[np.int64], shift: NDArray[np.int64], ts: int) -> int:
+    """Local time minus UTC at ``ts``, by bisection."""
+    low, high = 0, len(shift_at)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if shift_at[middle] <= ts:
+            low = middle
+        else:
+            high = middle
+    return shift[low]
+
+
+@njit(cache=True, forceinline=True)
+def _sin_cos(turn: float) -> tuple[float, float]:
+    """Sine and cosine of a phase in [0, 1), in turns; within 1e-10, the same bits everywhere."""
+    return _sin_quarter(_fold(turn)), _sin_quarter(_fold(turn + 0.25))
+
+
+@njit(cache=True, forceinline=True)
+def _fold(turn: float) -> float:
+    """The phase in [-1/4, 1/4] of the same sine."""
+    turn -= np.floor(turn + 0.5)
+    if turn > 0.25:
+        return 0.5 - turn
+    if turn < -0.25:
+        return -0.5 - turn
+    return turn
+
+
+@njit(cache=True, forceinline=True)
+def _sin_quarter(turn: float) -> float:
+    """Taylor's series of sin(2 pi turn) to the 17th power, |turn| <= 1/4; within 1e-13."""
+    a = 6.283185307179586 * turn
+    total = 0.0
+    for coefficient in _SINE:
+        total = total * (a * a) + coefficient
+    return total * a
+
+
+@njit(cache=True, forceinline=True)
+def _advance_series(
+    plan: Plan, memory: Memory, rows: Rows, ts: NDArray[np.int64], values: NDArray[np.float64]
+) -> None:
+    for i in range(len(ts)):
+        steps = steps_since(plan.step_ns, ts[i - 1], ts[i]) if i else 1
+        advance(plan, memory, rows, i, 0, steps, ts[i], values, i)
+
+
+def features_of(spec: Spec, ts: NDArray[np.int64], values: NDArray[np.float64]) -> Rows:
+    """Features of a whole series from a cold start, as the stream would compute them.
+
+    Args:
+        spec: the model's.
+        ts: (n,) ns since the epoch, rising.
+        values: (n, inputs) finite.
+    """
+    memory = Memory(
+        *(np.zeros((1, *shape), dtype) for dtype, shape in memory_fields(spec).values())
+    )
+    rows = Rows.empty(spec, len(ts))
+    _advance_series(plan(spec), memory, rows, ts, values)
+    return rows
+
+
+_FIXED_UTC = (np.zeros(1, np.int64), np.zeros(1, np.int64))
+
+
+@cache
+def _utc_offsets(name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Transitions of a time zone from 1970 to 2100: from when (UTC ns), local minus UTC (ns)."""
+    zone = ZoneInfo(name)
+
+    def offset(second: int) -> int:
+        delta = datetime.fromtimestamp(second, UTC).astimezone(zone).utcoffset() or timedelta()
+        return round(delta.total_seconds())
+
+    week = WEEK // SECOND
+    at, shifts = [0], [offset(0)]
+    for start in range(0, 130 * YEAR // SECOND, week):
+        low, high = start, start + week
+        if offset(high) == shifts[-1]:
+            continue
+        while high - low > 1:
+            middle = (low + high) // 2
+            if offset(middle) == shifts[-1]:
+                low = middle
+            else:
+                high = middle
+        at.append(high)
+        shifts.append(offset(high))
+    return np.array(at, np.int64) * SECOND, np.array(shifts, np.int64) * SECOND
+
+
+def default_calendar(step_ns: int, span_ns: int) -> tuple[CalendarName, ...]:
+    """The phases that a spacing can see and a span of at least two periods can teach."""
+    longest: dict[CalendarName, int] = {"hour": DAY // 2, "week": 2 * DAY, "year": 60 * DAY}
+    return tuple(
+        name
+        for name, period in _PERIOD.items()
+        if 0 < step_ns <= longest[name] and span_ns >= 2 * period
+    )

@@ -1,0 +1,72 @@
+"""The golden trajectory: proof, at each opening of a model, that the backend computes it."""
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamlstm.kernels import cell, reference
+from streamlstm.model import Golden, Model, ModelError, Spec
+
+TOLERANCE = 2e-5
+"""Largest deviation from the float64 golden allowed to a float32 backend, over 1 + |golden|."""
+
+
+def network_of(spec: Spec, weights: Mapping[str, NDArray[np.float32]]) -> cell.Network:
+    """Weights by name as the kernels take them."""
+    layers = tuple(
+        cell.Layer(
+            weights[f"lstm.weight_ih_l{n}"],
+            weights[f"lstm.weight_hh_l{n}"],
+            weights[f"lstm.bias_l{n}"],
+            spec.activation,
+            spec.recurrent_activation,
+        )
+        for n in range(spec.layers)
+    )
+    head = cell.Head(
+        weights["head.weight"], weights["head.bias"], weights["head.skip"], spec.head_activation
+    )
+    return cell.Network(layers, head)
+
+
+def make_golden(spec: Spec, weights: Mapping[str, NDArray[np.float32]], seed: int = 0) -> Golden:
+    """Run 16 random inputs through the float64 reference."""
+    inputs = np.random.default_rng(seed).normal(size=(16, spec.width)).astype(np.float32)
+    outputs, states = _run(reference, network_of(spec, weights), inputs)
+    states = states[:, :, : spec.hidden]
+    return Golden(inputs, outputs, states[:, 0], states[:, 1])
+
+
+def check_golden(model: Model, backend: ModuleType) -> None:
+    """Repeat the model's golden trajectory on ``backend``.
+
+    Raises:
+        ModelError: the backend's outputs or final states deviate by more than ``TOLERANCE``.
+    """
+    golden, hidden = model.golden, model.spec.hidden
+    outputs, states = _run(backend, network_of(model.spec, model.weights), golden.inputs)
+    pairs = ((outputs, golden.outputs), (states[:, 0, :hidden], golden.h))
+    worst = 0.0
+    for ours, theirs in (*pairs, (states[:, 1, :hidden], golden.c)):
+        worst = max(worst, float(np.max(np.abs(ours - theirs) / (1 + np.abs(theirs)))))
+    if not worst <= TOLERANCE:
+        raise ModelError(
+            f"golden trajectory deviates by {worst:.2g} (at most {TOLERANCE:g} allowed):"
+            " the weights are not those the file was made with; fit or copy it again"
+        )
+
+
+def _run(
+    backend: ModuleType, network: cell.Network, inputs: NDArray[np.float32]
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Outputs (T, O) and final states (layers, 2, padded H) of one series from a zero state."""
+    buffers = backend.allocate(network, 1)
+    length = len(inputs)
+    dtype = np.float64 if backend is reference else np.float32
+    outputs = np.zeros((length, len(network.head.bias)), dtype)
+    slots = np.zeros(length, np.int32)
+    backend.step(buffers, slots, inputs, np.arange(length + 1), outputs)
+    return outputs, backend.to_host(buffers, slots[:1])[0]

@@ -1,0 +1,136 @@
+"""Prediction intervals from each series' own past errors: split conformal, online.
+
+For each scored step k a series keeps its forecasts for the ticks to come. When a tick arrives,
+the one made k steps ago is scored and the half-width for k moves by a fixed share: wider by
+``RATE * coverage`` of itself when the tick lay outside, narrower by ``RATE * (1 - coverage)`` when
+inside. That is quantile tracking in the log of the width (Angelopoulos, Candes & Tibshirani 2023,
+"Conformal PID control"; Gibbs & Candes 2021): in the long run the share of misses is
+1 - coverage, whatever the data do. Widths are in units of the series' scale, so they follow it.
+Steps between two scored ones take the line between their widths.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from streamlstm.model import Errors
+
+RATE = 0.03
+"""Share of itself by which a half-width moves at a miss (times coverage)."""
+MOST_SCORED = 8
+"""Steps scored by default, evenly spread, so that memory stays within bounds at long horizons."""
+
+
+class Plan(NamedTuple):
+    """What compiled code needs to know: which steps are scored, and where their rings lie."""
+
+    coverage: float
+    steps: NDArray[np.int64]
+    """(scored,) rising, from 1; none where intervals are off"""
+    inverse: NDArray[np.float64]
+    """(scored,) just above 1 / steps, so that place // step is a product cut off"""
+    ring: NDArray[np.int64]
+    """(scored + 1,) where the ring of each scored step begins in ``pending``"""
+    left: NDArray[np.int64]
+    """(horizon,) index of the scored step at or below each step"""
+    share: NDArray[np.float64]
+    """(horizon,) weight of the scored step after that one"""
+    initial: NDArray[np.float32]
+    """(scored, targets) half-widths of a new series, in units of its scale; NaN: not known"""
+
+
+class Bands(NamedTuple):
+    """What a series keeps for its intervals: one row a series."""
+
+    pending: NDArray[np.float32]
+    """(series, sum of scored steps, targets) forecasts less origin, ring k at place modulo k"""
+    width: NDArray[np.float32]
+    """(series, scored, targets) half-widths over scale"""
+
+
+def bands_fields(plan: Plan) -> dict[str, tuple[type, tuple[int, ...]]]:
+    """Name, dtype and shape of one series' row of :class:`Bands`."""
+    scored, targets = plan.initial.shape
+    return {
+        "pending": (np.float32, (int(plan.ring[-1]), targets)),
+        "width": (np.float32, (scored, targets)),
+    }
+
+
+def plan(horizon: int, targets: int, coverage: float, errors: Errors | None) -> Plan:
+    """Choose the scored steps of a horizon; ``coverage`` 0 turns intervals off."""
+    count = min(horizon, MOST_SCORED) if coverage else 0
+    steps = np.unique(np.round(np.linspace(1, horizon, count)).astype(np.int64))
+    initial = np.full((count, targets), np.nan, np.float32)
+    if errors is not None and count:
+        initial[:] = errors.at(coverage).reshape(horizon, targets)[steps - 1]
+    every = np.arange(1, horizon + 1)
+    left = np.searchsorted(steps, every, side="right") - 1
+    share = np.interp(every, steps, np.arange(count)) - left if count else np.zeros(horizon)
+    ring = np.concatenate(([0], np.cumsum(steps)))
+    return Plan(coverage, steps, (1 + 2**-50) / steps, ring, left, share, initial)
+
+
+@njit(cache=True, error_model="numpy", forceinline=True)
+def track(width: float, error: float, coverage: float) -> float:
+    """The half-width after an absolute error was seen; NaN errors teach nothing."""
+    if np.isnan(error):
+        return width
+    if np.isnan(width):
+        return error
+    if error > width:
+        return width * (1.0 + RATE * coverage) if width > 0.0 else error
+    return width * (1.0 - RATE * (1.0 - coverage))
+
+
+@njit(cache=True, error_model="numpy", forceinline=True)
+def surround(
+    plan: Plan,
+    bands: Bands,
+    slot: int,
+    place: int,
+    steps: int,
+    values: NDArray[np.float64],
+    tick: int,
+    origin: NDArray[np.float64],
+    scale: NDArray[np.float64],
+    row: int,
+    point: NDArray[np.float64],
+    quantiles: NDArray[np.float64],
+    to: int,
+) -> None:
+    """Learn from the tick at ``place``, then write the interval around the forecast made there.
+
+    The tick came ``steps`` after the one before it; at ``place`` 0 the series begins anew. All are
+    raw: its ``values`` (n, at least targets) at ``tick``, ``origin`` (series, targets) at ``slot``,
+    ``scale`` (n, targets) at ``row``, ``point`` (n, horizon, targets) and the ``quantiles``
+    (n, 2, horizon, targets) to be written at ``to``.
+    """
+    pending, width, targets = bands.pending, bands.width, scale.shape[1]
+    for a in range(len(plan.steps)):
+        k, ring = plan.steps[a], plan.ring[a]
+        for missed in range(max(place - steps + 1, place - k), place):
+            for j in range(targets):
+                pending[slot, ring + missed % k, j] = np.nan
+        at = ring + place - k * np.int64(place * plan.inverse[a])
+        for j in range(targets):
+            if place == 0:
+                width[slot, a, j] = plan.initial[a, j]
+            elif place >= k:  # here lies the forecast made k steps ago
+                forecast = origin[slot, j] + pending[slot, at, j]
+                error = abs(values[tick, j] - forecast) / scale[row, j]
+                width[slot, a, j] = track(width[slot, a, j], error, plan.coverage)
+            pending[slot, at, j] = np.float32(point[to, k - 1, j] - origin[slot, j])
+    for k in range(point.shape[1]):
+        for j in range(targets):
+            half = np.nan
+            if len(plan.steps):
+                a, share = plan.left[k], plan.share[k]
+                half = np.float64(width[slot, a, j])
+                if share > 0.0:
+                    half += share * (width[slot, a + 1, j] - half)
+                half *= scale[row, j]
+            quantiles[to, 0, k, j] = point[to, k, j] - half
+            quantiles[to, 1, k, j] = point[to, k, j] + half

@@ -1,0 +1,1 @@
+"""Interchangeable backends of the recurrent step, over plain arrays."""

@@ -1,0 +1,452 @@
+"""The step on the CPU: fused, tiled, parallel, in vector registers.
+
+A step moves a tile of series at a time: gather their old states beside their inputs, then for 16
+units at a time the four gates in registers, activations and cell update, new state scattered
+straight to the table. All numbers of a series come from its own row by a fixed order of operations
+(`simd`), so a state is the same bits whatever the batch, the tile, the path or the thread.
+
+`step` runs in the caller's thread where a batch is small, else on Numba's threads. One thread at a
+time may step the same buffers. Nothing is allocated after `warm_up`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import get_num_threads, njit, prange
+from numpy.typing import NDArray
+
+from streamlstm.kernels import cell, simd
+from streamlstm.kernels.cell import UNITS, Floats, Network, padded
+
+TILE = 48  # rows of a tile at most; a multiple of every host's register block
+GROUP = 4 * UNITS  # pre-activations of a group of units
+PARALLEL_FLOPS = 2_000_000  # a round of less work than this stays in the caller's thread
+FLOAT_BYTES = 4
+LINE = 64  # bytes of a cache line
+
+
+class _Layer(NamedTuple):
+    """What compiled code knows of a layer; offsets and strides in float32, addresses in bytes."""
+
+    hidden: int
+    inputs: int
+    weights: int  # address of [group][H + I][4][16]
+    bias: int  # address of [group][4][16]
+    activation: int
+    recurrent: int
+    state: int  # offset of h in a record; c follows `units` later
+    tile: int  # offset in the scratch of a worker: rows of [h (H), inputs (padded I)]
+    stride: int
+
+
+class _Plan(NamedTuple):
+    """What compiled code knows of the buffers; the layers follow."""
+
+    layers: int
+    inputs: int
+    outputs: int
+    units: int
+    flops: int  # of one row
+    workers: int  # shares of a large round
+    state: int  # address
+    record: int
+    scratch: int  # address
+    share: int  # float32 of scratch per worker
+    rows: int  # offset in the scratch of a worker of int64 record addresses
+    spare: int  # a record for rows that are none
+    sums: int  # pre-activations of a register tile
+    head: int  # rows of [inputs (I), h (padded H)]
+    head_stride: int
+    head_weights: int  # address of [group][I + H][16]
+    head_bias: int  # address of [group][16]
+    head_activation: int
+    result: int  # rows of padded outputs
+    result_stride: int
+    head_terms: int
+
+
+@dataclass
+class Buffers:
+    """State and packed weights of a network.
+
+    state: float32 (capacity, record), record = layers * 2 * units: [layer][h, c][unit].
+    """
+
+    state: Floats
+    plan: int  # address of the plan below, for compiled code
+    layers: int
+    units: int
+    held: tuple[NDArray[Any], ...]  # keeps what the plan points at alive
+
+
+def allocate(network: Network, capacity: int) -> Buffers:
+    """Buffers for `capacity` series at zero state; the state's memory is committed when touched."""
+    units = max(padded(layer.weight_hh.shape[1]) for layer in network.layers)
+    record = len(network.layers) * 2 * units
+    state = _aligned(capacity * record).reshape(capacity, record)
+    held: list[NDArray[Any]] = [state]
+
+    def keep(array: Floats) -> int:
+        copy = _aligned(array.size)
+        copy[:] = array.ravel()
+        held.append(copy)
+        return copy.ctypes.data
+
+    at = 0  # in the scratch of a worker
+
+    def take(count: int) -> int:
+        nonlocal at
+        start, at = at, at + padded(count)
+        return start
+
+    rows, spare, sums = take(2 * TILE), take(record), take(8 * 4 * UNITS)
+    layers = []
+    flops = 0
+    for number, layer in enumerate(network.layers):
+        hidden, inputs = layer.weight_hh.shape[1], layer.weight_ih.shape[1]
+        stride = hidden + padded(inputs)
+        layers.append(
+            _Layer(
+                hidden=hidden,
+                inputs=inputs,
+                weights=keep(_packed_weights(layer)),
+                bias=keep(_packed_bias(layer)),
+                activation=cell.activation_code(layer.activation),
+                recurrent=cell.activation_code(layer.recurrent_activation),
+                state=number * 2 * units,
+                tile=take(TILE * stride + UNITS),
+                stride=stride,
+            )
+        )
+        flops += 8 * padded(hidden) * (hidden + inputs)
+    head = network.head
+    workers = get_num_threads()
+    targets, inputs = head.skip.shape
+    hidden = head.weight.shape[1]
+    head_stride = inputs + padded(hidden)
+    result_stride = padded(targets)
+    weights = np.zeros((result_stride, inputs + hidden), np.float32)
+    weights[:targets, :inputs], weights[:targets, inputs:] = head.skip, head.weight
+    packed = weights.reshape(-1, UNITS, inputs + hidden).transpose(0, 2, 1)
+    bias = np.zeros(result_stride, np.float32)
+    bias[:targets] = head.bias
+    plan = _Plan(
+        layers=len(layers),
+        inputs=inputs,
+        outputs=targets,
+        units=units,
+        flops=flops + 2 * result_stride * (inputs + hidden),
+        workers=workers,
+        state=state.ctypes.data,
+        record=record,
+        rows=rows,
+        spare=spare,
+        sums=sums,
+        head=take(TILE * head_stride + UNITS),
+        head_stride=head_stride,
+        head_weights=keep(packed),
+        head_bias=keep(bias),
+        head_activation=cell.activation_code(head.activation),
+        result=take(TILE * result_stride),
+        result_stride=result_stride,
+        head_terms=inputs + hidden,
+        share=at,
+        scratch=keep(np.zeros(at * workers, np.float32)),
+    )
+    words = np.array([*plan, *(value for layer in layers for value in layer)], np.int64)
+    held.append(words)
+    return Buffers(state, words.ctypes.data, len(layers), units, tuple(held))
+
+
+def _aligned(count: int) -> Floats:
+    """Zeros that begin on a cache line, so that a vector of 16 lies in one."""
+    zeros = np.zeros(count + LINE // FLOAT_BYTES, np.float32)
+    start = -zeros.ctypes.data % LINE // FLOAT_BYTES
+    return zeros[start : start + count]
+
+
+def _packed_weights(layer: cell.Layer) -> Floats:
+    """[group of 16 units][h, then inputs][gate][unit]; units beyond H are zero."""
+    both = np.concatenate([layer.weight_hh, layer.weight_ih], axis=1).astype(np.float32)
+    hidden, terms = layer.weight_hh.shape[1], both.shape[1]
+    gates = np.zeros((4, padded(hidden), terms), np.float32)
+    gates[:, :hidden] = both.reshape(4, hidden, terms)
+    return gates.reshape(4, -1, UNITS, terms).transpose(1, 3, 0, 2)
+
+
+def _packed_bias(layer: cell.Layer) -> Floats:
+    """[group of 16 units][gate][unit]."""
+    hidden = layer.weight_hh.shape[1]
+    gates = np.zeros((4, padded(hidden)), np.float32)
+    gates[:, :hidden] = layer.bias.reshape(4, hidden)
+    return gates.reshape(4, -1, UNITS).transpose(1, 0, 2)
+
+
+def step(
+    buffers: Buffers,
+    slots: NDArray[np.int32],
+    inputs: Floats,
+    rounds: NDArray[np.int64],
+    outputs: Floats,
+) -> None:
+    """Move series one step per row and write the head's outputs.
+
+    slots (n,); inputs (n, I); outputs (n, O), all C-contiguous; rounds (r + 1,): rows
+    rounds[j]:rounds[j+1] have unique slots, and rounds run in order. Slots and rounds are trusted.
+    """
+    _step(buffers.plan, slots, inputs, rounds, outputs)
+
+
+def to_host(buffers: Buffers, slots: NDArray[np.int32]) -> Floats:
+    """A copy of the records of some slots, (n, layers, 2, units)."""
+    return buffers.state[slots].reshape(len(slots), buffers.layers, 2, buffers.units)
+
+
+def from_host(buffers: Buffers, slots: NDArray[np.int32], records: Floats) -> None:
+    """Set the records of some slots from (n, layers, 2, units); units beyond H must be zero."""
+    buffers.state[slots] = records.reshape(len(slots), -1)
+
+
+def warm_up(buffers: Buffers) -> None:
+    """Compile (or load from Numba's cache) every path that `step` takes; no state changes."""
+    nothing = np.zeros(1, np.int64)
+    slots, row = np.zeros(0, np.int32), np.zeros((0, 1), np.float32)
+    step(buffers, slots, row, nothing, row)
+
+
+# --- compiled -------------------------------------------------------------------------------------
+
+
+@njit(cache=True)
+def _plan_at(plan: int) -> Any:
+    w = simd.word
+    return _Plan(
+        w(plan, 0), w(plan, 1), w(plan, 2), w(plan, 3), w(plan, 4), w(plan, 5), w(plan, 6),
+        w(plan, 7), w(plan, 8), w(plan, 9), w(plan, 10), w(plan, 11), w(plan, 12), w(plan, 13),
+        w(plan, 14), w(plan, 15), w(plan, 16), w(plan, 17), w(plan, 18), w(plan, 19), w(plan, 20),
+    )  # fmt: skip
+
+
+@njit(cache=True)
+def _layer_at(plan: int, number: int) -> Any:
+    w = simd.word
+    at = 21 + 9 * number
+    return _Layer(
+        w(plan, at), w(plan, at + 1), w(plan, at + 2), w(plan, at + 3), w(plan, at + 4),
+        w(plan, at + 5), w(plan, at + 6), w(plan, at + 7), w(plan, at + 8),
+    )  # fmt: skip
+
+
+@njit(cache=True, nogil=True)
+def _step(plan: int, slots: Any, inputs: Any, rounds: Any, outputs: Any) -> None:
+    """`step`, on the register block of this host."""
+    step_on(simd.host_tile(), plan, slots, inputs, rounds, outputs)
+
+
+@njit(cache=True, nogil=True)
+def step_on(block: Any, plan: int, slots: Any, inputs: Any, rounds: Any, outputs: Any) -> None:
+    """`step` on a given register block."""
+    p = _plan_at(plan)
+    for number in range(len(rounds) - 1):
+        start, stop = rounds[number], rounds[number + 1]
+        if p.workers == 1 or (stop - start) * p.flops < PARALLEL_FLOPS:
+            _rows(block, plan, 0, slots, inputs, outputs, start, stop)
+        else:
+            _parallel(block, plan, slots, inputs, outputs, start, stop)
+
+
+@njit(cache=True, parallel=True)
+def _parallel(
+    block: Any, plan: int, slots: Any, inputs: Any, outputs: Any, start: int, stop: int
+) -> None:
+    """A round, each thread a share of whole register tiles."""
+    rows = simd.rows_of(block)
+    tiles = (stop - start + rows - 1) // rows
+    workers = _plan_at(plan).workers
+    for worker in prange(workers):
+        first = start + tiles * worker // workers * rows
+        last = min(stop, start + tiles * (worker + 1) // workers * rows)
+        _rows(block, plan, worker, slots, inputs, outputs, first, last)
+
+
+@njit(cache=True)
+def _rows(
+    block: Any, plan: int, worker: int, slots: Any, inputs: Any, outputs: Any, start: int, stop: int
+) -> None:
+    """Rows start:stop of a round in one thread, a tile at a time."""
+    at = start
+    while at < stop:
+        count = min(TILE, stop - at)
+        if count == 1:
+            _tile(
+                simd.with_vectors(simd.with_rows(block, 1), 8),
+                plan,
+                worker,
+                slots,
+                inputs,
+                outputs,
+                at,
+                1,
+            )
+        else:
+            _tile(block, plan, worker, slots, inputs, outputs, at, count)
+        at += count
+
+
+@njit(cache=True)
+def _tile(
+    block: Any, plan: int, worker: int, slots: Any, inputs: Any, outputs: Any, at: int, count: int
+) -> None:
+    p = _plan_at(plan)
+    block_rows = simd.rows_of(block)
+    scratch = p.scratch + worker * p.share * FLOAT_BYTES
+    rows = scratch + p.rows * FLOAT_BYTES
+    full = -(-count // block_rows) * block_rows
+    for r in range(count):
+        simd.set_word(rows, r, p.state + slots[at + r] * p.record * FLOAT_BYTES)
+    for r in range(count, full):
+        simd.set_word(rows, r, scratch + p.spare * FLOAT_BYTES)
+
+    first = _layer_at(plan, 0)
+    x = scratch + first.tile * FLOAT_BYTES
+    head = scratch + p.head * FLOAT_BYTES
+    for number in range(p.layers):
+        layer = _layer_at(plan, number)
+        into = scratch + layer.tile * FLOAT_BYTES
+        for r in range(count):
+            record = simd.word(rows, r)
+            for unit in range(0, layer.hidden, UNITS):
+                _copy_group(block, record, layer.state + unit, into, r * layer.stride + unit)
+    for r in range(count):
+        for k in range(p.inputs):
+            value = inputs[at + r, k]
+            simd.set_number(x, r * first.stride + first.hidden + k, value)
+            simd.set_number(head, r * p.head_stride + k, value)
+
+    for number in range(p.layers):
+        layer = _layer_at(plan, number)
+        if number + 1 < p.layers:
+            above = _layer_at(plan, number + 1)
+            onward = scratch + (above.tile + above.hidden) * FLOAT_BYTES
+            onward_stride = above.stride
+        else:
+            onward = head + p.inputs * FLOAT_BYTES
+            onward_stride = p.head_stride
+        _layer(block, layer, p.units, scratch, p.sums, rows, full, onward, onward_stride)
+    _head(block, p, scratch, full)
+    result = scratch + p.result * FLOAT_BYTES
+    for r in range(count):
+        for k in range(p.outputs):
+            value = simd.number(result, r * p.result_stride + k)
+            outputs[at + r, k] = cell.activate(p.head_activation, value)
+
+
+@njit(cache=True)
+def _copy_group(block: Any, source: int, source_at: int, target: int, target_at: int) -> None:
+    """Copy 16 floats."""
+    for lane in range(0, UNITS, simd.lanes_of(block)):
+        simd.store(target, target_at + lane, simd.load(block, source, source_at + lane))
+
+
+@njit(cache=True)
+def _layer(
+    block: Any,
+    layer: Any,
+    units: int,
+    scratch: int,
+    sums_at: int,
+    rows: int,
+    full: int,
+    onward: int,
+    onward_stride: int,
+) -> None:
+    """A layer over a tile: groups of units outside, so that their weights stay near."""
+    terms = layer.hidden + layer.inputs
+    panel = terms * GROUP
+    sums = scratch + sums_at * FLOAT_BYTES
+    tile = scratch + layer.tile * FLOAT_BYTES
+    lanes, vectors, block_rows = simd.lanes_of(block), simd.vectors_of(block), simd.rows_of(block)
+    together = vectors // 4
+    groups = -(-layer.hidden // UNITS)
+    group = 0
+    while group + together <= groups:
+        for lane in range(0, UNITS, lanes):
+            weights = layer.weights + (group * panel + lane) * FLOAT_BYTES
+            bias = layer.bias + (group * GROUP + lane) * FLOAT_BYTES
+            for r in range(0, full, block_rows):
+                a = tile + r * layer.stride * FLOAT_BYTES
+                simd.gates(block, terms, a, layer.stride, weights, panel, bias, sums)
+                _cells(
+                    block, layer, units, sums, rows, r, group * UNITS + lane, onward, onward_stride
+                )
+        group += together
+    last = simd.with_vectors(block, 4)
+    while group < groups:
+        for lane in range(0, UNITS, lanes):
+            weights = layer.weights + (group * panel + lane) * FLOAT_BYTES
+            bias = layer.bias + (group * GROUP + lane) * FLOAT_BYTES
+            for r in range(0, full, block_rows):
+                a = tile + r * layer.stride * FLOAT_BYTES
+                simd.gates(last, terms, a, layer.stride, weights, panel, bias, sums)
+                _cells(
+                    last, layer, units, sums, rows, r, group * UNITS + lane, onward, onward_stride
+                )
+        group += 1
+
+
+@njit(cache=True)
+def _cells(
+    block: Any,
+    layer: Any,
+    units: int,
+    sums: int,
+    rows: int,
+    row: int,
+    unit: int,
+    onward: int,
+    onward_stride: int,
+) -> None:
+    """Activations and cell update of a register tile: new state to the table, h onward."""
+    lanes, vectors = simd.lanes_of(block), simd.vectors_of(block)
+    usual = layer.activation == cell.TANH and layer.recurrent == cell.SIGMOID
+    for r in range(simd.rows_of(block)):
+        record = simd.word(rows, row + r)
+        for group in range(vectors // 4):
+            at = (r * vectors + group * 4) * lanes
+            here = unit + group * UNITS
+            i = simd.load(block, sums, at)
+            f = simd.load(block, sums, at + lanes)
+            g = simd.load(block, sums, at + 2 * lanes)
+            o = simd.load(block, sums, at + 3 * lanes)
+            c = simd.load(block, record, layer.state + units + here)
+            if usual:
+                h, c = cell.update(cell.TANH, cell.SIGMOID, i, f, g, o, c)
+            else:
+                h, c = cell.update(layer.activation, layer.recurrent, i, f, g, o, c)
+            simd.store(record, layer.state + here, h)
+            simd.store(record, layer.state + units + here, c)
+            simd.store(onward, (row + r) * onward_stride + here, h)
+
+
+@njit(cache=True)
+def _head(block: Any, p: Any, scratch: int, full: int) -> None:
+    """The dense head over a tile, before its activation."""
+    narrow = simd.with_vectors(block, 1)
+    lanes = simd.lanes_of(block)
+    terms = p.head_terms
+    for column in range(0, p.result_stride, lanes):
+        panel = column // UNITS * UNITS * terms + column % UNITS
+        bias = simd.load(block, p.head_bias, column)
+        for r in range(0, full, simd.rows_of(block)):
+            for k in range(simd.rows_of(block)):
+                at = p.result + (r + k) * p.result_stride + column
+                simd.store(scratch, at, bias)
+            simd.multiply_add(
+                narrow, terms,
+                scratch, p.head + r * p.head_stride, p.head_stride, 1,
+                p.head_weights, panel, UNITS,
+                scratch, p.result + r * p.result_stride + column, p.result_stride,
+            )  # fmt: skip

@@ -1,0 +1,618 @@
+"""Vector registers inside Numba: a `Vector` type, lane-wise arithmetic, a blocked matrix product.
+
+LLVM vector instructions are emitted directly, so that speed does not hang on the auto-vectoriser
+and every fused multiply-add is an explicit one. **Order of summation**: each element of a product
+is one chain
+
+    c = fma(a[k], b[k], c)    for k = 0, 1, ..., K - 1
+
+whatever the register block, the vector width, the row or the column it is computed in; so results
+are bit-identical on every path and for every width.
+
+Compile-time parameters travel as a `Tile`, a value without data whose Numba type holds `rows`,
+`vectors` and `lanes`: a register block of `rows` x (`vectors` x `lanes`) accumulators.
+`host_tile()` (inside compiled code) is the best one for the host; `tile(6, 4, 16)` names one.
+
+A matrix product for any caller (A, B, C are float32; `*_at` is the offset of their first element
+and the others are strides, all counted in elements; columns of B and C are contiguous):
+
+    @njit(cache=True)
+    def matmul(a, b, c):                       # c += a @ b, C-contiguous; b.shape[1] % 16 == 0
+        m, k = a.shape
+        n = b.shape[1]
+        simd.gemm(simd.host_tile(), m, n, k, a, 0, k, 1, b, 0, n, c, 0, n)
+
+    simd.gemm(tile, m, n, k, a, 0, 1, m, b, 0, n, c, 0, n)      # c += a.T @ b, where a is (k, m)
+
+`gemm` walks the whole product (any m and k; n a multiple of 16; fastest where n is a multiple of
+`vectors` * `lanes`, 64 with AVX-512). `multiply_add` is its inner block, one register tile and
+nothing else. Where an array is wanted, an integer address (as `address(array)` gives it) will do
+too; then the caller keeps the memory alive. All strides and offsets are plain integers.
+"""
+
+from __future__ import annotations
+
+import operator
+import platform
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic as numba_intrinsic
+from numba.extending import lower_builtin, models, register_model
+
+FLOAT = ir.FloatType()
+POINTER = FLOAT.as_pointer()
+INDEX = ir.IntType(64)
+GATES = 4
+UNITS = 16  # hidden units are packed in groups of as many
+K_BLOCK = 256  # terms of a product taken at a time: a panel of B stays in the second-level cache
+
+
+def intrinsic(define: Callable[..., Any]) -> Any:
+    """Numba's, with constants kept; untyped, since callers leave out the first argument."""
+    return numba_intrinsic(prefer_literal=True)(define)
+
+
+class Shape(NamedTuple):
+    """A register block: rows x vectors accumulators of `lanes` float32 each."""
+
+    rows: int
+    vectors: int
+    lanes: int
+
+
+def shape_for(features: Mapping[str, bool], machine: str) -> Shape:
+    """The register block for a host.
+
+    features: as `llvmlite.binding.get_host_cpu_features()` gives them; machine: as
+    `platform.machine()`. Accumulators, one row of B and a broadcast element must fit the
+    registers: 32 with AVX-512 and NEON, 16 with AVX2 and SSE.
+    """
+    if features.get("avx512f"):
+        return Shape(6, 4, 16)
+    if features.get("avx2"):
+        return Shape(3, 4, 8)
+    if machine.lower() in ("aarch64", "arm64"):
+        return Shape(6, 4, 4)
+    return Shape(3, 4, 4)
+
+
+def host_shape() -> Shape:
+    """The register block that `host_tile` stands for on this machine."""
+    try:
+        features: Mapping[str, bool] = llvm.get_host_cpu_features()
+    except RuntimeError:  # LLVM cannot tell on some platforms
+        features = {}
+    return shape_for(features, platform.machine())
+
+
+# --- types ----------------------------------------------------------------------------------------
+
+
+class Tile(types.Type):
+    """Numba type of a register block; its values hold no data."""
+
+    def __init__(self, rows: int, vectors: int, lanes: int) -> None:
+        self.rows, self.vectors, self.lanes = rows, vectors, lanes
+        super().__init__(name=f"Tile({rows}x{vectors}x{lanes})")
+
+
+register_model(Tile)(models.OpaqueModel)
+
+
+class Vector(types.Type):
+    """Numba type of a register of `lanes` float32."""
+
+    def __init__(self, lanes: int) -> None:
+        self.lanes = lanes
+        super().__init__(name=f"Vector({lanes})")
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: Vector) -> None:
+        register = ir.VectorType(FLOAT, kind.lanes)
+        super().__init__(manager, kind, register)  # type: ignore[no-untyped-call]
+
+
+@intrinsic
+def tile(typing: Any, rows: Any, vectors: Any, lanes: Any) -> Any:
+    """tile(rows, vectors, lanes) -> the register block of these constants."""
+    kind = Tile(rows.literal_value, vectors.literal_value, lanes.literal_value)
+    return kind(rows, vectors, lanes), _no_data
+
+
+@intrinsic
+def host_tile(typing: Any) -> Any:
+    """host_tile() -> the register block that suits the host that compiles."""
+    return Tile(*host_shape())(), _no_data
+
+
+@intrinsic
+def with_rows(typing: Any, block: Any, rows: Any) -> Any:
+    """with_rows(tile, rows) -> the same tile with another constant number of rows."""
+    return Tile(rows.literal_value, block.vectors, block.lanes)(block, rows), _no_data
+
+
+@intrinsic
+def with_vectors(typing: Any, block: Any, vectors: Any) -> Any:
+    """with_vectors(tile, vectors) -> the same tile with another constant number of vectors."""
+    return Tile(block.rows, vectors.literal_value, block.lanes)(block, vectors), _no_data
+
+
+def _no_data(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    return context.get_dummy_value()
+
+
+def _attribute(name: str) -> Any:
+    def define(typing: Any, block: Any) -> Any:
+        value = getattr(block, name)
+
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            return ir.Constant(INDEX, value)
+
+        return types.intp(block), generate
+
+    define.__name__ = define.__qualname__ = f"{name}_of"
+    return intrinsic(define)
+
+
+rows_of = _attribute("rows")  # rows_of(tile) -> int, a constant once compiled
+vectors_of = _attribute("vectors")
+lanes_of = _attribute("lanes")
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def _pointer(context: Any, builder: Any, kind: Any, value: Any) -> Any:
+    """float* of a float32 array or of an integer address."""
+    if isinstance(kind, types.Array):
+        return context.make_array(kind)(context, builder, value).data
+    return builder.inttoptr(value, POINTER)
+
+
+def _is_memory(kind: Any) -> bool:
+    return isinstance(kind, types.Integer) or (
+        isinstance(kind, types.Array) and kind.dtype == types.float32
+    )
+
+
+@intrinsic
+def address(typing: Any, array: Any) -> Any:
+    """address(array) -> the integer address of its first element (the caller keeps it alive)."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        data = context.make_array(array)(context, builder, args[0]).data
+        return builder.ptrtoint(data, INDEX)
+
+    return types.intp(array), generate
+
+
+@intrinsic
+def word(typing: Any, memory: Any, at: Any) -> Any:
+    """word(address, at) -> element `at` of the int64 array at an integer address."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.load(builder.gep(builder.inttoptr(args[0], INDEX.as_pointer()), [args[1]]))
+
+    return types.int64(types.intp, types.intp), generate
+
+
+@intrinsic
+def set_word(typing: Any, memory: Any, at: Any, value: Any) -> Any:
+    """set_word(address, at, value): set element `at` of the int64 array at an integer address."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        start = builder.inttoptr(args[0], INDEX.as_pointer())
+        builder.store(args[2], builder.gep(start, [args[1]]))
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.int64), generate
+
+
+@intrinsic
+def number(typing: Any, memory: Any, at: Any) -> Any:
+    """number(address, at) -> element `at` of the float32 array at an integer address."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.load(builder.gep(builder.inttoptr(args[0], POINTER), [args[1]]))
+
+    return types.float32(types.intp, types.intp), generate
+
+
+@intrinsic
+def set_number(typing: Any, memory: Any, at: Any, value: Any) -> Any:
+    """set_number(address, at, value): set element `at` of the float32 array at an address."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.store(args[2], builder.gep(builder.inttoptr(args[0], POINTER), [args[1]]))
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.float32), generate
+
+
+@intrinsic
+def load(typing: Any, block: Any, memory: Any, at: Any) -> Any:
+    """load(tile, memory, at) -> Vector of the `lanes` float32 from element `at` on."""
+    if not _is_memory(memory):
+        return None
+    kind = Vector(block.lanes)
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        start = builder.gep(_pointer(context, builder, memory, args[1]), [args[2]])
+        return _load(builder, start, block.lanes)
+
+    return kind(block, memory, types.intp), generate
+
+
+@intrinsic
+def store(typing: Any, memory: Any, at: Any, vector: Any) -> Any:
+    """store(memory, at, vector): write the lanes of a vector to elements `at` and on."""
+    if not (_is_memory(memory) and isinstance(vector, Vector)):
+        return None
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        start = builder.gep(_pointer(context, builder, memory, args[0]), [args[1]])
+        _store(builder, args[2], start)
+        return context.get_dummy_value()
+
+    return types.void(memory, types.intp, vector), generate
+
+
+@intrinsic
+def prefetch(typing: Any, memory: Any) -> Any:
+    """prefetch(address): bring the cache line of an integer address near."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        byte = ir.IntType(8).as_pointer()
+        word = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        hint = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        constants = [ir.Constant(word, value) for value in (0, 3, 1)]
+        builder.call(hint, [builder.inttoptr(args[0], byte), *constants])
+        return context.get_dummy_value()
+
+    return types.void(types.intp), generate
+
+
+def _load(builder: Any, pointer: Any, lanes: int) -> Any:
+    kind = ir.VectorType(FLOAT, lanes)
+    return builder.load(builder.bitcast(pointer, kind.as_pointer()), align=4)
+
+
+def _store(builder: Any, vector: Any, pointer: Any) -> None:
+    builder.store(vector, builder.bitcast(pointer, vector.type.as_pointer()), align=4)
+
+
+# --- lane-wise arithmetic, for float32 and Vector alike -------------------------------------------
+
+
+def _common(*kinds: Any) -> Any:
+    """The type of an operation on scalars and vectors (None: not ours)."""
+    vectors = {kind for kind in kinds if isinstance(kind, Vector)}
+    others = {kind for kind in kinds if not isinstance(kind, Vector)}
+    if len(vectors) > 1 or not others <= {types.float32}:
+        return None
+    return vectors.pop() if vectors else types.float32
+
+
+def _splat(builder: Any, value: Any, kind: Any) -> Any:
+    """The value itself, or a vector with a scalar in each lane."""
+    if not isinstance(kind, Vector) or isinstance(value.type, ir.VectorType):
+        return value
+    undefined = ir.Constant(ir.VectorType(value.type, kind.lanes), ir.Undefined)
+    first = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), kind.lanes), [0] * kind.lanes)
+    return builder.shuffle_vector(first, undefined, zeros)
+
+
+def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    kind = a.type
+    suffix = f"v{kind.count}f32" if isinstance(kind, ir.VectorType) else "f32"
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(kind, [kind] * 3), f"llvm.fma.{suffix}"
+    )
+    return builder.call(function, [a, b, c])
+
+
+def _lanewise(kinds: tuple[Any, ...], emit: Callable[..., Any]) -> Any:
+    """What an intrinsic returns that applies `emit` to each lane of its arguments."""
+    kind = _common(*kinds)
+    if kind is None:
+        return None
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return emit(builder, *(_splat(builder, arg, kind) for arg in args))
+
+    return kind(*kinds), generate
+
+
+@intrinsic
+def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
+    """fma(a, b, c) = a * b + c, rounded once."""
+    return _lanewise((a, b, c), _fma)
+
+
+@intrinsic
+def minimum(typing: Any, a: Any, b: Any) -> Any:
+    """minimum(a, b): the smaller one; b where a is not a number."""
+    return _lanewise((a, b), lambda ir, a, b: ir.select(ir.fcmp_ordered("<", a, b), a, b))
+
+
+@intrinsic
+def maximum(typing: Any, a: Any, b: Any) -> Any:
+    """maximum(a, b): the larger one; b where a is not a number."""
+    return _lanewise((a, b), lambda ir, a, b: ir.select(ir.fcmp_ordered(">", a, b), a, b))
+
+
+def _operator(symbol: Any, emit: Callable[..., Any]) -> None:
+    @infer_global(symbol)
+    class Template(AbstractTemplate):
+        def generic(self, args: Any, kws: Any) -> Any:
+            kind = _common(*args) if len(args) == 2 else None
+            return signature(kind, *args) if isinstance(kind, Vector) else None
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = sig.return_type
+        return emit(builder, *(_splat(builder, arg, kind) for arg in args))
+
+    for kinds in ((Vector, Vector), (Vector, types.Float), (types.Float, Vector)):
+        lower_builtin(symbol, *kinds)(generate)
+
+
+_operator(operator.add, lambda ir, a, b: ir.fadd(a, b))
+_operator(operator.sub, lambda ir, a, b: ir.fsub(a, b))
+_operator(operator.mul, lambda ir, a, b: ir.fmul(a, b))
+_operator(operator.truediv, lambda ir, a, b: ir.fdiv(a, b))
+
+
+# --- products -------------------------------------------------------------------------------------
+
+
+def accumulate(
+    builder: Any,
+    block: Any,
+    start: list[list[Any]],
+    count: Any,
+    a_rows: list[Any],
+    a_step: Any,
+    b_vectors: list[Any],
+    b_step: Any,
+) -> list[list[Any]]:
+    """Emit the loop over k: sums[r][v] = fma(a_rows[r][k * a_step], b_vectors[v][k * b_step], ...).
+
+    start: initial sums[row][vector]; a_rows, b_vectors: float pointers. Returns the final sums.
+    """
+    before = builder.block
+    loop = builder.append_basic_block("k")
+    after = builder.append_basic_block("k.end")
+    zero = ir.Constant(INDEX, 0)
+    builder.cbranch(builder.icmp_signed(">", count, zero), loop, after)
+
+    builder.position_at_end(loop)
+    k = builder.phi(INDEX)
+    k.add_incoming(zero, before)
+    sums = []
+    for row in start:
+        sums.append([builder.phi(value.type) for value in row])
+        for phi, value in zip(sums[-1], row, strict=True):
+            phi.add_incoming(value, before)
+    at = builder.mul(k, b_step)
+    b = [_load(builder, builder.gep(pointer, [at]), block.lanes) for pointer in b_vectors]
+    at = builder.mul(k, a_step)
+    new = []
+    for pointer, row in zip(a_rows, sums, strict=True):
+        a = _splat(builder, builder.load(builder.gep(pointer, [at])), Vector(block.lanes))
+        new.append([_fma(builder, a, x, value) for x, value in zip(b, row, strict=True)])
+    following = builder.add(k, ir.Constant(INDEX, 1))
+    k.add_incoming(following, loop)
+    for row, updated in zip(sums, new, strict=True):
+        for phi, value in zip(row, updated, strict=True):
+            phi.add_incoming(value, loop)
+    builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
+
+    builder.position_at_end(after)
+    result = []
+    for row, updated in zip(start, new, strict=True):
+        result.append([builder.phi(value.type) for value in row])
+        for phi, value, final in zip(result[-1], row, updated, strict=True):
+            phi.add_incoming(value, before)
+            phi.add_incoming(final, loop)
+    return result
+
+
+@intrinsic
+def multiply_add(
+    typing: Any,
+    block: Any,
+    k: Any,
+    a: Any,
+    a_at: Any,
+    a_row: Any,
+    a_k: Any,
+    b: Any,
+    b_at: Any,
+    b_k: Any,
+    c: Any,
+    c_at: Any,
+    c_row: Any,
+) -> Any:
+    """One register tile of C += A @ B.
+
+    c[c_at + r * c_row + j] += sum over k of a[a_at + r * a_row + k * a_k] * b[b_at + k * b_k + j]
+    for r < tile.rows, j < tile.vectors * tile.lanes.
+    """
+    if not (_is_memory(a) and _is_memory(b) and _is_memory(c)):
+        return None
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        _, count, a_, a_at_, a_row_, a_k_, b_, b_at_, b_k_, c_, c_at_, c_row_ = args
+        a_start = builder.gep(_pointer(context, builder, a, a_), [a_at_])
+        b_start = builder.gep(_pointer(context, builder, b, b_), [b_at_])
+        c_start = builder.gep(_pointer(context, builder, c, c_), [c_at_])
+        columns = [v * block.lanes for v in range(block.vectors)]
+        c_cells = [_cells(builder, row, columns) for row in _rows(builder, block, c_start, c_row_)]
+        sums = [[_load(builder, cell, block.lanes) for cell in cells] for cells in c_cells]
+        a_rows = _rows(builder, block, a_start, a_row_)
+        b_vectors = _cells(builder, b_start, columns)
+        sums = accumulate(builder, block, sums, count, a_rows, a_k_, b_vectors, b_k_)
+        for cells, values in zip(c_cells, sums, strict=True):
+            for cell, value in zip(cells, values, strict=True):
+                _store(builder, value, cell)
+        return context.get_dummy_value()
+
+    i = types.intp
+    return types.void(block, i, a, i, i, i, b, i, i, c, i, i), generate
+
+
+@intrinsic
+def gates(
+    typing: Any,
+    block: Any,
+    k: Any,
+    a: Any,
+    a_row: Any,
+    weights: Any,
+    panel: Any,
+    bias: Any,
+    sums: Any,
+) -> Any:
+    """Pre-activations of four gates for `rows` series and `vectors` / 4 groups of `lanes` units.
+
+    All memory by address. a: inputs, rows `a_row` apart. weights: packed [K][4 gates][16 units],
+    the next group `panel` further on. bias: packed [group][4][16]. sums: out, [row][vector][lane].
+    Vector v is gate v % 4 of group v // 4. Each sum starts from its bias.
+    """
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        _, count, a_, a_row_, weights_, panel_, bias_, sums_ = args
+        a_, weights_, bias_, sums_ = (
+            builder.inttoptr(value, POINTER) for value in (a_, weights_, bias_, sums_)
+        )
+        one, line = ir.Constant(INDEX, 1), ir.Constant(INDEX, GATES * UNITS)
+        start, vectors = [], []
+        for group in range(block.vectors // GATES):
+            here = builder.gep(weights_, [builder.mul(panel_, ir.Constant(INDEX, group))])
+            for gate in range(GATES):
+                offset = ir.Constant(INDEX, group * GATES * UNITS + gate * UNITS)
+                start.append(_load(builder, builder.gep(bias_, [offset]), block.lanes))
+                vectors.append(builder.gep(here, [ir.Constant(INDEX, gate * UNITS)]))
+        rows = _rows(builder, block, a_, a_row_)
+        values = accumulate(builder, block, [start] * block.rows, count, rows, one, vectors, line)
+        for r, row in enumerate(values):
+            for v, value in enumerate(row):
+                at = ir.Constant(INDEX, (r * block.vectors + v) * block.lanes)
+                _store(builder, value, builder.gep(sums_, [at]))
+        return context.get_dummy_value()
+
+    i = types.intp
+    return types.void(block, i, i, i, i, i, i, i), generate
+
+
+def _rows(builder: Any, block: Any, start: Any, stride: Any) -> list[Any]:
+    """Pointers to the rows of a tile."""
+    offsets = [builder.mul(stride, ir.Constant(INDEX, r)) for r in range(block.rows)]
+    return [builder.gep(start, [offset]) for offset in offsets]
+
+
+def _cells(builder: Any, start: Any, offsets: list[int]) -> list[Any]:
+    return [builder.gep(start, [ir.Constant(INDEX, offset)]) for offset in offsets]
+
+
+@njit(cache=True)
+def gemm(
+    block: Any,
+    m: int,
+    n: int,
+    k: int,
+    a: Any,
+    a_at: int,
+    a_row: int,
+    a_k: int,
+    b: Any,
+    b_at: int,
+    b_k: int,
+    c: Any,
+    c_at: int,
+    c_row: int,
+) -> None:
+    """C (m, n) += A (m, k) @ B (k, n), strided as the module says; n a multiple of 16."""
+    for k_at in range(0, k, K_BLOCK):
+        terms = min(K_BLOCK, k - k_at)
+        a_from = a_at + k_at * a_k
+        b_from = b_at + k_at * b_k
+        wide = vectors_of(block) * lanes_of(block)
+        column = 0
+        while column + wide <= n:
+            _panel(
+                block,
+                m,
+                terms,
+                a,
+                a_from,
+                a_row,
+                a_k,
+                b,
+                b_from + column,
+                b_k,
+                c,
+                c_at + column,
+                c_row,
+            )
+            column += wide
+        narrow = with_vectors(block, 1)
+        while column < n:
+            _panel(
+                narrow,
+                m,
+                terms,
+                a,
+                a_from,
+                a_row,
+                a_k,
+                b,
+                b_from + column,
+                b_k,
+                c,
+                c_at + column,
+                c_row,
+            )
+            column += lanes_of(block)
+
+
+@njit(cache=True)
+def _panel(
+    block: Any,
+    m: int,
+    k: int,
+    a: Any,
+    a_at: int,
+    a_row: int,
+    a_k: int,
+    b: Any,
+    b_at: int,
+    b_k: int,
+    c: Any,
+    c_at: int,
+    c_row: int,
+) -> None:
+    """One column panel of `gemm`: full tiles, then the rows that are left, one at a time."""
+    row = 0
+    rows = rows_of(block)
+    while row + rows <= m:
+        multiply_add(
+            block, k, a, a_at + row * a_row, a_row, a_k, b, b_at, b_k, c, c_at + row * c_row, c_row
+        )
+        row += rows
+    single = with_rows(block, 1)
+    while row < m:
+        multiply_add(
+            single, k, a, a_at + row * a_row, a_row, a_k, b, b_at, b_k, c, c_at + row * c_row, c_row
+        )
+        row += 1

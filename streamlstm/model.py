@@ -1,0 +1,296 @@
+"""The model file: one ``.safetensors`` with spec, weights, error quantiles and a golden trajectory.
+
+This room only parses and writes. That the weights do what the file says is proved by
+:mod:`streamlstm.golden`, each time an engine opens the model.
+
+Tensors, all little endian (H = hidden, I = length of the input vector, O = horizon * targets):
+
+==========================  ==========  ============================================================
+``lstm.weight_ih_l{n}``     (4H, I|H)   float32, gate order i, f, g, o, as PyTorch
+``lstm.weight_hh_l{n}``     (4H, H)     float32
+``lstm.bias_l{n}``          (4H,)       float32, PyTorch's two biases summed
+``head.weight``             (O, H)      float32, row ``k * targets + j``: step k, target j
+``head.bias``               (O,)        float32
+``head.skip``               (O, I)      float32, the linear shortcut from the input vector
+``golden.inputs``           (T, I)      float32
+``golden.outputs``          (T, O)      float64, from a zero state
+``golden.h``, ``golden.c``  (layers, H) float64, after the last input
+``errors.levels``           (Q,)        float64, optional: probabilities, rising
+``errors.quantiles``        (Q, O)      float32: quantiles of |error| / scale, unseen data
+==========================  ==========  ============================================================
+
+The metadata key ``streamlstm`` holds JSON: ``format`` (version), ``spec``, ``provenance``.
+"""
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from zoneinfo import ZoneInfo
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+FORMAT = 1
+ActivationName = Literal["tanh", "sigmoid", "relu", "hard_sigmoid", "linear"]
+CalendarName = Literal["hour", "week", "year"]
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class ModelError(ValueError):
+    """A model file that cannot be used; the message is one line and says the mend."""
+
+
+class Scaling(BaseModel):
+    """How raw values become the network's inputs: z = (y - loc) / scale, per series and input.
+
+    ``none``: z = y. ``fixed``: ``loc`` and ``scale`` as given, one for each input. ``running``:
+    from the series' own past and present alone, exponentially weighted over ``memory`` ticks, with
+    a prior worth one tick that says a series' deviation is ``prior_ratio`` times its mean.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["none", "fixed", "running"] = "running"
+    loc: tuple[_Finite, ...] = ()
+    scale: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = ()
+    memory: int = Field(default=1000, ge=1, le=100_000_000)
+    prior_ratio: float = Field(default=0.1, gt=0, allow_inf_nan=False)
+
+
+class Spec(BaseModel):
+    """What a model is made of; all that training, engine and kernels have to agree on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cell: Literal["lstm"] = "lstm"
+    layers: int = Field(default=1, ge=1, le=16)
+    hidden: int = Field(ge=1, le=4096)
+    activation: ActivationName = "tanh"
+    recurrent_activation: ActivationName = "sigmoid"
+    head_activation: ActivationName = "linear"
+    inputs: int = Field(default=1, ge=1, le=1024, description="measured values of a tick")
+    targets: int = Field(default=1, ge=1, description="the first of them are forecast")
+    step_ns: int = Field(ge=0, description="nanoseconds between ticks; 0: not known")
+    horizon: int = Field(ge=1, le=4096)
+    season: int = Field(default=0, ge=0, le=1_000_000, description="in steps; 0: none")
+    base: Literal["none", "last", "seasonal"] = "last"
+    lags: tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...] = ()
+    calendar: tuple[CalendarName, ...] = ()
+    timezone: str = "UTC"
+    scaling: Scaling = Scaling()
+
+    @property
+    def width(self) -> int:
+        """Length I of the input vector: values, lags of the targets, sine and cosine each."""
+        return self.inputs + len(self.lags) * self.targets + 2 * len(self.calendar)
+
+    @property
+    def outputs(self) -> int:
+        """Length O of the output vector."""
+        return self.horizon * self.targets
+
+    @property
+    def history(self) -> int:
+        """How many past values of each target the features look back on."""
+        need = max((*self.lags, self.season if self.base == "seasonal" else 0, 0))
+        # whole seasons, so that a place left unwritten in a gap holds the same phase
+        return -(-need // self.season) * self.season if self.season else need
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.targets > self.inputs:
+            raise ValueError(f"targets ({self.targets}) exceed inputs ({self.inputs})")
+        if self.base == "seasonal" and not self.season:
+            raise ValueError("base 'seasonal' needs a season of at least 1 step")
+        if self.scaling.kind == "fixed" and not (
+            len(self.scaling.loc) == len(self.scaling.scale) == self.inputs
+        ):
+            raise ValueError(f"fixed scaling needs {self.inputs} loc and scale values")
+        try:
+            ZoneInfo(self.timezone)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"unknown time zone {self.timezone!r}") from error
+        return self
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every weight tensor."""
+        H, O, I = self.hidden, self.outputs, self.width  # noqa: E741
+        shapes: dict[str, tuple[int, ...]] = {}
+        for n in range(self.layers):
+            shapes[f"lstm.weight_ih_l{n}"] = (4 * H, H if n else I)
+            shapes[f"lstm.weight_hh_l{n}"] = (4 * H, H)
+            shapes[f"lstm.bias_l{n}"] = (4 * H,)
+        return shapes | {"head.weight": (O, H), "head.bias": (O,), "head.skip": (O, I)}
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A run of the network from a zero state that every backend must repeat."""
+
+    inputs: NDArray[np.float32]
+    """(T, I)"""
+    outputs: NDArray[np.float64]
+    """(T, O)"""
+    h: NDArray[np.float64]
+    """(layers, H)"""
+    c: NDArray[np.float64]
+    """(layers, H)"""
+
+
+@dataclass(frozen=True)
+class Errors:
+    """How far forecasts were off on data not trained on: where intervals begin."""
+
+    levels: NDArray[np.float64]
+    """(Q,) rising probabilities"""
+    quantiles: NDArray[np.float32]
+    """(Q, O) quantiles of |error| in units of the series' scale"""
+
+    def at(self, level: float) -> NDArray[np.float32]:
+        """(O,) the quantile at ``level``, linear between the levels kept."""
+        columns = [np.interp(level, self.levels, column) for column in self.quantiles.T]
+        return np.array(columns, np.float32)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A parsed model file."""
+
+    spec: Spec
+    weights: Mapping[str, NDArray[np.float32]]
+    golden: Golden
+    errors: Errors | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """12 hex digits over spec and weights: what predictions and checkpoints name."""
+        digest = hashlib.sha256(self.spec.model_dump_json().encode())
+        for name in self.spec.weight_shapes():
+            digest.update(self.weights[name].tobytes())
+        return digest.hexdigest()[:12]
+
+
+def save_model(model: Model, path: Path) -> None:
+    """Write ``model`` to ``path``, whole or not at all.
+
+    Raises:
+        ModelError: a weight is missing, of another shape, or not finite.
+        OSError: the file cannot be written.
+    """
+    _check_weights(model.spec, model.weights)
+    tensors: dict[str, NDArray[Any]] = dict(model.weights)
+    for name in ("inputs", "outputs", "h", "c"):
+        tensors[f"golden.{name}"] = getattr(model.golden, name)
+    if model.errors is not None:
+        tensors["errors.levels"] = model.errors.levels
+        tensors["errors.quantiles"] = model.errors.quantiles
+    header = {
+        "format": FORMAT,
+        "spec": model.spec.model_dump(mode="json"),
+        "provenance": dict(model.provenance),
+    }
+    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    data = save(contiguous, {"streamlstm": json.dumps(header)})
+    prefix = f".{path.name}."
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=prefix, delete=False) as file:
+        try:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def load_model(path: Path) -> Model:
+    """Parse the model file at ``path``.
+
+    Raises:
+        ModelError: there is no such file, or it is damaged, of another format, or inconsistent.
+    """
+    if not path.is_file():
+        raise ModelError(f"{path}: no such model file; make one with 'streamlstm fit'")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelError(f"{path}: damaged model file ({error}); fit or copy it again") from error
+    if "streamlstm" not in metadata:
+        raise ModelError(f"{path}: a safetensors file, but not a model of streamlstm")
+    try:
+        header = json.loads(metadata["streamlstm"])
+        if header["format"] != FORMAT:
+            raise ModelError(
+                f"format {header['format']}, this version reads {FORMAT}; fit it again"
+            )
+        spec = Spec.model_validate(header["spec"])
+        golden = _golden(spec, tensors)
+        errors = _errors(spec, tensors)
+        weights = {k: v for k, v in tensors.items() if k.startswith(("lstm.", "head."))}
+        _check_weights(spec, weights)
+        return Model(spec, weights, golden, errors, header.get("provenance", {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "spec"
+        raise ModelError(f"{path}: bad spec, {where}: {first['msg']}; fit it again") from error
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{path}: damaged model file ({error!r}); fit or copy it again") from error
+
+
+def _expect(name: str, tensor: NDArray[Any] | None, dtype: type, shape: tuple[int, ...]) -> None:
+    if tensor is None:
+        raise ModelError(f"tensor {name} is missing; fit or copy it again")
+    if tensor.dtype != dtype or tensor.shape != shape:
+        raise ModelError(
+            f"tensor {name} is {tensor.dtype}{list(tensor.shape)},"
+            f" the spec asks for {np.dtype(dtype)}{list(shape)}"
+        )
+    if not np.isfinite(tensor).all():
+        raise ModelError(f"tensor {name} holds NaN or infinity; fit it again")
+
+
+def _check_weights(spec: Spec, weights: Mapping[str, NDArray[Any]]) -> None:
+    shapes = spec.weight_shapes()
+    for name, shape in shapes.items():
+        _expect(name, weights.get(name), np.float32, shape)
+    if unknown := sorted(weights.keys() - shapes.keys()):
+        raise ModelError(f"unknown tensor {unknown[0]}; is the file of a later version?")
+
+
+def _golden(spec: Spec, tensors: Mapping[str, NDArray[Any]]) -> Golden:
+    inputs = tensors["golden.inputs"]
+    length = len(inputs)
+    _expect("golden.inputs", inputs, np.float32, (length, spec.width))
+    _expect("golden.outputs", tensors.get("golden.outputs"), np.float64, (length, spec.outputs))
+    for name in ("golden.h", "golden.c"):
+        _expect(name, tensors.get(name), np.float64, (spec.layers, spec.hidden))
+    if not length:
+        raise ModelError("the golden trajectory is empty; fit it again")
+    return Golden(inputs, *(tensors[f"golden.{name}"] for name in ("outputs", "h", "c")))
+
+
+def _errors(spec: Spec, tensors: Mapping[str, NDArray[Any]]) -> Errors | None:
+    if "errors.levels" not in tensors:
+        return None
+    levels = tensors["errors.levels"]
+    _expect("errors.levels", levels, np.float64, (len(levels),))
+    quantiles = tensors.get("errors.quantiles")
+    _expect("errors.quantiles", quantiles, np.float32, (len(levels), spec.outputs))
+    if not len(levels) or not all(map(math.isfinite, levels)) or (np.diff(levels) <= 0).any():
+        raise ModelError("errors.levels must rise; fit it again")
+    return Errors(levels, tensors["errors.quantiles"])

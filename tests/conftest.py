@@ -1,0 +1,18 @@
+import os
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("streamlstm", deadline=None)  # a first call may compile
+settings.load_profile("streamlstm")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
+    """In CI all that tests need is there: a skip for want of a program is a failure."""
+    report = yield
+    in_ci = os.environ.get("STREAMLSTM_CI")
+    if in_ci and report.skipped and "not installed" in str(report.longrepr):
+        report.outcome = "failed"
+        report.longrepr = f"skipped in CI: {report.longrepr}"
+    return report

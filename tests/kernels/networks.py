@@ -1,0 +1,58 @@
+"""Networks for the kernel tests: from the goldens and at random."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from streamlstm.kernels.cell import Head, Layer, Network
+
+GOLDENS = Path(__file__).parent / "goldens"
+SHORT = sorted(path.stem for path in GOLDENS.glob("short_*.npz"))
+LONG = sorted(path.stem for path in GOLDENS.glob("long_*.npz"))
+
+
+def golden(name: str) -> tuple[Network, dict[str, Any]]:
+    """The network of a golden file and all its arrays."""
+    with np.load(GOLDENS / f"{name}.npz") as file:
+        arrays = {key: file[key] for key in file.files}
+    activations = (
+        str(arrays.get("activation", "tanh")),
+        str(arrays.get("recurrent_activation", "sigmoid")),
+    )
+    layers = tuple(
+        Layer(arrays[f"weight_ih_{n}"], arrays[f"weight_hh_{n}"], arrays[f"bias_{n}"], *activations)
+        for n in range(int(arrays["layers"]))
+    )
+    hidden, inputs = layers[-1].weight_hh.shape[1], arrays["inputs"].shape[1]
+    head = Head(
+        arrays.get("head_weight", np.zeros((1, hidden), np.float32)),
+        arrays.get("head_bias", np.zeros(1, np.float32)),
+        arrays.get("head_skip", np.zeros((1, inputs), np.float32)),
+    )
+    return Network(layers, head), arrays
+
+
+def random_network(
+    hidden: int,
+    inputs: int = 1,
+    layers: int = 1,
+    outputs: int = 1,
+    activation: str = "tanh",
+    recurrent_activation: str = "sigmoid",
+    head_activation: str = "linear",
+    seed: int = 0,
+) -> Network:
+    """Weights as PyTorch draws them, uniform on +-1/sqrt(H)."""
+    random = np.random.default_rng(seed)
+
+    def draw(*shape: int) -> Any:
+        return random.uniform(-1, 1, shape).astype(np.float32) / np.float32(hidden**0.5)
+
+    stack = []
+    for number in range(layers):
+        width = inputs if number == 0 else hidden
+        weights = draw(4 * hidden, width), draw(4 * hidden, hidden), draw(4 * hidden)
+        stack.append(Layer(*weights, activation, recurrent_activation))
+    head = Head(draw(outputs, hidden), draw(outputs), draw(outputs, inputs), head_activation)
+    return Network(tuple(stack), head)

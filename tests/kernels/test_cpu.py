@@ -1,0 +1,269 @@
+"""The CPU step against the oracle and PyTorch, and the same bits however it is called."""
+
+import tracemalloc
+from itertools import pairwise
+
+import numba
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numba import njit
+from numba.core import event
+
+from streamlstm.kernels import cpu, reference, simd
+from streamlstm.kernels.cell import padded
+from tests.kernels.networks import LONG, SHORT, golden, random_network
+
+
+def batch(slots, inputs, outputs):
+    """Arguments of a step of unique slots."""
+    slots = np.asarray(slots, np.int32)
+    inputs = np.ascontiguousarray(inputs, np.float32)
+    return slots, inputs, np.array([0, len(slots)]), np.zeros((len(slots), outputs), np.float32)
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_step_follows_pytorch(name):
+    network, arrays = golden(name)
+    hidden = arrays["h"].shape[2]
+    buffers = cpu.allocate(network, 3)
+    for x, h, c, y in zip(
+        arrays["inputs"], arrays["h"], arrays["c"], arrays["outputs"], strict=True
+    ):
+        args = batch([1], x[None], len(y))
+        cpu.step(buffers, *args)
+        record = cpu.to_host(buffers, args[0])[0, :, :, :hidden]
+        np.testing.assert_allclose(record[:, 0], h, atol=2e-6)
+        np.testing.assert_allclose(record[:, 1], c, atol=4e-6)
+        np.testing.assert_allclose(args[3][0], y, atol=4e-6)
+    assert not buffers.state[[0, 2]].any()
+
+
+@pytest.mark.parametrize("hidden", [1, 5, 16, 32, 50, 64, 100, 128, 256])
+@pytest.mark.parametrize("inputs", [1, 7])
+def test_h_after_one_step_is_within_1e_6_of_float64(hidden, inputs):
+    network = random_network(hidden, inputs, outputs=3)
+    fast, exact = cpu.allocate(network, 64), reference.allocate(network, 64)
+    random = np.random.default_rng(hidden)
+    records = np.zeros((64, 1, 2, padded(hidden)), np.float32)
+    records[..., :hidden] = random.uniform(-1, 1, (64, 1, 2, hidden))
+    everyone = np.arange(64, dtype=np.int32)
+    cpu.from_host(fast, everyone, records)
+    reference.from_host(exact, everyone, records)
+    args = batch(random.permutation(64)[:55], random.standard_normal((55, inputs)), 3)
+    expected = np.zeros((55, 3))
+    cpu.step(fast, *args)
+    reference.step(exact, *args[:3], expected)
+    difference = np.abs(cpu.to_host(fast, everyone) - exact.state)
+    assert difference[:, :, 0].max() <= 1e-6
+    assert difference[:, :, 1].max() <= 2e-6
+    np.testing.assert_allclose(args[3], expected, atol=2e-6)
+    assert not cpu.to_host(fast, everyone)[..., hidden:].any()
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_ten_thousand_steps_stay_within_four_times_pytorchs_own_error(name):
+    network, arrays = golden(name)
+    buffers = cpu.allocate(network, 1)
+    hidden, every = arrays["h"].shape[1], int(arrays["every"])
+    worst = 0.0
+    for at, h in enumerate(arrays["h"]):
+        x = arrays["inputs"][at * every : (at + 1) * every]
+        outputs = np.zeros((every, 1), np.float32)
+        cpu.step(buffers, np.zeros(every, np.int32), x, np.arange(every + 1), outputs)
+        top = cpu.to_host(buffers, np.zeros(1, np.int32))[0, -1, 0, :hidden]
+        worst = max(worst, np.abs(top - h).max())
+    assert worst <= 4 * arrays["torch_error"]
+
+
+# --- the same bits --------------------------------------------------------------------------------
+
+SERIES, TICKS = 70, 5
+MIXED = random_network(50, 3, layers=2, outputs=20, seed=3)
+STREAM = np.random.default_rng(5).standard_normal((SERIES, TICKS, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """State and outputs of each series when it is stepped by itself, tick by tick."""
+    buffers = cpu.allocate(MIXED, SERIES)
+    outputs = np.zeros((SERIES, TICKS, 20), np.float32)
+    for series in range(SERIES):
+        for tick in range(TICKS):
+            args = batch([series], STREAM[series, tick][None], 20)
+            cpu.step(buffers, *args)
+            outputs[series, tick] = args[3]
+    return buffers.state.copy(), outputs
+
+
+def rounds_of(slots):
+    """Boundaries of consecutive rounds of unique slots."""
+    bounds, seen = [0], set()
+    for at, slot in enumerate(slots):
+        if slot in seen:
+            bounds.append(at)
+            seen = set()
+        seen.add(slot)
+    return np.array([*bounds, len(slots)])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_a_series_has_the_same_bits_in_any_batch_place_round_and_thread(alone, threads, data):
+    order = [series for series in range(SERIES) for _ in range(TICKS)]
+    order = np.array(data.draw(st.permutations(order)), np.int32)
+    cuts = data.draw(st.sets(st.integers(1, len(order) - 1), max_size=6))
+    before = numba.get_num_threads()
+    numba.set_num_threads(min(threads, before))
+    try:
+        buffers = cpu.allocate(MIXED, SERIES)
+        done = np.zeros(SERIES, int)
+        for start, stop in pairwise([0, *sorted(cuts), len(order)]):
+            slots = order[start:stop]
+            ticks = np.zeros(len(slots), int)
+            for at, slot in enumerate(slots):
+                ticks[at] = done[slot]
+                done[slot] += 1
+            outputs = np.zeros((len(slots), 20), np.float32)
+            cpu.step(buffers, slots, STREAM[slots, ticks], rounds_of(slots), outputs)
+            assert outputs.tobytes() == alone[1][slots, ticks].tobytes()
+    finally:
+        numba.set_num_threads(before)
+    assert buffers.state.tobytes() == alone[0].tobytes()
+
+
+@pytest.mark.parametrize("hidden", [16, 48, 64])
+@pytest.mark.parametrize("count", [1, 2, 5, 6, 7, 47, 48, 49, 97, 1000])
+def test_every_size_of_batch_gives_the_bits_of_single_steps(hidden, count):
+    network = random_network(hidden, 2, outputs=17)
+    together, single = cpu.allocate(network, count), cpu.allocate(network, count)
+    random = np.random.default_rng(count)
+    for _ in range(2):
+        args = batch(random.permutation(count), random.standard_normal((count, 2)), 17)
+        cpu.step(together, *args)
+        outputs = np.zeros((count, 17), np.float32)
+        for at in range(count):
+            row = slice(at, at + 1)
+            cpu.step(single, args[0][row], args[1][row], np.array([0, 1]), outputs[row])
+        assert outputs.tobytes() == args[3].tobytes()
+    assert together.state.tobytes() == single.state.tobytes()
+
+
+@njit(cache=True)
+def step_avx512(plan, slots, inputs, rounds, outputs):
+    cpu.step_on(simd.tile(6, 4, 16), plan, slots, inputs, rounds, outputs)
+
+
+@njit(cache=True)
+def step_avx2(plan, slots, inputs, rounds, outputs):
+    cpu.step_on(simd.tile(3, 4, 8), plan, slots, inputs, rounds, outputs)
+
+
+@njit(cache=True)
+def step_narrow(plan, slots, inputs, rounds, outputs):
+    cpu.step_on(simd.tile(3, 4, 4), plan, slots, inputs, rounds, outputs)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_every_vector_width_gives_the_same_bits(activation):
+    network = random_network(50, 3, layers=2, outputs=20, activation=activation)
+    random = np.random.default_rng(0)
+    widths = [step_avx512, step_avx2, step_narrow]
+    buffers = [cpu.allocate(network, 100) for _ in widths]
+    for count in (1, 4, 100):
+        args = batch(random.permutation(100)[:count], random.standard_normal((count, 3)), 20)
+        results = []
+        for step, own in zip(widths, buffers, strict=True):
+            step(own.plan, *args)
+            results.append((args[3].tobytes(), own.state.tobytes()))
+        assert results[0] == results[1] == results[2]
+
+
+# --- neighbours, extremes, memory -----------------------------------------------------------------
+
+
+def test_extreme_inputs_stay_finite_and_with_their_own_series():
+    network = random_network(32, 2, outputs=2)
+    hostile, calm = cpu.allocate(network, 60), cpu.allocate(network, 60)
+    random = np.random.default_rng(0)
+    extremes = [3e38, -3e38, 1e-45, -1e-40, 1e30, np.inf, np.nan]
+    for _ in range(5):
+        args = batch(range(60), random.standard_normal((60, 2)), 2)
+        cpu.step(calm, *args)
+        expected = args[3].copy()
+        args[1][: len(extremes)] = np.array(extremes)[:, None] * [1, -1]
+        cpu.step(hostile, *args)
+        others = slice(len(extremes), None)
+        assert args[3][others].tobytes() == expected[others].tobytes()
+        assert hostile.state[others].tobytes() == calm.state[others].tobytes()
+        assert np.isfinite(hostile.state).all()
+
+
+def test_only_the_named_slots_change():
+    network = random_network(40, layers=2)
+    buffers = cpu.allocate(network, 20)
+    everyone = np.arange(20, dtype=np.int32)
+    records = np.zeros((20, 2, 2, 48), np.float32)
+    records[..., :40] = np.random.default_rng(0).uniform(-1, 1, (20, 2, 2, 40))
+    cpu.from_host(buffers, everyone, records)
+    cpu.step(buffers, *batch([3, 17, 4], np.ones((3, 1)), 1))
+    changed = (cpu.to_host(buffers, everyone) != records).any(axis=(1, 2, 3))
+    assert set(np.flatnonzero(changed)) == {3, 4, 17}
+
+
+def test_state_is_exactly_the_declared_record_and_starts_at_zero():
+    buffers = cpu.allocate(random_network(50, layers=2), 1000)
+    assert buffers.state.shape == (1000, 2 * 2 * 64)
+    assert buffers.state.dtype == np.float32
+    assert not buffers.state.any()
+
+
+def test_layers_may_differ_in_size_and_heads_in_activation():
+    lower, upper = random_network(40, 2), random_network(20, 40, outputs=3, head_activation="relu")
+    network = lower._replace(
+        layers=lower.layers + upper.layers,
+        head=upper.head._replace(skip=np.ones((3, 2), np.float32)),
+    )
+    fast, exact = cpu.allocate(network, 9), reference.allocate(network, 9)
+    random = np.random.default_rng(0)
+    for _ in range(3):
+        args = batch(random.permutation(9), random.standard_normal((9, 2)), 3)
+        expected = np.zeros((9, 3))
+        cpu.step(fast, *args)
+        reference.step(exact, *args[:3], expected)
+        np.testing.assert_allclose(args[3], expected, atol=2e-6)
+    everyone = np.arange(9, dtype=np.int32)
+    np.testing.assert_allclose(cpu.to_host(fast, everyone), exact.state, atol=2e-6)
+
+
+def test_warm_up_compiles_everything_and_touches_no_state():
+    network = random_network(32, 2, layers=2, outputs=3)
+    buffers = cpu.allocate(network, 500)
+    cpu.warm_up(buffers)
+    assert not buffers.state.any()
+    with event.install_recorder("numba:compile") as compiled:
+        for count in (1, 3, 48, 500):
+            cpu.step(buffers, *batch(range(count), np.ones((count, 2)), 3))
+    assert not compiled.buffer
+
+
+def test_a_step_allocates_nothing():
+    network = random_network(32)
+    buffers = cpu.allocate(network, 2000)
+    args = batch(range(2000), np.ones((2000, 1)), 1)
+    cpu.step(buffers, *args)
+    heap = numba.core.runtime._nrt_python
+    heap.memsys_enable_stats()
+    tracemalloc.start()
+    try:
+        before = heap.memsys_get_stats_alloc()
+        for _ in range(50):
+            cpu.step(buffers, *args)
+        in_compiled_code = heap.memsys_get_stats_alloc() - before
+        assert tracemalloc.get_traced_memory()[1] < 5_000  # far from any array of the batch
+    finally:
+        tracemalloc.stop()
+        heap.memsys_disable_stats()
+    assert in_compiled_code <= 50 * 4  # the handles of the four arrays passed

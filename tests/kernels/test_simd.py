@@ -1,0 +1,82 @@
+"""Vector registers: products against NumPy, bits against a scalar chain, whatever the shape."""
+
+import numpy as np
+import pytest
+from numba import njit
+
+from streamlstm.kernels import simd
+
+
+@njit(cache=True)
+def scalar_product(a, b, c):
+    """c += a @ b by the promised chain, one scalar fma after the other."""
+    for i in range(a.shape[0]):
+        for j in range(b.shape[1]):
+            for k in range(a.shape[1]):
+                c[i, j] = simd.fma(a[i, k], b[k, j], c[i, j])
+
+
+@njit(cache=True)
+def on_host(a, b, c):
+    m, k = a.shape
+    n = b.shape[1]
+    simd.gemm(simd.host_tile(), m, n, k, a, 0, k, 1, b, 0, n, c, 0, n)
+
+
+@njit(cache=True)
+def on_avx512(a, b, c):
+    m, k = a.shape
+    n = b.shape[1]
+    simd.gemm(simd.tile(6, 4, 16), m, n, k, a, 0, k, 1, b, 0, n, c, 0, n)
+
+
+@njit(cache=True)
+def on_avx2(a, b, c):
+    m, k = a.shape
+    n = b.shape[1]
+    simd.gemm(simd.tile(3, 4, 8), m, n, k, a, 0, k, 1, b, 0, n, c, 0, n)
+
+
+@njit(cache=True)
+def on_neon(a, b, c):
+    m, k = a.shape
+    n = b.shape[1]
+    simd.gemm(simd.tile(6, 4, 4), m, n, k, a, 0, k, 1, b, 0, n, c, 0, n)
+
+
+@njit(cache=True)
+def transposed(a, b, c):
+    """c += a.T @ b, with addresses in place of arrays."""
+    k, m = a.shape
+    n = b.shape[1]
+    start = simd.address(a), simd.address(b), simd.address(c)
+    simd.gemm(simd.host_tile(), m, n, k, start[0], 0, 1, m, start[1], 0, n, start[2], 0, n)
+
+
+SHAPES = [(1, 16, 1), (7, 64, 5), (6, 64, 33), (13, 80, 300), (48, 256, 65), (3, 48, 0), (0, 16, 4)]
+
+
+@pytest.mark.parametrize(("m", "n", "k"), SHAPES)
+def test_product_is_the_scalar_chain_bit_for_bit_at_every_width(m, n, k):
+    random = np.random.default_rng(1)
+    a = random.standard_normal((m, k), np.float32)
+    b = random.standard_normal((k, n), np.float32)
+    start = random.standard_normal((m, n), np.float32)
+    expected = start.copy()
+    scalar_product(a, b, expected)
+    np.testing.assert_allclose(expected, start + a.astype(float) @ b, atol=1e-4)
+    for product in (on_host, on_avx512, on_avx2, on_neon):
+        c = start.copy()
+        product(a, b, c)
+        assert c.tobytes() == expected.tobytes()
+    c = start.copy()
+    transposed(np.ascontiguousarray(a.T), b, c)
+    assert c.tobytes() == expected.tobytes()
+
+
+def test_register_block_follows_the_host():
+    assert simd.shape_for({"avx512f": True, "avx2": True}, "x86_64") == (6, 4, 16)
+    assert simd.shape_for({"avx512f": False, "avx2": True}, "x86_64") == (3, 4, 8)
+    assert simd.shape_for({}, "aarch64") == (6, 4, 4)
+    assert simd.shape_for({}, "x86_64") == (3, 4, 4)
+    assert simd.host_shape().lanes in (4, 8, 16)

@@ -1,0 +1,144 @@
+"""A forecaster in plain float64 Python, from a ``.safetensors`` alone: imports nothing of ours.
+
+What the model file's documentation says, written a second time for the tests to compare with.
+"""
+
+import json
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import numpy as np
+from safetensors import safe_open
+
+PERIOD = {"hour": 86400, "week": 7 * 86400, "year": 31_556_952}
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    with safe_open(path, framework="numpy") as file:
+        spec = json.loads(file.metadata()["streamlstm"])["spec"]
+        return spec, {name: file.get_tensor(name).astype(float) for name in file.keys()}  # noqa: SIM118
+
+
+def act(name: str, x: np.ndarray) -> np.ndarray:
+    return {
+        "tanh": np.tanh,
+        "sigmoid": lambda v: 1 / (1 + np.exp(-v)),
+        "relu": lambda v: np.maximum(v, 0),
+        "hard_sigmoid": lambda v: np.clip(v / 6 + 0.5, 0, 1),
+        "linear": lambda v: v,
+    }[name](x)
+
+
+class Oracle:
+    """One series; ``step`` gives forecast, lower and upper, each (horizon, targets)."""
+
+    def __init__(self, path: Path, coverage: float = 0.9) -> None:
+        self.spec, self.w = read(path)
+        self.coverage = coverage
+        H, L = self.spec["hidden"], self.spec["layers"]
+        self.h, self.c = np.zeros((L, H)), np.zeros((L, H))
+        self.grid: dict[int, np.ndarray] = {}  # place -> raw targets
+        self.made: dict[int, np.ndarray] = {}  # place -> forecast made there
+        self.place, self.seen, self.last = 0, 0, 0
+        self.loc = np.zeros(self.spec["inputs"])
+        self.var = np.zeros(self.spec["inputs"])
+        self.width: np.ndarray | None = None
+
+    def step(self, ts_ns: int, values: list[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        spec, y = self.spec, np.array(values, float)
+        T, K, S = spec["targets"], spec["horizon"], spec["season"]
+        if self.seen:
+            steps = 1
+            if spec["step_ns"]:
+                steps = max(1, math.floor((ts_ns - self.last) / spec["step_ns"] + 0.5))
+            for missed in range(self.place + 1, self.place + steps):
+                older = [
+                    p for p in range(missed, -1, -(self.history() or missed + 1)) if p in self.grid
+                ]
+                self.grid[missed] = self.grid[older[0]] if older else self.grid[self.place]
+            self.place += steps
+        self.last, self.seen = ts_ns, self.seen + 1
+        loc, scale = self.scaling(y)
+
+        past = [self.grid.get(self.place - lag, y[:T]) for lag in spec["lags"]]
+        x = [*((y - loc) / scale), *((p - loc[:T]) / scale[:T] for p in past)]
+        zone = ZoneInfo(spec["timezone"])
+        moment = datetime.fromtimestamp(ts_ns // 10**9, UTC)
+        local = ts_ns / 1e9 + moment.astimezone(zone).utcoffset().total_seconds()
+        for name in spec["calendar"]:
+            turn = 2 * math.pi * (local % PERIOD[name]) / PERIOD[name]
+            x += [math.sin(turn), math.cos(turn)]
+        out = self.network(np.hstack(x)).reshape(K, T)
+
+        self.grid[self.place] = y[:T]
+        base = np.empty((K, T))
+        for k in range(K):
+            base[k] = {"none": loc[:T], "last": y[:T], "seasonal": y[:T]}[spec["base"]]
+            if spec["base"] == "seasonal":
+                back = self.place + k + 1 - S * (k // S + 1)
+                base[k] = self.grid.get(back, y[:T])
+        point = base + scale[:T] * out
+        half = self.interval(y[:T], scale[:T]) * scale[:T]
+        self.made[self.place] = point
+        return point, point - half, point + half
+
+    def history(self) -> int:
+        spec = self.spec
+        need = max([*spec["lags"], spec["season"] if spec["base"] == "seasonal" else 0, 0])
+        return math.ceil(need / spec["season"]) * spec["season"] if spec["season"] else need
+
+    def scaling(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        scaling = self.spec["scaling"]
+        if scaling["kind"] == "none":
+            return np.zeros_like(y), np.ones_like(y)
+        if scaling["kind"] == "fixed":
+            return np.array(scaling["loc"]), np.array(scaling["scale"])
+        seen, n = self.seen, min(self.seen, scaling["memory"])
+        off = y - self.loc
+        self.loc = self.loc + off / n
+        self.var = (1 - 1 / n) * (self.var + off * off / n)
+        prior = scaling["prior_ratio"] * self.loc
+        scale = np.sqrt((seen * self.var + prior**2) / (seen + 1))
+        return self.loc, np.where(scale > 0, scale, 1.0)
+
+    def network(self, x: np.ndarray) -> np.ndarray:
+        spec, w, H = self.spec, self.w, self.spec["hidden"]
+        below = x
+        for n in range(spec["layers"]):
+            gates = w[f"lstm.weight_ih_l{n}"] @ below + w[f"lstm.bias_l{n}"]
+            gates = gates + w[f"lstm.weight_hh_l{n}"] @ self.h[n]
+            i, f, g, o = gates.reshape(4, H)
+            i, f, o = (act(spec["recurrent_activation"], v) for v in (i, f, o))
+            self.c[n] = f * self.c[n] + i * act(spec["activation"], g)
+            self.h[n] = o * act(spec["activation"], self.c[n])
+            below = self.h[n]
+        out = w["head.weight"] @ below + w["head.skip"] @ x + w["head.bias"]
+        return act(spec["head_activation"], out)
+
+    def interval(self, y: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """Half-widths (horizon, targets); learns from ``y`` first."""
+        K, T, cover, rate = self.spec["horizon"], self.spec["targets"], self.coverage, 0.03
+        steps = np.unique(np.round(np.linspace(1, K, min(K, 8))).astype(int))
+        if self.width is None:
+            self.width = np.full((len(steps), T), np.nan)
+            if "errors.levels" in self.w:
+                for a, k in enumerate(steps):
+                    for j in range(T):
+                        column = self.w["errors.quantiles"][:, (k - 1) * T + j]
+                        self.width[a, j] = np.interp(cover, self.w["errors.levels"], column)
+        for a, k in enumerate(steps):
+            if self.place - k in self.made:
+                errors = abs(y - self.made[self.place - k][k - 1]) / scale
+                for j, error in enumerate(errors):
+                    w = self.width[a, j]
+                    if np.isnan(w) or (w == 0 and error > 0):
+                        self.width[a, j] = error
+                    elif error > w:
+                        self.width[a, j] = w * (1 + rate * cover)
+                    else:
+                        self.width[a, j] = w * (1 - rate * (1 - cover))
+        every = np.arange(1, K + 1)
+        return np.stack([np.interp(every, steps, self.width[:, j]) for j in range(T)], axis=1)

@@ -1,0 +1,196 @@
+"""The engine against a plain float64 forecaster, and its promise of the same bits always."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamlstm.engine import Engine
+from streamlstm.model import Model, ModelError, save_model
+from streamlstm.ticks import WARM, Forecasts, Keys, Ticks
+from tests.models import HOUR, random_model
+from tests.oracle import Oracle
+
+START = 1_400_000_000 * 10**9
+RICH = {
+    "layers": 2,
+    "hidden": 20,
+    "horizon": 30,
+    "season": 24,
+    "base": "seasonal",
+    "lags": (24, 23, 1),
+    "calendar": ("hour", "week", "year"),
+    "timezone": "Europe/Berlin",
+}
+
+
+def ticks(slots: list[int], hours: list[float], values: np.ndarray, flags: int = 0) -> Ticks:
+    return Ticks(
+        np.array(slots, np.int32),
+        START + np.round(np.array(hours) * HOUR).astype(np.int64),
+        np.asarray(values, float).reshape(len(slots), -1),
+        np.full(len(slots), flags, np.uint8),
+    )
+
+
+def opened(model: Model, **options: object) -> Engine:
+    engine = Engine(model, **{"max_series": 100, "max_batch": 256} | options)
+    engine.series.lookup(Keys.of([b"%d" % i for i in range(10)]))
+    return engine
+
+
+def copied(forecasts: Forecasts) -> Forecasts:
+    return Forecasts(*(array.copy() for array in forecasts))
+
+
+def everything(engine: Engine) -> dict[str, bytes]:
+    """All state of all series, as bytes."""
+    slots = np.arange(engine.series.active, dtype=np.int32)
+    recurrent = engine.kernels.to_host(engine.buffers, slots)
+    state = {name: array[slots].tobytes() for name, array in engine.series.state.items()}
+    return state | {"recurrent": recurrent.tobytes()}
+
+
+@pytest.mark.parametrize("spec", [{}, RICH, {"inputs": 3, "targets": 2, "base": "none"}])
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_equals_a_float64_forecaster_made_from_the_file_alone(
+    tmp_path: Path, spec: dict[str, object], calibrated: bool
+) -> None:
+    model = random_model(calibrated=calibrated, **spec)
+    save_model(model, tmp_path / "m.safetensors")
+    oracle, engine = Oracle(tmp_path / "m.safetensors"), opened(model)
+    rng = np.random.default_rng(3)
+    hours = np.cumsum(rng.choice([1, 1, 1, 1, 1.2, 3, 40], 300))
+    values = rng.normal(10, 2, (300, model.spec.inputs))
+    for hour, value in zip(hours, values, strict=True):
+        tick = ticks([4], [hour], value)
+        ours = engine.step(tick, 0)
+        point, lower, upper = oracle.step(int(tick.ts[0]), value.tolist())
+        np.testing.assert_allclose(ours.point[0], point, atol=1e-5, rtol=1e-5)
+        np.testing.assert_allclose(ours.quantiles[0, 0], lower, atol=2e-4, rtol=1e-4)
+        np.testing.assert_allclose(ours.quantiles[0, 1], upper, atol=2e-4, rtol=1e-4)
+
+
+@given(st.data())
+@settings(max_examples=25)
+def test_same_bits_however_the_ticks_were_batched(data: st.DataObject) -> None:
+    model = random_model(**RICH)
+    n = 120
+    rng = np.random.default_rng(data.draw(st.integers(0, 100)))
+    slots, values = rng.integers(0, 4, n), rng.normal(5, 1, n)
+    whole = opened(model)
+    one = ticks(slots.tolist(), np.arange(n).tolist(), values)
+    together = copied(whole.step(one, 0))
+
+    parts = opened(model)
+    cuts = sorted({0, n, *data.draw(st.lists(st.integers(1, n - 1), max_size=12))})
+    apart = [
+        copied(parts.step(Ticks(*(array[a:b] for array in one)), 0)) for a, b in pairwise(cuts)
+    ]
+    for k, array in enumerate(together):
+        np.testing.assert_array_equal(array, np.concatenate([part[k] for part in apart]))
+    assert everything(whole) == everything(parts)
+
+
+def test_a_series_does_not_depend_on_the_others() -> None:
+    model, n = random_model(**RICH), 60
+    values = np.random.default_rng(1).normal(size=n)
+    alone, crowd = opened(model), opened(model)
+    for i in range(n):
+        mine = copied(alone.step(ticks([0], [i], values[i : i + 1]), 0))
+        slots = np.random.default_rng(i).permutation(10)
+        others = np.where(slots == 0, values[i], 1e30 * (slots - 5))
+        theirs = crowd.step(ticks(slots.tolist(), [i] * 10, others), 0)
+        at = int(np.flatnonzero(theirs.slot == 0)[0])
+        np.testing.assert_array_equal(mine.point[0], theirs.point[at])
+        np.testing.assert_array_equal(mine.quantiles[0], theirs.quantiles[at])
+
+
+def test_forecasts_come_in_order_of_arrival_with_their_numbers() -> None:
+    engine = opened(random_model())
+    slots, hours = [2, 1, 2, 2, 1], [1, 1, 2, 3, 2]
+    out = engine.step(ticks(slots, hours, np.arange(5.0)), 0)
+    np.testing.assert_array_equal(out.slot, slots)
+    np.testing.assert_array_equal(out.ts, START + np.array(hours) * HOUR)
+    np.testing.assert_array_equal(out.seq, [1, 1, 2, 3, 2])
+
+
+def test_warm_ticks_move_the_series_and_publish_nothing() -> None:
+    model = random_model(**RICH)
+    shown, warmed = opened(model), opened(model)
+    values = np.random.default_rng(0).normal(size=50)
+    for i in range(49):
+        shown.step(ticks([0], [i], values[i : i + 1]), 0)
+        assert len(warmed.step(ticks([0], [i], values[i : i + 1], int(WARM)), 0).slot) == 0
+    last = ticks([0], [49], values[49:])
+    ours, theirs = shown.step(last, 0), warmed.step(last, 0)
+    np.testing.assert_array_equal(ours.point, theirs.point)
+    np.testing.assert_array_equal(ours.quantiles, theirs.quantiles)
+    assert (ours.seq[0], theirs.seq[0]) == (50, 1)
+
+
+@pytest.mark.parametrize(
+    ("hours", "value", "reason"),
+    [
+        (5, np.nan, "nonfinite"),
+        (5, -np.inf, "nonfinite"),
+        (5, 1e38, "out_of_range"),
+        (2, 1.0, "late"),
+        (3, 1.0, "duplicate"),
+        (1e6, 1.0, "out_of_range"),
+    ],
+)
+def test_a_tick_that_cannot_be_taken_is_counted_and_changes_nothing(
+    hours: float, value: float, reason: str
+) -> None:
+    engine = opened(random_model())
+    engine.step(ticks([0, 0, 1], [1, 3, 1], np.ones(3)), 0)
+    before = everything(engine)
+    out = engine.step(ticks([0], [hours], np.array([value])), 0)
+    assert len(out.slot) == 0
+    assert everything(engine) == before
+    assert {k: v for k, v in engine.drops.items() if v} == {reason: 1}
+
+
+def test_a_refused_tick_between_good_ones_is_as_if_it_had_not_come() -> None:
+    model = random_model(**RICH)
+    clean, dirty = opened(model), opened(model)
+    clean.step(ticks([0, 1, 0], [1, 1, 2], np.array([1.0, 2, 3])), 0)
+    dirty.step(ticks([0, 0, 1, 0, 1], [1, 1, 1, 2, 0], np.array([1.0, 9, 2, 3, 9])), 0)
+    assert everything(clean) == everything(dirty)
+    assert dirty.drops["duplicate"] == dirty.drops["late"] == 1
+
+
+def test_gaps_are_counted() -> None:
+    engine = opened(random_model())
+    engine.step(ticks([0] * 4, [1, 2, 5, 6.2], np.ones(4)), 0)
+    assert engine.gaps == 1
+
+
+def test_all_state_is_declared() -> None:
+    engine = opened(random_model(**RICH))
+    per = engine.bytes_per_series
+    assert per["recurrent"] == 2 * 2 * 32 * 4  # layers, h and c, 20 units in two 16s, float32
+    arrays = {name: array[0].nbytes for name, array in engine.series.state.items()}
+    assert {name: per[name] for name in arrays} == arrays
+    assert per.keys() == arrays.keys() | {"recurrent", "key"}
+
+
+def test_a_model_whose_weights_were_changed_is_refused() -> None:
+    model = random_model()
+    model.weights["head.bias"][0] += 0.01
+    with pytest.raises(ModelError, match="golden trajectory deviates by"):
+        Engine(model)
+
+
+def test_more_series_than_memory_can_hold_are_refused_at_start() -> None:
+    with pytest.raises(ModelError, match=r"max_series = \d+ at \d+ bytes .* at most \d+ fit"):
+        Engine(random_model(), max_series=2_000_000_000)
+
+
+def test_unknown_backend() -> None:
+    with pytest.raises(ValueError, match="unknown backend 'tpu'; there is: cpu"):
+        Engine(random_model(), backend="tpu")

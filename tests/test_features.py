@@ -1,0 +1,154 @@
+"""What a series' features are worth: causal, the same for stream and training, aligned in gaps."""
+
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamlstm import features
+from streamlstm.features import HOUR, features_of
+from streamlstm.model import Scaling, Spec
+
+START = 1_400_000_000 * 10**9 // HOUR * HOUR
+
+
+def spec(**changes: object) -> Spec:
+    return Spec.model_validate({"hidden": 4, "step_ns": HOUR, "horizon": 5} | changes)
+
+
+def series(n: int, seed: int = 0, inputs: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return START + np.arange(n) * HOUR, rng.normal(100, 10, (n, inputs))
+
+
+def test_features_never_look_ahead() -> None:
+    s = spec(season=24, base="seasonal", lags=(24, 1), calendar=("hour", "week"))
+    ts, y = series(200)
+    whole = features_of(s, ts, y)
+    for n in (1, 2, 50, 199):
+        for ours, full in zip(features_of(s, ts[:n], y[:n]), whole, strict=True):
+            np.testing.assert_array_equal(ours, full[:n])
+
+
+def test_running_scaling_is_the_mean_and_deviation_of_the_past() -> None:
+    s = spec(scaling=Scaling(memory=10_000, prior_ratio=1e-9))
+    ts, y = series(500)
+    rows = features_of(s, ts, y)
+    for i in (10, 100, 499):
+        past = y[: i + 1, 0]
+        deviation = past.std() * np.sqrt((i + 1) / (i + 2))
+        assert rows.scale[i, 0] == pytest.approx(deviation, rel=1e-6)
+        assert rows.x[i, 0] == pytest.approx((y[i, 0] - past.mean()) / deviation, abs=1e-5)
+
+
+def test_running_scaling_forgets_a_level_of_long_ago() -> None:
+    ts, y = series(3000)
+    y[500:] += 1e3
+    rows = features_of(spec(scaling=Scaling(memory=50)), ts, y)
+    assert rows.scale[2999, 0] == pytest.approx(10, rel=0.3)
+    assert abs(rows.x[2999, 0]) < 4
+
+
+def test_scaling_none_and_fixed() -> None:
+    ts, y = series(3, inputs=2)
+    rows = features_of(spec(inputs=2, base="none", scaling=Scaling(kind="none")), ts, y)
+    np.testing.assert_allclose(rows.x, y, rtol=1e-6)
+    np.testing.assert_array_equal(rows.base, 0)
+    fixed = Scaling(kind="fixed", loc=(90.0, 50.0), scale=(2.0, 4.0))
+    rows = features_of(spec(inputs=2, base="none", scaling=fixed), ts, y)
+    np.testing.assert_allclose(rows.x, (y - [90, 50]) / [2, 4], rtol=1e-6)
+    np.testing.assert_array_equal(rows.base, 90)
+
+
+@pytest.mark.parametrize("value", [0.0, 5.0, -3e7])
+def test_a_constant_series_is_finite_and_at_rest(value: float) -> None:
+    ts, y = series(300)
+    rows = features_of(spec(season=24, base="seasonal", lags=(24,)), ts, 0 * y + value)
+    assert np.isfinite(rows.x).all()
+    assert (rows.scale > 0).all()
+    np.testing.assert_array_equal(rows.x, 0)
+    np.testing.assert_array_equal(rows.base, value)
+
+
+def test_seasonal_base_is_the_value_one_season_before_the_forecast() -> None:
+    ts, y = series(100)
+    rows = features_of(spec(season=4, horizon=9, base="seasonal"), ts, y)
+    i = 60  # steps 1..4 from one season back, 5..8 from the same places, 9 again
+    expected = [y[i - 3], y[i - 2], y[i - 1], y[i]] * 2 + [y[i - 3]]
+    np.testing.assert_allclose(rows.base[i], np.ravel(expected), rtol=1e-6)
+
+
+def test_before_a_season_has_passed_the_base_is_the_last_value() -> None:
+    ts, y = series(3)
+    rows = features_of(spec(season=24, base="seasonal", lags=(24,)), ts, y)
+    np.testing.assert_array_equal(rows.base, np.repeat(y, 5, axis=1))
+    np.testing.assert_allclose(rows.x[:, 1], rows.x[:, 0])
+
+
+def test_lags_are_scaled_past_values() -> None:
+    s = spec(targets=2, inputs=3, lags=(7, 1), scaling=Scaling(kind="none"))
+    ts, y = series(50, inputs=3)
+    rows = features_of(s, ts, y)
+    expected = np.hstack([y[20], y[13, :2], y[19, :2]])
+    np.testing.assert_allclose(rows.x[20], expected, rtol=1e-6)
+
+
+def test_a_gap_keeps_the_season_aligned() -> None:
+    ts = START + np.arange(200) * HOUR
+    wave = np.sin(2 * np.pi * np.arange(200) / 24)[:, None]
+    keep = np.r_[0:100, 131:200]  # 31 ticks missed
+    s = spec(season=24, base="seasonal", lags=(24,), scaling=Scaling(kind="none"))
+    rows = features_of(s, ts[keep], wave[keep])
+    np.testing.assert_allclose(rows.base[100], wave[132:137, 0], atol=1e-6)
+    np.testing.assert_allclose(rows.x[100, 1], wave[131, 0], atol=1e-6)
+
+
+def test_small_changes_of_a_large_counter_survive_float32() -> None:
+    ts, y = series(100)
+    y = 1e9 + (y - 100) / 10
+    rows = features_of(spec(season=24, base="seasonal"), ts, y)
+    np.testing.assert_allclose(rows.base[50], y[27:32, 0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Europe/London", "America/New_York", "Asia/Kolkata"])
+def test_calendar_is_that_of_the_stated_time_zone(zone: str) -> None:
+    s = spec(calendar=("hour", "week", "year"), timezone=zone)
+    hours = np.arange(0, 24 * 366, 7)
+    ts = START + hours * HOUR
+    rows = features_of(s, ts, np.ones((len(ts), 1)))
+    for i in range(0, len(ts), 11):
+        local = datetime.fromtimestamp(ts[i] // 10**9, UTC).astimezone(ZoneInfo(zone))
+        hour = local.hour + local.minute / 60 + local.second / 3600
+        day = 2 * np.pi * hour / 24
+        week = 2 * np.pi * (((local.weekday() - 3) % 7) * 24 + hour) / 168  # the epoch: a Thursday
+        expected = [np.sin(day), np.cos(day), np.sin(week), np.cos(week)]
+        np.testing.assert_allclose(rows.x[i, 1:5], expected, atol=1e-6)
+    year = np.unwrap(np.arctan2(rows.x[:, 5], rows.x[:, 6]))
+    assert (year[-1] - year[0]) / (2 * np.pi) == pytest.approx(1, abs=0.01)
+
+
+@given(st.floats(0, 1, exclude_max=True))
+@settings(max_examples=500)
+def test_sine_and_cosine(turn: float) -> None:
+    ours = features._sin_cos(turn)
+    assert ours == pytest.approx((np.sin(2 * np.pi * turn), np.cos(2 * np.pi * turn)), abs=1e-12)
+
+
+@given(st.integers(1, 10**15), st.integers(0, 10**18), st.integers(0, 10**18))
+def test_steps_are_the_rounded_distance(step: int, last: int, ahead: int) -> None:
+    steps = features.steps_since(step, last, last + ahead)
+    assert steps >= 1
+    assert steps == 1 or abs(steps * step - ahead) <= step / 2
+
+
+def test_default_calendar_is_what_spacing_and_span_can_show() -> None:
+    day, week = 24 * HOUR, 168 * HOUR
+    assert features.default_calendar(HOUR, 3 * week) == ("hour", "week")
+    assert features.default_calendar(HOUR, 3 * day) == ("hour",)
+    assert features.default_calendar(day, 60 * day) == ("week",)
+    assert features.default_calendar(30 * day, 800 * day) == ("year",)
+    assert features.default_calendar(0, 800 * day) == ()
+    assert timedelta(microseconds=features.YEAR // 1000).days == 365

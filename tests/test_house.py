@@ -1,0 +1,96 @@
+"""The house keeps its order: every import points down, and importing the package does nothing."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import streamlstm
+
+ROOT = Path(streamlstm.__file__).parent
+LEVELS = {
+    "config": 0, "model": 0, "ticks": 0, "metrics": 0, "kernels": 0,
+    "features": 1, "golden": 1, "wire": 1, "series": 1, "transport": 1, "intervals": 1,
+    "engine": 2,
+    "checkpoint": 3,
+    "service": 4,
+    "datasets": 5,  # the side rooms: nothing of the daemon may import them
+    "bptt": 5, "train": 6, "backtest": 6,
+    "client": 5,
+    "demo": 7,
+    "cli": 8,
+    "__main__": 9,
+}  # fmt: skip
+WITHIN_KERNELS = {"cell": 0, "simd": 0, "reference": 1, "cpu": 1}
+
+
+def modules() -> list[Path]:
+    return sorted(path for path in ROOT.rglob("*.py") if path.name != "__init__.py")
+
+
+def imports(path: Path) -> set[tuple[str, ...]]:
+    """Every module of ours that a file imports, late imports included, as parts below the root."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            if node.module == "streamlstm" or (node.module or "").startswith("streamlstm."):
+                below = (node.module or "").split(".")[1:]
+                found |= {(*below, alias.name)[:2] for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names if alias.name.startswith("streamlstm")]
+            found |= {tuple(name.split(".")[1:]) for name in names}
+    return found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: path.stem)
+def test_every_import_points_down(path: Path) -> None:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    room = parts[0]
+    assert room in LEVELS, f"{room}: say in LEVELS where this room stands"
+    for target in imports(path):
+        if target[0] != room:
+            assert LEVELS[target[0]] < LEVELS[room], f"{'.'.join(parts)} imports {target[0]}"
+        elif room == "kernels":
+            assert WITHIN_KERNELS[target[1]] < WITHIN_KERNELS[parts[1]], f"{parts} <- {target}"
+
+
+def test_level_0_imports_nothing_of_ours() -> None:
+    for path in modules():
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if LEVELS[parts[0]] == 0 and parts[0] != "kernels":
+            assert not imports(path), path
+
+
+def test_importing_the_package_brings_nothing_along() -> None:
+    code = "import sys, streamlstm; print(*{'numba', 'zmq', 'pandas'} & set(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == ""
+
+
+def test_the_daemon_does_not_import_what_only_people_need() -> None:
+    heavy = {"pandas", "rich", "plotext", "matplotlib", "pyarrow"}
+    code = f"import sys, streamlstm.service; print(*{heavy} & set(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == ""
+
+
+def lint(*command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=ROOT.parent, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_ruff_finds_nothing() -> None:
+    lint("ruff", "check")
+
+
+def test_ruff_would_format_nothing() -> None:
+    lint("ruff", "format", "--check")
+
+
+def test_types_hold() -> None:
+    lint("mypy")

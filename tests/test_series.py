@@ -1,0 +1,80 @@
+"""The store of series: every key its own slot, for ever, and nothing beyond the room there is."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamlstm.series import REFUSED, Series, _siphash, bytes_per_series
+from streamlstm.ticks import Keys
+
+
+def store(capacity: int = 1000) -> Series:
+    return Series({"level": (np.float64, (3,)), "count": (np.int32, ())}, capacity, 16)
+
+
+@given(st.lists(st.lists(st.binary(min_size=1, max_size=16)), max_size=6))
+def test_lookup_is_a_dictionary(batches: list[list[bytes]]) -> None:
+    series, oracle = store(), dict[bytes, int]()
+    for batch in batches:
+        expected = [oracle.setdefault(key, len(oracle)) for key in batch]
+        np.testing.assert_array_equal(series.lookup(Keys.of(batch)), expected)
+    assert series.active == len(oracle)
+    assert [series.name(slot) for slot in oracle.values()] == list(oracle)
+
+
+def test_where_no_slot_is_free_new_keys_are_refused_and_old_ones_served() -> None:
+    series = store(capacity=2)
+    slots = series.lookup(Keys.of([b"a", b"b", b"c", b"a"]))
+    np.testing.assert_array_equal(slots, [0, 1, REFUSED, 0])
+    np.testing.assert_array_equal(series.lookup(Keys.of([b"c", b"b"])), [REFUSED, 1])
+    assert series.active == 2
+
+
+@pytest.mark.parametrize("capacity", [1, 3, 4, 1000])
+def test_every_slot_can_be_used(capacity: int) -> None:
+    series = store(capacity)
+    keys = Keys.of([b"%d" % i for i in range(capacity)])
+    np.testing.assert_array_equal(series.lookup(keys), np.arange(capacity))
+
+
+def test_keys_that_share_a_prefix_or_differ_in_zero_bytes_are_apart() -> None:
+    keys = [b"a", b"ab", b"a\0", b"a\0\0", b"abcdefgh", b"abcdefgh\0", b"abcdefghi"]
+    assert len(set(store().lookup(Keys.of(keys)).tolist())) == len(keys)
+
+
+def test_bytes_per_series_are_those_of_the_arrays() -> None:
+    series = store(4096)
+    arrays = [*series.state.values(), *series.index]
+    total = sum(array.nbytes for array in arrays)
+    declared = sum(bytes_per_series(series.fields, 4096, 16).values())
+    assert declared == pytest.approx(total / 4096, abs=1)
+
+
+def test_restored_keys_get_the_slots_they_had() -> None:
+    series, again = store(), store()
+    names = [b"a", b"bcd", b"\xc3\xa9", b"long key of 16 b"]
+    slots = series.lookup(Keys.of(names))
+    again.restore(series.index.names[:4], series.index.lengths[:4])
+    np.testing.assert_array_equal(again.lookup(Keys.of(names)), slots)
+
+
+def test_the_hash_is_siphash_1_3() -> None:
+    """Python's own str hash is SipHash-1-3; PYTHONHASHSEED=0 is the all-zero seed."""
+    if sys.hash_info.algorithm != "siphash13":
+        pytest.skip("this Python hashes otherwise")
+    words = [b"x" * n for n in range(1, 40)]
+    code = f"print(*[hash(w) % 2**64 for w in {words}])"
+    theirs = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONHASHSEED": "0"}, capture_output=True, check=True
+    ).stdout.split()
+    zero = np.zeros(2, np.uint64)
+    ours = [int(_siphash(zero, np.frombuffer(w, np.uint8), 0, len(w))) for w in words]
+    assert ours == [int(h) for h in theirs]
+
+
+def test_two_stores_place_keys_by_different_secrets() -> None:
+    assert (store().index.seed != store().index.seed).any()
