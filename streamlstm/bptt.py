@@ -6,8 +6,10 @@ from first to last step, and the gradients of the shards are added in their orde
 the same bits for any number of threads.
 
 Parameters lie in one flat vector, each matrix in PyTorch's order with every dimension padded to a
-multiple of 16; what pads is zero and stays zero. Everything is generic in its precision: float32
-goes through the register-blocked kernels, float64 through plain loops, for checking gradients.
+multiple of 16; what pads is zero and stays zero. What a shard computes lies in one flat record, so
+that compiled functions take few arguments and compile fast. Everything is generic in its
+precision: float32 goes through the register-blocked kernels, float64 through plain loops, for
+checking gradients.
 """
 
 import math
@@ -27,10 +29,22 @@ SHARD = 16
 """Rows of the batch that one thread takes through all steps."""
 PANEL = 64
 """Columns of a transposed weight matrix that lie together."""
-BLOCK = 2048
-"""Parameters that are reduced and updated together."""
 LOSSES = ("mse", "mae", "huber")
 MSE, MAE, HUBER = range(3)
+
+# Parts of a shard's record of b rows and T steps, rows in the order [step][row]:
+X = 0  # (T * b, inputs)
+OUT = 1  # (T * b, columns) outputs of the head; on the way back the gradient before its activation
+DH = 2  # (T * b, units) gradient of the state h of the layer at hand
+DC = 3  # (b, units)
+GRADIENT = 4  # (P,) of the sum of the shard's losses
+LAYER = 5  # the parts of the first layer; those of the next begin PARTS further
+GATES = 0  # (T * b, 4 * units) activations i, f, g, o; on the way back the gradient before them
+STATE = 1  # (b + T * b, units) h: the one carried in, then that of each step
+CELL = 2  # (b + T * b, units) c
+SEEN = 3  # (T * b, units) activation of c
+DROPPED = 4  # (T * b, units) h after dropout, for what is above; empty without dropout
+PARTS = 5
 
 Array = NDArray[Any]
 """float32, or float64 for checking gradients"""
@@ -54,38 +68,20 @@ class Net(NamedTuple):
     head: int
     at: NDArray[np.int64]
     """(3 * layers + 4,) where weight_ih, weight_hh, bias of each layer, then weight, bias and skip
-    of the head begin in the parameter vector; then its length"""
+    of the head begin in the parameter vector; then its length P"""
 
 
 class Work(NamedTuple):
-    """Everything one update writes to; S shards of b rows, T steps, L layers, P parameters."""
+    """What an update computes in: S shards."""
 
-    x: Array
-    """(S, T * b, inputs)"""
-    gates: Array
-    """(S, L, T * b, 4 * units) activations i, f, g, o; on the way back the gradient before them"""
-    h: Array
-    """(S, L, (T + 1) * b, units) the state carried in, then that of each step"""
-    c: Array
-    """(S, L, (T + 1) * b, units)"""
-    a: Array
-    """(S, L, T * b, units) activation of the cell state"""
-    dropped: Array
-    """(S, L - 1, T * b, units) input of the upper layers after dropout; empty without"""
-    out: Array
-    """(S, T * b, columns) output of the head; on the way back the gradient before its activation"""
-    dh: Array
-    """(S, T * b, units)"""
-    dc: Array
-    """(S, b, units)"""
+    record: Array
+    """(S, size)"""
+    at: NDArray[np.int64]
+    """(LAYER + PARTS * layers,) where the parts of a record begin"""
     flipped: Array
     """(P,) weight matrices transposed, in panels of ``PANEL`` columns"""
-    gradients: Array
-    """(S, P)"""
-    loss: NDArray[np.float64]
-    """(S,)"""
-    count: NDArray[np.int64]
-    """(S,) outputs that had a target"""
+    score: NDArray[np.float64]
+    """(S, 2) sum of the losses, and of how many outputs"""
 
 
 class Chunk(NamedTuple):
@@ -97,14 +93,14 @@ class Chunk(NamedTuple):
     """(N, width)"""
     target: Array
     """(N, outputs) NaN where missing"""
-    start: NDArray[np.int64]
-    """(B,) first step of each row in the pool"""
-    length: NDArray[np.int64]
-    """(B,) how many steps of each row there are"""
-    quiet: NDArray[np.int64]
-    """(B,) how many of its first steps are not scored"""
+    weight: Array
+    """(outputs,) of the losses"""
+    rows: NDArray[np.int64]
+    """(B, 3) first step in the pool, number of steps, how many of the first are not scored"""
     state: Array
     """(L, 2, B, units) h and c at the start; moved to the end by the chunk"""
+    prediction: Array
+    """(N, outputs) where :func:`predict` is to write the outputs of the steps, or (0, outputs)"""
 
 
 class Adam(NamedTuple):
@@ -116,8 +112,8 @@ class Adam(NamedTuple):
     """(P,)"""
     second: Array
     """(P,)"""
-    norms: NDArray[np.float64]
-    """(blocks,) squared norm of each block of the gradient"""
+    average: Array
+    """(P,) moving average of the parameters (Polyak & Juditsky 1992)"""
 
 
 def net_of(spec: Spec) -> Net:
@@ -154,7 +150,7 @@ def _views(spec: Spec, vector: Array) -> dict[str, Array]:
     shapes = spec.weight_shapes()
     for (name, shape), full, at in zip(shapes.items(), padded, net.at, strict=False):
         array = vector[at : at + math.prod(full)].reshape(full)
-        if len(full) > len(shape):  # a gate apart from the other
+        if len(full) > len(shape):  # each gate is padded by itself
             shape = (4, spec.hidden, *shape[1:])
         views[name] = array[tuple(slice(size) for size in shape)]
     return views
@@ -162,7 +158,7 @@ def _views(spec: Spec, vector: Array) -> dict[str, Array]:
 
 def pack(spec: Spec, weights: Mapping[str, Array], dtype: type = np.float32) -> Array:
     """The parameter vector of ``weights``, named and shaped as in the model file."""
-    vector = np.zeros(net_of(spec).at[-1], dtype)
+    vector = _zeros((int(net_of(spec).at[-1]),), dtype)
     for name, view in _views(spec, vector).items():
         view[...] = np.asarray(weights[name]).reshape(view.shape)
     return vector
@@ -176,36 +172,27 @@ def unpack(spec: Spec, vector: Array) -> dict[str, Array]:
 
 def allocate(net: Net, batch: int, steps: int, dropout: bool, dtype: type = np.float32) -> Work:
     """Room for updates of up to ``batch`` rows by ``steps`` steps."""
-    shards, rows = -(-batch // SHARD), min(batch, SHARD)
-    S, L, H, n = shards, net.layers, net.units, steps * rows
-
-    def zeros(*shape: int) -> Array:
-        return np.zeros(shape, dtype)
-
+    shards, b = -(-batch // SHARD), min(batch, SHARD)
+    n, H, P = steps * b, net.units, int(net.at[-1])
+    sizes = [n * net.inputs, n * net.columns, n * H, b * H, P]
+    layer = [n * 4 * H, (n + b) * H, (n + b) * H, n * H, n * H if dropout else 0]
+    at = np.cumsum([0, *sizes, *layer * net.layers])
     return Work(
-        x=zeros(S, n, net.inputs),
-        gates=zeros(S, L, n, 4 * H),
-        h=zeros(S, L, n + rows, H),
-        c=zeros(S, L, n + rows, H),
-        a=zeros(S, L, n, H),
-        dropped=zeros(S, L - 1, n if dropout else 0, H),
-        out=zeros(S, n, net.columns),
-        dh=zeros(S, n, H),
-        dc=zeros(S, rows, H),
-        flipped=zeros(net.at[-1]),
-        gradients=zeros(S, net.at[-1]),
-        loss=np.zeros(S),
-        count=np.zeros(S, np.int64),
+        _zeros((shards, int(at[-1])), dtype), at, _zeros((P,), dtype), np.zeros((shards, 2))
     )
 
 
 def adam(net: Net, dtype: type = np.float32) -> Adam:
     """A new optimiser."""
-    size = net.at[-1]
-    return Adam(*(np.zeros(size, dtype) for _ in range(3)), np.zeros(-(-size // BLOCK)))
+    return Adam(*(_zeros((int(net.at[-1]),), dtype) for _ in range(4)))
 
 
-# --- what depends on the precision ----------------------------------------------------------------
+def _zeros(shape: tuple[int, ...], dtype: type) -> Array:
+    """Zeros that begin where a cache line does."""
+    line, size = 64, math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.zeros(size + line, np.uint8)
+    skip = -memory.ctypes.data % line
+    return memory[skip : skip + size].view(dtype).reshape(shape)
 
 
 def _is_single(array: Any) -> bool:
@@ -233,7 +220,7 @@ def _load(array: Any, at: int) -> Any:
 def _(array: Any, at: int) -> Any:
     if _is_single(array):
         return lambda array, at: simd.load(simd.host_tile(), array, at)
-    return lambda array, at: array.ravel()[at]
+    return lambda array, at: array[at]
 
 
 def _store(array: Any, at: int, value: Any) -> None:
@@ -246,9 +233,29 @@ def _(array: Any, at: int, value: Any) -> Any:
         return lambda array, at, value: simd.store(array, at, value)
 
     def plain(array: Any, at: int, value: Any) -> None:
-        array.ravel()[at] = value
+        array[at] = value
 
     return plain
+
+
+@intrinsic
+def _apart(typing: Any) -> Any:
+    """Keep the calling function from being copied into its callers, which takes LLVM a minute."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.none(), generate
+
+
+@njit(cache=True)
+def _product(
+    m: int, n: int, k: int, a: int, a_at: int, a_row: int, a_k: int,
+    b: int, b_at: int, b_k: int, c: int, c_at: int, c_row: int,
+) -> None:  # fmt: skip
+    _apart()
+    simd.gemm(simd.host_tile(), m, n, k, a, a_at, a_row, a_k, b, b_at, b_k, c, c_at, c_row)
 
 
 def _multiply(
@@ -267,12 +274,15 @@ def _(
     if _is_single(a):
 
         def fast(m, n, k, a, a_at, a_row, a_k, b, b_at, b_k, c, c_at, c_row):  # type: ignore[no-untyped-def]
-            simd.gemm(simd.host_tile(), m, n, k, a, a_at, a_row, a_k, b, b_at, b_k, c, c_at, c_row)
+            # by address, so that the product is compiled for one kind of argument only
+            _product(
+                m, n, k, simd.address(a), a_at, a_row, a_k,
+                simd.address(b), b_at, b_k, simd.address(c), c_at, c_row,
+            )  # fmt: skip
 
         return fast
 
     def plain(m, n, k, a, a_at, a_row, a_k, b, b_at, b_k, c, c_at, c_row):  # type: ignore[no-untyped-def]
-        a, b, c = a.ravel(), b.ravel(), c.ravel()
         for i in range(m):
             for p in range(k):
                 left = a[a_at + i * a_row + p * a_k]
@@ -336,6 +346,15 @@ def _slope(code: int, y: Any) -> Any:
     return cell.ONE + cell.ZERO * y
 
 
+@njit(cache=True)
+def _noise(seed: int, layer: int, place: int) -> int:
+    """24 random bits of a place (SplitMix64's finaliser over a counter)."""
+    z = np.uint64(seed) + np.uint64(0x9E3779B97F4A7C15) * np.uint64(place * 64 + layer + 1)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.int64((z ^ (z >> np.uint64(31))) >> np.uint64(40))
+
+
 # --- forward --------------------------------------------------------------------------------------
 
 
@@ -363,122 +382,115 @@ def _flip(net: Net, theta: Array, flipped: Array) -> None:
 
 @njit(cache=True)
 def _through(
-    m: int, n: int, k: int, a: Array, a_at: int, flipped: Array, at: int, c: Array, c_at: int
+    rows: int, n: int, k: int, record: Array, a: int, flipped: Array, weight: int, c: int
 ) -> None:
-    """C (m, n) += A (m, k) @ W.T for a matrix W (n, k) at ``at`` of the flipped parameters."""
+    """C (rows, n) += A (rows, k) @ W.T, A and C in the record, W (n, k) flipped."""
     for first in range(0, n, PANEL):
         wide = min(PANEL, n - first)
-        _multiply(m, wide, k, a, a_at, k, 1, flipped, at + first * k, wide, c, c_at + first, n)
-
-
-@njit(cache=True)
-def _fill_rows(array: Array, rows: int, theta: Array, at: int) -> None:
-    """Set each of the first rows to the parameters from ``at`` on."""
-    for p in range(rows):
-        for j in range(array.shape[1]):
-            array[p, j] = theta[at + j]
-
-
-@njit(cache=True)
-def _noise(seed: int, layer: int, place: int) -> int:
-    """24 random bits of a place (SplitMix64's finaliser over a counter)."""
-    z = np.uint64(seed) + np.uint64(0x9E3779B97F4A7C15) * np.uint64(place * 64 + layer + 1)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.int64((z ^ (z >> np.uint64(31))) >> np.uint64(40))
+        _multiply(
+            rows, wide, k, record, a, k, 1, flipped, weight + first * k, wide, record, c + first, n
+        )
 
 
 @njit(cache=True)
 def _drop(
-    net: Net, source: Array, source_at: int, to: Array, layer: int, row: int, batch: int, b: int,
-    steps: int, dropout: float, seed: int,
+    record: Array, source: int, to: int, steps: int, b: int, units: int, batch: int, row: int,
+    layer: int, dropout: float, seed: int,
 ) -> None:  # fmt: skip
-    """Zero each element with probability ``dropout``, the others grow to make up for it."""
+    """Zero each element with probability ``dropout``; the others grow to make up for it."""
+    _apart()
     limit = int(dropout * 2**24)
-    grow = to.dtype.type(1.0 / (1.0 - dropout))
-    flat, out = source.ravel(), to.ravel()
+    grow = record.dtype.type(1.0 / (1.0 - dropout))
     for t in range(steps):
         for r in range(b):
-            p = (t * b + r) * net.units
-            place = (t * batch + row + r) * net.units
-            for j in range(net.units):
+            p = (t * b + r) * units
+            place = (t * batch + row + r) * units
+            for j in range(units):
                 kept = _noise(seed, layer, place + j) >= limit
-                out[p + j] = flat[source_at + p + j] * grow if kept else to.dtype.type(0)
+                record[to + p + j] = record[source + p + j] * grow if kept else 0.0
 
 
 @njit(cache=True)
-def _cell(net: Net, z: Array, h: Array, c: Array, a: Array, t: int, b: int) -> None:
-    """From pre-activations to h and c of step t, for all rows; keeps what the way back needs."""
-    H, lanes = net.units, _lanes(z)
-    for p in range(t * b, t * b + b):
-        new = (p + b) * H
-        for j in range(0, H, lanes):
-            at = p * 4 * H + j
-            i = _activate(net.recurrent, _load(z, at))
-            f = _activate(net.recurrent, _load(z, at + H))
-            g = _activate(net.activation, _load(z, at + 2 * H))
-            o = _activate(net.recurrent, _load(z, at + 3 * H))
-            cell_state = f * _load(c, p * H + j) + i * g
-            seen = _activate(net.activation, cell_state)
-            _store(z, at, i)
-            _store(z, at + H, f)
-            _store(z, at + 2 * H, g)
-            _store(z, at + 3 * H, o)
-            _store(c, new + j, cell_state)
-            _store(a, p * H + j, seen)
-            _store(h, new + j, o * seen)
-        for j in range(net.hidden, H):
-            h[p + b, j] = 0.0
+def _cell(net: Net, record: Array, z: int, h: int, c: int, seen: int, b: int) -> None:
+    """One step of b rows: from pre-activations at z to h and c, keeping what the way back needs.
+
+    h, c: where the states before the step lie; those after it follow.
+    """
+    H, lanes = net.units, _lanes(record)
+    for r in range(b):
+        for j in range(r * H, r * H + H, lanes):
+            at = z + 3 * r * H + j
+            i = _activate(net.recurrent, _load(record, at))
+            f = _activate(net.recurrent, _load(record, at + H))
+            g = _activate(net.activation, _load(record, at + 2 * H))
+            o = _activate(net.recurrent, _load(record, at + 3 * H))
+            state = f * _load(record, c + j) + i * g
+            out = _activate(net.activation, state)
+            _store(record, at, i)
+            _store(record, at + H, f)
+            _store(record, at + 2 * H, g)
+            _store(record, at + 3 * H, o)
+            _store(record, c + b * H + j, state)
+            _store(record, seen + j, out)
+            _store(record, h + b * H + j, o * out)
+        after = h + (b + r) * H
+        record[after + net.hidden : after + H] = 0
 
 
 @njit(cache=True)
 def _forward(
-    net: Net, theta: Array, work: Work, chunk: Chunk, s: int, row: int, b: int, dropout: float,
-    seed: int,
+    net: Net, theta: Array, flipped: Array, record: Array, part: Array, chunk: Chunk, row: int,
+    b: int, dropout: float, head_dropout: float, seed: int,
 ) -> None:  # fmt: skip
-    """Run rows ``row`` to ``row + b`` of the batch, the shard ``s``, up to the outputs."""
+    """Run rows ``row`` to ``row + b`` of the batch up to the outputs."""
+    _apart()
     H, steps, n = net.units, chunk.steps, chunk.steps * b
-    x = work.x[s]
     for t in range(steps):
         for r in range(b):
-            at = chunk.start[row + r] + t
-            inside = t < chunk.length[row + r]
+            at = part[X] + (t * b + r) * net.inputs
+            from_, inside = chunk.rows[row + r, 0] + t, t < chunk.rows[row + r, 1]
             for j in range(net.width):
-                x[t * b + r, j] = chunk.x[at, j] if inside else x.dtype.type(0)
+                record[at + j] = chunk.x[from_, j] if inside else 0.0
+            record[at + net.width : at + net.inputs] = 0
 
-    below, below_at, below_width = x, 0, net.inputs
+    below, width = part[X], net.inputs
     for layer in range(net.layers):
-        z, h, c, a = work.gates[s, layer], work.h[s, layer], work.c[s, layer], work.a[s, layer]
-        at = net.at[3 * layer :]
+        own = LAYER + PARTS * layer
+        z, h, c, seen = part[own + GATES], part[own + STATE], part[own + CELL], part[own + SEEN]
+        weight_ih, weight_hh, bias = net.at[3 * layer], net.at[3 * layer + 1], net.at[3 * layer + 2]
         for r in range(b):
             for j in range(H):
-                h[r, j] = chunk.state[layer, 0, row + r, j]
-                c[r, j] = chunk.state[layer, 1, row + r, j]
-        _fill_rows(z, n, theta, at[2])
-        _through(n, 4 * H, below_width, below, below_at, work.flipped, at[0], z, 0)
+                record[h + r * H + j] = chunk.state[layer, 0, row + r, j]
+                record[c + r * H + j] = chunk.state[layer, 1, row + r, j]
+        for p in range(n):
+            for j in range(4 * H):
+                record[z + p * 4 * H + j] = theta[bias + j]
+        _through(n, 4 * H, width, record, below, flipped, weight_ih, z)
         for t in range(steps):
-            _through(b, 4 * H, H, h, t * b * H, work.flipped, at[1], z, t * b * 4 * H)
-            _cell(net, z, h, c, a, t, b)
+            now = t * b * H
+            _through(b, 4 * H, H, record, h + now, flipped, weight_hh, z + 4 * now)
+            _cell(net, record, z + 4 * now, h + now, c + now, seen + now, b)
         for r in range(b):
-            last = chunk.length[row + r] * b + r
+            last = (chunk.rows[row + r, 1] * b + r) * H
             for j in range(H):
-                chunk.state[layer, 0, row + r, j] = h[last, j]
-                chunk.state[layer, 1, row + r, j] = c[last, j]
-        below, below_at, below_width = h, b * H, H
-        if dropout > 0.0 and layer + 1 < net.layers:
-            batch = len(chunk.start)
-            to = work.dropped[s, layer]
-            _drop(net, h, b * H, to, layer, row, batch, b, steps, dropout, seed)
-            below, below_at = to, 0
+                chunk.state[layer, 0, row + r, j] = record[h + last + j]
+                chunk.state[layer, 1, row + r, j] = record[c + last + j]
+        below, width = h + b * H, H
+        drop = dropout if layer + 1 < net.layers else head_dropout
+        if drop > 0.0:
+            to, batch = part[own + DROPPED], len(chunk.rows)
+            _drop(record, below, to, steps, b, H, batch, row, layer, drop, seed)
+            below = to
 
-    out, head = work.out[s], net.at[3 * net.layers :]
-    _fill_rows(out, n, theta, head[1])
-    top = work.h[s, net.layers - 1]
-    _through(n, net.columns, H, top, b * H, work.flipped, head[0], out, 0)
-    _through(n, net.columns, net.inputs, x, 0, work.flipped, head[2], out, 0)
+    out, columns, head = part[OUT], net.columns, 3 * net.layers
+    for p in range(n):
+        for k in range(columns):
+            record[out + p * columns + k] = theta[net.at[head + 1] + k]
+    _through(n, columns, H, record, below, flipped, net.at[head], out)
+    _through(n, columns, net.inputs, record, part[X], flipped, net.at[head + 2], out)
     if net.head != cell.LINEAR:
-        for at in range(0, n * net.columns, _lanes(out)):
-            _store(out, at, _activate(net.head, _load(out, at)))
+        for at in range(out, out + n * columns, _lanes(record)):
+            _store(record, at, _activate(net.head, _load(record, at)))
 
 
 # --- loss and backward ----------------------------------------------------------------------------
@@ -486,110 +498,122 @@ def _forward(
 
 @njit(cache=True)
 def _score(
-    net: Net, work: Work, chunk: Chunk, s: int, row: int, b: int, loss: int, learn: bool
-) -> None:
-    """Sum of the losses of a shard; where it learns, outputs give way to their gradients."""
-    out = work.out[s]
-    total, count = 0.0, 0
-    zero = out.dtype.type(0)
+    net: Net, record: Array, out: int, chunk: Chunk, row: int, b: int, loss: int, learn: bool
+) -> tuple[float, float]:
+    """Sum of the losses of a shard and their number; to learn, outputs become their gradients."""
+    _apart()
+    total, count = 0.0, 0.0
     for t in range(chunk.steps):
         for r in range(b):
-            p = t * b + r
-            scored = chunk.quiet[row + r] <= t < chunk.length[row + r]
-            at = chunk.start[row + r] + t
+            start, length, quiet = chunk.rows[row + r]
+            at = out + (t * b + r) * net.columns
             for k in range(net.outputs):
-                d = zero
-                if scored:
-                    error = out[p, k] - chunk.target[at, k]
-                    if error == error:
-                        count += 1
+                d = record.dtype.type(0)
+                if quiet <= t < length:
+                    error = record[at + k] - chunk.target[start + t, k]
+                    if error == error:  # else there is no target
+                        count += 1.0
                         size = abs(error)
+                        weight = chunk.weight[k]
                         if loss == MSE:
-                            total += error * error
-                            d = error + error
+                            total += weight * error * error
+                            d = weight * (error + error)
                         elif loss == HUBER and size <= 1:
-                            total += 0.5 * error * error
-                            d = error
+                            total += 0.5 * weight * error * error
+                            d = weight * error
                         else:
-                            total += size - (0.5 if loss == HUBER else 0.0)
-                            d = np.sign(error)
+                            total += weight * (size - (0.5 if loss == HUBER else 0.0))
+                            d = weight * np.sign(error)
                 if learn:
-                    out[p, k] = d * _slope(net.head, out[p, k])
+                    record[at + k] = d * _slope(net.head, record[at + k])
             if learn:
-                for k in range(net.outputs, net.columns):
-                    out[p, k] = zero
-    work.loss[s], work.count[s] = total, count
+                record[at + net.outputs : at + net.columns] = 0
+    return total, count
 
 
 @njit(cache=True)
-def _add_rows(array: Array, rows: int, gradient: Array, at: int) -> None:
-    """Add the first rows to the gradient from ``at`` on."""
+def _add_rows(record: Array, at: int, rows: int, n: int, to: int) -> None:
+    """Add the sum of rows of n columns at ``at`` to what stands at ``to``."""
     for p in range(rows):
-        for j in range(array.shape[1]):
-            gradient[at + j] += array[p, j]
+        for j in range(n):
+            record[to + j] += record[at + p * n + j]
 
 
 @njit(cache=True)
 def _cell_back(
-    net: Net, z: Array, c: Array, a: Array, dh: Array, dc: Array, t: int, b: int
+    net: Net, record: Array, z: int, c: int, seen: int, dh: int, dc: int, b: int
 ) -> None:
-    """From the gradients of h and c at step t to those of pre-activations and of the earlier c."""
-    H, lanes = net.units, _lanes(z)
+    """One step back: from the gradients of h and c to those at z, and of the c before the step."""
+    H, lanes = net.units, _lanes(record)
     for r in range(b):
-        p = t * b + r
-        for j in range(0, H, lanes):
-            at = p * 4 * H + j
-            i, f = _load(z, at), _load(z, at + H)
-            g, o = _load(z, at + 2 * H), _load(z, at + 3 * H)
-            seen, back = _load(a, p * H + j), _load(dh, p * H + j)
-            d = _load(dc, r * H + j) + back * o * _slope(net.activation, seen)
-            _store(z, at, d * g * _slope(net.recurrent, i))
-            _store(z, at + H, d * _load(c, p * H + j) * _slope(net.recurrent, f))
-            _store(z, at + 2 * H, d * i * _slope(net.activation, g))
-            _store(z, at + 3 * H, back * seen * _slope(net.recurrent, o))
-            _store(dc, r * H + j, d * f)
+        for j in range(r * H, r * H + H, lanes):
+            at = z + 3 * r * H + j
+            i, f = _load(record, at), _load(record, at + H)
+            g, o = _load(record, at + 2 * H), _load(record, at + 3 * H)
+            out, back = _load(record, seen + j), _load(record, dh + j)
+            d = _load(record, dc + j) + back * o * _slope(net.activation, out)
+            _store(record, at, d * g * _slope(net.recurrent, i))
+            _store(record, at + H, d * _load(record, c + j) * _slope(net.recurrent, f))
+            _store(record, at + 2 * H, d * i * _slope(net.activation, g))
+            _store(record, at + 3 * H, back * out * _slope(net.recurrent, o))
+            _store(record, dc + j, d * f)
+
+
+@njit(cache=True)
+def _outer(record: Array, rows: int, m: int, n: int, a: int, b: int, to: int) -> None:
+    """Add A.T @ B to the matrix (m, n) at ``to``, for A (rows, m) and B (rows, n)."""
+    _multiply(m, n, rows, record, a, 1, m, record, b, n, record, to, n)
+
+
+@njit(cache=True)
+def _back(record: Array, rows: int, m: int, n: int, a: int, theta: Array, w: int, to: int) -> None:
+    """Add A @ W to the rows at ``to``, for A (rows, m) and the parameters W (m, n)."""
+    _multiply(rows, n, m, record, a, m, 1, theta, w, n, record, to, n)
 
 
 @njit(cache=True)
 def _backward(
-    net: Net, theta: Array, work: Work, chunk: Chunk, s: int, row: int, b: int, dropout: float,
-    seed: int,
+    net: Net, theta: Array, record: Array, part: Array, steps: int, batch: int, row: int, b: int,
+    dropout: float, head_dropout: float, seed: int,
 ) -> None:  # fmt: skip
     """Gradient of a shard's sum of losses, from the gradients of its outputs."""
-    H, columns, inputs, steps, n = net.units, net.columns, net.inputs, chunk.steps, chunk.steps * b
-    x, out, dh, dc = work.x[s], work.out[s], work.dh[s], work.dc[s]
-    gradient, head = work.gradients[s], net.at[3 * net.layers :]
-    gradient[:] = 0
-    top = work.h[s, net.layers - 1]
-    _multiply(columns, H, n, out, 0, 1, columns, top, b * H, H, gradient, head[0], H)
-    _multiply(columns, inputs, n, out, 0, 1, columns, x, 0, inputs, gradient, head[2], inputs)
-    _add_rows(out, n, gradient, head[1])
-    dh[:] = 0
-    _multiply(n, H, columns, out, 0, columns, 1, theta, head[0], H, dh, 0, H)
+    _apart()
+    H, inputs, columns, n = net.units, net.inputs, net.columns, steps * b
+    x, out, dh, dc, gradient = part[X], part[OUT], part[DH], part[DC], part[GRADIENT]
+    record[gradient : gradient + net.at[-1]] = 0
+
+    head, highest = 3 * net.layers, LAYER + PARTS * (net.layers - 1)
+    top = part[highest + DROPPED] if head_dropout > 0.0 else part[highest + STATE] + b * H
+    _outer(record, n, columns, H, out, top, gradient + net.at[head])
+    _add_rows(record, out, n, columns, gradient + net.at[head + 1])
+    _outer(record, n, columns, inputs, out, x, gradient + net.at[head + 2])
+    record[dh : dh + n * H] = 0
+    _back(record, n, columns, H, out, theta, net.at[head], dh)
 
     for layer in range(net.layers - 1, -1, -1):
-        z, h, c, a = work.gates[s, layer], work.h[s, layer], work.c[s, layer], work.a[s, layer]
-        at = net.at[3 * layer :]
-        dc[:] = 0
+        own = LAYER + PARTS * layer
+        z, h, c, seen = part[own + GATES], part[own + STATE], part[own + CELL], part[own + SEEN]
+        weight_ih, weight_hh, bias = net.at[3 * layer], net.at[3 * layer + 1], net.at[3 * layer + 2]
+        drop = dropout if layer + 1 < net.layers else head_dropout
+        if drop > 0.0:
+            _drop(record, dh, dh, steps, b, H, batch, row, layer, drop, seed)
+        record[dc : dc + b * H] = 0
         for t in range(steps - 1, -1, -1):
-            _cell_back(net, z, c, a, dh, dc, t, b)
+            now = t * b * H
+            _cell_back(net, record, z + 4 * now, c + now, seen + now, dh + now, dc, b)
             if t:
-                now, before = t * b * 4 * H, (t - 1) * b * H
-                _multiply(b, H, 4 * H, z, now, 4 * H, 1, theta, at[1], H, dh, before, H)
-        _multiply(4 * H, H, n, z, 0, 1, 4 * H, h, 0, H, gradient, at[1], H)
-        _add_rows(z, n, gradient, at[2])
-        below, below_at, width = x, 0, inputs
+                _back(record, b, 4 * H, H, z + 4 * now, theta, weight_hh, dh + now - b * H)
+        below, width = x, inputs
         if layer:
-            below, below_at, width = work.h[s, layer - 1], b * H, H
-            if dropout > 0.0:
-                below, below_at = work.dropped[s, layer - 1], 0
-        _multiply(4 * H, width, n, z, 0, 1, 4 * H, below, below_at, width, gradient, at[0], width)
+            lower = own - PARTS
+            below = part[lower + DROPPED] if dropout > 0.0 else part[lower + STATE] + b * H
+            width = H
+        _outer(record, n, 4 * H, width, z, below, gradient + weight_ih)
+        _outer(record, n, 4 * H, H, z, h, gradient + weight_hh)
+        _add_rows(record, z, n, 4 * H, gradient + bias)
         if layer:
-            dh[:] = 0
-            _multiply(n, H, 4 * H, z, 0, 4 * H, 1, theta, at[0], H, dh, 0, H)
-            if dropout > 0.0:
-                batch = len(chunk.start)
-                _drop(net, dh, 0, dh, layer - 1, row, batch, b, steps, dropout, seed)
+            record[dh : dh + n * H] = 0
+            _back(record, n, 4 * H, H, z, theta, weight_ih, dh)
 
 
 # --- the update -----------------------------------------------------------------------------------
@@ -598,96 +622,77 @@ def _backward(
 @njit(cache=True)
 def _shard(
     net: Net, theta: Array, work: Work, chunk: Chunk, s: int, shards: int, loss: int,
-    dropout: float, seed: int, learn: bool,
-) -> tuple[int, int]:  # fmt: skip
-    batch = len(chunk.start)
+    dropout: float, head_dropout: float, seed: int, learn: bool,
+) -> None:  # fmt: skip
+    _apart()
+    batch, record, part = len(chunk.rows), work.record[s], work.at
     row = s * batch // shards
     b = (s + 1) * batch // shards - row
-    _forward(net, theta, work, chunk, s, row, b, dropout, seed)
-    _score(net, work, chunk, s, row, b, loss, learn)
+    _forward(net, theta, work.flipped, record, part, chunk, row, b, dropout, head_dropout, seed)
+    total, count = _score(net, record, part[OUT], chunk, row, b, loss, learn)
+    work.score[s, 0], work.score[s, 1] = total, count
     if learn:
-        _backward(net, theta, work, chunk, s, row, b, dropout, seed)
-    return row, b
-
-
-@njit(cache=True)
-def _reduce(gradients: Array, shards: int, count: int, state: Adam, block: int) -> None:
-    """Mean gradient of a block of parameters, the shards in their order, and its squared norm."""
-    first, last = block * BLOCK, min((block + 1) * BLOCK, len(state.gradient))
-    over = state.gradient.dtype.type(1.0 / max(count, 1))
-    gradient = state.gradient[first:last]
-    gradient[:] = gradients[0, first:last]
-    for s in range(1, shards):
-        gradient += gradients[s, first:last]
-    norm = 0.0
-    for j in range(len(gradient)):
-        gradient[j] *= over
-        norm += gradient[j] * gradient[j]
-    state.norms[block] = norm
+        _backward(net, theta, record, part, chunk.steps, batch, row, b, dropout, head_dropout, seed)
+    elif len(chunk.prediction):
+        for r in range(b):
+            for t in range(chunk.rows[row + r, 1]):
+                at, to = part[OUT] + (t * b + r) * net.columns, chunk.rows[row + r, 0] + t
+                for k in range(net.outputs):
+                    chunk.prediction[to, k] = record[at + k]
 
 
 @njit(cache=True, error_model="numpy")
-def _apply(
-    theta: Array, state: Adam, block: int, factor: float, rate: float, root: float, epsilon: float,
-    decay: float,
+def _descend(
+    theta: Array, work: Work, shards: int, state: Adam, clip: float, rate: float, root: float,
+    epsilon: float, decay: float, ema: float,
 ) -> None:  # fmt: skip
-    """Adam's update of a block of parameters; ``factor`` clips the gradient."""
-    kind = theta.dtype.type
-    b1, b2 = kind(0.9), kind(0.999)
-    shrink, rate_, root_ = kind(1.0 - decay), kind(rate), kind(root)
-    factor_, epsilon_, one = kind(factor), kind(epsilon), kind(1)
-    for j in range(block * BLOCK, min((block + 1) * BLOCK, len(theta))):
-        g = state.gradient[j] * factor_
+    """Add the gradients of the shards in their order, clip, and make Adam's step."""
+    _apart()
+    kind, size, first = theta.dtype.type, len(theta), work.at[GRADIENT]
+    gradient = state.gradient
+    count = 0.0
+    for s in range(shards):
+        count += work.score[s, 1]
+    over = kind(1.0 / max(count, 1.0))
+    for j in range(size):
+        gradient[j] = work.record[0, first + j]
+    for s in range(1, shards):
+        for j in range(size):
+            gradient[j] += work.record[s, first + j]
+    square = 0.0
+    for j in range(size):
+        gradient[j] *= over
+        square += gradient[j] * gradient[j]
+    norm = np.sqrt(square)
+    if rate == 0.0 or not np.isfinite(norm):
+        return
+    factor = kind(clip / (norm + 1e-6) if norm > clip > 0.0 else 1.0)
+    b1, b2, one = kind(0.9), kind(0.999), kind(1)
+    rate_, root_, epsilon_, keep = kind(rate), kind(root), kind(epsilon), kind(1.0 - decay)
+    new = kind(1.0 - ema)
+    for j in range(size):
+        g = gradient[j] * factor
         m = b1 * state.first[j] + (one - b1) * g
         v = b2 * state.second[j] + (one - b2) * g * g
         state.first[j], state.second[j] = m, v
-        theta[j] = theta[j] * shrink - rate_ * m / (np.sqrt(v) / root_ + epsilon_)
-
-
-@njit(cache=True)
-def _sum(array: Array, n: int) -> Any:
-    """Sum of the first n, in their order (a sum in a parallel function would be cut by threads)."""
-    total = array[0]
-    for i in range(1, n):
-        total += array[i]
-    return total
+        theta[j] = theta[j] * keep - rate_ * m / (np.sqrt(v) / root_ + epsilon_)
+        state.average[j] += new * (theta[j] - state.average[j])
 
 
 @njit(cache=True, parallel=True)
-def _learn(
+def _sweep(
     net: Net, theta: Array, work: Work, chunk: Chunk, state: Adam, loss: int, dropout: float,
-    seed: int, clip: float, rate: float, root: float, epsilon: float, decay: float,
-) -> tuple[float, int]:  # fmt: skip
+    head_dropout: float, seed: int, learn: bool, clip: float, rate: float, root: float,
+    epsilon: float, decay: float, ema: float,
+) -> None:  # fmt: skip
     _flip(net, theta, work.flipped)
-    shards = -(-len(chunk.start) // SHARD)
+    shards = -(-len(chunk.rows) // SHARD)
     for s in prange(shards):
-        _shard(net, theta, work, chunk, s, shards, loss, dropout, seed, True)
-    count = _sum(work.count, shards)
-    blocks = len(state.norms)
-    for block in prange(blocks):
-        _reduce(work.gradients, shards, count, state, block)
-    norm = np.sqrt(_sum(state.norms, blocks))
-    factor = clip / (norm + 1e-6) if norm > clip > 0.0 else 1.0
-    if rate > 0.0 and np.isfinite(norm):
-        for block in prange(blocks):
-            _apply(theta, state, block, factor, rate, root, epsilon, decay)
-    return _sum(work.loss, shards), count
-
-
-@njit(cache=True, parallel=True)
-def _predict(
-    net: Net, theta: Array, work: Work, chunk: Chunk, loss: int, prediction: Array
-) -> tuple[float, int]:
-    _flip(net, theta, work.flipped)
-    shards = -(-len(chunk.start) // SHARD)
-    for s in prange(shards):
-        row, b = _shard(net, theta, work, chunk, s, shards, loss, 0.0, 0, False)
-        if len(prediction):
-            for r in range(row, row + b):
-                for t in range(chunk.length[r]):
-                    for k in range(net.outputs):
-                        prediction[chunk.start[r] + t, k] = work.out[s, t * b + r - row, k]
-    return _sum(work.loss, shards), _sum(work.count, shards)
+        _shard(
+            net, theta, work, chunk, np.int64(s), shards, loss, dropout, head_dropout, seed, learn
+        )
+    if learn:
+        _descend(theta, work, shards, state, clip, rate, root, epsilon, decay, ema)
 
 
 def learn(
@@ -702,8 +707,10 @@ def learn(
     loss: str = "mse",
     clip: float = 0.0,
     dropout: float = 0.0,
+    head_dropout: float = 0.0,
     decay: float = 0.0,
     epsilon: float = 1e-8,
+    ema: float = 0.0,
     seed: int = 0,
 ) -> float:
     """One update of ``theta`` by Adam on a chunk; returns the mean loss of its scored outputs.
@@ -717,32 +724,36 @@ def learn(
         loss: of ``LOSSES``; Huber's turns from square to line at 1.
         clip: largest Euclidean norm of the gradient; 0: any.
         dropout: share of the units between layers that is dropped.
+        head_dropout: share of the units between the last layer and the head that is dropped.
         decay: weight decay, decoupled (Loshchilov & Hutter 2019), times ``rate``.
         epsilon: of Adam, added after the bias correction as PyTorch does.
+        ema: share of the old in ``state.average`` that an update keeps.
         seed: of the dropout.
     """
-    total, count = _learn(
-        net, theta, work, chunk, state, LOSSES.index(loss), dropout, seed + time, clip,
-        rate / (1 - 0.9**time), math.sqrt(1 - 0.999**time), epsilon, decay * rate,
+    rate, root, decay = rate / (1 - 0.9**time), math.sqrt(1 - 0.999**time), decay * rate
+    _sweep(
+        net, theta, work, chunk, state, LOSSES.index(loss), dropout, head_dropout, seed + time,
+        True, clip, rate, root, epsilon, decay, ema,
     )  # fmt: skip
-    return float(total) / max(count, 1)
+    total, count = _scored(work, chunk)
+    return total / max(count, 1)
 
 
 def predict(
-    net: Net,
-    theta: Array,
-    work: Work,
-    chunk: Chunk,
-    *,
-    loss: str = "mse",
-    prediction: Array | None = None,
+    net: Net, theta: Array, work: Work, chunk: Chunk, loss: str = "mse"
 ) -> tuple[float, int]:
     """Sum of the losses of a chunk and how many outputs were scored; nothing is learned.
 
-    ``prediction`` (N, outputs), where given, receives the outputs in the place of the targets; the
-    state of the chunk is moved to its end.
+    The outputs go to ``chunk.prediction``, and the state of the chunk is moved to its end.
     """
-    if prediction is None:
-        prediction = np.zeros((0, net.outputs), theta.dtype)
-    total, count = _predict(net, theta, work, chunk, LOSSES.index(loss), prediction)
+    unused = Adam(theta, theta, theta, theta)
+    _sweep(
+        net, theta, work, chunk, unused, LOSSES.index(loss), 0.0, 0.0, 0,
+        False, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0,
+    )  # fmt: skip
+    return _scored(work, chunk)
+
+
+def _scored(work: Work, chunk: Chunk) -> tuple[float, int]:
+    total, count = work.score[: -(-len(chunk.rows) // SHARD)].sum(axis=0)
     return float(total), int(count)

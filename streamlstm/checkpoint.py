@@ -66,16 +66,16 @@ def load(engine: Engine, path: Path) -> bool:
         with safe_open(path, framework="numpy") as file:
             header = json.loads((file.metadata() or {})["streamlstm"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        crcs = header["crc32"]
+        found, model, crcs = header["format"], header["model"], header["crc32"]
         damaged = [name for name, tensor in tensors.items() if zlib.crc32(tensor) != crcs[name]]
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise _refused(path, f"damaged ({error})") from error
-    if damaged:
-        raise _refused(path, f"damaged ({damaged[0]})")
-    if header["format"] != FORMAT:
-        raise _refused(path, f"of format {header['format']}, this version reads {FORMAT}")
-    if header["model"] != engine.model.id:
-        raise _refused(path, f"of model {header['model']}, this is {engine.model.id}")
+    if found != FORMAT:
+        raise _refused(path, f"of format {found}, this version reads {FORMAT}")
+    if damaged or tensors.keys() != crcs.keys():
+        raise _refused(path, "damaged (checksums differ)")
+    if model != engine.model.id:
+        raise _refused(path, f"of model {model}, this is {engine.model.id}")
     _restore(engine, path, tensors)
     return True
 

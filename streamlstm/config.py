@@ -53,11 +53,11 @@ class _Table(BaseModel):
 class Input(_Table):
     """Where ticks come from."""
 
+    connect: Texts = Field(default=(), description="endpoints of publishers to connect to")
     bind: Texts = Field(
-        default=(INPUT,),
+        default_factory=lambda said: () if said.get("connect") else (INPUT,),
         description="endpoints to listen on; none by default where `connect` names some",
     )
-    connect: Texts = Field(default=(), description="endpoints of publishers to connect to")
     topics: Texts = Field(
         default=(), description="take only series whose name begins with one of these; empty: all"
     )
@@ -85,12 +85,12 @@ class Input(_Table):
 class Output(_Table):
     """Where predictions go."""
 
-    bind: Texts = Field(
-        default=(OUTPUT,),
-        description="endpoints to listen on; none by default where `connect` names some",
-    )
     connect: Texts = Field(
         default=(), description="endpoints to connect to, for instance a forwarder's"
+    )
+    bind: Texts = Field(
+        default_factory=lambda said: () if said.get("connect") else (OUTPUT,),
+        description="endpoints to listen on; none by default where `connect` names some",
     )
     format: Format = Field(default="json", description="of predictions: json, msgpack, binary")
     hwm: int = Field(
@@ -165,18 +165,6 @@ class Config(_Table):
     metrics: Metrics = Metrics()
     checkpoint: Checkpoint = Checkpoint()
     service: Service = Service()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _connect_instead_of_the_default_bind(cls, data: Any) -> Any:
-        if not isinstance(data, Mapping):
-            return data
-        data = dict(data)
-        for name in ("input", "output"):
-            table = data.get(name)
-            if isinstance(table, Mapping) and table.get("connect") and "bind" not in table:
-                data[name] = {**table, "bind": ()}
-        return data
 
     @model_validator(mode="after")
     def _sockets_lead_somewhere(self) -> Self:

@@ -163,7 +163,17 @@ class Engine:
             self._features.step_ns, self._clock, ticks, schedule, self._drops, self._gaps
         )
         if taken or not len(ticks.slot):  # an empty batch compiles all
-            _advance(self._features, self._memory, ticks, schedule, self._rows, taken)
+            features.advance(
+                self._features,
+                self._memory,
+                self._rows,
+                schedule.tick[:taken],
+                schedule.slot[:taken],
+                schedule.steps,
+                ticks.ts,
+                ticks.values,
+                schedule.place,
+            )
             self.kernels.step(
                 self.buffers,
                 schedule.slot[:taken],
@@ -208,7 +218,8 @@ def _refuse_what_does_not_fit(declared: int, max_series: int) -> None:
         )
 
 
-@njit(cache=True)
+# _nrt=False: nothing here owns an array, and reference counts would cost more than the work.
+@njit(cache=True, error_model="numpy", _nrt=False)
 def _admit(
     step_ns: int,
     clock: Clock,
@@ -263,7 +274,7 @@ def _admit(
     return taken, rounds, published
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy", _nrt=False)
 def _fault(values: NDArray[np.float64], ts: int) -> int:
     """The reason for which no series can take this tick; -1: none."""
     for value in values:
@@ -275,23 +286,7 @@ def _fault(values: NDArray[np.float64], ts: int) -> int:
     return 1 if abs(ts) >= 1 << 62 else -1
 
 
-@njit(cache=True)
-def _advance(
-    plan: features.Plan,
-    memory: features.Memory,
-    ticks: Ticks,
-    schedule: Schedule,
-    rows: features.Rows,
-    taken: int,
-) -> None:
-    for j in range(taken):
-        i = schedule.tick[j]
-        schedule.place[j] = features.advance(
-            plan, memory, rows, j, schedule.slot[j], schedule.steps[i], ticks.ts[i], ticks.values, i
-        )
-
-
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", _nrt=False)
 def _forecast(
     plan: intervals.Plan,
     bands: intervals.Bands,

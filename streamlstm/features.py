@@ -25,6 +25,7 @@ WEEK, YEAR = 7 * DAY, 31_556_952 * SECOND  # the mean Gregorian year
 _PERIOD: dict[CalendarName, int] = {"hour": DAY, "week": WEEK, "year": YEAR}
 _SCALINGS = ("none", "fixed", "running")
 _BASES = ("none", "last", "seasonal")
+FIXED, RUNNING = 1, 2
 LAST, SEASONAL = 1, 2
 _SINE = tuple((-1.0) ** (n // 2) / factorial(n) for n in range(17, 0, -2))
 
@@ -122,7 +123,8 @@ def plan(spec: Spec) -> Plan:
     )
 
 
-@njit(cache=True, forceinline=True)
+# _nrt=False: nothing here owns an array, and reference counts would cost more than the work.
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def steps_since(step_ns: int, last_ts: int, ts: int) -> int:
     """How many steps of the grid lie between two ticks; at least 1, 1 where no step is known."""
     if step_ns == 0:
@@ -130,8 +132,35 @@ def steps_since(step_ns: int, last_ts: int, ts: int) -> int:
     return max(1, (ts - last_ts + step_ns // 2) // step_ns)
 
 
-@njit(cache=True, error_model="numpy", forceinline=True)
+@njit(cache=True, error_model="numpy", _nrt=False)
 def advance(
+    plan: Plan,
+    memory: Memory,
+    rows: Rows,
+    tick: NDArray[np.int64],
+    slot: NDArray[np.int32],
+    steps: NDArray[np.int64],
+    ts: NDArray[np.int64],
+    values: NDArray[np.float64],
+    place: NDArray[np.int64],
+) -> None:
+    """Move series by their ticks, one after the other, and write each one's features to ``rows``.
+
+    Row j is of tick ``tick[j]`` of series ``slot[j]``; its place in the series goes to
+    ``place[j]``. Of every tick: ``steps`` (n,) since the one before it, ``ts`` (n,) ns,
+    ``values`` (n, inputs), finite. Where ticks were missed, the places between keep what stood
+    there whole seasons before, or the latest value where nothing did.
+    """
+    for j in range(len(tick)):
+        i = tick[j]
+        place[j] = _advance(plan, memory, rows, j, slot[j], steps[i], ts[i], values, i)
+
+
+# No array is sliced from here on: to make a view costs more than to use it.
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _advance(
     plan: Plan,
     memory: Memory,
     rows: Rows,
@@ -142,12 +171,6 @@ def advance(
     values: NDArray[np.float64],
     tick: int,
 ) -> int:
-    """Move series ``slot`` by ``steps`` to a tick, write its features to ``row`` of ``rows``.
-
-    ``values`` is (n, inputs); the tick's, at ``tick``, are finite. Where ticks were missed, the
-    places between keep what stood there whole seasons before, or the latest value where nothing
-    did. Returns the place of the tick. (No array is sliced here: a view costs more than its use.)
-    """
     history, targets, inputs = memory.past.shape[1], plan.targets, values.shape[1]
     place = 0
     if memory.seen[slot] == 0:
@@ -173,7 +196,8 @@ def advance(
         if i < targets:
             rows.scale[row, i] = scale
             rows.base[row, i] = loc  # until the base forecast takes its place
-    for lag in plan.lags:
+    for a in range(len(plan.lags)):
+        lag = plan.lags[a]
         at = (place - lag) % history
         for j in range(targets):
             y = values[tick, j]
@@ -183,7 +207,8 @@ def advance(
             column += 1
     if len(plan.periods):
         local = ts + _shift(plan.shift_at, plan.shift, ts)
-        for period in plan.periods:
+        for a in range(len(plan.periods)):
+            period = plan.periods[a]
             rows.x[row, column], rows.x[row, column + 1] = _sin_cos((local % period) / period)
             column += 2
 
@@ -196,7 +221,7 @@ def advance(
     return place
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _base_forecast(
     plan: Plan,
     memory: Memory,
@@ -209,44 +234,45 @@ def _base_forecast(
 ) -> None:
     """Write the base forecast of target ``j``, for whose step 1 loc stands there on entry."""
     targets = plan.targets
-    if plan.base != SEASONAL:
-        known = value if plan.base == LAST else rows.base[row, j]
-        for k in range(plan.horizon):
-            rows.base[row, k * targets + j] = known
-        return
-    season, history = plan.season, memory.past.shape[1]
-    back = place + 1 - season  # the place one season before the step ahead
-    at = back % history
-    for k in range(min(season, plan.horizon)):
-        y = value
-        if back + k >= 0:
+    known = value if plan.base == LAST else rows.base[row, j]
+    filled = plan.horizon
+    if plan.base == SEASONAL:
+        known, filled = value, min(plan.season, plan.horizon)
+    history = memory.past.shape[1]
+    back = place + 1 - plan.season  # the place one season before the step ahead
+    at = back % history if history else 0
+    for k in range(filled):
+        y = known
+        if plan.base == SEASONAL and back + k >= 0:
             y = memory.origin[slot, j] + memory.past[slot, at, j]
         rows.base[row, k * targets + j] = y
         at = at + 1 if at + 1 < history else 0
-    for k in range(season, plan.horizon):
-        rows.base[row, k * targets + j] = rows.base[row, (k - season) * targets + j]
+    for k in range(filled, plan.horizon):
+        rows.base[row, k * targets + j] = rows.base[row, (k - plan.season) * targets + j]
 
 
-@njit(cache=True, error_model="numpy", forceinline=True)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _scaling(plan: Plan, memory: Memory, slot: int, i: int, value: float) -> tuple[float, float]:
     """Loc and scale of input ``i`` of a series, ``value`` taken in."""
-    if plan.scaling == 0:
-        return 0.0, 1.0
-    if plan.scaling == 1:
-        return plan.fixed_loc[i], plan.fixed_scale[i]
-    seen = float(memory.seen[slot])
-    alpha = 1.0 / min(seen, plan.memory)
-    off = value - memory.loc[slot, i]
-    loc = memory.loc[slot, i] + alpha * off
-    variance = (1.0 - alpha) * (memory.variance[slot, i] + alpha * off * off)
-    memory.loc[slot, i] = loc
-    memory.variance[slot, i] = variance
-    prior = plan.prior_ratio * loc
-    scale = np.sqrt((seen * variance + prior * prior) / (seen + 1.0))
-    return loc, scale if scale > 0.0 else 1.0
+    loc, scale = 0.0, 1.0
+    if plan.scaling == FIXED:
+        loc, scale = plan.fixed_loc[i], plan.fixed_scale[i]
+    elif plan.scaling == RUNNING:
+        seen = float(memory.seen[slot])
+        alpha = 1.0 / min(seen, plan.memory)
+        off = value - memory.loc[slot, i]
+        loc = memory.loc[slot, i] + alpha * off
+        variance = (1.0 - alpha) * (memory.variance[slot, i] + alpha * off * off)
+        memory.loc[slot, i] = loc
+        memory.variance[slot, i] = variance
+        prior = plan.prior_ratio * loc
+        deviation = np.sqrt((seen * variance + prior * prior) / (seen + 1.0))
+        if deviation > 0.0:
+            scale = deviation
+    return loc, scale
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _shift(shift_at: NDArray[np.int64], shift: NDArray[np.int64], ts: int) -> int:
     """Local time minus UTC at ``ts``, by bisection."""
     low, high = 0, len(shift_at)
@@ -259,13 +285,13 @@ def _shift(shift_at: NDArray[np.int64], shift: NDArray[np.int64], ts: int) -> in
     return shift[low]
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _sin_cos(turn: float) -> tuple[float, float]:
     """Sine and cosine of a phase in [0, 1), in turns; within 1e-10, the same bits everywhere."""
     return _sin_quarter(_fold(turn)), _sin_quarter(_fold(turn + 0.25))
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _fold(turn: float) -> float:
     """The phase in [-1/4, 1/4] of the same sine."""
     turn -= np.floor(turn + 0.5)
@@ -276,7 +302,7 @@ def _fold(turn: float) -> float:
     return turn
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _sin_quarter(turn: float) -> float:
     """Taylor's series of sin(2 pi turn) to the 17th power, |turn| <= 1/4; within 1e-13."""
     a = 6.283185307179586 * turn
@@ -284,15 +310,6 @@ def _sin_quarter(turn: float) -> float:
     for coefficient in _SINE:
         total = total * (a * a) + coefficient
     return total * a
-
-
-@njit(cache=True, forceinline=True)
-def _advance_series(
-    plan: Plan, memory: Memory, rows: Rows, ts: NDArray[np.int64], values: NDArray[np.float64]
-) -> None:
-    for i in range(len(ts)):
-        steps = steps_since(plan.step_ns, ts[i - 1], ts[i]) if i else 1
-        advance(plan, memory, rows, i, 0, steps, ts[i], values, i)
 
 
 def features_of(spec: Spec, ts: NDArray[np.int64], values: NDArray[np.float64]) -> Rows:
@@ -306,8 +323,12 @@ def features_of(spec: Spec, ts: NDArray[np.int64], values: NDArray[np.float64]) 
     memory = Memory(
         *(np.zeros((1, *shape), dtype) for dtype, shape in memory_fields(spec).values())
     )
-    rows = Rows.empty(spec, len(ts))
-    _advance_series(plan(spec), memory, rows, ts, values)
+    n = len(ts)
+    rows, slots = Rows.empty(spec, n), np.zeros(n, np.int32)
+    steps = np.ones(n, np.int64)
+    if spec.step_ns:
+        steps[1:] = np.maximum(1, (np.diff(ts) + spec.step_ns // 2) // spec.step_ns)
+    advance(plan(spec), memory, rows, np.arange(n), slots, steps, ts, values, np.empty_like(ts))
     return rows
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from streamlstm.kernels import cell, reference
 from streamlstm.model import Golden, Model, ModelError, Spec
 
-TOLERANCE = 2e-5
+TOLERANCE = 5e-6
 """Largest deviation from the float64 golden allowed to a float32 backend, over 1 + |golden|."""
 
 

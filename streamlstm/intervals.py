@@ -73,7 +73,7 @@ def plan(horizon: int, targets: int, coverage: float, errors: Errors | None) -> 
     return Plan(coverage, steps, (1 + 2**-50) / steps, ring, left, share, initial)
 
 
-@njit(cache=True, error_model="numpy", forceinline=True)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def track(width: float, error: float, coverage: float) -> float:
     """The half-width after an absolute error was seen; NaN errors teach nothing."""
     if np.isnan(error):
@@ -85,7 +85,7 @@ def track(width: float, error: float, coverage: float) -> float:
     return width * (1.0 - RATE * (1.0 - coverage))
 
 
-@njit(cache=True, error_model="numpy", forceinline=True)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def surround(
     plan: Plan,
     bands: Bands,

@@ -14,7 +14,7 @@ Tensors, all little endian (H = hidden, I = length of the input vector, O = hori
 ``head.skip``               (O, I)      float32, the linear shortcut from the input vector
 ``golden.inputs``           (T, I)      float32
 ``golden.outputs``          (T, O)      float64, from a zero state
-``golden.h``, ``golden.c``  (layers, H) float64, after the last input
+``golden.h``, ``golden.c``  (layers, H) float32, after the last input
 ``errors.levels``           (Q,)        float64, optional: probabilities, rising
 ``errors.quantiles``        (Q, O)      float32: quantiles of |error| / scale, unseen data
 ==========================  ==========  ============================================================
@@ -117,7 +117,7 @@ class Spec(BaseModel):
             raise ValueError(f"fixed scaling needs {self.inputs} loc and scale values")
         try:
             ZoneInfo(self.timezone)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"unknown time zone {self.timezone!r}") from error
         return self
 
@@ -140,9 +140,9 @@ class Golden:
     """(T, I)"""
     outputs: NDArray[np.float64]
     """(T, O)"""
-    h: NDArray[np.float64]
+    h: NDArray[np.float32]
     """(layers, H)"""
-    c: NDArray[np.float64]
+    c: NDArray[np.float32]
     """(layers, H)"""
 
 
@@ -278,7 +278,7 @@ def _golden(spec: Spec, tensors: Mapping[str, NDArray[Any]]) -> Golden:
     _expect("golden.inputs", inputs, np.float32, (length, spec.width))
     _expect("golden.outputs", tensors.get("golden.outputs"), np.float64, (length, spec.outputs))
     for name in ("golden.h", "golden.c"):
-        _expect(name, tensors.get(name), np.float64, (spec.layers, spec.hidden))
+        _expect(name, tensors.get(name), np.float32, (spec.layers, spec.hidden))
     if not length:
         raise ModelError("the golden trajectory is empty; fit it again")
     return Golden(inputs, *(tensors[f"golden.{name}"] for name in ("outputs", "h", "c")))

@@ -93,7 +93,8 @@ def _places(capacity: int) -> int:
     return 1 << (2 * capacity - 1).bit_length()
 
 
-@njit(cache=True)
+# _nrt=False: nothing here owns an array, and reference counts would cost more than the work.
+@njit(cache=True, error_model="numpy", _nrt=False)
 def _lookup(
     index: Index,
     data: NDArray[np.uint8],
@@ -126,7 +127,7 @@ def _lookup(
             at = (at + 1) & mask
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy", _nrt=False)
 def _same(index: Index, slot: int, data: NDArray[np.uint8], begin: int, end: int) -> bool:
     if index.lengths[slot] != end - begin:
         return False
@@ -141,7 +142,7 @@ def _rotate(x: np.uint64, by: int) -> np.uint64:
     return (x << np.uint64(by)) | (x >> np.uint64(64 - by))
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy", _nrt=False)
 def _sip_round(
     a: np.uint64, b: np.uint64, c: np.uint64, d: np.uint64
 ) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64]:
@@ -158,7 +159,7 @@ def _sip_round(
     return a, b, c, d
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy", _nrt=False)
 def _siphash(seed: NDArray[np.uint64], data: NDArray[np.uint8], begin: int, end: int) -> np.uint64:
     """SipHash-1-3 (Aumasson & Bernstein 2012, fewer rounds as in Rust and Python) of a key."""
     k0, k1 = seed[0], seed[1]

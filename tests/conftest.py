@@ -3,6 +3,10 @@ import os
 import pytest
 from hypothesis import settings
 
+from streamlstm import compiled
+
+compiled.choose_folder()  # before anything imports numba
+
 settings.register_profile("streamlstm", deadline=None)  # a first call may compile
 settings.load_profile("streamlstm")
 

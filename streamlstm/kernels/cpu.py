@@ -5,7 +5,7 @@ units at a time the four gates in registers, activations and cell update, new st
 straight to the table. All numbers of a series come from its own row by a fixed order of operations
 (`simd`), so a state is the same bits whatever the batch, the tile, the path or the thread.
 
-`step` runs in the caller's thread where a batch is small, else on Numba's threads. One thread at a
+`step` runs in the caller's thread; where a batch is large, a pool of threads helps. One thread at a
 time may step the same buffers. Nothing is allocated after `warm_up`.
 """
 
@@ -15,16 +15,17 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import get_num_threads, njit, prange
+from numba import config, njit
 from numpy.typing import NDArray
 
-from streamlstm.kernels import cell, simd
+from streamlstm.kernels import cell, pool, simd
 from streamlstm.kernels.cell import UNITS, Floats, Network, padded
 
 TILE = 48  # rows of a tile at most; a multiple of every host's register block
 GROUP = 4 * UNITS  # pre-activations of a group of units
-PARALLEL_FLOPS = 2_000_000  # a round of less work than this stays in the caller's thread
-FLOAT_BYTES = 4
+SHARED_FLOPS = 500_000  # a round of less work than this stays in the caller's thread
+WAKING_FLOPS = 2_000_000  # and of less than this with the threads that are awake
+FLOAT_BYTES, WORD_BYTES = 4, 8
 LINE = 64  # bytes of a cache line
 
 
@@ -50,14 +51,14 @@ class _Plan(NamedTuple):
     outputs: int
     units: int
     flops: int  # of one row
-    workers: int  # shares of a large round
+    threads: int  # that may share a round
+    pool: int  # address
     state: int  # address
     record: int
     scratch: int  # address
     share: int  # float32 of scratch per worker
     rows: int  # offset in the scratch of a worker of int64 record addresses
     spare: int  # a record for rows that are none
-    sums: int  # pre-activations of a register tile
     head: int  # rows of [inputs (I), h (padded H)]
     head_stride: int
     head_weights: int  # address of [group][I + H][16]
@@ -79,11 +80,18 @@ class Buffers:
     plan: int  # address of the plan below, for compiled code
     layers: int
     units: int
+    threads: int
+    helpers: NDArray[np.int64]  # memory of the pool
     held: tuple[NDArray[Any], ...]  # keeps what the plan points at alive
 
 
-def allocate(network: Network, capacity: int) -> Buffers:
-    """Buffers for `capacity` series at zero state; the state's memory is committed when touched."""
+def allocate(network: Network, capacity: int, threads: int | None = None) -> Buffers:
+    """Buffers for `capacity` series at zero state; the state's memory is committed when touched.
+
+    threads: how many share a large round, the caller's included; Numba's NUMBA_NUM_THREADS where
+    it is not given. The others start in `warm_up`; until then the caller works alone.
+    """
+    threads = threads or config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
     units = max(padded(layer.weight_hh.shape[1]) for layer in network.layers)
     record = len(network.layers) * 2 * units
     state = _aligned(capacity * record).reshape(capacity, record)
@@ -95,6 +103,8 @@ def allocate(network: Network, capacity: int) -> Buffers:
         held.append(copy)
         return copy.ctypes.data
 
+    helpers = pool.block(threads)
+    held.append(helpers)
     at = 0  # in the scratch of a worker
 
     def take(count: int) -> int:
@@ -102,7 +112,7 @@ def allocate(network: Network, capacity: int) -> Buffers:
         start, at = at, at + padded(count)
         return start
 
-    rows, spare, sums = take(2 * TILE), take(record), take(8 * 4 * UNITS)
+    rows, spare = take(2 * TILE), take(record)
     layers = []
     flops = 0
     for number, layer in enumerate(network.layers):
@@ -123,7 +133,6 @@ def allocate(network: Network, capacity: int) -> Buffers:
         )
         flops += 8 * padded(hidden) * (hidden + inputs)
     head = network.head
-    workers = get_num_threads()
     targets, inputs = head.skip.shape
     hidden = head.weight.shape[1]
     head_stride = inputs + padded(hidden)
@@ -139,12 +148,12 @@ def allocate(network: Network, capacity: int) -> Buffers:
         outputs=targets,
         units=units,
         flops=flops + 2 * result_stride * (inputs + hidden),
-        workers=workers,
+        threads=threads,
+        pool=helpers.ctypes.data,
         state=state.ctypes.data,
         record=record,
         rows=rows,
         spare=spare,
-        sums=sums,
         head=take(TILE * head_stride + UNITS),
         head_stride=head_stride,
         head_weights=keep(packed),
@@ -154,11 +163,11 @@ def allocate(network: Network, capacity: int) -> Buffers:
         result_stride=result_stride,
         head_terms=inputs + hidden,
         share=at,
-        scratch=keep(np.zeros(at * workers, np.float32)),
+        scratch=keep(np.zeros(at * threads, np.float32)),
     )
     words = np.array([*plan, *(value for layer in layers for value in layer)], np.int64)
     held.append(words)
-    return Buffers(state, words.ctypes.data, len(layers), units, tuple(held))
+    return Buffers(state, words.ctypes.data, len(layers), units, threads, helpers, tuple(held))
 
 
 def _aligned(count: int) -> Floats:
@@ -211,10 +220,17 @@ def from_host(buffers: Buffers, slots: NDArray[np.int32], records: Floats) -> No
 
 
 def warm_up(buffers: Buffers) -> None:
-    """Compile (or load from Numba's cache) every path that `step` takes; no state changes."""
-    nothing = np.zeros(1, np.int64)
-    slots, row = np.zeros(0, np.int32), np.zeros((0, 1), np.float32)
-    step(buffers, slots, row, nothing, row)
+    """Compile (or load from Numba's cache) every path of `step`; start its threads. Keeps states.
+
+    The threads end with the buffers.
+    """
+    slots, row, no_rounds = (
+        np.zeros(0, np.int32),
+        np.zeros((0, 1), np.float32),
+        np.zeros(1, np.int64),
+    )
+    step(buffers, slots, row, no_rounds, row)
+    pool.start(buffers, buffers.helpers, buffers.threads, _help, buffers.plan)
 
 
 # --- compiled -------------------------------------------------------------------------------------
@@ -240,6 +256,15 @@ def _layer_at(plan: int, number: int) -> Any:
     )  # fmt: skip
 
 
+class _Ticks(NamedTuple):
+    """Rows of a step by address: what the threads of a job are told."""
+
+    slots: int  # int32 (n,)
+    inputs: int  # float32 (n, I)
+    outputs: int  # float32 (n, O)
+    stop: int  # the row after the last
+
+
 @njit(cache=True, nogil=True)
 def _step(plan: int, slots: Any, inputs: Any, rounds: Any, outputs: Any) -> None:
     """`step`, on the register block of this host."""
@@ -252,61 +277,69 @@ def step_on(block: Any, plan: int, slots: Any, inputs: Any, rounds: Any, outputs
     p = _plan_at(plan)
     for number in range(len(rounds) - 1):
         start, stop = rounds[number], rounds[number + 1]
-        if p.workers == 1 or (stop - start) * p.flops < PARALLEL_FLOPS:
-            _rows(block, plan, 0, slots, inputs, outputs, start, stop)
+        ticks = _Ticks(simd.address(slots), simd.address(inputs), simd.address(outputs), stop)
+        flops = (stop - start) * p.flops
+        if p.threads == 1 or flops < SHARED_FLOPS:
+            _rows(block, plan, 0, ticks, start, stop)
         else:
-            _parallel(block, plan, slots, inputs, outputs, start, stop)
+            pool.offer(p.pool, stop - start, ticks)
+            if flops >= WAKING_FLOPS:
+                pool.wake(p.pool, p.threads)
+            _share(block, plan, 0)
+            pool.finish(p.pool, stop - start)
 
 
-@njit(cache=True, parallel=True)
-def _parallel(
-    block: Any, plan: int, slots: Any, inputs: Any, outputs: Any, start: int, stop: int
-) -> None:
-    """A round, each thread a share of whole register tiles."""
-    rows = simd.rows_of(block)
-    tiles = (stop - start + rows - 1) // rows
-    workers = _plan_at(plan).workers
-    for worker in prange(workers):
-        first = start + tiles * worker // workers * rows
-        last = min(stop, start + tiles * (worker + 1) // workers * rows)
-        _rows(block, plan, worker, slots, inputs, outputs, first, last)
+@njit(cache=True, nogil=True)
+def _help(plan: int, helper: int) -> None:
+    """The life of a helper of the pool."""
+    memory = _plan_at(plan).pool
+    while pool.wait(memory, helper):
+        _share(simd.host_tile(), plan, helper + 1)
 
 
 @njit(cache=True)
-def _rows(
-    block: Any, plan: int, worker: int, slots: Any, inputs: Any, outputs: Any, start: int, stop: int
-) -> None:
+def _share(block: Any, plan: int, worker: int) -> None:
+    """Rows of the open job, as long as there are any."""
+    p = _plan_at(plan)
+    left, count = pool.claim(p.pool, p.threads, simd.rows_of(block))
+    while count > 0:
+        w = pool.WORDS
+        ticks = _Ticks(
+            simd.word(p.pool, w),
+            simd.word(p.pool, w + 1),
+            simd.word(p.pool, w + 2),
+            simd.word(p.pool, w + 3),
+        )
+        start = ticks.stop - left
+        _rows(block, plan, worker, ticks, start, start + count)
+        pool.add(p.pool, pool.DONE, count)
+        left, count = pool.claim(p.pool, p.threads, simd.rows_of(block))
+
+
+@njit(cache=True)
+def _rows(block: Any, plan: int, worker: int, ticks: Any, start: int, stop: int) -> None:
     """Rows start:stop of a round in one thread, a tile at a time."""
     at = start
     while at < stop:
         count = min(TILE, stop - at)
         if count == 1:
-            _tile(
-                simd.with_vectors(simd.with_rows(block, 1), 8),
-                plan,
-                worker,
-                slots,
-                inputs,
-                outputs,
-                at,
-                1,
-            )
+            _tile(simd.with_vectors(simd.with_rows(block, 1), 8), plan, worker, ticks, at, 1)
         else:
-            _tile(block, plan, worker, slots, inputs, outputs, at, count)
+            _tile(block, plan, worker, ticks, at, count)
         at += count
 
 
 @njit(cache=True)
-def _tile(
-    block: Any, plan: int, worker: int, slots: Any, inputs: Any, outputs: Any, at: int, count: int
-) -> None:
+def _tile(block: Any, plan: int, worker: int, ticks: Any, at: int, count: int) -> None:
+    """`count` rows from row `at` on, up to TILE of them."""
     p = _plan_at(plan)
     block_rows = simd.rows_of(block)
     scratch = p.scratch + worker * p.share * FLOAT_BYTES
     rows = scratch + p.rows * FLOAT_BYTES
     full = -(-count // block_rows) * block_rows
     for r in range(count):
-        simd.set_word(rows, r, p.state + slots[at + r] * p.record * FLOAT_BYTES)
+        slot = simd.short_word(ticks.slots, at + r)
+        simd.set_word(rows, r, p.state + slot * p.record * FLOAT_BYTES)
     for r in range(count, full):
         simd.set_word(rows, r, scratch + p.spare * FLOAT_BYTES)
 
@@ -322,7 +355,7 @@ def _tile(
                 _copy_group(block, record, layer.state + unit, into, r * layer.stride + unit)
     for r in range(count):
         for k in range(p.inputs):
-            value = inputs[at + r, k]
+            value = simd.number(ticks.inputs, (at + r) * p.inputs + k)
             simd.set_number(x, r * first.stride + first.hidden + k, value)
             simd.set_number(head, r * p.head_stride + k, value)
 
@@ -335,13 +368,13 @@ def _tile(
         else:
             onward = head + p.inputs * FLOAT_BYTES
             onward_stride = p.head_stride
-        _layer(block, layer, p.units, scratch, p.sums, rows, full, onward, onward_stride)
+        _layer(block, layer, p.units, rows, scratch, full, onward, onward_stride)
     _head(block, p, scratch, full)
     result = scratch + p.result * FLOAT_BYTES
     for r in range(count):
         for k in range(p.outputs):
-            value = simd.number(result, r * p.result_stride + k)
-            outputs[at + r, k] = cell.activate(p.head_activation, value)
+            value = cell.activate(p.head_activation, simd.number(result, r * p.result_stride + k))
+            simd.set_number(ticks.outputs, (at + r) * p.outputs + k, value)
 
 
 @njit(cache=True)
@@ -351,14 +384,26 @@ def _copy_group(block: Any, source: int, source_at: int, target: int, target_at:
         simd.store(target, target_at + lane, simd.load(block, source, source_at + lane))
 
 
+class _Place(NamedTuple):
+    """Where a register tile writes: addresses, and offsets in float32."""
+
+    usual: bool  # tanh and sigmoid
+    activation: int
+    recurrent: int
+    rows: int  # of the record addresses
+    h: int  # in a record
+    c: int
+    onward: int  # of the next layer's inputs, first row of the tile
+    stride: int
+
+
 @njit(cache=True)
 def _layer(
     block: Any,
     layer: Any,
     units: int,
-    scratch: int,
-    sums_at: int,
     rows: int,
+    scratch: int,
     full: int,
     onward: int,
     onward_stride: int,
@@ -366,69 +411,50 @@ def _layer(
     """A layer over a tile: groups of units outside, so that their weights stay near."""
     terms = layer.hidden + layer.inputs
     panel = terms * GROUP
-    sums = scratch + sums_at * FLOAT_BYTES
     tile = scratch + layer.tile * FLOAT_BYTES
-    lanes, vectors, block_rows = simd.lanes_of(block), simd.vectors_of(block), simd.rows_of(block)
-    together = vectors // 4
+    together = simd.vectors_of(block) // 4
     groups = -(-layer.hidden // UNITS)
-    group = 0
-    while group + together <= groups:
-        for lane in range(0, UNITS, lanes):
-            weights = layer.weights + (group * panel + lane) * FLOAT_BYTES
-            bias = layer.bias + (group * GROUP + lane) * FLOAT_BYTES
-            for r in range(0, full, block_rows):
-                a = tile + r * layer.stride * FLOAT_BYTES
-                simd.gates(block, terms, a, layer.stride, weights, panel, bias, sums)
-                _cells(
-                    block, layer, units, sums, rows, r, group * UNITS + lane, onward, onward_stride
-                )
-        group += together
-    last = simd.with_vectors(block, 4)
-    while group < groups:
-        for lane in range(0, UNITS, lanes):
-            weights = layer.weights + (group * panel + lane) * FLOAT_BYTES
-            bias = layer.bias + (group * GROUP + lane) * FLOAT_BYTES
-            for r in range(0, full, block_rows):
-                a = tile + r * layer.stride * FLOAT_BYTES
-                simd.gates(last, terms, a, layer.stride, weights, panel, bias, sums)
-                _cells(
-                    last, layer, units, sums, rows, r, group * UNITS + lane, onward, onward_stride
-                )
-        group += 1
-
-
-@njit(cache=True)
-def _cells(
-    block: Any,
-    layer: Any,
-    units: int,
-    sums: int,
-    rows: int,
-    row: int,
-    unit: int,
-    onward: int,
-    onward_stride: int,
-) -> None:
-    """Activations and cell update of a register tile: new state to the table, h onward."""
-    lanes, vectors = simd.lanes_of(block), simd.vectors_of(block)
     usual = layer.activation == cell.TANH and layer.recurrent == cell.SIGMOID
-    for r in range(simd.rows_of(block)):
-        record = simd.word(rows, row + r)
-        for group in range(vectors // 4):
-            at = (r * vectors + group * 4) * lanes
-            here = unit + group * UNITS
-            i = simd.load(block, sums, at)
-            f = simd.load(block, sums, at + lanes)
-            g = simd.load(block, sums, at + 2 * lanes)
-            o = simd.load(block, sums, at + 3 * lanes)
-            c = simd.load(block, record, layer.state + units + here)
-            if usual:
-                h, c = cell.update(cell.TANH, cell.SIGMOID, i, f, g, o, c)
-            else:
-                h, c = cell.update(layer.activation, layer.recurrent, i, f, g, o, c)
-            simd.store(record, layer.state + here, h)
-            simd.store(record, layer.state + units + here, c)
-            simd.store(onward, (row + r) * onward_stride + here, h)
+    single = simd.with_vectors(block, 4)
+    group = 0
+    while group < groups:
+        some = together if group + together <= groups else 1
+        for lane in range(0, UNITS, simd.lanes_of(block)):
+            unit = group * UNITS + lane
+            weights = layer.weights + (group * panel + lane) * FLOAT_BYTES
+            bias = layer.bias + (group * GROUP + lane) * FLOAT_BYTES
+            for r in range(0, full, simd.rows_of(block)):
+                place = _Place(
+                    usual,
+                    layer.activation,
+                    layer.recurrent,
+                    rows + r * WORD_BYTES,
+                    layer.state + unit,
+                    layer.state + units + unit,
+                    onward + (r * onward_stride + unit) * FLOAT_BYTES,
+                    onward_stride,
+                )
+                a = tile + r * layer.stride * FLOAT_BYTES
+                if some == together:
+                    simd.gates(block, terms, a, layer.stride, weights, panel, bias, _cells, place)
+                else:
+                    simd.gates(single, terms, a, layer.stride, weights, panel, bias, _cells, place)
+        group += some
+
+
+@njit(cache=True, forceinline=True)
+def _cells(place: Any, row: int, group: int, i: Any, f: Any, g: Any, o: Any) -> None:
+    """Activations and update of the cells of one vector: new state to the table, h onward."""
+    record = simd.word(place.rows, row)
+    at = group * UNITS
+    c = simd.load_like(i, record, place.c + at)
+    if place.usual:
+        h, c = cell.update(cell.TANH, cell.SIGMOID, i, f, g, o, c)
+    else:
+        h, c = cell.update(place.activation, place.recurrent, i, f, g, o, c)
+    simd.store(record, place.h + at, h)
+    simd.store(record, place.c + at, c)
+    simd.store(place.onward, row * place.stride + at, h)
 
 
 @njit(cache=True)

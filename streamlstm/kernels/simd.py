@@ -205,6 +205,17 @@ def word(typing: Any, memory: Any, at: Any) -> Any:
 
 
 @intrinsic
+def short_word(typing: Any, memory: Any, at: Any) -> Any:
+    """short_word(address, at) -> element `at` of the int32 array at an integer address."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        start = builder.inttoptr(args[0], ir.IntType(32).as_pointer())
+        return builder.sext(builder.load(builder.gep(start, [args[1]])), INDEX)
+
+    return types.int64(types.intp, types.intp), generate
+
+
+@intrinsic
 def set_word(typing: Any, memory: Any, at: Any, value: Any) -> Any:
     """set_word(address, at, value): set element `at` of the int64 array at an integer address."""
 
@@ -249,6 +260,17 @@ def load(typing: Any, block: Any, memory: Any, at: Any) -> Any:
         return _load(builder, start, block.lanes)
 
     return kind(block, memory, types.intp), generate
+
+
+@intrinsic
+def load_like(typing: Any, vector: Any, memory: Any, at: Any) -> Any:
+    """load_like(vector, memory, at) -> Vector of as many lanes, from element `at` on."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        start = builder.gep(_pointer(context, builder, memory, args[1]), [args[2]])
+        return _load(builder, start, vector.lanes)
+
+    return vector(vector, memory, types.intp), generate
 
 
 @intrinsic
@@ -481,38 +503,43 @@ def gates(
     weights: Any,
     panel: Any,
     bias: Any,
-    sums: Any,
+    then: Any,
+    context: Any,
 ) -> Any:
     """Pre-activations of four gates for `rows` series and `vectors` / 4 groups of `lanes` units.
 
-    All memory by address. a: inputs, rows `a_row` apart. weights: packed [K][4 gates][16 units],
-    the next group `panel` further on. bias: packed [group][4][16]. sums: out, [row][vector][lane].
-    Vector v is gate v % 4 of group v // 4. Each sum starts from its bias.
+    For each row and group calls `then(context, row, group, first, second, third, fourth)`, a
+    compiled function that takes the gates in registers. Memory is by address. a: inputs, rows
+    `a_row` apart; weights: packed [K][4 gates][16 units], the next group `panel` further on; bias:
+    packed [group][4][16]. Each sum starts from its bias.
     """
+    kinds = (context, types.intp, types.intp, *[Vector(block.lanes)] * GATES)
+    called = then.get_call_type(typing, kinds, {})
 
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _, count, a_, a_row_, weights_, panel_, bias_, sums_ = args
-        a_, weights_, bias_, sums_ = (
-            builder.inttoptr(value, POINTER) for value in (a_, weights_, bias_, sums_)
-        )
+    def generate(target: Any, builder: Any, sig: Any, args: Any) -> Any:
+        _, count, a_, a_row_, weights_, panel_, bias_, _, context_ = args
+        a_, weights_, bias_ = (builder.inttoptr(value, POINTER) for value in (a_, weights_, bias_))
         one, line = ir.Constant(INDEX, 1), ir.Constant(INDEX, GATES * UNITS)
+        groups = block.vectors // GATES
         start, vectors = [], []
-        for group in range(block.vectors // GATES):
+        for group in range(groups):
             here = builder.gep(weights_, [builder.mul(panel_, ir.Constant(INDEX, group))])
             for gate in range(GATES):
                 offset = ir.Constant(INDEX, group * GATES * UNITS + gate * UNITS)
                 start.append(_load(builder, builder.gep(bias_, [offset]), block.lanes))
                 vectors.append(builder.gep(here, [ir.Constant(INDEX, gate * UNITS)]))
         rows = _rows(builder, block, a_, a_row_)
-        values = accumulate(builder, block, [start] * block.rows, count, rows, one, vectors, line)
-        for r, row in enumerate(values):
-            for v, value in enumerate(row):
-                at = ir.Constant(INDEX, (r * block.vectors + v) * block.lanes)
-                _store(builder, value, builder.gep(sums_, [at]))
-        return context.get_dummy_value()
+        sums = accumulate(builder, block, [start] * block.rows, count, rows, one, vectors, line)
+        function = target.get_function(then, called)
+        for row in range(block.rows):
+            for group in range(groups):
+                place = ir.Constant(INDEX, row), ir.Constant(INDEX, group)
+                own = sums[row][group * GATES : (group + 1) * GATES]
+                function(builder, (context_, *place, *own))
+        return target.get_dummy_value()
 
     i = types.intp
-    return types.void(block, i, i, i, i, i, i, i), generate
+    return types.void(block, i, i, i, i, i, i, then, context), generate
 
 
 def _rows(builder: Any, block: Any, start: Any, stride: Any) -> list[Any]:

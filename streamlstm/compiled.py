@@ -1,0 +1,25 @@
+"""Where compiled code is kept between runs: a folder of its own for each state of the sources.
+
+Numba keeps a function's machine code until that function's own file changes, but a function holds
+the code of those it calls in other files too. So the folder's name says what all the sources are,
+and a changed source finds no stale code.
+"""
+
+import os
+import zlib
+from pathlib import Path
+
+
+def choose_folder() -> Path:
+    """Point Numba, if not yet imported, below ``$NUMBA_CACHE_DIR`` or the user's cache folder."""
+    print_of_sources = 0
+    for source in sorted(Path(__file__).parent.rglob("*.py")):
+        print_of_sources = zlib.crc32(source.read_bytes(), print_of_sources)
+    name = f"streamlstm-{print_of_sources:08x}"
+    given = os.environ.get("NUMBA_CACHE_DIR")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+    folder = Path(given) if given else home / "streamlstm"
+    if folder.name != name:  # a child process was given the folder by its parent
+        folder /= name
+    os.environ["NUMBA_CACHE_DIR"] = str(folder)
+    return folder

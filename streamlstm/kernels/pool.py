@@ -1,0 +1,243 @@
+"""A few threads that share the rows of one job, for compiled code.
+
+Numba's own parallel loops end in a barrier: each thread of the team must be given a core before the
+caller goes on, which costs milliseconds where other processes want the cores too. Here the caller
+works through the job itself and whoever else is awake helps: it waits only for rows that another
+thread has begun. A job costs a fraction of a microsecond to offer.
+
+The pool is a block of int64, a cache line a part:
+
+    line 0        the open job: number << 32 | rows not yet claimed
+    line 1        rows done
+    line 2        the job's words, as `offer` was given them; 8 of them
+    line 3        stop flag; whether the helpers were started
+    line 4 + w    helper w: word 0 is 1 while it sleeps; a semaphore from word 1 on
+
+The count of unclaimed rows and the job's number change in one atomic step, so that a helper that
+comes late can never take rows of one job by the words of another.
+"""
+
+from __future__ import annotations
+
+import platform
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numpy.typing import NDArray
+
+from streamlstm.kernels.simd import INDEX, intrinsic, set_word, word
+
+LINE = 8  # words of a cache line
+JOB, DONE, WORDS, STOP, HELPERS = 0, LINE, 2 * LINE, 3 * LINE, 4 * LINE
+STARTED = STOP + 1
+BYTES = 8
+ROWS = (1 << 32) - 1  # mask of the row count in the job's word
+LARGEST = 48  # rows claimed at a time, at most
+SPINS = 1000  # looks for a new job before a helper goes to sleep: some 20 us
+
+# callable in compiled code alone
+semaphore_init: Any = types.ExternalFunction(
+    "sem_init", types.int32(types.intp, types.int32, types.uint32)
+)
+semaphore_post: Any = types.ExternalFunction("sem_post", types.int32(types.intp))
+semaphore_wait: Any = types.ExternalFunction("sem_wait", types.int32(types.intp))
+yield_core: Any = types.ExternalFunction("sched_yield", types.int32())
+
+
+# --- atomic words ---------------------------------------------------------------------------------
+
+
+def _word_pointer(builder: Any, address: Any, at: Any) -> Any:
+    return builder.gep(builder.inttoptr(address, INDEX.as_pointer()), [at])
+
+
+@intrinsic
+def read(typing: Any, memory: Any, at: Any) -> Any:
+    """read(address, at) -> word, and all that was written before it."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.load_atomic(_word_pointer(builder, *args), "seq_cst", 8)
+
+    return types.int64(types.intp, types.intp), generate
+
+
+@intrinsic
+def write(typing: Any, memory: Any, at: Any, value: Any) -> Any:
+    """write(address, at, value): what was written before is seen by who reads the word."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.store_atomic(args[2], _word_pointer(builder, *args[:2]), "seq_cst", 8)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.int64), generate
+
+
+@intrinsic
+def add(typing: Any, memory: Any, at: Any, value: Any) -> Any:
+    """add(address, at, value) in one step."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.atomic_rmw("add", _word_pointer(builder, *args[:2]), args[2], "seq_cst")
+
+    return types.int64(types.intp, types.intp, types.int64), generate
+
+
+@intrinsic
+def exchange(typing: Any, memory: Any, at: Any, value: Any) -> Any:
+    """exchange(address, at, value) -> the word before."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.atomic_rmw("xchg", _word_pointer(builder, *args[:2]), args[2], "seq_cst")
+
+    return types.int64(types.intp, types.intp, types.int64), generate
+
+
+@intrinsic
+def replace(typing: Any, memory: Any, at: Any, old: Any, new: Any) -> Any:
+    """replace(address, at, old, new) -> whether the word was `old` and is `new` now."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = _word_pointer(builder, *args[:2])
+        pair = builder.cmpxchg(pointer, args[2], args[3], "seq_cst", "seq_cst")
+        return builder.extract_value(pair, 1)
+
+    return types.boolean(types.intp, types.intp, types.int64, types.int64), generate
+
+
+@intrinsic
+def pause(typing: Any) -> Any:
+    """pause(): tell the core that this is a waiting loop."""
+    machine = platform.machine().lower()
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        module, void, number = builder.module, ir.VoidType(), ir.IntType(32)
+        if machine in ("x86_64", "amd64"):
+            kind = ir.FunctionType(void, [])
+            builder.call(cgutils.get_or_insert_function(module, kind, "llvm.x86.sse2.pause"), [])
+        elif machine in ("aarch64", "arm64"):  # hint 1 is `yield`
+            kind = ir.FunctionType(void, [number])
+            hint = cgutils.get_or_insert_function(module, kind, "llvm.aarch64.hint")
+            builder.call(hint, [ir.Constant(number, 1)])
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+# --- the pool -------------------------------------------------------------------------------------
+
+
+@njit(cache=True)
+def claim(pool: int, threads: int, step: int) -> Any:
+    """(rows not yet claimed, how many of them are yours): shares shrink towards the end."""
+    while True:
+        job = read(pool, JOB)
+        left = job & ROWS
+        if left == 0:
+            return 0, 0
+        share = left // (2 * threads) // step * step
+        share = min(max(share, step), LARGEST // step * step, left)
+        if replace(pool, JOB, job, job - share):
+            return left, share
+
+
+@njit(cache=True)
+def offer(pool: int, rows: int, words: Any) -> None:
+    """Open a job of `rows` rows to the helpers that are awake."""
+    for k in range(len(words)):
+        set_word(pool, WORDS + k, words[k])
+    write(pool, DONE, 0)
+    number = (read(pool, JOB) >> 32) + 1
+    write(pool, JOB, (number & 0x7FFFFFFF) << 32 | rows)
+
+
+@njit(cache=True)
+def wake(pool: int, threads: int) -> None:
+    """Wake the helpers that sleep."""
+    for helper in range(threads - 1):
+        at = HELPERS + helper * LINE
+        if word(pool, at) == 1 and exchange(pool, at, 0) == 1:
+            semaphore_post(pool + (at + 1) * BYTES)
+
+
+@njit(cache=True)
+def finish(pool: int, rows: int) -> None:
+    """Wait for rows that a helper has begun."""
+    looks = 0
+    while read(pool, DONE) != rows:
+        looks += 1
+        if looks > SPINS:
+            yield_core()
+        pause()
+
+
+@njit(cache=True)
+def wait(pool: int, helper: int) -> bool:
+    """Return when a job is open; False where the pool is to stop."""
+    at = HELPERS + helper * LINE
+    while True:
+        for _ in range(SPINS):
+            if read(pool, JOB) & ROWS:
+                return True
+            pause()
+        write(pool, at, 1)
+        if read(pool, STOP):
+            return False
+        if read(pool, JOB) & ROWS:
+            exchange(pool, at, 0)
+            return True
+        semaphore_wait(pool + (at + 1) * BYTES)
+
+
+@njit(cache=True)
+def _prepare(pool: int, threads: int) -> None:
+    for helper in range(threads - 1):
+        semaphore_init(pool + (HELPERS + helper * LINE + 1) * BYTES, 0, 0)
+
+
+@njit(cache=True)
+def _stop(pool: int, threads: int) -> None:
+    write(pool, STOP, 1)
+    wake(pool, threads)
+
+
+def block(threads: int) -> NDArray[np.int64]:
+    """Memory for a pool of `threads`, the caller's included; its helpers are not there yet."""
+    words = np.zeros(HELPERS + (threads - 1) * LINE + LINE, np.int64)
+    start = -words.ctypes.data % (LINE * BYTES) // BYTES
+    return words[start:]
+
+
+def start(
+    owner: object,
+    memory: NDArray[np.int64],
+    threads: int,
+    help_: Callable[[int, int], None],
+    argument: int,
+) -> None:
+    """Start the helpers, once; each runs `help_(argument, number)`, compiled and without the GIL.
+
+    They stop when `owner` is collected or the interpreter ends.
+    """
+    if memory[STARTED]:
+        return
+    memory[STARTED] = 1
+    _prepare(memory.ctypes.data, threads)
+    helpers = [
+        threading.Thread(target=help_, args=(argument, n), name=f"step-{n + 1}", daemon=True)
+        for n in range(threads - 1)
+    ]
+    for helper in helpers:
+        helper.start()
+    weakref.finalize(owner, _end, memory, threads, helpers)
+
+
+def _end(memory: NDArray[np.int64], threads: int, helpers: list[threading.Thread]) -> None:
+    _stop(memory.ctypes.data, threads)
+    for helper in helpers:
+        helper.join()

@@ -1,0 +1,138 @@
+"""The real daemon, as a process of its own, and what a client of it needs."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import zmq
+
+COMMAND = """
+import sys
+from streamlstm import checkpoint, config, service
+{before}
+options = dict(option.split("=", 1) for option in sys.argv[1:])
+sys.exit(service.run(config.load_config(None, options), announce=True))
+"""
+LOCAL = "tcp://127.0.0.1:*"
+
+
+class Daemon:
+    """A running daemon; ``wait`` for its exit code after ``process.terminate()``."""
+
+    def __init__(self, process: "subprocess.Popen[str]", log: Path) -> None:
+        self.process, self._log = process, log
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, f"exit code {process.wait(60)}: {self.log}"
+        said = json.loads(line)
+        self.input, self.output, self.url = said["input"][0], said["output"][0], said["metrics"]
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def wait(self) -> int:
+        return self.process.wait(60)
+
+    def stop(self) -> int:
+        self.process.terminate()
+        return self.wait()
+
+    def get(self, path: str) -> str:
+        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
+            return answer.read().decode()
+
+    def metric(self, name: str) -> float:
+        """The value of one sample, its labels as exposed."""
+        for line in self.get("/metrics").splitlines():
+            if line.startswith(f"{name} "):
+                return float(line.rpartition(" ")[2])
+        raise KeyError(name)
+
+
+@contextlib.contextmanager
+def start(
+    folder: Path,
+    model: Path,
+    *,
+    env: Mapping[str, str] = MappingProxyType({}),
+    before: str = "",
+    **options: object,
+) -> Iterator[Daemon]:
+    """Run the daemon on free local ports; ``options`` as ``input__format="binary"``.
+
+    ``before`` is Python to execute first.
+    """
+    given = {"input.bind": LOCAL, "output.bind": LOCAL, "metrics.port": 0, "model": model}
+    given |= {name.replace("__", "."): value for name, value in options.items()}
+    log = folder / "daemon.log"
+    with log.open("w") as stderr:
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                COMMAND.format(before=before),
+                *(f"{name}={value}" for name, value in given.items()),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            env={k: v for k, v in os.environ.items() if not k.startswith("STREAMLSTM_")} | {**env},
+        )
+    try:
+        yield Daemon(process, log)
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+class Client:
+    """A publisher and a subscriber of plain pyzmq, both known to be connected."""
+
+    def __init__(self, daemon: Daemon, topic: bytes = b"prediction.") -> None:
+        self.context = zmq.Context()
+        self.feed = self.context.socket(zmq.XPUB)
+        self.feed.sndhwm = 0
+        self.feed.connect(daemon.input)
+        self.sink = self.context.socket(zmq.SUB)
+        self.sink.rcvhwm = 0
+        self.sink.rcvtimeo = 30_000
+        self.sink.subscribe(topic)
+        self.sink.subscribe(b"streamlstm.welcome")
+        self.sink.connect(daemon.output)
+        assert self.feed.poll(30_000), "the daemon does not subscribe"
+        assert self.sink.recv() == b"streamlstm.welcome"
+
+    def send(self, *frames: bytes) -> None:
+        self.feed.send_multipart(frames)
+
+    def tick(self, series: str, **payload: Any) -> None:
+        self.send(series.encode(), json.dumps(payload).encode())
+
+    def receive(self, count: int) -> list[list[bytes]]:
+        return [self.sink.recv_multipart() for _ in range(count)]
+
+    def predictions(self, count: int) -> list[dict[str, Any]]:
+        return [json.loads(payload) for _, payload in self.receive(count)]
+
+    def silent(self, milliseconds: int = 50) -> bool:
+        """Whether nothing more comes for so long."""
+        return not self.sink.poll(milliseconds)
+
+    def close(self) -> None:
+        self.context.destroy(linger=0)
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

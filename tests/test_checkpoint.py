@@ -1,0 +1,96 @@
+"""Checkpoints: a restart goes on with the same bits, and a damaged file is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from streamlstm import checkpoint
+from streamlstm.checkpoint import CheckpointError
+from streamlstm.engine import Engine
+from streamlstm.ticks import Keys
+from tests.models import random_model
+from tests.test_engine import RICH, everything, ticks
+
+
+def running(seed: int = 0, **options: object) -> Engine:
+    """An engine of 5 series with 30 ticks each."""
+    engine = Engine(random_model(seed, **RICH), **{"max_series": 20} | options)
+    slots = engine.series.lookup(Keys.of([b"a", b"bb", b"ccc", b"d", b"e"])).tolist()
+    values = np.random.default_rng(1).normal(size=(30, 5))
+    for hour, row in enumerate(values):
+        engine.step(ticks(slots, [hour] * 5, row), 0)
+    return engine
+
+
+def fresh(seed: int = 0, **options: object) -> Engine:
+    return Engine(random_model(seed, **RICH), **{"max_series": 20} | options)
+
+
+def test_a_restart_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    one, other = running(), fresh()
+    checkpoint.save(one, tmp_path / "c")
+    assert checkpoint.load(other, tmp_path / "c")
+    assert everything(one) == everything(other)
+    keys = Keys.of([b"ccc", b"new", b"a"])
+    np.testing.assert_array_equal(one.series.lookup(keys), other.series.lookup(keys))
+    batch = ticks([2, 5, 0], [31, 31, 33], np.array([1.0, 2, 3]))
+    for ours, theirs in zip(one.step(batch, 0), other.step(batch, 0), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_none_there_is_no_error(tmp_path: Path) -> None:
+    assert not checkpoint.load(fresh(), tmp_path / "c")
+
+
+def test_it_replaces_the_one_before_whole_and_is_the_owners_alone(tmp_path: Path) -> None:
+    engine = running()
+    for _ in range(2):
+        checkpoint.save(engine, tmp_path / "c")
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+    assert (tmp_path / "c").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_failed_write_leaves_the_one_before(tmp_path: Path) -> None:
+    engine = running()
+    checkpoint.save(engine, tmp_path / "c")
+    before = (tmp_path / "c").read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", full)
+        with pytest.raises(OSError, match="No space"):
+            checkpoint.save(engine, tmp_path / "c")
+    assert (tmp_path / "c").read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_damage_anywhere_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "c"
+    checkpoint.save(running(), path)
+    content = path.read_bytes()
+    for at in [*range(0, 64, 7), *range(64, len(content), len(content) // 100)]:
+        path.write_bytes(content[:at] + bytes([content[at] ^ 0x55]) + content[at + 1 :])
+        engine = fresh()
+        with pytest.raises(CheckpointError, match="move it away"):
+            checkpoint.load(engine, path)
+        assert engine.series.active == 0
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match="damaged"):
+        checkpoint.load(fresh(), path)
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"seed": 1}, "of model"),
+        ({"max_series": 4}, "of 5 series, max_series is 4"),
+        ({"coverage": 0.0}, "made with other settings"),
+    ],
+)
+def test_of_another_engine(tmp_path: Path, other: dict[str, object], said: str) -> None:
+    checkpoint.save(running(), tmp_path / "c")
+    with pytest.raises(CheckpointError, match=said):
+        checkpoint.load(fresh(**other), tmp_path / "c")

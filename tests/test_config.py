@@ -1,0 +1,155 @@
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from streamlstm.config import PREFIX, Config, ConfigError, load_config, options
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "streamlstm.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_model_is_all_that_must_be_said(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, 'model = "m"'), environ={})
+    assert config == Config(model=Path("m"))
+    assert config.input.bind == ("tcp://127.0.0.1:5555",)
+    assert config.metrics.host == "127.0.0.1"
+
+
+def test_flags_go_before_environment_before_file_before_default(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, 'model = "m"\n[metrics]\nhost = "a"\nport = 1\n[engine]\nmax_series = 5\n'
+    )
+    environ = {
+        "STREAMLSTM_METRICS__PORT": "2",
+        "STREAMLSTM_METRICS__HOST": "b",
+        "STREAMLSTM_INTERVAL__COVERAGE": "0.5",
+        "NUMBA_CACHE_DIR": "/x",
+        "NOTIFY_SOCKET": "@y",
+    }
+    config = load_config(path, {"metrics.host": "c", "metrics.enabled": "false"}, environ)
+    assert (config.metrics.host, config.metrics.port, config.metrics.enabled) == ("c", 2, False)
+    assert (config.engine.max_series, config.engine.max_batch) == (5, 1024)
+    assert config.interval.coverage == 0.5
+
+
+def test_without_a_file() -> None:
+    assert load_config(None, {"model": "m"}, {}).model == Path("m")
+    assert load_config(None, {}, {"STREAMLSTM_MODEL": "m"}).model == Path("m")
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("", ()),
+        ("tcp://a:1", ("tcp://a:1",)),
+        ("tcp://a:1,tcp://b:2", ("tcp://a:1", "tcp://b:2")),
+        ('["tcp://a:1", "ipc:///x,y"]', ("tcp://a:1", "ipc:///x,y")),
+        ("[]", ()),
+    ],
+)
+def test_lists_as_text(text: str, parts: tuple[str, ...]) -> None:
+    config = load_config(
+        None, {"model": "m", "output.connect": text}, {"STREAMLSTM_INPUT__TOPICS": text}
+    )
+    assert config.output.connect == config.input.topics == parts
+
+
+def test_connecting_leaves_out_the_default_bind(tmp_path: Path) -> None:
+    text = 'model = "m"\n[input]\nconnect = ["tcp://feed:1"]\n'
+    assert load_config(write(tmp_path, text), environ={}).input.bind == ()
+    both = load_config(write(tmp_path, text), {"input.bind": "tcp://127.0.0.1:7"}, {})
+    assert both.input.bind == ("tcp://127.0.0.1:7",)
+    flagged = load_config(None, {"model": "m", "output.connect": "tcp://proxy:1"}, {})
+    assert (flagged.output.bind, flagged.input.bind) == ((), ("tcp://127.0.0.1:5555",))
+
+
+def test_an_empty_checkpoint_path_is_none(tmp_path: Path) -> None:
+    text = 'model = "m"\n[checkpoint]\npath = ""\n'
+    assert load_config(write(tmp_path, text), environ={}).checkpoint.path is None
+
+
+def test_every_option_is_described() -> None:
+    assert all(info.description for _, info in options())
+    assert {"model", "input.bind", "service.log_level"} < {name for name, _ in options()}
+
+
+def test_a_config_does_not_change() -> None:
+    with pytest.raises(ValidationError):
+        Config(model=Path("m")).engine.threads = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "model: missing"),
+        ('model = "m', "not valid TOML"),
+        ('modl = "m"', "modl: unknown option; did you mean 'model'?"),
+        ('model = "m"\n[input]\nbnd = []', "input.bnd: unknown option; did you mean 'input.bind'?"),
+        ('model = "m"\n[inputs]\nbind = []', "inputs: unknown option; did you mean 'input'?"),
+        ('model = "m"\nport = 1', "port: unknown option; did you mean 'metrics.port'?"),
+        ('model = "m"\n[interval]\nxyz = 1', "xyz: unknown option; there is: interval.coverage"),
+        ('model = "m"\n[engine]\nbackend = "cuda"', "engine.backend: 'cuda' is unknown; there is: 'cpu'"),
+        ('model = "m"\n[input]\nformat = "xml"', "there is: 'json', 'msgpack' or 'binary'"),
+        ('model = "m"\n[metrics]\nport = 70000', "metrics.port: Input should be less than or equal"),
+        ('model = "m"\n[interval]\ncoverage = 1.0', "interval.coverage: Input should be less than 1"),
+        ('model = "m"\n[interval]\ncoverage = nan', "interval.coverage: "),
+        ('model = "m"\n[input]\nbind = []', "input.bind and input.connect are both empty"),
+        ('model = "m"\n[input]\nbind = [1]', "input.bind.0: "),
+        ('model = "m"\ninput = 3', "input: "),
+    ],
+)  # fmt: skip
+def test_an_error_is_one_line_that_names_file_and_key(tmp_path: Path, text: str, said: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError) as error:
+        load_config(path, environ={})
+    message = str(error.value)
+    assert message.startswith(f"{path}: ")
+    assert said in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "environ", "said"),
+    [
+        ({}, {"STREAMLSTM_INPUT__BND": "x"}, "STREAMLSTM_INPUT__BND: input.bnd: unknown option; did"),
+        ({}, {"STREAMLSTM_CONFIG": "x"}, "STREAMLSTM_CONFIG: config: unknown option"),
+        ({}, {"STREAMLSTM_METRICS__PORT": "x"}, "STREAMLSTM_METRICS__PORT: metrics.port: "),
+        ({}, {"STREAMLSTM_METRICS__PORT__X": "1"}, "STREAMLSTM_METRICS__PORT__X: metrics.port: "),
+        ({}, {"STREAMLSTM_INPUT__BIND": '["a'}, "STREAMLSTM_INPUT__BIND: input.bind: "),
+        ({"engine.thread": "1"}, {}, "--set engine.thread: engine.thread: unknown option; did you"),
+        ({"engine": "1"}, {}, "--set engine: engine: "),
+        ({"": "1"}, {}, "--set : "),
+    ],
+)  # fmt: skip
+def test_an_error_names_the_variable_or_flag_it_comes_from(
+    overrides: dict[str, str], environ: dict[str, str], said: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(None, {"model": "m"} | overrides, environ)
+    assert str(error.value).startswith(said)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no such file; deploy/streamlstm\.toml is one to copy"):
+        load_config(tmp_path / "nothing.toml", environ={})
+
+
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "streamlstm.toml"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(path, environ={})
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path, environ={})
+
+
+def test_the_environment_is_that_of_the_process_unless_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(f"{PREFIX}MODEL", "from-environment")
+    assert load_config().model == Path("from-environment")

@@ -1,0 +1,143 @@
+"""Model files: what is written is read; what is damaged is refused in one line with the mend."""
+
+import contextlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from streamlstm.golden import check_golden
+from streamlstm.kernels import reference
+from streamlstm.model import ModelError, Spec, load_model, save_model
+from tests.models import HOUR, random_model, random_model_file
+
+
+def rewritten(path: Path, change: object) -> Path:
+    """The model file at ``path`` after ``change(header, tensors)``."""
+    with safe_open(path, framework="numpy") as file:
+        header = json.loads(file.metadata()["streamlstm"])
+    tensors = load_file(path)
+    change(header, tensors)  # type: ignore[operator]
+    save_file(tensors, path, {"streamlstm": json.dumps(header)})
+    return path
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(ModelError) as error:
+        load_model(path)
+    message = str(error.value)
+    assert message.startswith(str(path))
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_what_is_saved_is_loaded(tmp_path: Path, calibrated: bool) -> None:
+    model = random_model(
+        3, calibrated=calibrated, layers=2, targets=2, inputs=3, lags=(1, 24), calendar=("hour",)
+    )
+    save_model(model, tmp_path / "m.safetensors")
+    again = load_model(tmp_path / "m.safetensors")
+    assert again.spec == model.spec
+    assert again.id == model.id
+    assert again.provenance == model.provenance
+    assert again.weights.keys() == model.weights.keys()
+    for name, weight in model.weights.items():
+        np.testing.assert_array_equal(again.weights[name], weight)
+    for name in ("inputs", "outputs", "h", "c"):
+        np.testing.assert_array_equal(getattr(again.golden, name), getattr(model.golden, name))
+    assert (again.errors is not None) == calibrated
+
+
+def test_the_id_tells_models_apart_and_nothing_else() -> None:
+    model = random_model(1)
+    assert model.id == random_model(1).id != random_model(2).id
+    assert model.id != random_model(1, season=3).id
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    assert "no such model file" in refusal(tmp_path / "none.safetensors")
+
+
+@given(st.data())
+@settings(max_examples=60)
+def test_a_damaged_file_is_refused_or_proves_its_weights(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Any cut or flipped byte: an error in one line, or a model whose golden is still checked."""
+    path = random_model_file(tmp_path_factory.mktemp("m"))
+    content = bytearray(path.read_bytes())
+    at = data.draw(st.integers(0, len(content) - 1))
+    if data.draw(st.booleans()):
+        content = content[:at]
+    else:
+        content[at] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(content)
+    try:
+        model = load_model(path)
+    except ModelError as error:
+        said = str(error)
+        assert "\n" not in said  # noqa: PT017
+        return
+    with contextlib.suppress(ModelError):
+        check_golden(model, reference)
+
+
+def test_a_safetensors_file_of_something_else(tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    save_file({"weight": np.zeros(3)}, path)
+    assert "not a model of streamlstm" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda h, t: h.update(format=99), "format 99"),
+        (lambda h, t: h["spec"].update(hidden="many"), "hidden"),
+        (lambda h, t: h["spec"].update(colour="red"), "colour"),
+        (lambda h, t: h["spec"].update(timezone="Mars/Olympus"), "unknown time zone"),
+        (lambda h, t: h["spec"].update(hidden=9), "the spec asks for"),
+        (lambda h, t: h["spec"].update(base="seasonal"), "needs a season"),
+        (lambda h, t: h["spec"].update(targets=4), "targets"),
+        (lambda h, t: h.pop("spec"), "damaged"),
+        (lambda h, t: t.pop("head.bias"), "head.bias is missing"),
+        (lambda h, t: t.pop("golden.h"), "golden.h is missing"),
+        (lambda h, t: t.update({"lstm.extra": np.zeros(1)}), "unknown tensor lstm.extra"),
+        (lambda h, t: t["head.bias"].fill(np.nan), "NaN"),
+        (lambda h, t: t.update({"head.bias": t["head.bias"].astype(float)}), "float64"),
+        (lambda h, t: t["errors.levels"].fill(0.5), "must rise"),
+    ],
+)
+def test_an_inconsistent_file(tmp_path: Path, change: object, said: str) -> None:
+    assert said in refusal(rewritten(random_model_file(tmp_path), change))
+
+
+def test_saving_refuses_weights_that_are_not_finite(tmp_path: Path) -> None:
+    model = random_model()
+    model.weights["head.bias"][0] = np.inf
+    with pytest.raises(ModelError, match="NaN or infinity"):
+        save_model(model, tmp_path / "m.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_input_vector_and_the_history_follow_from_the_spec() -> None:
+    spec = Spec(
+        hidden=4, step_ns=HOUR, horizon=2, season=24, inputs=3, targets=2, lags=(30, 1),
+        base="seasonal", calendar=("hour", "year"),
+    )  # fmt: skip
+    assert spec.width == 3 + 2 * 2 + 2 * 2
+    assert spec.history == 48  # whole seasons that hold the longest lag
+    assert Spec(hidden=4, step_ns=HOUR, horizon=2).history == 0
+
+
+def test_error_quantiles_between_the_levels_kept() -> None:
+    errors = random_model().errors
+    assert errors is not None
+    np.testing.assert_allclose(errors.at(0.9), errors.quantiles[2])
+    between = (errors.quantiles[2] + errors.quantiles[3]) / 2
+    np.testing.assert_allclose(errors.at(0.925), between, rtol=1e-6)
