@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from llvmlite import ir
 from numba import njit, prange, types
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 from numpy.typing import NDArray
 
 from streamlstm.kernels import cell, simd
+from streamlstm.kernels.simd import intrinsic
 from streamlstm.model import Spec
 
 SHARD = 16
@@ -249,7 +250,7 @@ def _apart(typing: Any) -> Any:
     return types.none(), generate
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def _product(
     m: int, n: int, k: int, a: int, a_at: int, a_row: int, a_k: int,
     b: int, b_at: int, b_k: int, c: int, c_at: int, c_row: int,
@@ -332,7 +333,7 @@ def _positive(typing: Any, y: Any) -> Any:
     return y(y), generate
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def _slope(code: int, y: Any) -> Any:
     """Derivative of an activation where its value is y."""
     if code == cell.TANH:
@@ -346,8 +347,8 @@ def _slope(code: int, y: Any) -> Any:
     return cell.ONE + cell.ZERO * y
 
 
-@njit(cache=True)
-def _noise(seed: int, layer: int, place: int) -> int:
+@njit(cache=True, _nrt=False)
+def _noise(seed: int, layer: int, place: int) -> Any:
     """24 random bits of a place (SplitMix64's finaliser over a counter)."""
     z = np.uint64(seed) + np.uint64(0x9E3779B97F4A7C15) * np.uint64(place * 64 + layer + 1)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -358,7 +359,7 @@ def _noise(seed: int, layer: int, place: int) -> int:
 # --- forward --------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def _flip_matrix(theta: Array, flipped: Array, at: int, n: int, k: int) -> None:
     """Transpose a matrix of n rows and k columns, in panels of ``PANEL`` of its rows."""
     for first in range(0, n, PANEL):
@@ -369,7 +370,7 @@ def _flip_matrix(theta: Array, flipped: Array, at: int, n: int, k: int) -> None:
                 flipped[to + j] = theta[at + (first + j) * k + column]
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def _flip(net: Net, theta: Array, flipped: Array) -> None:
     for n in range(net.layers):
         below = net.units if n else net.inputs
@@ -380,7 +381,7 @@ def _flip(net: Net, theta: Array, flipped: Array) -> None:
     _flip_matrix(theta, flipped, net.at[head + 2], net.columns, net.inputs)
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def _through(
     rows: int, n: int, k: int, record: Array, a: int, flipped: Array, weight: int, c: int
 ) -> None:
@@ -392,7 +393,7 @@ def _through(
         )
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def _drop(
     record: Array, source: int, to: int, steps: int, b: int, units: int, batch: int, row: int,
     layer: int, dropout: float, seed: int,
@@ -410,7 +411,7 @@ def _drop(
                 record[to + p + j] = record[source + p + j] * grow if kept else 0.0
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def _cell(net: Net, record: Array, z: int, h: int, c: int, seen: int, b: int) -> None:
     """One step of b rows: from pre-activations at z to h and c, keeping what the way back needs.
 
@@ -437,7 +438,7 @@ def _cell(net: Net, record: Array, z: int, h: int, c: int, seen: int, b: int) ->
         record[after + net.hidden : after + H] = 0
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def _forward(
     net: Net, theta: Array, flipped: Array, record: Array, part: Array, chunk: Chunk, row: int,
     b: int, dropout: float, head_dropout: float, seed: int,
@@ -496,7 +497,7 @@ def _forward(
 # --- loss and backward ----------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def _score(
     net: Net, record: Array, out: int, chunk: Chunk, row: int, b: int, loss: int, learn: bool
 ) -> tuple[float, float]:
@@ -531,7 +532,7 @@ def _score(
     return total, count
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def _add_rows(record: Array, at: int, rows: int, n: int, to: int) -> None:
     """Add the sum of rows of n columns at ``at`` to what stands at ``to``."""
     for p in range(rows):
@@ -539,7 +540,7 @@ def _add_rows(record: Array, at: int, rows: int, n: int, to: int) -> None:
             record[to + j] += record[at + p * n + j]
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def _cell_back(
     net: Net, record: Array, z: int, c: int, seen: int, dh: int, dc: int, b: int
 ) -> None:
@@ -559,19 +560,19 @@ def _cell_back(
             _store(record, dc + j, d * f)
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def _outer(record: Array, rows: int, m: int, n: int, a: int, b: int, to: int) -> None:
     """Add A.T @ B to the matrix (m, n) at ``to``, for A (rows, m) and B (rows, n)."""
     _multiply(m, n, rows, record, a, 1, m, record, b, n, record, to, n)
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def _back(record: Array, rows: int, m: int, n: int, a: int, theta: Array, w: int, to: int) -> None:
     """Add A @ W to the rows at ``to``, for A (rows, m) and the parameters W (m, n)."""
     _multiply(rows, n, m, record, a, m, 1, theta, w, n, record, to, n)
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def _backward(
     net: Net, theta: Array, record: Array, part: Array, steps: int, batch: int, row: int, b: int,
     dropout: float, head_dropout: float, seed: int,
@@ -619,9 +620,9 @@ def _backward(
 # --- the update -----------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def _shard(
-    net: Net, theta: Array, work: Work, chunk: Chunk, s: int, shards: int, loss: int,
+    net: Net, theta: Array, work: Work, chunk: Chunk, s: Any, shards: int, loss: int,
     dropout: float, head_dropout: float, seed: int, learn: bool,
 ) -> None:  # fmt: skip
     _apart()
@@ -641,7 +642,7 @@ def _shard(
                     chunk.prediction[to, k] = record[at + k]
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", _nrt=False)
 def _descend(
     theta: Array, work: Work, shards: int, state: Adam, clip: float, rate: float, root: float,
     epsilon: float, decay: float, ema: float,
@@ -688,9 +689,7 @@ def _sweep(
     _flip(net, theta, work.flipped)
     shards = -(-len(chunk.rows) // SHARD)
     for s in prange(shards):
-        _shard(
-            net, theta, work, chunk, np.int64(s), shards, loss, dropout, head_dropout, seed, learn
-        )
+        _shard(net, theta, work, chunk, np.int64(s), shards, loss, dropout, head_dropout, seed, learn)
     if learn:
         _descend(theta, work, shards, state, clip, rate, root, epsilon, decay, ema)
 

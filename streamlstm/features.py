@@ -325,11 +325,17 @@ def features_of(spec: Spec, ts: NDArray[np.int64], values: NDArray[np.float64]) 
     )
     n = len(ts)
     rows, slots = Rows.empty(spec, n), np.zeros(n, np.int32)
-    steps = np.ones(n, np.int64)
-    if spec.step_ns:
-        steps[1:] = np.maximum(1, (np.diff(ts) + spec.step_ns // 2) // spec.step_ns)
+    steps = grid_steps(spec.step_ns, ts)
     advance(plan(spec), memory, rows, np.arange(n), slots, steps, ts, values, np.empty_like(ts))
     return rows
+
+
+def grid_steps(step_ns: int, ts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """:func:`steps_since` of each tick of a series, (n,); 1 for the first."""
+    steps = np.ones(len(ts), np.int64)
+    if step_ns:
+        steps[1:] = np.maximum(1, (np.diff(ts) + step_ns // 2) // step_ns)
+    return steps
 
 
 _FIXED_UTC = (np.zeros(1, np.int64), np.zeros(1, np.int64))

@@ -134,3 +134,23 @@ def surround(
                 half *= scale[row, j]
             quantiles[to, 0, k, j] = point[to, k, j] - half
             quantiles[to, 1, k, j] = point[to, k, j] + half
+
+
+def around(
+    layout: Plan, place: NDArray[np.int64], y: NDArray[np.float64], point: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Lower and upper ends, (n, horizon), that one series would have had around any forecasts.
+
+    ``place`` (n,) of each tick on its grid, ``y`` (n,), ``point`` (n, horizon) made there.
+    """
+    n, horizon = point.shape
+    bands = Bands(*(np.zeros((1, *shape), dtype) for dtype, shape in bands_fields(layout).values()))
+    quantiles = np.empty((n, 2, horizon, 1))
+    origin, scale = np.zeros((1, 1)), np.ones((1, 1))
+    values, points = y[:, None], point[:, :, None]
+    for i in range(n):
+        steps = place[i] - place[i - 1] if i else 1
+        surround(
+            layout, bands, 0, place[i], steps, values, i, origin, scale, 0, points, quantiles, i
+        )
+    return quantiles[:, 0, :, 0], quantiles[:, 1, :, 0]

@@ -156,7 +156,7 @@ class Server(ThreadingTCPServer):
             ) from None
         at = f"[{host}]" if ":" in host else host
         self.url = f"http://{at}:{self.server_address[1]}"
-        Thread(target=self.serve_forever, name="metrics", daemon=True).start()
+        Thread(target=self.serve_forever, args=(0.1,), name="metrics", daemon=True).start()
 
     def close(self) -> None:
         """Listen no more."""

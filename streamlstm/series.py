@@ -61,15 +61,16 @@ class Series:
     def lookup(self, keys: Keys) -> NDArray[np.int32]:
         """Slot of each key, (n,); a key never seen starts a series, ``REFUSED`` where none is free.
 
-        Keys must be 1 to ``max_key`` bytes long.
+        Keys must be 1 to ``max_key`` bytes long and free of NUL.
         """
         slots = np.empty(len(keys.offsets) - 1, np.int32)
         _lookup(self.index, keys.data, keys.offsets, slots)
         return slots
 
-    def name(self, slot: int) -> bytes:
-        """The key of a slot in use."""
-        return self.index.names[slot, : self.index.lengths[slot]].tobytes()
+    def names(self, slots: NDArray[np.int32]) -> list[bytes]:
+        """The keys of slots in use, (n,)."""
+        padded = self.index.names[slots]
+        return padded.view(f"S{padded.shape[1]}")[:, 0].tolist()  # no key ends in NUL
 
     def restore(self, names: NDArray[np.uint8], lengths: NDArray[np.uint16]) -> None:
         """Give slots 0, 1, ... of an empty store to these keys, (n, bytes) zero-padded and (n,)."""

@@ -43,14 +43,31 @@ def run(config: Config, announce: bool = False) -> int:
         service.startup()
     except (ModelError, CheckpointError, TransportError, MetricsError) as error:
         _log.error("%s", error)
+        service.close()
         return 1
     except KeyboardInterrupt:
+        service.close()
         return 130
     if announce:
         print(json.dumps(service.whereabouts), flush=True)
     service.main_loop()
     service.shutdown()
     return 0
+
+
+def check(config: Config) -> str:
+    """Open all that :func:`run` would, but for the sockets, and say what was found.
+
+    Raises:
+        ModelError, CheckpointError: each with one line.
+    """
+    engine, restored = _open_engine(config)
+    each = sum(engine.bytes_per_series.values())
+    return (
+        f"{config.model}: model {engine.model.id} computes what it says;"
+        f" {config.engine.max_series} series of {each} bytes fit;"
+        f" {restored} series in the checkpoint"
+    )
 
 
 class Service:
@@ -62,6 +79,7 @@ class Service:
         self.stopping = False
         self.metrics = Metrics()
         self.server: Server | None = None
+        self._context = zmq.Context()
         self._no_room = 0
         self._complained: dict[str, float] = {}
 
@@ -75,17 +93,8 @@ class Service:
         if config.metrics.enabled:
             self.server = Server(self.metrics, config.metrics.host, config.metrics.port)
         notify("STATUS=opening the model")
-        model = load_model(config.model)
-        self.engine = Engine(
-            model,
-            backend=config.engine.backend,
-            max_series=config.engine.max_series,
-            max_batch=config.engine.max_batch,
-            coverage=config.interval.coverage,
-            threads=config.engine.threads,
-            max_key=config.input.max_key,
-        )
-        self._restore()
+        self.engine, self._restored = _open_engine(config)
+        model = self.engine.model
         notify("STATUS=compiling")
         self.decoder = Decoder(
             config.input.format,
@@ -132,8 +141,14 @@ class Service:
         self.receiver.close()
         self._save()
         self.publisher.close(linger=share)
-        self._context.term()
+        self.close()
         _event(logging.INFO, "stopped", seconds=round(time.monotonic() - began, 3))
+
+    def close(self) -> None:
+        """Let go of all sockets, however far startup came."""
+        self._context.destroy(linger=0)
+        if self.server:
+            self.server.close()
 
     @property
     def whereabouts(self) -> dict[str, object]:
@@ -157,7 +172,7 @@ class Service:
         decoded = time.perf_counter()
         forecasts = self.engine.step(ticks, now)
         stepped = time.perf_counter()
-        names = [self.engine.series.name(slot) for slot in forecasts.slot.tolist()]
+        names = self.engine.series.names(forecasts.slot)
         predictions = self.encoder.encode(forecasts, names)
         encoded = time.perf_counter()
         self.publisher.send(predictions)
@@ -192,15 +207,6 @@ class Service:
             ticks = Ticks._make(column[placed] for column in ticks)
         return ticks
 
-    def _restore(self) -> None:
-        self._restored = 0
-        path = self.config.checkpoint.path
-        if path and not path.parent.is_dir():
-            raise CheckpointError(f"{path}: its folder does not exist; make it")
-        if path and checkpoint.load(self.engine, path):
-            self._restored = self.engine.series.active
-            _event(logging.INFO, "restored", checkpoint=path, series=self._restored)
-
     def _save(self) -> None:
         """Write a checkpoint, if asked for; a failure is logged and tried again next time."""
         path = self.config.checkpoint.path
@@ -227,7 +233,6 @@ class Service:
 
     def _open_sockets(self) -> None:
         wire_in, wire_out = self.config.input, self.config.output
-        self._context = zmq.Context()
         self.publisher = Publisher(
             self._context, bind=wire_out.bind, connect=wire_out.connect, hwm=wire_out.hwm
         )
@@ -289,6 +294,25 @@ class Service:
         if now >= self._complained.get(reason, -math.inf) + COMPLAIN_EVERY:
             self._complained[reason] = now
             _event(logging.WARNING, "tick dropped", reason=reason, content=content)
+
+
+def _open_engine(config: Config) -> tuple[Engine, int]:
+    """The engine, and how many series a checkpoint brought back."""
+    engine = Engine(
+        load_model(config.model),
+        backend=config.engine.backend,
+        max_series=config.engine.max_series,
+        max_batch=config.engine.max_batch,
+        coverage=config.interval.coverage,
+        threads=config.engine.threads,
+        max_key=config.input.max_key,
+    )
+    path = config.checkpoint.path
+    if path and not path.parent.is_dir():
+        raise CheckpointError(f"{path}: its folder does not exist; make it")
+    if path and checkpoint.load(engine, path):
+        _event(logging.INFO, "restored", checkpoint=path, series=engine.series.active)
+    return engine, engine.series.active
 
 
 def notify(*states: str) -> None:

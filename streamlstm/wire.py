@@ -312,8 +312,12 @@ class _MsgpackReader(_MapReader):
 
 
 class _BinaryReader(_Reader):
+    def __init__(self, inputs: int, max_key: int, max_frame: int) -> None:
+        super().__init__(inputs, max_key, max_frame)
+        self.row = _binary_row(inputs)
+
     def columns(self, messages: Sequence[Message]) -> _Columns | None:
-        n, row = len(messages), _binary_row(self.inputs)
+        n, row = len(messages), self.row
         if max(map(len, messages), default=0) > 1:
             return None
         frames = [message[0] for message in messages]
@@ -354,7 +358,7 @@ class _BinaryReader(_Reader):
             raise _RefusedError("malformed")
         if rest[0] != VERSION or rest[1] & ~(WARM | _ARRIVAL):
             raise _RefusedError("unsupported")
-        if len(rest) != _binary_row(self.inputs).itemsize - 1:
+        if len(rest) != self.row.itemsize - 1:
             raise _RefusedError("wrong_values")
         self.check_key(key)
 
@@ -393,11 +397,10 @@ class Encoder:
         arrays = [forecasts.point, forecasts.quantiles[:, 0], forecasts.quantiles[:, 1]]
         if forecasts.point.shape[2] == 1:
             arrays = [array[..., 0] for array in arrays]
-        whole, nanos = np.divmod(forecasts.ts, 1_000_000_000)
         rows = map(
             _Prediction,
             [name.decode() for name in names],
-            (whole + nanos / 1e9).tolist(),
+            _seconds(forecasts.ts).tolist(),
             forecasts.ts.tolist(),
             *(array.tolist() for array in arrays),
             repeat(self.model),
@@ -453,7 +456,8 @@ def encode_tick(
         head = struct.pack("<BBBq", 0, VERSION, flags, ts_ns or 0)
         return [key + head + struct.pack(f"<{len(values)}d", *values)]
     tick: dict[str, Any] = {} if ts_ns is None else {"ts_ns": ts_ns}
-    tick |= {"value": values[0]} if len(values) == 1 else {"values": list(values)}
+    numbers = list(map(float, values))
+    tick |= {"value": numbers[0]} if len(numbers) == 1 else {"values": numbers}
     if warm:
         tick["warm"] = True
     return [key, msgspec.json.encode(tick) if format == "json" else msgspec.msgpack.encode(tick)]
@@ -531,6 +535,13 @@ def _binary_prediction(horizon: int, targets: int) -> np.dtype[np.void]:
             ("interval", "<f8", (2, horizon, targets)),
         ]
     )
+
+
+def _seconds(ts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Seconds as a double each, the nearest one where microseconds say it all."""
+    whole, nanos = np.divmod(ts, 1_000_000_000)
+    exact = np.abs(ts) < 2**53  # as a double, so that the division alone rounds
+    return np.where(exact, ts / 1e9, whole + nanos / 1e9)
 
 
 def _is_utf8(text: bytes) -> bool:

@@ -15,7 +15,7 @@ settings.load_profile("streamlstm")
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
     """In CI all that tests need is there: a skip for want of a program is a failure."""
     report = yield
-    in_ci = os.environ.get("STREAMLSTM_CI")
+    in_ci = os.environ.get("CI_STREAMLSTM")
     if in_ci and report.skipped and "not installed" in str(report.longrepr):
         report.outcome = "failed"
         report.longrepr = f"skipped in CI: {report.longrepr}"

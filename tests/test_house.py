@@ -11,19 +11,21 @@ import streamlstm
 
 ROOT = Path(streamlstm.__file__).parent
 LEVELS = {
-    "config": 0, "model": 0, "ticks": 0, "metrics": 0, "compiled": 0, "kernels": 0,
-    "features": 1, "golden": 1, "wire": 1, "series": 1, "transport": 1, "intervals": 1,
+    "config": 0, "model": 0, "ticks": 0, "timestamps": 0, "metrics": 0, "compiled": 0, "kernels": 0,
+    "fit_options": 1, "features": 1, "golden": 1, "wire": 1, "series": 1, "transport": 1,
+    "intervals": 1,
     "engine": 2,
     "checkpoint": 3,
     "service": 4,
-    "datasets": 5,  # the side rooms: nothing of the daemon may import them
-    "bptt": 5, "train": 6, "backtest": 6,
-    "client": 5,
-    "demo": 7,
-    "cli": 8,
-    "__main__": 9,
+    # the side rooms: nothing of the daemon may import them
+    "datasets": 5, "samples": 5, "bptt": 5, "backtest": 5,
+    "client": 6, "train": 6, "terminal": 6,
+    "plot": 7, "demo": 7,
+    "commands": 8,
+    "cli": 9,
+    "__main__": 10,
 }  # fmt: skip
-WITHIN_KERNELS = {"cell": 0, "simd": 0, "reference": 1, "cpu": 1}
+WITHIN_KERNELS = {"cell": 0, "pool": 0, "simd": 0, "reference": 1, "cpu": 1}
 
 
 def modules() -> list[Path]:

@@ -13,30 +13,8 @@ def run(
     y: np.ndarray, point: np.ndarray, plan: intervals.Plan, places: np.ndarray | None = None
 ) -> np.ndarray:
     """Quantiles (n, 2, horizon) of one series y (n,) whose forecasts are point (n, horizon)."""
-    bands = intervals.Bands(
-        *(np.zeros((1, *shape), dtype) for dtype, shape in intervals.bands_fields(plan).values())
-    )
     places = np.arange(len(y)) if places is None else places
-    origin, scale = np.zeros((1, 1)), np.ones((1, 1))
-    quantiles = np.empty((len(y), 2, point.shape[1], 1))
-    for i, place in enumerate(places):
-        steps = place - places[i - 1] if i else 1
-        intervals.surround(
-            plan,
-            bands,
-            0,
-            place,
-            steps,
-            y[:, None],
-            i,
-            origin,
-            scale,
-            0,
-            point[:, :, None],
-            quantiles,
-            i,
-        )
-    return quantiles[..., 0]
+    return np.stack(intervals.around(plan, places, y, point), axis=1)
 
 
 def coverage(y: np.ndarray, quantiles: np.ndarray, k: int, skip: int) -> float:

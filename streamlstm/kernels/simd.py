@@ -94,7 +94,7 @@ def host_shape() -> Shape:
 # --- types ----------------------------------------------------------------------------------------
 
 
-class Tile(types.Type):
+class Tile(types.Type):  # type: ignore[misc]
     """Numba type of a register block; its values hold no data."""
 
     def __init__(self, rows: int, vectors: int, lanes: int) -> None:
@@ -105,7 +105,7 @@ class Tile(types.Type):
 register_model(Tile)(models.OpaqueModel)
 
 
-class Vector(types.Type):
+class Vector(types.Type):  # type: ignore[misc]
     """Numba type of a register of `lanes` float32."""
 
     def __init__(self, lanes: int) -> None:
@@ -114,10 +114,10 @@ class Vector(types.Type):
 
 
 @register_model(Vector)
-class _VectorModel(models.PrimitiveModel):
+class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
     def __init__(self, manager: Any, kind: Vector) -> None:
         register = ir.VectorType(FLOAT, kind.lanes)
-        super().__init__(manager, kind, register)  # type: ignore[no-untyped-call]
+        super().__init__(manager, kind, register)
 
 
 @intrinsic
@@ -375,7 +375,7 @@ def maximum(typing: Any, a: Any, b: Any) -> Any:
 
 def _operator(symbol: Any, emit: Callable[..., Any]) -> None:
     @infer_global(symbol)
-    class Template(AbstractTemplate):
+    class Template(AbstractTemplate):  # type: ignore[misc]
         def generic(self, args: Any, kws: Any) -> Any:
             kind = _common(*args) if len(args) == 2 else None
             return signature(kind, *args) if isinstance(kind, Vector) else None

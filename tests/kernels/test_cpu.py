@@ -108,29 +108,25 @@ def rounds_of(slots):
     return np.array([*bounds, len(slots)])
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [1, 2, 3])
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_a_series_has_the_same_bits_in_any_batch_place_round_and_thread(alone, threads, data):
     order = [series for series in range(SERIES) for _ in range(TICKS)]
     order = np.array(data.draw(st.permutations(order)), np.int32)
     cuts = data.draw(st.sets(st.integers(1, len(order) - 1), max_size=6))
-    before = numba.get_num_threads()
-    numba.set_num_threads(min(threads, before))
-    try:
-        buffers = cpu.allocate(MIXED, SERIES)
-        done = np.zeros(SERIES, int)
-        for start, stop in pairwise([0, *sorted(cuts), len(order)]):
-            slots = order[start:stop]
-            ticks = np.zeros(len(slots), int)
-            for at, slot in enumerate(slots):
-                ticks[at] = done[slot]
-                done[slot] += 1
-            outputs = np.zeros((len(slots), 20), np.float32)
-            cpu.step(buffers, slots, STREAM[slots, ticks], rounds_of(slots), outputs)
-            assert outputs.tobytes() == alone[1][slots, ticks].tobytes()
-    finally:
-        numba.set_num_threads(before)
+    buffers = cpu.allocate(MIXED, SERIES, threads)
+    cpu.warm_up(buffers)
+    done = np.zeros(SERIES, int)
+    for start, stop in pairwise([0, *sorted(cuts), len(order)]):
+        slots = order[start:stop]
+        ticks = np.zeros(len(slots), int)
+        for at, slot in enumerate(slots):
+            ticks[at] = done[slot]
+            done[slot] += 1
+        outputs = np.zeros((len(slots), 20), np.float32)
+        cpu.step(buffers, slots, STREAM[slots, ticks], rounds_of(slots), outputs)
+        assert outputs.tobytes() == alone[1][slots, ticks].tobytes()
     assert buffers.state.tobytes() == alone[0].tobytes()
 
 
@@ -138,7 +134,8 @@ def test_a_series_has_the_same_bits_in_any_batch_place_round_and_thread(alone, t
 @pytest.mark.parametrize("count", [1, 2, 5, 6, 7, 47, 48, 49, 97, 1000])
 def test_every_size_of_batch_gives_the_bits_of_single_steps(hidden, count):
     network = random_network(hidden, 2, outputs=17)
-    together, single = cpu.allocate(network, count), cpu.allocate(network, count)
+    together, single = cpu.allocate(network, count), cpu.allocate(network, count, threads=1)
+    cpu.warm_up(together)
     random = np.random.default_rng(count)
     for _ in range(2):
         args = batch(random.permutation(count), random.standard_normal((count, 2)), 17)
@@ -253,6 +250,7 @@ def test_a_step_allocates_nothing():
     network = random_network(32)
     buffers = cpu.allocate(network, 2000)
     args = batch(range(2000), np.ones((2000, 1)), 1)
+    cpu.warm_up(buffers)
     cpu.step(buffers, *args)
     heap = numba.core.runtime._nrt_python
     heap.memsys_enable_stats()

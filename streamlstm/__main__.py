@@ -1,0 +1,7 @@
+"""``python -m streamlstm`` is ``streamlstm``."""
+
+import sys
+
+from streamlstm.cli import main
+
+sys.exit(main())

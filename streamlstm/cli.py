@@ -1,0 +1,307 @@
+"""``streamlstm ...``: the command line. Errors are one line with the mend; 2 for usage, else 1.
+
+Each command imports what it needs when it is called, so that the daemon starts without the
+libraries of those that people look at.
+"""
+
+import argparse
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn
+
+from streamlstm import compiled
+from streamlstm.config import INPUT, OUTPUT, Config, ConfigError, load_config
+from streamlstm.fit_options import FitOptions
+
+FORMATS = ("json", "msgpack", "binary")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong, and what may have been meant."""
+
+    def error(self, message: str) -> NoReturn:
+        if found := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            choices = re.findall(r"[\w.-]+", found[2])
+            if close := difflib.get_close_matches(found[1], choices, n=1):
+                message = f"{message}; did you mean '{close[0]}'?"
+        elif found := re.search(r"unrecognized arguments: (--[\w-]+)", message):
+            known = [flag for flag in self._option_string_actions if flag.startswith("--")]
+            if close := difflib.get_close_matches(found[1], known, n=1):
+                message = f"{message}; did you mean '{close[0]}'?"
+        self.exit(2, f"{self.prog}: {message}; see '{self.prog} --help'\n")
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Let the subcommand's own parser speak of flags it does not know."""
+        parsed, unknown = self.parse_known_args(*args, **kwargs)
+        if unknown:
+            speaker: _Parser = getattr(parsed, "parser", self)
+            speaker.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return parsed
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    compiled.choose_folder()
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        return int(options.call(options) or 0)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except ConfigError as error:
+        return _fail(options, error, 2)
+    except (ValueError, OSError, RuntimeError) as error:
+        if type(error) in (ValueError, RuntimeError):  # ours have names of their own
+            raise
+        return _fail(options, error, 1)
+
+
+def _fail(options: argparse.Namespace, error: Exception, code: int) -> int:
+    message = str(error)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        message = f"{error.filename}: {error.strerror}"
+    print(f"streamlstm {options.command}: {message}", file=sys.stderr)
+    return code
+
+
+# --- commands -------------------------------------------------------------------------------------
+
+
+def _load(options: argparse.Namespace) -> Config:
+    overrides = {}
+    for text in options.set:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {text}: write --set option=value")
+        overrides[name] = value
+    return load_config(options.config, overrides)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from streamlstm import service
+
+    return service.run(_load(options), announce=options.announce)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from streamlstm import service
+
+    print(service.check(_load(options)))
+    return 0
+
+
+def _for_people(name: str) -> Callable[[argparse.Namespace], int | None]:
+    def call(options: argparse.Namespace) -> int | None:
+        from streamlstm import commands
+
+        command: Callable[[argparse.Namespace], int | None] = getattr(commands, name)
+        return command(options)
+
+    return call
+
+
+# --- their arguments ------------------------------------------------------------------------------
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="streamlstm",
+        description="A streaming forecaster: an LSTM state per series, a forecast per tick.",
+    )
+    parser.add_argument("--version", action="version", version=version("streamlstm"))
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=_Parser
+    )
+
+    def command(name: str, call: Callable[[argparse.Namespace], int | None], about: str) -> _Parser:
+        made: _Parser = commands.add_parser(
+            name, help=about, description=about[0].upper() + about[1:] + "."
+        )
+        made.set_defaults(call=call, parser=made)
+        return made
+
+    demo = command("demo", _for_people("demo"), "see it all at work on real data, in a minute")
+    demo.add_argument(
+        "--data",
+        default="electricity",
+        metavar="NAME",
+        help="electricity (default), weather, sea, stock, water, or a CSV or Parquet file",
+    )
+    demo.add_argument("--season", type=_count, metavar="STEPS", help="of your file; 0: none")
+    _table_arguments(demo)
+    demo.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+    demo.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the forecasts too")
+    demo.add_argument(
+        "--keep-running",
+        action="store_true",
+        help="leave the daemon up, and ticks coming, until Ctrl-C",
+    )
+
+    fit = command("fit", _for_people("fit"), "fit a model to a table of series")
+    fit.add_argument("data", help="a CSV or Parquet file, or the name of a bundled series")
+    fit.add_argument(
+        "--out",
+        type=Path,
+        default=Path("model.safetensors"),
+        metavar="FILE",
+        help="the model file to write (default: model.safetensors)",
+    )
+    fit.add_argument(
+        "--holdout",
+        type=_share,
+        default=0.0,
+        metavar="SHARE",
+        help="leave the latest share of each series unseen, to be backtested on (default: 0)",
+    )
+    fit.add_argument("--quiet", action="store_true", help="no progress, no summary")
+    _table_arguments(fit)
+    for name, field in FitOptions.model_fields.items():
+        if name != "timezone":  # that of the table
+            about = "" if field.default is None else f" (default: {field.default})"
+            fit.add_argument(
+                f"--{name.replace('_', '-')}",
+                dest=f"fit_{name}",
+                metavar="VALUE",
+                help=f"{field.description}{about}",
+            )
+
+    backtest = command(
+        "backtest", _for_people("backtest"), "judge a model on the latest part of a table"
+    )
+    backtest.add_argument("model", type=Path)
+    backtest.add_argument("data", help="a CSV or Parquet file, or the name of a bundled series")
+    backtest.add_argument(
+        "--last",
+        type=_share,
+        default=0.2,
+        metavar="SHARE",
+        help="share of each series, its latest, to forecast (default: 0.2)",
+    )
+    backtest.add_argument(
+        "--coverage", type=_share, default=0.9, help="of the interval (default: 0.9)"
+    )
+    backtest.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+    backtest.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the first series too")
+    _table_arguments(backtest)
+
+    inspect = command("inspect", _for_people("inspect"), "say what a model file holds")
+    inspect.add_argument("model", type=Path)
+    inspect.add_argument("--json", action="store_true", help="print one JSON object")
+
+    for name, call, about in (
+        ("run", _run, "run the daemon"),
+        ("check", _check, "check configuration and model, and start nothing"),
+    ):
+        made = command(name, call, about)
+        made.add_argument("--config", type=Path, metavar="FILE", help="streamlstm.toml")
+        made.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="OPTION=VALUE",
+            help="override an option, as --set input.bind=tcp://127.0.0.1:5555",
+        )
+        if name == "run":
+            made.add_argument(
+                "--announce",
+                action="store_true",
+                help="when ready, print one line of JSON that says where it is reached",
+            )
+
+    publish = command(
+        "publish", _for_people("publish"), "publish a table as ticks, to try a daemon"
+    )
+    publish.add_argument("data", help="a CSV or Parquet file, or the name of a bundled series")
+    publish.add_argument("--to", default=INPUT, metavar="ENDPOINT", help=f"(default: {INPUT})")
+    publish.add_argument("--bind", action="store_true", help="listen there; the daemon connects")
+    publish.add_argument("--format", choices=FORMATS, default="json", help="(default: json)")
+    publish.add_argument(
+        "--speed",
+        type=_speed,
+        default=0.0,
+        metavar="N",
+        help="times the pace of the timestamps, as 3600 for an hour a second, or 'max' (default)",
+    )
+    publish.add_argument(
+        "--warm",
+        type=_share,
+        default=0.0,
+        metavar="SHARE",
+        help="send the first share of each series as history, without predictions (default: 0)",
+    )
+    publish.add_argument(
+        "--wait",
+        type=float,
+        default=10.0,
+        metavar="SECONDS",
+        help="for a daemon to subscribe (default: 10)",
+    )
+    _table_arguments(publish)
+
+    watch = command("watch", _for_people("watch"), "watch predictions as they come")
+    watch.add_argument("endpoint", nargs="?", default=OUTPUT, help=f"(default: {OUTPUT})")
+    watch.add_argument("prefix", nargs="?", default="", help="of the series' names (default: all)")
+    watch.add_argument("--format", choices=FORMATS, default="json", help="(default: json)")
+    watch.add_argument("--json", action="store_true", help="a line of JSON for each prediction")
+    watch.add_argument("--count", type=_count, default=0, metavar="N", help="leave after N of them")
+    watch.add_argument(
+        "--wait",
+        type=float,
+        default=10.0,
+        metavar="SECONDS",
+        help="for the daemon to answer (default: 10)",
+    )
+    return parser
+
+
+def _table_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how to read the table")
+    group.add_argument("--id", metavar="COLUMN", help="of the series' names (default: unique_id)")
+    group.add_argument("--ds", metavar="COLUMN", help="of the timestamps (default: ds)")
+    group.add_argument("--y", metavar="COLUMN", help="of the values (default: y)")
+    group.add_argument("--wide", action="store_true", help="one column is one series")
+    group.add_argument("--start", metavar="TIME", help="of the first row, if it has no timestamps")
+    group.add_argument("--freq", metavar="SPACING", help="with --start: as 30min, 1h, 1D, MS")
+    group.add_argument(
+        "--timezone",
+        default="UTC",
+        metavar="ZONE",
+        help="of timestamps that carry none, and of the calendar (default: UTC)",
+    )
+
+
+def _count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to less than 1")
+    return share
+
+
+def _speed(text: str) -> float:
+    if text == "max":
+        return 0.0
+    try:
+        speed = float(text.removesuffix("x"))
+    except ValueError:
+        speed = 0.0
+    if not 0 < speed < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number above 0 nor 'max'")
+    return speed

@@ -1,0 +1,129 @@
+"""The other ends of the daemon's sockets: a feed of ticks, and a listener to predictions."""
+
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import zmq
+from numpy.typing import NDArray
+
+from streamlstm.datasets.frames import SeriesData
+from streamlstm.transport import WELCOME, TransportError
+from streamlstm.wire import TOPIC, Format, Prediction, decode_prediction, encode_tick
+
+
+class Feed:
+    """Publishes ticks to a daemon; waits rather than drop when the daemon does not keep up."""
+
+    def __init__(self, endpoint: str, format: Format, *, bind: bool = False) -> None:
+        """Open the socket.
+
+        Raises:
+            TransportError: the endpoint is malformed or in use.
+        """
+        self.format, self.endpoint = format, endpoint
+        self._context = zmq.Context()
+        self.socket = self._context.socket(zmq.XPUB)
+        self.socket.setsockopt(zmq.XPUB_NODROP, 1)
+        try:
+            (self.socket.bind if bind else self.socket.connect)(endpoint)
+        except zmq.ZMQError as error:
+            self.close(0)
+            raise TransportError(
+                f"{endpoint}: {error.strerror}; give one like tcp://host:5555"
+            ) from None
+
+    def wait(self, seconds: float) -> None:
+        """Wait until a daemon subscribes: what is sent before goes nowhere.
+
+        Raises:
+            TransportError: none did in time.
+        """
+        if not self.socket.poll(round(1000 * seconds)):
+            raise TransportError(
+                f"{self.endpoint}: no daemon subscribed within {seconds:g} s; is 'streamlstm run'"
+                " up, and does its input listen there?"
+            )
+
+    def send(self, series: str, ts_ns: int, values: Sequence[float], *, warm: bool = False) -> None:
+        """Publish one tick."""
+        self.socket.send_multipart(encode_tick(self.format, series, ts_ns, values, warm=warm))
+
+    def close(self, linger: float = 30) -> None:
+        """Leave, after what was sent has gone out, or after ``linger`` seconds."""
+        self._context.destroy(round(1000 * linger))
+
+
+class Listener:
+    """Subscribes to the predictions of all series whose name begins with ``prefix``."""
+
+    def __init__(self, endpoint: str, format: Format, prefix: str = "") -> None:
+        """Open the socket; nothing is known yet of the daemon.
+
+        Raises:
+            TransportError: the endpoint is malformed.
+        """
+        self.format, self.endpoint = format, endpoint
+        self._context = zmq.Context()
+        self.socket = self._context.socket(zmq.SUB)
+        self.socket.rcvhwm = 0
+        self.socket.subscribe(WELCOME)
+        self.socket.subscribe(TOPIC + prefix.encode())
+        try:
+            self.socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            self.close()
+            raise TransportError(
+                f"{endpoint}: {error.strerror}; give one like tcp://host:5556"
+            ) from None
+
+    def wait(self, seconds: float) -> None:
+        """Wait for the daemon's welcome.
+
+        Raises:
+            TransportError: none came in time.
+        """
+        if not self.socket.poll(round(1000 * seconds)):
+            raise TransportError(
+                f"{self.endpoint}: no daemon answered within {seconds:g} s; is 'streamlstm run' up,"
+                " and is this its output?"
+            )
+        self.socket.recv_multipart()
+
+    def receive(self, seconds: float) -> Iterator[Prediction]:
+        """Those that wait; for ``seconds`` at most until the first."""
+        waiting = self.socket.poll(round(1000 * seconds))
+        while waiting:
+            message = self.socket.recv_multipart()
+            if message != [WELCOME]:
+                yield decode_prediction(self.format, message)
+            waiting = self.socket.poll(0)
+
+    def close(self) -> None:
+        """Leave."""
+        self._context.destroy(0)
+
+
+class Pace:
+    """Holds a replay to ``speed`` times the pace of its timestamps; 0: as fast as can be."""
+
+    def __init__(self, speed: float) -> None:
+        self.speed = speed
+        self._began, self._first = 0.0, 0
+
+    def until(self, ts_ns: int) -> float:
+        """Seconds still to wait before the tick of ``ts_ns`` is due."""
+        if not self.speed:
+            return 0.0
+        now = time.monotonic()
+        if not self._began:
+            self._began, self._first = now, ts_ns
+        return max(0.0, self._began + (ts_ns - self._first) / 1e9 / self.speed - now)
+
+
+def in_time_order(series: Sequence[SeriesData]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which series, and which of its rows, comes when all are played at once; (ticks,) both."""
+    which = np.repeat(np.arange(len(series)), [len(s.ts) for s in series])
+    row = np.concatenate([np.arange(len(s.ts)) for s in series])
+    order = np.argsort(np.concatenate([s.ts for s in series]), kind="stable")
+    return which[order], row[order]

@@ -1,0 +1,451 @@
+"""The commands that people look at: each takes its parsed arguments and prints."""
+
+import argparse
+import collections
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from streamlstm import demo as demonstration
+from streamlstm.backtest import Actual, Issued, run, score
+from streamlstm.client import Feed, Listener, Pace, in_time_order
+from streamlstm.config import ConfigError
+from streamlstm.datasets.bundled import DATASETS, load
+from streamlstm.datasets.frames import SeriesData, Table, read_table
+from streamlstm.engine import Engine
+from streamlstm.fit_options import FitOptions
+from streamlstm.model import Model, load_model, save_model
+from streamlstm.plot import check_plot, plot_forecasts
+from streamlstm.terminal import fan_chart, scores_table, sparkline, when
+from streamlstm.train import fit as fit_model
+from streamlstm.wire import Prediction
+
+LIVE_SECONDS = 12.0
+"""How long the demo takes over the unseen ticks where someone looks on."""
+
+
+def _say(console: Console, notes: list[str]) -> None:
+    for note in notes:
+        console.print(f"[dim]note: {note}[/dim]", highlight=False)
+
+
+def _table(options: argparse.Namespace, name: str) -> Table:
+    """A bundled series by name, or a file."""
+    if name in DATASETS:
+        return load(name)
+    return read_table(
+        Path(name),
+        id=options.id,
+        ds=options.ds,
+        y=options.y,
+        wide=options.wide,
+        start=options.start,
+        freq=options.freq,
+        timezone=options.timezone,
+    )
+
+
+def _cut(series: list[SeriesData], share: float) -> list[int]:
+    """How many ticks of each series come before its latest ``share``."""
+    return [len(s.ts) - round(share * len(s.ts)) for s in series]
+
+
+class _FitBar:
+    """A progress bar on stderr that shows the losses."""
+
+    def __init__(self, console: Console) -> None:
+        self._bar = Progress(
+            TextColumn("fitting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            TextColumn("loss {task.fields[loss]:.4f}, unseen {task.fields[unseen]:.4f}"),
+            console=console, transient=True,
+        )  # fmt: skip
+        self._task = self._bar.add_task("fitting", total=None, loss=np.nan, unseen=np.nan)
+
+    def __enter__(self) -> Callable[[int, int, float, float], None]:
+        self._bar.start()
+        return self._update
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def _update(self, done: int, total: int, loss: float, unseen: float) -> None:
+        self._bar.update(self._task, completed=done, total=total, loss=loss, unseen=unseen)
+
+
+# --- fit, inspect, backtest -----------------------------------------------------------------------
+
+
+def fit(options: argparse.Namespace) -> None:
+    """``streamlstm fit``."""
+    console = Console(stderr=True, quiet=options.quiet)
+    given = {
+        name: value.split(",") if name in ("lags", "calendar") and value else value
+        for name in FitOptions.model_fields
+        if (value := getattr(options, f"fit_{name}", None)) is not None
+    }
+    try:
+        chosen = FitOptions.model_validate(given | {"timezone": options.timezone})
+    except ValidationError as error:
+        first = error.errors()[0]
+        flag = f"--{str(first['loc'][0]).replace('_', '-')}"
+        raise ConfigError(f"{flag} {first['input']}: {first['msg']}") from None
+    if not options.out.parent.is_dir():
+        raise ConfigError(f"--out {options.out}: its folder does not exist; make it")
+    table = _table(options, options.data)
+    _say(console, table.notes)
+    series = [
+        SeriesData(s.name, s.ts[:n], s.values[:n])
+        for s, n in zip(table.series, _cut(table.series, options.holdout), strict=True)
+    ]
+    with _FitBar(console) as bar:
+        model, report = fit_model(series, chosen, bar, name=table.name)
+    save_model(model, options.out)
+    _say(console, report.notes)
+    if report.interrupted:
+        console.print("[yellow]interrupted: the best weights so far were kept[/yellow]")
+    shown = demonstration.steps_shown(model.spec.horizon)
+    skill = ", ".join(f"{report.skill[(k - 1) * model.spec.targets]:.3f} at {k}" for k in shown)
+    console.print(
+        f"{options.out}: model {model.id} of {report.series:,} series, {report.ticks:,} ticks,"
+        f" {report.updates} updates in {report.seconds:.1f} s\n"
+        f"error on unseen data over the naive forecast's, by steps ahead: {skill}\n"
+        f"next: streamlstm backtest {options.out} {options.data},"
+        f" or streamlstm run --set model={options.out}",
+        highlight=False,
+    )
+
+
+def inspect(options: argparse.Namespace) -> None:
+    """``streamlstm inspect``."""
+    model = load_model(options.model)
+    engine = Engine(model, max_series=1)
+    per_series = Engine(model, max_series=100_000).bytes_per_series
+    del engine
+    report = {
+        "model": model.id,
+        "spec": model.spec.model_dump(mode="json"),
+        "weights": {name: list(weight.shape) for name, weight in model.weights.items()},
+        "parameters": sum(weight.size for weight in model.weights.values()),
+        "bytes_per_series": per_series | {"total": sum(per_series.values())},
+        "provenance": dict(model.provenance),
+    }
+    if options.json:
+        print(json.dumps(report))
+        return
+    console = Console()
+    console.print(_about(model, report))
+    memory = RichTable(title="memory per series", show_footer=True)
+    memory.add_column("state", "total")
+    memory.add_column("bytes", f"{sum(per_series.values()):,}", justify="right")
+    for name, size in per_series.items():
+        memory.add_row(name, f"{size:,}")
+    console.print(memory)
+
+
+def _about(model: Model, report: dict[str, Any]) -> RichTable:
+    spec = model.spec
+    scaling = spec.scaling
+    how = {"running": f"running, over {scaling.memory} ticks", "fixed": "fixed", "none": "none"}
+    base = {"seasonal": f"the value {spec.season} steps before", "last": "the last value"}
+    rows = {
+        "model": f"{model.id}, {report['parameters']:,} parameters",
+        "network": f"{spec.layers} x {spec.cell.upper()} of {spec.hidden},"
+        f" {spec.activation} and {spec.recurrent_activation}",
+        "input": f"{spec.inputs} value{'s' * (spec.inputs > 1)}"
+        + f", lags {', '.join(map(str, spec.lags))}" * bool(spec.lags)
+        + f", calendar {', '.join(spec.calendar)} ({spec.timezone})" * bool(spec.calendar),
+        "scaling": how[scaling.kind],
+        "output": f"{spec.horizon} steps of {spec.step_ns / 1e9:g} s, {spec.targets} target"
+        + "s" * (spec.targets > 1),
+        "corrects": base.get(spec.base, "nothing"),
+        "interval": "starts from errors on unseen data"
+        if model.errors
+        else "learned on the stream",
+        **{
+            f"· {name}": str(value) for name, value in model.provenance.items() if name != "options"
+        },
+    }
+    table = RichTable(show_header=False, box=None)
+    table.add_column(style="dim")
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def backtest(options: argparse.Namespace) -> None:
+    """``streamlstm backtest``."""
+    console = Console(stderr=True, quiet=options.json)
+    if options.plot:
+        check_plot(options.plot)
+    model = load_model(options.model)
+    table = _table(options, options.data)
+    _say(console, table.notes)
+    spec = model.spec
+    if table.step_ns and spec.step_ns and not 0.5 < table.step_ns / spec.step_ns < 2:
+        _say(console, [
+            f"the table's ticks are {table.step_ns / 1e9:g} s apart,"
+            f" the model was made for {spec.step_ns / 1e9:g} s"
+        ])  # fmt: skip
+    pairs: list[tuple[Actual, Issued]] = []
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("backtest", total=sum(len(s.ts) for s in table.series))
+        for s, known in zip(table.series, _cut(table.series, options.last), strict=True):
+            known = max(known, 1)
+            issued = run(model, s.ts, s.values, known, coverage=options.coverage)
+            actual = Actual.of(s.ts, s.values[:, 0], spec.step_ns, spec.season, known)
+            pairs.append((actual, issued))
+            bar.advance(task, len(s.ts))
+    scores = score(pairs, demonstration.steps_shown(spec.horizon), options.coverage)
+    if options.plot:
+        unit = DATASETS[options.data].unit if options.data in DATASETS else ""
+        plot_forecasts(options.plot, table.series[0].name, unit, *pairs[0], scores)
+        console.print(f"drawn: {options.plot}")
+    if options.json:
+        print(json.dumps(asdict(scores)))
+        return
+    Console().print(scores_table(scores, "", options.coverage))
+    Console().print(_coverage_line(scores, options.coverage), highlight=False)
+
+
+def _coverage_line(scores: demonstration.Scores, coverage: float) -> str:
+    model, naive = scores.winkler["model"], scores.winkler["seasonal_naive"]
+    return (
+        f"{scores.pooled_coverage:.1%} of all targets within their {coverage:.0%} interval;"
+        f" Winkler score {model:,.4g}, of the same around the naive forecast {naive:,.4g}"
+    )
+
+
+# --- publish and watch ----------------------------------------------------------------------------
+
+
+def publish(options: argparse.Namespace) -> None:
+    """``streamlstm publish``."""
+    console = Console(stderr=True)
+    table = _table(options, options.data)
+    _say(console, table.notes)
+    which, rows = in_time_order(table.series)
+    warm = np.array([round(options.warm * len(s.ts)) for s in table.series])
+    feed = Feed(options.to, options.format, bind=options.bind)
+    sent, began = 0, time.monotonic()
+    try:
+        feed.wait(options.wait)
+        pace = Pace(options.speed)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+            task = bar.add_task("publishing", total=len(which))
+            for i, row in zip(which.tolist(), rows.tolist(), strict=True):
+                series, ts = table.series[i], int(table.series[i].ts[row])
+                history = row < warm[i]
+                if not history and (wait := pace.until(ts)):
+                    bar.update(task, completed=sent)
+                    time.sleep(wait)
+                feed.send(series.name, ts, series.values[row].tolist(), warm=bool(history))
+                sent += 1
+                if sent % 1000 == 0:
+                    bar.update(task, completed=sent)
+    finally:
+        feed.close()
+        seconds = time.monotonic() - began
+        console.print(f"{sent:,} of {len(which):,} ticks published in {seconds:.1f} s")
+
+
+def watch(options: argparse.Namespace) -> None:
+    """``streamlstm watch``."""
+    listener = Listener(options.endpoint, options.format, options.prefix)
+    try:
+        listener.wait(options.wait)
+        print(f"watching {options.endpoint}; Ctrl-C ends it", file=sys.stderr, flush=True)
+        if options.json or not sys.stdout.isatty():
+            _watch_lines(listener, options)
+        else:
+            _watch_table(listener, options)
+    finally:
+        listener.close()
+
+
+def _line(prediction: Prediction, as_json: bool) -> str:
+    if as_json:
+        parts = {
+            name: [None if np.isnan(v) else v for v in array.ravel().tolist()]
+            for name, array in zip(("forecast", "lower", "upper"), prediction[2:5], strict=True)
+        }
+        head = {"series": prediction.series, "ts_ns": prediction.ts_ns}
+        tail = {"model": prediction.model, "boot": prediction.boot, "seq": prediction.seq}
+        return json.dumps(head | parts | tail)
+    first = ", ".join(f"{part[0, 0]:.6g}" for part in prediction[2:5])
+    return f"{when(prediction.ts_ns)} {prediction.series} {first}"
+
+
+def _watch_lines(listener: Listener, options: argparse.Namespace) -> None:
+    """Time, series, and of the first step ahead forecast, lower and upper."""
+    left = options.count or -1
+    while left:
+        for prediction in listener.receive(3600):
+            print(_line(prediction, options.json), flush=True)
+            left -= 1
+            if not left:
+                return
+
+
+def _watch_table(listener: Listener, options: argparse.Namespace) -> None:
+    latest: dict[str, Prediction] = {}
+    count, began = 0, time.monotonic()
+    with Live(refresh_per_second=8, transient=False) as live:
+        while not options.count or count < options.count:
+            for prediction in listener.receive(0.1):
+                latest.pop(prediction.series, None)
+                latest[prediction.series] = prediction  # the latest last
+                count += 1
+                if count == options.count or time.monotonic() > began + 3600:
+                    break
+            live.update(_watched(latest, count, live.console.size.height - 6))
+
+
+def _watched(latest: dict[str, Prediction], count: int, most: int) -> RichTable:
+    table = RichTable(title=f"{count:,} predictions of {len(latest):,} series")
+    for name in ("series", "time (UTC)", "next", "lower", "upper", "ahead"):
+        table.add_column(name, justify="left" if name in ("series", "ahead") else "right")
+    for prediction in list(latest.values())[: -most - 1 : -1]:
+        numbers = (f"{part[0, 0]:,.6g}" for part in prediction[2:5])
+        ahead = sparkline(prediction.forecast[:48, 0].tolist())
+        table.add_row(prediction.series, when(prediction.ts_ns), *numbers, ahead)
+    return table
+
+
+# --- demo -----------------------------------------------------------------------------------------
+
+
+def demo(options: argparse.Namespace) -> None:
+    """``streamlstm demo``."""
+    console = Console(stderr=options.json)
+    show = Console(stderr=True, quiet=True) if options.json else console
+    if options.plot:
+        check_plot(options.plot)
+    known = DATASETS.get(options.data)
+    table = _table(options, options.data)
+    unit = known.unit if known else ""
+    season = options.season if options.season is not None else known.season if known else None
+    show.print(f"[bold]{known.title if known else options.data}[/bold]", highlight=False)
+    _say(show, table.notes)
+    live = Live(console=show, refresh_per_second=8, transient=True)
+    watching = show.is_terminal and not options.json
+    unseen = sum(len(s.ts) for s in table.series) * demonstration.UNSEEN
+    shown = 0.0
+
+    def on_fitted(made: demonstration.Fitted) -> None:
+        bar.__exit__(None, None, None)
+        _say(show, made.notes)
+        show.print(
+            f"fitted in {made.seconds:.1f} s; its error is {made.skill:.0%} of the naive"
+            " forecast's on data it did not learn from; starting the daemon",
+            highlight=False,
+        )
+
+    def on_tick(stream: demonstration.Stream) -> None:
+        nonlocal shown
+        if watching and stream.predictions and time.monotonic() > shown + 0.12:
+            shown = time.monotonic()
+            live.start()
+            live.update(_demo_view(stream, show, unit))
+
+    def on_end(
+        stream: demonstration.Stream, summary: demonstration.Summary, reached: dict[str, Any]
+    ) -> None:
+        live.stop()
+        if options.plot:
+            title = known.title if known else table.series[0].name
+            drawn = (stream.actual[0], stream.issued()[0], summary.scores)
+            plot_forecasts(options.plot, title, unit, *drawn)
+        if options.json:
+            print(summary.as_json(), flush=True)
+        else:
+            if watching:
+                show.print(_demo_view(stream, show, unit))
+            _print_summary(show, summary, unit, options)
+        if options.keep_running:
+            _keep_running(show, stream, reached)
+
+    bar = _FitBar(show)
+    try:
+        demonstration.demo(
+            table,
+            season,
+            on_fit=bar.__enter__(),
+            on_fitted=on_fitted,
+            on_tick=on_tick,
+            per_second=unseen / LIVE_SECONDS if watching else 0.0,
+            on_end=on_end,
+        )
+    finally:
+        bar.__exit__(None, None, None)
+        live.stop()
+
+
+def _demo_view(stream: demonstration.Stream, console: Console, unit: str) -> Group:
+    width, height = console.size.width, max(8, min(20, console.size.height - 8))
+    horizon = stream.fitted.model.spec.horizon
+    actual, forecast, lower, upper = stream.view(3 * horizon)
+    series = stream.fitted.series[0]
+    now = when(int(series.ts[stream.fitted.known[0] - 1 + stream.latest]))
+    return Group(
+        Text(f"{series.name}{f', {unit}' if unit else ''}: {now} UTC,"
+             f" and the {horizon} steps ahead as published by the daemon", "bold"),
+        fan_chart(actual, forecast, lower, upper, width, height),
+        Text(f"{stream.predictions:,} of {stream.expected:,} predictions received", "dim"),
+    )  # fmt: skip
+
+
+def _print_summary(
+    console: Console, summary: demonstration.Summary, unit: str, options: argparse.Namespace
+) -> None:
+    coverage = demonstration.COVERAGE
+    console.print(scores_table(summary.scores, unit, coverage))
+    latency = ", ".join(
+        f"{name} {1e6 * seconds:,.0f} us" for name, seconds in summary.latency.items()
+    )
+    console.print(
+        f"{_coverage_line(summary.scores, coverage)}\n"
+        f"{summary.ticks:,} ticks sent, {summary.predictions:,} predictions received,"
+        f" {summary.ticks_per_second:,.0f} ticks/s; from receipt to publication: {latency}\n"
+        f"all in {summary.total_seconds:.0f} s. Next, with your own data:\n"
+        "  streamlstm fit YOUR.csv --out model.safetensors\n"
+        "  streamlstm run --set model=model.safetensors &\n"
+        "  streamlstm watch &\n"
+        "  streamlstm publish YOUR.csv",
+        highlight=False,
+    )
+
+
+def _keep_running(console: Console, stream: demonstration.Stream, reached: dict[str, Any]) -> None:
+    """Go on sending: the same weeks again and again, their times moved on, two ticks a second."""
+    (output,), metrics = reached["output"], reached["metrics"]
+    console.print(
+        f"the daemon goes on until Ctrl-C: streamlstm watch {output}, or see {metrics}/metrics",
+        highlight=False,
+    )
+    series, spec = stream.fitted.series[0], stream.fitted.model.spec
+    season = spec.season or 1
+    again = len(series.ts) - season * max(1, min(4, len(series.ts) // season - 1))
+    ts = int(series.ts[-1])
+    try:
+        for row in itertools.cycle(range(again, len(series.ts))):
+            ts += spec.step_ns or 1_000_000_000
+            stream.feed.send(series.name, ts, series.values[row].tolist())
+            deadline = time.monotonic() + 0.5
+            while (left := deadline - time.monotonic()) > 0:
+                collections.deque(stream.listener.receive(left), maxlen=0)
+    except KeyboardInterrupt:
+        console.print()

@@ -1,0 +1,283 @@
+"""``streamlstm demo``: fit, serve, publish, listen, judge; the daemon is a real process."""
+
+import contextlib
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client.parser import text_string_to_metric_families
+
+from streamlstm.backtest import Actual, Issued, Scores, places, score
+from streamlstm.client import Feed, Listener, in_time_order
+from streamlstm.datasets.frames import SeriesData, Table
+from streamlstm.model import Model, save_model
+from streamlstm.train import FitOptions, Progress, fit
+
+UNSEEN = 0.2
+"""Share of each series, its latest, that the model is not fitted on."""
+HORIZON = 48
+COVERAGE = 0.9
+PATIENCE = 60.0
+"""Seconds to wait for the daemon."""
+
+
+class DemoError(RuntimeError):
+    """The daemon did not do its part; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A model, and for each of its series how many ticks it was fitted on."""
+
+    model: Model
+    series: list[SeriesData]
+    known: list[int]
+    seconds: float
+    skill: float
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the demo found."""
+
+    scores: Scores
+    ticks: int
+    predictions: int
+    ticks_per_second: float
+    latency: dict[str, float]
+    fit_seconds: float
+    total_seconds: float
+
+    def as_json(self) -> str:
+        """One object; steps ahead are keys."""
+        scores = self.scores
+        report = {
+            "mae": scores.mae,
+            "mase": scores.mase,
+            "coverage": scores.pooled_coverage,
+            "coverage_by_step": scores.coverage,
+            "winkler": scores.winkler,
+            "ticks": self.ticks,
+            "predictions": self.predictions,
+            "ticks_per_second": self.ticks_per_second,
+            "latency_seconds": self.latency,
+            "fit_seconds": self.fit_seconds,
+            "total_seconds": self.total_seconds,
+        }
+        return json.dumps(report)
+
+
+def steps_shown(horizon: int) -> tuple[int, ...]:
+    """The steps ahead that are reported: first, middle, last."""
+    return tuple(sorted({1, max(1, horizon // 2), horizon}))
+
+
+def fitted(table: Table, season: int | None, progress: Progress | None) -> Fitted:
+    """Fit a small model on all but the latest part of each series."""
+    known = [len(s.ts) - round(UNSEEN * len(s.ts)) for s in table.series]
+    past = [
+        SeriesData(s.name, s.ts[:n], s.values[:n]) for s, n in zip(table.series, known, strict=True)
+    ]
+    horizon = max(1, min(HORIZON, min(map(len, (s.ts for s in table.series))) // 10))
+    began = time.perf_counter()
+    model, report = fit(past, FitOptions(horizon=horizon, season=season), progress, name=table.name)
+    seconds = time.perf_counter() - began
+    return Fitted(
+        model, table.series, known, seconds, float(np.nanmean(report.skill)), report.notes
+    )
+
+
+@contextlib.contextmanager
+def daemon(model: Path) -> Iterator[dict[str, Any]]:
+    """The real daemon on free local ports; yields where it is reached.
+
+    Raises:
+        DemoError: it did not start.
+    """
+    local = "tcp://127.0.0.1:*"
+    options = {"model": model, "input.bind": local, "output.bind": local, "metrics.port": 0}
+    options |= {"service.log_level": "warning", "input.hwm": 1_000_000, "output.hwm": 1_000_000}
+    flags = [text for name, value in options.items() for text in ("--set", f"{name}={value}")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "streamlstm", "run", "--announce", *flags],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C is for the demo, which then stops the daemon in order
+    )
+    assert process.stdout is not None
+    try:
+        announced = process.stdout.readline()
+        if not announced:
+            raise DemoError(f"the daemon did not start (exit code {process.wait(PATIENCE)})")
+        yield json.loads(announced)
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(PATIENCE)
+        process.kill()
+        process.stdout.close()
+
+
+class Stream:
+    """The replay of a fitted model's series through a daemon, and the predictions that return."""
+
+    def __init__(self, fitted: Fitted, reached: dict[str, Any]) -> None:
+        """Connect both ends."""
+        self.fitted, self._url = fitted, reached["metrics"]
+        self.listener = Listener(reached["output"][0], "json")
+        self.feed = Feed(reached["input"][0], "json")
+        self.listener.wait(PATIENCE)
+        self.feed.wait(PATIENCE)
+        step_ns = fitted.model.spec.step_ns
+        self.actual = [
+            Actual.of(s.ts, s.values[:, 0], step_ns, fitted.model.spec.season, n)
+            for s, n in zip(fitted.series, fitted.known, strict=True)
+        ]
+        horizon = fitted.model.spec.horizon
+        self._place = [places(s.ts, step_ns)[n - 1 :] for s, n in self._shown()]
+        self._got = [np.full((3, len(place), horizon), np.nan) for place in self._place]
+        self._index = {s.name: i for i, s in enumerate(fitted.series)}
+        self._row = [
+            {int(ts): row for row, ts in enumerate(s.ts[n - 1 :])} for s, n in self._shown()
+        ]
+        self.ticks = self.predictions = self.latest = 0
+        self.expected = sum(len(place) for place in self._place)
+
+    def _shown(self) -> Iterator[tuple[SeriesData, int]]:
+        return zip(self.fitted.series, self.fitted.known, strict=True)
+
+    def play(self, per_second: float, each: Callable[[], None]) -> float:
+        """Send every tick, the history as warm ones, and take what returns; ticks per second.
+
+        The unseen ticks go at ``per_second`` (0: as fast as can be); ``each`` is called now and
+        then. The rate is that of all ticks, or of the history alone where the rest is held back.
+        """
+        series = self.fitted.series
+        which, rows = in_time_order(series)
+        unseen = rows >= np.array(self.fitted.known)[which] - 1
+        began = time.perf_counter()
+        for at in np.flatnonzero(~unseen):
+            self._send(series[which[at]], rows[at], warm=True)
+        rate = math.nan
+        for number, at in enumerate(np.flatnonzero(unseen)):
+            due = began + number / per_second if per_second and number else 0.0
+            self._send(series[which[at]], rows[at], warm=False)
+            self._receive(max(0.0, due - time.perf_counter()))
+            if per_second and self.predictions and math.isnan(rate):
+                rate = self.ticks / (time.perf_counter() - began)
+                began = time.perf_counter()
+            each()
+        deadline = time.perf_counter() + PATIENCE
+        while self.predictions < self.expected and time.perf_counter() < deadline:
+            self._receive(1.0)
+            each()
+        return rate if per_second else self.ticks / (time.perf_counter() - began)
+
+    def _send(self, series: SeriesData, row: int, warm: bool) -> None:
+        self.feed.send(series.name, int(series.ts[row]), series.values[row].tolist(), warm=warm)
+        self.ticks += 1
+
+    def _receive(self, seconds: float) -> None:
+        """Take what comes, for at least ``seconds``."""
+        until = time.perf_counter() + seconds
+        while True:
+            for prediction in self.listener.receive(max(0.0, until - time.perf_counter())):
+                i = self._index[prediction.series]
+                self.latest = self._row[i][prediction.ts_ns]
+                for part, steps in enumerate(prediction[2:5]):
+                    self._got[i][part, self.latest] = steps[:, 0]
+                self.predictions += 1
+            if time.perf_counter() >= until:
+                return
+
+    def view(self, back: int) -> tuple[NDArray[np.float64], ...]:
+        """What came in the latest ``back`` steps of the first series, and the forecast from there.
+
+        Actual (at most back,), forecast, lower and upper (horizon,).
+        """
+        now = int(self._place[0][self.latest])
+        return self.actual[0].y[max(0, now - back) : now + 1], *self._got[0][:, self.latest]
+
+    def issued(self) -> list[Issued]:
+        """All predictions, by series."""
+        return [Issued(place, *got) for place, got in zip(self._place, self._got, strict=True)]
+
+    def scores(self) -> Scores:
+        """How good they were."""
+        steps = steps_shown(self.fitted.model.spec.horizon)
+        return score(list(zip(self.actual, self.issued(), strict=True)), steps, COVERAGE)
+
+    def latency(self) -> dict[str, float]:
+        """Seconds from a tick's receipt to its publication, from the scraped histogram."""
+        with urllib.request.urlopen(f"{self._url}/metrics", timeout=PATIENCE) as answer:
+            text = answer.read().decode()
+        name = "streamlstm_tick_to_publish_seconds"
+        for family in text_string_to_metric_families(text):
+            if family.name == name:
+                buckets = [s for s in family.samples if s.name == f"{name}_bucket"]
+                bounds = [(float(s.labels["le"]), s.value) for s in buckets]
+                return {"p50": quantile(bounds, 0.5), "p99": quantile(bounds, 0.99)}
+        raise DemoError(f"the daemon exposes no {name}")
+
+    def close(self) -> None:
+        """Leave both ends."""
+        self.feed.close()
+        self.listener.close()
+
+
+def quantile(buckets: Sequence[tuple[float, float]], q: float) -> float:
+    """A quantile of a histogram's cumulative buckets, as Prometheus' histogram_quantile has it."""
+    wanted, below, before = q * buckets[-1][1], 0.0, 0.0
+    for bound, count in buckets:
+        if count >= wanted and count > before:
+            if math.isinf(bound):
+                return below
+            return below + (bound - below) * (wanted - before) / (count - before)
+        below, before = bound, count
+    return math.nan
+
+
+def demo(
+    table: Table,
+    season: int | None,
+    *,
+    on_fit: Progress | None = None,
+    on_fitted: Callable[[Fitted], None] = lambda fitted: None,
+    on_tick: Callable[[Stream], None] = lambda stream: None,
+    per_second: float = 0.0,
+    on_end: Callable[[Stream, Summary, dict[str, Any]], None] = lambda stream, summary, at: None,
+) -> Summary:
+    """The whole of it; the callbacks show it to people. ``on_end`` runs while the daemon is up."""
+    began = time.perf_counter()
+    made = fitted(table, season, on_fit)
+    on_fitted(made)
+    with tempfile.TemporaryDirectory(prefix="streamlstm-") as folder:
+        path = Path(folder) / "model.safetensors"
+        save_model(made.model, path)
+        with daemon(path) as reached:
+            stream = Stream(made, reached)
+            try:
+                rate = stream.play(per_second, lambda: on_tick(stream))
+                if stream.predictions != stream.expected:
+                    raise DemoError(
+                        f"{stream.predictions:,} of {stream.expected:,} predictions came"
+                    )
+                summary = Summary(
+                    stream.scores(), stream.ticks, stream.predictions, rate, stream.latency(),
+                    made.seconds, time.perf_counter() - began,
+                )  # fmt: skip
+                on_end(stream, summary, reached)
+            finally:
+                stream.close()
+    return summary

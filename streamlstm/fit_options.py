@@ -1,0 +1,56 @@
+"""What may be chosen of a fit, in one place: Python, command line and model file read it here."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from streamlstm.model import CalendarName
+
+
+class FitOptions(BaseModel):
+    """Options of :func:`streamlstm.train.fit`; None: inferred from the data."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    horizon: int = Field(default=24, ge=1, le=4096, description="steps ahead to forecast")
+    season: int | None = Field(
+        default=None, ge=0, le=1_000_000, description="steps after which a series repeats; 0: none"
+    )
+    base: Literal["last", "seasonal"] | None = Field(
+        default=None, description="naive forecast to start from: last or seasonal"
+    )
+    lags: tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...] | None = Field(
+        default=None, description="past values shown to the model, in steps: 1,2,24"
+    )
+    calendar: tuple[CalendarName, ...] | None = Field(
+        default=None, description="phases shown to the model: hour,week,year"
+    )
+    timezone: str = Field(default="UTC", description="time zone of the calendar")
+    memory: int | None = Field(
+        default=None, ge=1, le=100_000_000, description="ticks that the running scaling looks back"
+    )
+    hidden: int = Field(default=32, ge=1, le=4096, description="units of a layer")
+    layers: int = Field(default=1, ge=1, le=16, description="LSTM layers")
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="share of units dropped between layers"
+    )
+    head_dropout: float = Field(
+        default=0.5, ge=0, lt=1, description="share of units dropped before the head"
+    )
+    loss: Literal["mse", "mae", "huber"] = Field(default="mae", description="mse, mae or huber")
+    updates: int = Field(default=600, ge=1, description="updates of the weights, at most")
+    batch: int = Field(default=64, ge=1, le=65536, description="spans an update learns from")
+    chunk: int = Field(default=48, ge=1, le=65536, description="steps that gradients travel back")
+    carried: int = Field(default=4, ge=1, description="chunks that a span is long")
+    rate: float = Field(default=3e-3, gt=0, description="learning rate, at its highest")
+    clip: float = Field(default=1.0, ge=0, description="largest norm of a gradient; 0: any")
+    ema: float = Field(default=0.99, ge=0, lt=1, description="memory of the averaged weights")
+    decay: float = Field(default=0.0, ge=0, description="weight decay")
+    ridge: float = Field(default=0.01, gt=0, description="penalty of the linear start")
+    validation: float = Field(
+        default=0.15, gt=0, lt=1, description="latest share that judges the training"
+    )
+    patience: int = Field(
+        default=10, ge=1, description="judgements (30 in all) without gain that end the training"
+    )
+    seed: int = Field(default=0, ge=0, lt=2**31, description="of weights, spans and dropout")

@@ -1,0 +1,68 @@
+"""Pictures of forecasts, as PNG; needs matplotlib (the extra ``plot``)."""
+
+from pathlib import Path
+
+import numpy as np
+
+from streamlstm.backtest import MODELS, Actual, Issued, Scores
+from streamlstm.terminal import TITLES
+
+
+class PlotError(RuntimeError):
+    """No picture can be made; the message is one line and says the mend."""
+
+
+def check_plot(path: Path) -> None:
+    """Refuse early what could not be drawn later.
+
+    Raises:
+        PlotError: no matplotlib, no such folder, or no PNG.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise PlotError("pictures need matplotlib: pip install 'streamlstm[plot]'") from None
+    if path.suffix != ".png":
+        raise PlotError(f"{path}: name a file that ends in .png")
+    if not path.parent.is_dir():
+        raise PlotError(f"{path}: its folder does not exist; make it")
+
+
+def plot_forecasts(
+    path: Path, title: str, unit: str, actual: Actual, issued: Issued, scores: Scores
+) -> None:
+    """Draw one series' forecasts against what came, the last fan, and the errors by step."""
+    from matplotlib.figure import Figure
+
+    ahead = scores.steps[len(scores.steps) // 2]
+    horizon = issued.point.shape[1]
+    figure = Figure(figsize=(12, 7), layout="constrained")
+    top, bottom = figure.subplots(2, 1, height_ratios=(3, 1.4))
+    shown = slice(-min(len(issued.place), 8 * horizon), None)
+    place = issued.place[shown]
+    last = place[-1]
+    top.fill_between(
+        place + ahead, issued.lower[shown, ahead - 1], issued.upper[shown, ahead - 1],
+        color="tab:orange", alpha=0.2, linewidth=0, label="interval",
+    )  # fmt: skip
+    top.plot(place + ahead, issued.point[shown, ahead - 1], color="tab:orange", linewidth=1.2,
+             label=f"forecast made {ahead} steps before")  # fmt: skip
+    fan = last + np.arange(1, horizon + 1)
+    top.fill_between(fan, issued.lower[-1], issued.upper[-1], color="tab:red", alpha=0.15)
+    top.plot(fan, issued.point[-1], color="tab:red", linewidth=1.2, label="the latest forecast")
+    seen = np.arange(place[0], last + 1)
+    top.plot(seen, actual.y[seen], color="tab:blue", linewidth=1.2, label="actual")
+    top.axvline(last, color="gray", linewidth=0.8)
+    top.set(title=title, ylabel=unit, xlabel="steps since the first tick")
+    top.legend(loc="upper left", ncols=4, frameon=False)
+
+    at = np.arange(len(scores.steps))
+    for i, name in enumerate(MODELS):
+        heights = [scores.mae[str(k)][name] for k in scores.steps]
+        bars = bottom.bar(at + 0.27 * (i - 1), heights, 0.25, label=TITLES[name])
+        bottom.bar_label(bars, fmt="{:,.4g}", fontsize=8)
+    bottom.set_xticks(at, [f"{k} ahead" for k in scores.steps])
+    bottom.set(ylabel=f"mean absolute error{f', {unit}' if unit else ''}")
+    bottom.margins(y=0.15)
+    bottom.legend(frameon=False, ncols=3)
+    figure.savefig(path, dpi=120)

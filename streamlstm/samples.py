@@ -1,0 +1,106 @@
+"""Examples to learn from: the input vectors of many series, their targets, and a cut in time."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from streamlstm.features import features_of
+from streamlstm.model import Spec
+
+
+class Pool(NamedTuple):
+    """Series laid end to end: a row a tick."""
+
+    x: NDArray[np.float32]
+    """(N, width) what the network is shown at the tick"""
+    target: NDArray[np.float32]
+    """(N, outputs) what it should answer: (value to come - base) / scale; NaN where not known"""
+    scale: NDArray[np.float64]
+    """(N, targets) raw units per unit of the answer"""
+    bounds: NDArray[np.int64]
+    """(S, 3) of each series the first row, the first row after the cut, and the end"""
+
+
+def gather(
+    spec: Spec,
+    series: Sequence[tuple[NDArray[np.int64], NDArray[np.float64]]],
+    cuts: Sequence[int],
+) -> Pool:
+    """Features and targets of (ts, values) pairs, each cut before its tick number ``cuts[i]``.
+
+    A forecast made before the cut has no target after it, so that the two sides share nothing.
+    While a series has no full history behind it, what it should answer is not asked either, unless
+    that is more than a third of what comes before the cut.
+    """
+    ends = np.cumsum([0, *(len(ts) for ts, _ in series)])
+    size, cut = int(ends[-1]), np.asarray(cuts, np.int64)
+    x = np.empty((size, spec.width), np.float32)
+    target = np.full((size, spec.outputs), np.nan, np.float32)
+    scale = np.empty((size, spec.targets))
+    for i, (ts, values) in enumerate(series):
+        begin, end = ends[i], ends[i + 1]
+        rows = features_of(spec, ts, values)
+        x[begin:end], scale[begin:end] = rows.x, rows.scale
+        place = places(spec.step_ns, ts)
+        early = int(np.searchsorted(place, min(spec.history, place[cut[i] - 1] // 3)))
+        _fill(place, values, rows.base, rows.scale, early, cut[i], spec.targets, target[begin:end])
+    return Pool(x, target, scale, np.stack([ends[:-1], ends[:-1] + cut, ends[1:]], axis=1))
+
+
+def places(step_ns: int, ts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(n,) the place of each tick on the grid of steps, as the stream counts it; from 0."""
+    if step_ns == 0:
+        return np.arange(len(ts))
+    steps = np.maximum(1, (np.diff(ts) + step_ns // 2) // step_ns)
+    return np.concatenate([[0], np.cumsum(steps)])
+
+
+@njit(cache=True, error_model="numpy")
+def _fill(
+    place: NDArray[np.int64],
+    values: NDArray[np.float64],
+    base: NDArray[np.float64],
+    scale: NDArray[np.float64],
+    early: int,
+    cut: int,
+    targets: int,
+    target: NDArray[np.float32],
+) -> None:
+    n, horizon = len(place), target.shape[1] // targets
+    for i in range(early, n):
+        last = cut if i < cut else n
+        ahead = i + 1
+        for k in range(horizon):
+            while ahead < last and place[ahead] <= place[i] + k:
+                ahead += 1
+            if ahead < last and place[ahead] == place[i] + k + 1:
+                for j in range(targets):
+                    column = k * targets + j
+                    target[i, column] = (values[ahead, j] - base[i, column]) / scale[i, j]
+
+
+def draw(
+    rng: np.random.Generator, pool: Pool, batch: int, steps: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(batch,) first row and number of rows, at most ``steps``, of random spans before the cut.
+
+    Every span of a long series is as likely as another; series count by their lengths.
+    """
+    begin, cut = pool.bounds[:, 0], pool.bounds[:, 1]
+    ends = np.cumsum(cut - begin)
+    which = np.searchsorted(ends, rng.integers(0, ends[-1], batch), side="right")
+    room = np.maximum(cut[which] - begin[which] - steps, 0)
+    start = begin[which] + rng.integers(0, room + 1)
+    return start, np.minimum(cut[which] - start, steps)
+
+
+def lanes(pool: Pool, batch: int, warm: int) -> Iterator[NDArray[np.int64]]:
+    """(<= batch, 3) spans that end with their series: first row, number of rows, how many of the
+    first, up to ``warm``, lie before the cut and only warm the state up."""
+    start = np.maximum(pool.bounds[:, 0], pool.bounds[:, 1] - warm)
+    spans = np.stack([start, pool.bounds[:, 2] - start, pool.bounds[:, 1] - start], axis=1)
+    for at in range(0, len(spans), batch):
+        yield spans[at : at + batch]

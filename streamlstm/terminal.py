@@ -1,0 +1,137 @@
+"""What people look at in a terminal: charts, sparklines, tables of scores."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+from rich.text import Text
+
+from streamlstm.backtest import MODELS, Scores
+
+Floats = NDArray[np.float64]
+TITLES = {
+    "model": "streamlstm",
+    "last_value": "last value",
+    "seasonal_naive": "one season before",
+}
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """One character a value; a space where it is not finite."""
+    array = np.array(values, np.float64)
+    finite = array[np.isfinite(array)]
+    if not len(finite):
+        return " " * len(array)
+    low, span = finite.min(), np.ptp(finite) or 1.0
+    return "".join(
+        _BARS[int((v - low) / span * (len(_BARS) - 1) + 0.5)] if np.isfinite(v) else " "
+        for v in array
+    )
+
+
+class Canvas:
+    """Dots in braille characters, 2 x 4 a character; the latest colour of a character stands."""
+
+    def __init__(self, width: int, height: int, x: tuple[float, float], y: tuple[float, float]):
+        """A canvas of ``width`` x ``height`` characters over the ranges ``x`` and ``y``."""
+        self.dots = np.zeros((4 * height, 2 * width), bool)
+        self.styles = np.full((height, width), "", object)
+        self._x, self._y = x, y
+
+    def line(self, x: Floats, y: Floats, style: str) -> None:
+        """Join the finite ones of points that follow one another, (n,)."""
+        rows, columns = self._place(x, y)
+        for i in range(len(x) - 1):
+            if np.isfinite(y[i : i + 2]).all():
+                steps = int(max(abs(rows[i + 1] - rows[i]), abs(columns[i + 1] - columns[i]), 1))
+                self._dot(
+                    np.linspace(rows[i], rows[i + 1], steps + 1),
+                    np.linspace(columns[i], columns[i + 1], steps + 1),
+                    style,
+                )
+
+    def band(self, x: Floats, lower: Floats, upper: Floats, style: str) -> None:
+        """Fill between two curves, (n,), with every second dot."""
+        columns = np.arange(self.dots.shape[1])
+        at = self._x[0] + columns / max(len(columns) - 1, 1) * (self._x[1] - self._x[0])
+        top, _ = self._place(at, np.interp(at, x, upper, np.nan, np.nan))
+        bottom, _ = self._place(at, np.interp(at, x, lower, np.nan, np.nan))
+        for column in columns[np.isfinite(top) & np.isfinite(bottom)]:
+            rows = np.arange(round(top[column]), round(bottom[column]) + 1)
+            rows = rows[(rows + column) % 2 == 0]
+            self._dot(rows, np.full(len(rows), column), style)
+
+    def text(self) -> list[Text]:
+        """The lines, from the top."""
+        bits = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])
+        height, width = self.styles.shape
+        cells = (self.dots.reshape(height, 4, width, 2) * bits[:, None]).sum(axis=(1, 3))
+        lines = []
+        for row, styles in zip(cells, self.styles, strict=True):
+            line = Text()
+            for cell, style in zip(row, styles, strict=True):
+                line.append(chr(0x2800 + cell) if cell else " ", style)
+            lines.append(line)
+        return lines
+
+    def _place(self, x: Floats, y: Floats) -> tuple[Floats, Floats]:
+        height, width = self.dots.shape
+        (left, right), (low, high) = self._x, self._y
+        return (high - y) / (high - low) * (height - 1), (x - left) / (right - left) * (width - 1)
+
+    def _dot(self, rows: Floats, columns: Floats, style: str) -> None:
+        height, width = self.dots.shape
+        down, along = np.round(rows).astype(int), np.round(columns).astype(int)
+        inside = (down >= 0) & (down < height) & (along >= 0) & (along < width)
+        self.dots[down[inside], along[inside]] = True
+        self.styles[down[inside] // 4, along[inside] // 2] = style
+
+
+def fan_chart(
+    actual: Floats, forecast: Floats, lower: Floats, upper: Floats, width: int, height: int
+) -> Text:
+    """Draw what came, (n,), and from there on a forecast and its interval, (horizon,)."""
+    ahead = np.arange(len(actual), len(actual) + len(forecast), dtype=np.float64)
+    everything = np.concatenate([actual, forecast, lower, upper])
+    low, high = np.nanmin(everything), np.nanmax(everything)
+    margin = 0.05 * (high - low) or 1.0
+    low, high = low - margin, high + margin
+    labels = [f"{value:,.5g}" for value in np.linspace(high, low, height)]
+    gutter = max(map(len, labels)) + 1
+    canvas = Canvas(width - gutter - 1, height, (0.0, max(ahead[-1], 1.0)), (low, high))
+    canvas.band(ahead, lower, upper, "bright_black")
+    canvas.line(np.arange(len(actual), dtype=np.float64), actual, "bright_blue")
+    joined = np.concatenate([actual[-1:], forecast])
+    canvas.line(np.concatenate([ahead[:1] - 1, ahead]), joined, "yellow")
+    chart = Text()
+    for row, (label, line) in enumerate(zip(labels, canvas.text(), strict=True)):
+        shown = label if row % max(1, height // 4) == 0 else ""
+        chart.append(f"{shown:>{gutter}}", "dim").append("│", "dim").append(line).append("\n")
+    for name, style in (("actual", "bright_blue"), ("forecast", "yellow")):
+        chart.append(" " * gutter if name == "actual" else "  ").append("━ ", style).append(name)
+    return chart.append("  ⠕ ", "bright_black").append("interval")
+
+
+def when(ts_ns: int) -> str:
+    """A timestamp, UTC, to the second."""
+    return f"{datetime.fromtimestamp(ts_ns // 1_000_000_000, UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def scores_table(scores: Scores, unit: str, coverage: float) -> Table:
+    """MAE, MASE and coverage of the steps shown."""
+    table = Table(title=f"mean absolute error{f', {unit}' if unit else ''} (MASE in brackets)")
+    table.add_column("steps ahead", justify="right")
+    for name in MODELS:
+        table.add_column(TITLES[name], justify="right")
+    table.add_column(f"within the {coverage:.0%} interval", justify="right")
+    for k in map(str, scores.steps):
+        best = min(MODELS, key=lambda name: scores.mae[k][name])
+        cells = []
+        for name in MODELS:
+            text = f"{scores.mae[k][name]:,.4g} ({scores.mase[k][name]:.3f})"
+            cells.append(Text(text, style="bold green" if name == best else ""))
+        table.add_row(k, *cells, f"{scores.coverage[k]:.1%}")
+    return table

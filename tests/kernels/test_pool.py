@@ -1,0 +1,92 @@
+"""The threads of a step: every row done once, by whoever is awake; none left behind."""
+
+import gc
+import threading
+
+import numpy as np
+import pytest
+from numba import njit
+
+from streamlstm.kernels import cpu, pool, simd
+from tests.kernels.networks import random_network
+
+
+class Owner:
+    """Something that owns a pool."""
+
+
+@njit(nogil=True, cache=True)
+def count_rows(memory, mine):
+    """Claim rows of the open job; count each and who took it."""
+    threads = simd.word(memory, pool.WORDS + 2)
+    left, share = pool.claim(memory, threads, 6)
+    while share > 0:
+        counts, stop = simd.word(memory, pool.WORDS), simd.word(memory, pool.WORDS + 1)
+        for row in range(stop - left, stop - left + share):
+            simd.set_word(counts, row, simd.word(counts, row) + 1 + 1000 * mine)
+        pool.add(memory, pool.DONE, share)
+        left, share = pool.claim(memory, threads, 6)
+
+
+@njit(nogil=True, cache=True)
+def helper(memory, number):
+    while pool.wait(memory, number):
+        count_rows(memory, number + 1)
+
+
+@njit(nogil=True, cache=True)
+def jobs(memory, threads, counts, times, wake):
+    for _ in range(times):
+        pool.offer(memory, len(counts), (simd.address(counts), len(counts), threads))
+        if wake:
+            pool.wake(memory, threads)
+        count_rows(memory, 0)
+        pool.finish(memory, len(counts))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("rows", [1, 5, 100, 5000])
+def test_every_row_of_every_job_is_done_exactly_once(threads, rows):
+    owner, memory = Owner(), pool.block(threads)
+    pool.start(owner, memory, threads, helper, memory.ctypes.data)
+    counts = np.zeros(rows, np.int64)
+    for _ in range(20):
+        jobs(memory.ctypes.data, threads, counts, 10, True)
+    assert (counts % 1000 == 200).all()
+
+
+def test_the_caller_needs_nobody():
+    """A helper that sleeps, or is not there at all (as after a fork), is not waited for."""
+    memory, counts = pool.block(3), np.zeros(500, np.int64)
+    jobs(memory.ctypes.data, 3, counts, 7, False)
+    assert (counts == 7).all()
+
+
+def test_helpers_do_help_and_end_with_their_owner():
+    before = set(threading.enumerate())
+    owner, memory = Owner(), pool.block(2)
+    pool.start(owner, memory, 2, helper, memory.ctypes.data)
+    pool.start(owner, memory, 2, helper, memory.ctypes.data)  # once is enough
+    started = set(threading.enumerate()) - before
+    assert len(started) == 1
+    counts = np.zeros(200_000, np.int64)
+    for _ in range(1000):
+        jobs(memory.ctypes.data, 2, counts, 1, True)
+        if counts.max() > 1000:
+            break
+    assert counts.max() > 1000  # some row was the helper's
+    del owner
+    gc.collect()
+    assert not any(thread.is_alive() for thread in started)
+
+
+def test_buffers_take_their_threads_with_them():
+    before = set(threading.enumerate())
+    buffers = cpu.allocate(random_network(16), 10, threads=3)
+    cpu.warm_up(buffers)
+    cpu.warm_up(buffers)
+    started = set(threading.enumerate()) - before
+    assert len(started) == 2
+    del buffers
+    gc.collect()
+    assert not any(thread.is_alive() for thread in started)

@@ -1,0 +1,212 @@
+"""The command line as people meet it: help, typos, and errors of one line with the mend."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tests.daemon import start
+from tests.models import random_model_file
+
+COMMANDS = ("demo", "fit", "backtest", "inspect", "run", "check", "publish", "watch")
+
+
+def streamlstm(*arguments: object, code: int = 0) -> "subprocess.CompletedProcess[str]":
+    done = subprocess.run(
+        [sys.executable, "-m", "streamlstm", *map(str, arguments)],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def complaint(*arguments: object, code: int = 1) -> str:
+    """The one line on stderr of a command that fails."""
+    done = streamlstm(*arguments, code=code)
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("note: ")]
+    assert len(lines) == 1, done.stderr
+    assert done.stdout == ""
+    return lines[0]
+
+
+def series_file(folder: Path, n: int = 300, name: str = "data.csv") -> Path:
+    """Two hourly series with a daily wave, in the long format."""
+    path = folder / name
+    rows = ["unique_id,ds,y"]
+    for series in ("a", "b"):
+        rng = np.random.default_rng(len(series))
+        for hour in range(n):
+            y = 20 + 5 * np.sin(2 * np.pi * hour / 24) + rng.normal()
+            day, rest = divmod(hour, 24)
+            rows.append(f"{series},2024-01-{day + 1:02d} {rest:02d}:00:00,{y:.4f}")
+    path.write_text("\n".join(rows))
+    return path
+
+
+FIT = ("--horizon", "4", "--updates", "20", "--hidden", "8", "--season", "24")
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A table and a model fitted on its first four fifths."""
+    folder = tmp_path_factory.mktemp("fitted")
+    data, model = series_file(folder), folder / "m.safetensors"
+    streamlstm("fit", data, "--out", model, "--holdout", "0.2", *FIT)
+    return data, model
+
+
+def test_help_names_every_command_and_each_explains_itself() -> None:
+    text = streamlstm("--help").stdout
+    for command in COMMANDS:
+        assert command in text
+        assert streamlstm(command, "--help").stdout.startswith(f"usage: streamlstm {command}")
+    assert streamlstm("--version").stdout.strip()[0].isdigit()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["wach"], "did you mean 'watch'?"),
+        ([], "required: COMMAND"),
+        (["fit"], "required: data"),
+        (["run", "--confg", "x"], "did you mean '--config'?"),
+        (["fit", "x.csv", "--horizn", "3"], "did you mean '--horizon'?"),
+        (["publish", "x.csv", "--speed", "fast"], "'fast' is neither a number above 0 nor 'max'"),
+        (["backtest", "m", "x.csv", "--last", "2"], "'2' is not a share"),
+        (["fit", "x.csv", "--horizon", "many"], "--horizon many: "),
+        (["run", "--set", "model"], "write --set option=value"),
+        (["run"], "model: missing"),
+        (["run", "--config", "none.toml"], "none.toml: no such file"),
+        (["run", "--set", "model=m", "--set", "engine.backend=tpu"], "'tpu' is unknown"),
+        (
+            ["check", "--set", "model=m", "--set", "input.fromat=json"],
+            "did you mean 'input.format'?",
+        ),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(arguments: list[str], said: str) -> None:
+    assert said in complaint(*arguments, code=2)
+
+
+@pytest.mark.parametrize("command", ["inspect", "check", "run", "backtest"])
+@pytest.mark.parametrize("case", ["missing", "damaged", "changed"])
+def test_a_model_that_cannot_be_used(tmp_path: Path, command: str, case: str) -> None:
+    path = tmp_path / "m.safetensors"
+    said = "no such model file"
+    if case != "missing":
+        path = random_model_file(tmp_path)
+    if case == "damaged":
+        path.write_bytes(path.read_bytes()[:-100])
+        said = "damaged model file"
+    if case == "changed":
+        tensors, metadata = load_file(path), None
+        from safetensors import safe_open
+
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata()
+        tensors["head.bias"] += 0.5
+        save_file(tensors, path, metadata)
+        said = "golden trajectory deviates"
+    arguments: list[object] = [path]
+    if command in ("run", "check"):
+        arguments = ["--set", f"model={path}"]
+    if command == "backtest":
+        arguments = [path, series_file(tmp_path)]
+    assert said in complaint(command, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("a,b,c\n1,2,3\n", "b"),
+        ("ds,y\n2024-01-01,1\nnonsense,2\n", "nonsense"),
+        ("ds,y\n2024-01-01,1\n2024-01-01,2\n2024-01-02,2\n", "2024-01-01"),
+        ("ds,y\n2024-01-02,1\n2024-01-01,2\n", "2024-01-01"),
+        ("ds,y\n", "no rows"),
+        ("ds,y\n2024-01-01,1\n2024-01-02,2\n", "long enough"),
+    ],
+)
+def test_a_table_that_cannot_be_used(tmp_path: Path, content: str, said: str) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text(content)
+    assert said in complaint("fit", path, "--out", tmp_path / "m.safetensors")
+    assert not (tmp_path / "m.safetensors").exists()
+
+
+def test_fit_inspect_backtest(fitted: tuple[Path, Path]) -> None:
+    data, model = fitted
+    report = json.loads(streamlstm("inspect", model, "--json").stdout)
+    assert report["spec"]["horizon"] == 4
+    assert report["bytes_per_series"]["recurrent"] == 2 * 16 * 4
+    text = streamlstm("inspect", model).stdout
+    assert report["model"] in text
+    assert f"{report['bytes_per_series']['total']:,}" in text
+    scores = json.loads(streamlstm("backtest", model, data, "--json").stdout)
+    assert scores["mae"]["1"]["model"] < scores["mae"]["1"]["last_value"]
+    assert "within their 90% interval" in streamlstm("backtest", model, data).stdout
+
+
+def test_constant_short_and_gappy_series_are_taken_or_told(tmp_path: Path) -> None:
+    data = series_file(tmp_path)
+    lines = data.read_text().splitlines()
+    lines += [f"flat,2024-02-{1 + h // 24:02d} {h % 24:02d}:00:00,7" for h in range(200)]
+    lines += ["brief,2024-03-01 00:00:00,1", "brief,2024-03-01 01:00:00,2"]
+    lines[10] = "a,2024-01-01 09:00:00,"
+    data.write_text("\n".join(lines))
+    done = streamlstm("fit", data, "--out", tmp_path / "m.safetensors", *FIT)
+    assert "1 of 4 series skipped" in done.stderr
+    assert "missing" in done.stderr
+    scores = streamlstm("backtest", tmp_path / "m.safetensors", data, "--json").stdout
+    assert np.isfinite(json.loads(scores)["mae"]["1"]["model"])
+
+
+def test_check_says_that_all_is_well(fitted: tuple[Path, Path], tmp_path: Path) -> None:
+    _, model = fitted
+    config = tmp_path / "streamlstm.toml"
+    config.write_text(f'model = "{model}"\n')
+    assert streamlstm("check", "--config", config).stdout.startswith("ok: ")
+
+
+def test_pictures_need_a_place_to_go(fitted: tuple[Path, Path], tmp_path: Path) -> None:
+    data, model = fitted
+    drawn = tmp_path / "f.png"
+    streamlstm("backtest", model, data, "--plot", drawn)
+    assert drawn.read_bytes().startswith(b"\x89PNG")
+    assert "ends in .png" in complaint("backtest", model, data, "--plot", tmp_path / "f.jpg")
+    assert "folder" in complaint("backtest", model, data, "--plot", tmp_path / "no" / "f.png")
+
+
+def watching(*arguments: str) -> "subprocess.Popen[str]":
+    """``streamlstm watch``, known to be connected."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "streamlstm", "watch", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("watching ")
+    return process
+
+
+@pytest.mark.parametrize("format", ["json", "msgpack", "binary"])
+def test_publish_and_watch_need_no_code(
+    fitted: tuple[Path, Path], tmp_path: Path, format: str
+) -> None:
+    data, model = fitted
+    with start(tmp_path, model, input__format=format, output__format=format) as daemon:
+        endpoint = (daemon.output, "--format", format)
+        watcher = watching(*endpoint[:1], "a", *endpoint[1:], "--json", "--count", "60")
+        plain = watching(*endpoint, "--count", "1")
+        sent = streamlstm(
+            "publish", data, "--to", daemon.input, "--format", format, "--warm", "0.8"
+        )  # fmt: skip
+        assert "600 of 600 ticks published" in sent.stderr
+        lines = [json.loads(line) for line in watcher.communicate(timeout=60)[0].splitlines()]
+        shown = plain.communicate(timeout=60)[0].split()
+    assert [line["seq"] for line in lines] == list(range(1, 61))
+    assert {line["series"] for line in lines} == {"a"}
+    assert all(len(line["forecast"]) == 4 for line in lines)
+    assert shown[2] in ("a", "b")

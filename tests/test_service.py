@@ -1,0 +1,401 @@
+"""The daemon as a process, seen from outside: a plain pyzmq client, HTTP, signals."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zmq
+
+from streamlstm import service, wire
+from streamlstm.checkpoint import CheckpointError
+from streamlstm.config import Config
+from streamlstm.engine import Engine
+from streamlstm.model import ModelError, load_model
+from streamlstm.ticks import Keys, Ticks
+from tests.daemon import Client, Daemon, start
+from tests.models import random_model_file
+
+HOUR = 3600
+DROPPED = 'streamlstm_ticks_dropped_total{reason="%s"}'
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_model_file(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def daemon(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    with start(tmp_path_factory.mktemp("daemon"), model) as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def client(daemon: Daemon) -> Iterator[Client]:
+    with Client(daemon) as client:
+        yield client
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    """Wait until ``holds``; it asks the daemon, which takes its time."""
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
+
+
+def walk(names: list[str], ticks: int, seed: int = 0) -> list[tuple[str, int, float]]:
+    """(series, hour, value): ``ticks`` rounds of random walks, in a new order each."""
+    rng = np.random.default_rng(seed)
+    values = 50 + rng.normal(size=(ticks, len(names))).cumsum(axis=0)
+    return [
+        (names[i], hour, float(values[hour, i]))
+        for hour in range(ticks)
+        for i in rng.permutation(len(names))
+    ]
+
+
+def expected(model: Path, ticks: list[tuple[str, int, float]]) -> list[dict[str, object]]:
+    """What the engine says of each tick, one at a time, without any socket."""
+    engine = Engine(load_model(model), max_series=1000, max_batch=1)
+    found = []
+    for name, hour, value in ticks:
+        slots = engine.series.lookup(Keys.of([name.encode()]))
+        ts = np.array([hour * HOUR * 10**9])
+        row = engine.step(Ticks(slots, ts, np.array([[value]]), np.zeros(1, np.uint8)), 0)
+        found.append(
+            {
+                "series": name,
+                "ts_ns": int(ts[0]),
+                "seq": int(row.seq[0]),
+                "forecast": row.point[0, :, 0].tolist(),
+                "lower": row.quantiles[0, 0, :, 0].tolist(),
+                "upper": row.quantiles[0, 1, :, 0].tolist(),
+            }
+        )
+    return found
+
+
+def test_each_tick_gives_one_prediction_the_same_bits_as_without_sockets(
+    client: Client, model: Path
+) -> None:
+    ticks = walk([f"walk-{i}" for i in range(40)], 50)
+    for name, hour, value in ticks:
+        client.tick(name, ts=hour * HOUR, value=value)
+    predictions = client.predictions(len(ticks))
+    assert client.silent()
+    assert len({prediction.pop("boot") for prediction in predictions}) == 1
+    assert {prediction.pop("model") for prediction in predictions} == {load_model(model).id}
+    assert [prediction.pop("ts") for prediction in predictions] == [h * HOUR for _, h, _ in ticks]
+    assert predictions == expected(model, ticks)
+
+
+BAD: list[tuple[str, list[bytes]]] = [
+    ("malformed", [b"bad", b'{"ts": 1, ']),
+    ("malformed", [b"bad", b"\x00\xff"]),
+    ("malformed", [b"bad", b"{}", b"{}"]),
+    ("wrong_values", [b"bad", b'{"ts": 1, "values": [1, 2]}']),
+    ("wrong_values", [b"bad", b'{"ts": 1}']),
+    ("bad_timestamp", [b"bad", b'{"ts": "today", "value": 1}']),
+    ("bad_key", [b"\xc3\x28", b'{"ts": 1, "value": 1}']),
+    ("bad_key", [b"", b'{"ts": 1, "value": 1}']),
+    ("key_too_long", [b"k" * 65, b'{"ts": 1, "value": 1}']),
+    ("frame_too_large", [b"bad", b'{"ts": 1, "value": 1}' + b" " * 65_536]),
+    ("unsupported", [b"bad", b'{"ts": 1, "value": 1, "reset": true}']),
+    ("nonfinite", [b"bad", b'{"ts": 1, "value": null}']),
+    ("nonfinite", [b"bad", b'{"ts": 1, "value": NaN}']),
+]
+
+
+@pytest.mark.parametrize(("reason", "message"), BAD)
+def test_nothing_a_peer_sends_stops_it(
+    daemon: Daemon,
+    client: Client,
+    reason: str,
+    message: list[bytes],
+    request: pytest.FixtureRequest,
+) -> None:
+    before = daemon.metric(DROPPED % reason)
+    client.send(*message)
+    client.tick(request.node.name[-40:], ts=1, value=1)
+    assert client.predictions(1)[0]["seq"] == 1
+    assert client.silent()
+    assert daemon.metric(DROPPED % reason) == before + 1
+
+
+def test_late_and_duplicate_ticks_are_dropped(daemon: Daemon, client: Client) -> None:
+    for hour in (5, 5, 4, 6):
+        client.tick("late", ts=hour * HOUR, value=1)
+    assert [p["ts"] for p in client.predictions(2)] == [5 * HOUR, 6 * HOUR]
+    assert daemon.metric(DROPPED % "late") == daemon.metric(DROPPED % "duplicate") == 1
+
+
+def test_the_log_samples_what_is_dropped(daemon: Daemon, client: Client) -> None:
+    for i in range(50):
+        client.send(b"sampled", b"{%d" % i)
+    client.tick("sampled", ts=1, value=1)
+    client.predictions(1)
+    lines = [line for line in daemon.log.splitlines() if "malformed" in line]
+    assert 1 <= len(lines) <= 5
+    assert all("WARNING tick dropped reason=" in line for line in lines)
+
+
+def test_a_sender_of_a_huge_frame_is_cut_off_alone(daemon: Daemon, client: Client) -> None:
+    with Client(daemon) as enemy:
+        enemy.send(b"huge", b"x" * (16 * 65_536 + 1))
+        client.tick("beside-huge", ts=1, value=1)
+        assert client.predictions(1)[0]["series"] == "beside-huge"
+
+
+def test_a_warm_tick_moves_its_series_in_silence(client: Client, model: Path) -> None:
+    ticks = walk(["warm"], 5, seed=1)
+    for name, hour, value in ticks:
+        client.tick(name, ts=hour * HOUR, value=value, warm=hour < 4)
+    (prediction,) = client.predictions(1)
+    assert client.silent()
+    assert prediction["seq"] == 1
+    assert prediction["forecast"] == expected(model, ticks)[-1]["forecast"]
+
+
+def test_ticks_without_a_timestamp_have_their_arrival_time(client: Client) -> None:
+    before = time.time_ns()
+    for value in range(3):
+        client.tick("arrival", value=value)
+    stamps = [prediction["ts_ns"] for prediction in client.predictions(3)]
+    assert before < stamps[0] < stamps[1] < stamps[2] < time.time_ns()
+
+
+def test_one_frame_that_carries_its_series(client: Client) -> None:
+    client.send(b'{"series": "alone", "ts": 1, "value": 1}')
+    (prediction,) = client.predictions(1)
+    assert prediction["series"] == "alone"
+
+
+def test_a_subscriber_gets_the_series_it_asks_for(daemon: Daemon, client: Client) -> None:
+    with Client(daemon, b"prediction.mine/") as mine:
+        client.tick("other/1", ts=1, value=1)
+        client.tick("mine/1", ts=1, value=1)
+        assert mine.predictions(1)[0]["series"] == "mine/1"
+        assert mine.silent()
+
+
+def test_health_and_metrics_of_the_real_process(daemon: Daemon, client: Client) -> None:
+    received = daemon.metric("streamlstm_ticks_received_total")
+    published = daemon.metric("streamlstm_predictions_published_total")
+    latencies = daemon.metric("streamlstm_tick_to_publish_seconds_count")
+    for hour in (1, 2, 5, 6):
+        client.tick("measured", ts=hour * HOUR, value=1)
+    client.predictions(4)
+    assert daemon.get("/-/healthy") == "healthy\n"
+    assert daemon.get("/-/ready") == "ready\n"
+    assert daemon.metric("streamlstm_ticks_received_total") == received + 4
+    assert daemon.metric("streamlstm_predictions_published_total") == published + 4
+    assert daemon.metric("streamlstm_tick_to_publish_seconds_count") == latencies + 4
+    assert daemon.metric("streamlstm_input_gaps_total") >= 1
+    active = daemon.metric("streamlstm_active_series")
+    assert active == daemon.metric("streamlstm_series_started_total")
+    assert daemon.metric("streamlstm_state_bytes") % active == 0
+    assert daemon.metric("streamlstm_event_lag_seconds") == pytest.approx(
+        time.time() - 6 * HOUR, abs=60
+    )
+
+
+def test_promtool_finds_nothing(daemon: Daemon, client: Client) -> None:
+    if not shutil.which("promtool"):
+        pytest.skip("promtool is not installed")
+    client.tick("promtool", ts=1, value=1)
+    client.predictions(1)
+    done = subprocess.run(
+        ["promtool", "check", "metrics"],
+        input=daemon.get("/metrics"),
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("format", ["msgpack", "binary"])
+def test_the_other_formats(format: wire.Format, model: Path, tmp_path: Path) -> None:
+    ticks = walk(["a", "b", "é"], 5)
+    options = {"input__format": format, "output__format": format}
+    with start(tmp_path, model, **options) as daemon, Client(daemon) as client:
+        for name, hour, value in ticks:
+            client.send(*wire.encode_tick(format, name, hour * HOUR * 10**9, [value]))
+        read = [wire.decode_prediction(format, each) for each in client.receive(len(ticks))]
+        assert client.silent()
+    for prediction, engine in zip(read, expected(model, ticks), strict=True):
+        assert (prediction.series, prediction.seq) == (engine["series"], engine["seq"])
+        assert prediction.forecast[:, 0].tolist() == engine["forecast"]
+        assert prediction.upper[:, 0].tolist() == engine["upper"]
+
+
+def test_it_connects_filters_topics_and_keeps_to_max_series(model: Path, tmp_path: Path) -> None:
+    context = zmq.Context()
+    far = context.socket(zmq.XPUB)
+    far.bind("tcp://127.0.0.1:*")
+    options = {"input__connect": far.get_string(zmq.LAST_ENDPOINT), "input__topics": "a/"}
+    with (
+        start(tmp_path, model, engine__max_series=2, **options) as daemon,
+        Client(daemon) as near,
+    ):
+        assert far.poll(30_000)
+        payload = b'{"ts": 1, "value": 1}'
+        for name in (b"b/1", b"a/1"):
+            far.send_multipart([name, payload])
+        assert near.predictions(1)[0]["series"] == "a/1"
+        for name in ("a/2", "a/3", "a/4"):
+            near.tick(name, ts=1, value=1)
+        near.tick("a/2", ts=2, value=1)
+        assert [p["ts"] for p in near.predictions(2)] == [1, 2]
+        assert daemon.metric(DROPPED % "series_limit") == 2
+        assert daemon.metric("streamlstm_active_series") == 2
+    context.destroy(linger=0)
+
+
+# the process
+
+
+def test_sigterm_serves_what_has_arrived_and_a_restart_goes_on_from_there(
+    model: Path, tmp_path: Path
+) -> None:
+    ticks = walk([f"s{i}" for i in range(20)], 40)
+    half = len(ticks) // 2
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    predictions = []
+    for part in (ticks[:half], ticks[half:]):
+        with start(tmp_path, model, checkpoint__path=checkpoint) as daemon:
+            with Client(daemon) as client:
+                os.kill(daemon.process.pid, signal.SIGSTOP)
+                for name, hour, value in part:
+                    client.tick(name, ts=hour * HOUR, value=value)
+                daemon.process.terminate()
+                os.kill(daemon.process.pid, signal.SIGCONT)
+                assert daemon.wait() == 0
+                predictions += client.predictions(len(part))
+                assert client.silent()
+            assert " stopped " in daemon.log
+    assert predictions[0]["boot"] != predictions[-1]["boot"]
+    wanted = expected(model, ticks)
+    assert [{key: each[key] for key in wanted[0]} for each in predictions] == wanted
+
+
+STALL = "checkpoint.save = lambda *_: print('stalled', flush=True) or __import__('time').sleep(60)"
+
+
+def test_a_second_signal_ends_it_at_once(model: Path, tmp_path: Path) -> None:
+    with start(tmp_path, model, before=STALL, checkpoint__path=tmp_path / "c") as daemon:
+        daemon.process.terminate()
+        assert daemon.process.stdout is not None
+        assert daemon.process.stdout.readline() == "stalled\n"
+        daemon.process.send_signal(signal.SIGINT)
+        assert daemon.wait() == -signal.SIGINT
+
+
+def test_the_end_comes_within_shutdown_timeout(model: Path, tmp_path: Path) -> None:
+    options = {"checkpoint__path": tmp_path / "c", "service__shutdown_timeout": 0.5}
+    with start(tmp_path, model, before=STALL, **options) as daemon:
+        began = time.monotonic()
+        assert daemon.stop() == -signal.SIGALRM
+        assert time.monotonic() - began < 5
+
+
+def test_checkpoints_are_written_now_and_then_and_a_failure_is_counted(
+    model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "state"
+    folder.mkdir()
+    written = "streamlstm_checkpoint_last_success_timestamp_seconds"
+    path = folder / "checkpoint"
+    with start(tmp_path, model, checkpoint__path=path, checkpoint__interval=0.05) as daemon:
+        eventually(lambda: written in daemon.get("/metrics"))
+        assert path.stat().st_mode & 0o777 == 0o600
+        shutil.rmtree(folder)
+        eventually(lambda: daemon.metric("streamlstm_checkpoint_failures_total") > 0)
+        with Client(daemon) as client:
+            client.tick("a", ts=1, value=1)
+            client.predictions(1)
+        assert daemon.stop() == 0
+    assert "no checkpoint: " in daemon.log
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_systemd_is_told(model: Path, tmp_path: Path, abstract: bool) -> None:
+    address = f"@streamlstm-{os.getpid()}" if abstract else str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(address.replace("@", "\0"))
+        manager.settimeout(60)
+        with start(tmp_path, model, env={"NOTIFY_SOCKET": address}) as daemon:
+            said = b""
+            while b"READY=1" not in said:
+                said = manager.recv(4096)
+            assert b"STATUS=serving model" in said
+            daemon.process.terminate()
+            assert manager.recv(4096).startswith(b"STOPPING=1")
+            assert daemon.wait() == 0
+
+
+@pytest.mark.parametrize("name", ["input", "output", "metrics"])
+def test_a_port_in_use_is_one_line_and_exit_code_1(
+    name: str, model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        there = {"port": port} if name == "metrics" else {"bind": (f"tcp://127.0.0.1:{port}",)}
+        free = {
+            "input": {"bind": ("tcp://127.0.0.1:*",)},
+            "output": {"bind": ("tcp://127.0.0.1:*",)},
+        }
+        options = {"metrics": {"port": 0}, **free, name: there, "model": model}
+        assert service.run(Config.model_validate(options)) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert str(port) in line
+    assert "in use" in line
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "said"),
+    [("no/such/folder/c", "its folder does not exist"), ("damaged", "damaged")],
+)
+def test_a_checkpoint_that_cannot_be_used_is_one_line_and_exit_code_1(
+    checkpoint: str, said: str, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "damaged").write_bytes(b"nothing")
+    options = {"path": tmp_path / checkpoint}
+    config = {"model": model, "metrics": {"enabled": False}, "checkpoint": options}
+    assert service.run(Config.model_validate(config)) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert str(tmp_path / checkpoint) in line
+    assert said in line
+
+
+def test_a_missing_model_is_one_line_and_exit_code_1(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = Config.model_validate({"model": tmp_path / "none", "metrics": {"enabled": False}})
+    assert service.run(config) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "no such model file" in line
+
+
+def test_check_opens_all_but_sockets(model: Path, tmp_path: Path) -> None:
+    said = service.check(Config(model=model))
+    assert str(model) in said
+    assert load_model(model).id in said
+    assert "\n" not in said
+    with pytest.raises(CheckpointError, match="its folder does not exist"):
+        service.check(Config.model_validate({"model": model, "checkpoint": {"path": "no/c"}}))
+    with pytest.raises(ModelError, match="no such model file"):
+        service.check(Config(model=tmp_path / "none"))
+
+
+def test_what_it_announces(daemon: Daemon) -> None:
+    for endpoint in (daemon.input, daemon.output):
+        assert endpoint.startswith("tcp://127.0.0.1:")
+        assert int(endpoint.rpartition(":")[2]) > 0
+    assert daemon.url.startswith("http://127.0.0.1:")
