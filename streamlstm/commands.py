@@ -70,7 +70,7 @@ class _FitBar:
         self._bar = Progress(
             TextColumn("fitting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
             TextColumn("loss {task.fields[loss]:.4f}, unseen {task.fields[unseen]:.4f}"),
-            console=console, transient=True,
+            console=console, transient=True, disable=not console.is_terminal,
         )  # fmt: skip
         self._task = self._bar.add_task("fitting", total=None, loss=np.nan, unseen=np.nan)
 
@@ -200,7 +200,7 @@ def backtest(options: argparse.Namespace) -> None:
             f" the model was made for {spec.step_ns / 1e9:g} s"
         ])  # fmt: skip
     pairs: list[tuple[Actual, Issued]] = []
-    with Progress(console=console, transient=True) as bar:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("backtest", total=sum(len(s.ts) for s in table.series))
         for s, known in zip(table.series, _cut(table.series, options.last), strict=True):
             known = max(known, 1)
@@ -244,7 +244,13 @@ def publish(options: argparse.Namespace) -> None:
         feed.wait(options.wait)
         pace = Pace(options.speed)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+        with Progress(
+            *columns,
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        ) as bar:
             task = bar.add_task("publishing", total=len(which))
             for i, row in zip(which.tolist(), rows.tolist(), strict=True):
                 series, ts = table.series[i], int(table.series[i].ts[row])

@@ -168,7 +168,7 @@ def test_check_says_that_all_is_well(fitted: tuple[Path, Path], tmp_path: Path) 
     _, model = fitted
     config = tmp_path / "streamlstm.toml"
     config.write_text(f'model = "{model}"\n')
-    assert streamlstm("check", "--config", config).stdout.startswith("ok: ")
+    assert "computes what it says" in streamlstm("check", "--config", config).stdout
 
 
 def test_pictures_need_a_place_to_go(fitted: tuple[Path, Path], tmp_path: Path) -> None:
