@@ -160,7 +160,7 @@ def openvino_calls(weights: Weights, hidden: int, batch: int, threads: int) -> d
     }
     request = core.compile_model(model, "CPU", config).create_infer_request()
     for name, value in feed.items():
-        request.set_tensor(name, ov.Tensor(value, shared_memory=True))
+        request.set_tensor(name, ov.Tensor(value))
     return {"openvino": request.infer}
 
 

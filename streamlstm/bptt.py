@@ -689,7 +689,9 @@ def _sweep(
     _flip(net, theta, work.flipped)
     shards = -(-len(chunk.rows) // SHARD)
     for s in prange(shards):
-        _shard(net, theta, work, chunk, np.int64(s), shards, loss, dropout, head_dropout, seed, learn)
+        _shard(
+            net, theta, work, chunk, np.int64(s), shards, loss, dropout, head_dropout, seed, learn
+        )
     if learn:
         _descend(theta, work, shards, state, clip, rate, root, epsilon, decay, ema)
 

@@ -27,6 +27,8 @@ UNSEEN = 0.2
 """Share of each series, its latest, that the model is not fitted on."""
 HORIZON = 48
 COVERAGE = 0.9
+IN_FLIGHT = 32
+"""Predictions awaited at most: what is shown is the daemon's latency, not that of a full queue."""
 PATIENCE = 60.0
 """Seconds to wait for the daemon."""
 
@@ -173,32 +175,33 @@ class Stream:
         for number, at in enumerate(np.flatnonzero(unseen)):
             due = began + number / per_second if per_second and number else 0.0
             self._send(series[which[at]], rows[at], warm=False)
-            self._receive(max(0.0, due - time.perf_counter()))
+            self._receive(number + 1 - IN_FLIGHT, due)
             if per_second and self.predictions and math.isnan(rate):
                 rate = self.ticks / (time.perf_counter() - began)
                 began = time.perf_counter()
             each()
-        deadline = time.perf_counter() + PATIENCE
-        while self.predictions < self.expected and time.perf_counter() < deadline:
-            self._receive(1.0)
-            each()
+        self._receive(self.expected)
+        each()
         return rate if per_second else self.ticks / (time.perf_counter() - began)
 
     def _send(self, series: SeriesData, row: int, warm: bool) -> None:
         self.feed.send(series.name, int(series.ts[row]), series.values[row].tolist(), warm=warm)
         self.ticks += 1
 
-    def _receive(self, seconds: float) -> None:
-        """Take what comes, for at least ``seconds``."""
-        until = time.perf_counter() + seconds
+    def _receive(self, least: int, until: float = 0.0) -> None:
+        """Take what comes until that time, and until there are ``least`` predictions in all."""
+        patient = time.perf_counter() + PATIENCE
         while True:
-            for prediction in self.listener.receive(max(0.0, until - time.perf_counter())):
+            now = time.perf_counter()
+            wait = patient - now if self.predictions < least else max(0.0, until - now)
+            for prediction in self.listener.receive(max(0.0, wait)):
                 i = self._index[prediction.series]
                 self.latest = self._row[i][prediction.ts_ns]
                 for part, steps in enumerate(prediction[2:5]):
                     self._got[i][part, self.latest] = steps[:, 0]
                 self.predictions += 1
-            if time.perf_counter() >= until:
+            now = time.perf_counter()
+            if now >= patient or (now >= until and self.predictions >= least):
                 return
 
     def view(self, back: int) -> tuple[NDArray[np.float64], ...]:

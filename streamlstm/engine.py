@@ -329,4 +329,5 @@ def _forecast(
             point,
             forecasts.quantiles,
             row,
+            row < 0,
         )

@@ -1,12 +1,12 @@
-"""Prediction intervals from each series' own past errors: split conformal, online.
+"""Prediction intervals from each series' own past errors: conformal inference, online.
 
-For each scored step k a series keeps its forecasts for the ticks to come. When a tick arrives,
-the one made k steps ago is scored and the half-width for k moves by a fixed share: wider by
-``RATE * coverage`` of itself when the tick lay outside, narrower by ``RATE * (1 - coverage)`` when
-inside. That is quantile tracking in the log of the width (Angelopoulos, Candes & Tibshirani 2023,
-"Conformal PID control"; Gibbs & Candes 2021): in the long run the share of misses is
-1 - coverage, whatever the data do. Widths are in units of the series' scale, so they follow it.
-Steps between two scored ones take the line between their widths.
+For each scored step k a series keeps the intervals that it issued for the ticks to come. When a
+tick arrives, the one issued k steps ago is scored, and the half-width for k moves by a fixed share:
+wider by ``RATE * coverage`` of itself when the tick lay outside, narrower by
+``RATE * (1 - coverage)`` when inside. That is adaptive conformal inference (Gibbs & Candes 2021) as
+quantile tracking (Angelopoulos, Candes & Tibshirani 2023), in the log of the width: in the long run
+a share 1 - coverage of what was issued misses, whatever the data do. Half-widths are in units of
+the series' scale, so they follow it. Steps between two scored ones take the line between theirs.
 """
 
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from streamlstm.model import Errors
 
-RATE = 0.03
+RATE = 0.02
 """Share of itself by which a half-width moves at a miss (times coverage)."""
 MOST_SCORED = 8
 """Steps scored by default, evenly spread, so that memory stays within bounds at long horizons."""
@@ -45,7 +45,8 @@ class Bands(NamedTuple):
     """What a series keeps for its intervals: one row a series."""
 
     pending: NDArray[np.float32]
-    """(series, sum of scored steps, targets) forecasts less origin, ring k at place modulo k"""
+    """(series, sum of scored steps, targets, 2) forecast less origin, and half-width, raw; of a
+    tick, at its place modulo k in the ring of k"""
     width: NDArray[np.float32]
     """(series, scored, targets) half-widths over scale"""
 
@@ -54,7 +55,7 @@ def bands_fields(plan: Plan) -> dict[str, tuple[type, tuple[int, ...]]]:
     """Name, dtype and shape of one series' row of :class:`Bands`."""
     scored, targets = plan.initial.shape
     return {
-        "pending": (np.float32, (int(plan.ring[-1]), targets)),
+        "pending": (np.float32, (int(plan.ring[-1]), targets, 2)),
         "width": (np.float32, (scored, targets)),
     }
 
@@ -74,18 +75,6 @@ def plan(horizon: int, targets: int, coverage: float, errors: Errors | None) -> 
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def track(width: float, error: float, coverage: float) -> float:
-    """The half-width after an absolute error was seen; NaN errors teach nothing."""
-    if np.isnan(error):
-        return width
-    if np.isnan(width):
-        return error
-    if error > width:
-        return width * (1.0 + RATE * coverage) if width > 0.0 else error
-    return width * (1.0 - RATE * (1.0 - coverage))
-
-
-@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def surround(
     plan: Plan,
     bands: Bands,
@@ -100,29 +89,40 @@ def surround(
     point: NDArray[np.float64],
     quantiles: NDArray[np.float64],
     to: int,
+    warm: bool,
 ) -> None:
     """Learn from the tick at ``place``, then write the interval around the forecast made there.
 
-    The tick came ``steps`` after the one before it; at ``place`` 0 the series begins anew. All are
-    raw: its ``values`` (n, at least targets) at ``tick``, ``origin`` (series, targets) at ``slot``,
-    ``scale`` (n, targets) at ``row``, ``point`` (n, horizon, targets) and the ``quantiles``
-    (n, 2, horizon, targets) to be written at ``to``.
+    The tick came ``steps`` after the one before it; at ``place`` 0 the series begins anew. A
+    ``warm`` one is history, maybe that which the model was fitted on: it teaches only where the
+    model brings no errors on unseen data to start from. All are raw: its ``values`` (n, at least
+    targets) at ``tick``, ``origin`` (series, targets) at ``slot``, ``scale`` (n, targets) at
+    ``row``, ``point`` (n, horizon, targets) and the ``quantiles`` (n, 2, horizon, targets) to be
+    written at ``to``.
     """
     pending, width, targets = bands.pending, bands.width, scale.shape[1]
     for a in range(len(plan.steps)):
         k, ring = plan.steps[a], plan.ring[a]
         for missed in range(max(place - steps + 1, place - k), place):
             for j in range(targets):
-                pending[slot, ring + missed % k, j] = np.nan
+                pending[slot, ring + missed % k, j, 0] = np.nan
         at = ring + place - k * np.int64(place * plan.inverse[a])
         for j in range(targets):
             if place == 0:
                 width[slot, a, j] = plan.initial[a, j]
-            elif place >= k:  # here lies the forecast made k steps ago
-                forecast = origin[slot, j] + pending[slot, at, j]
-                error = abs(values[tick, j] - forecast) / scale[row, j]
-                width[slot, a, j] = track(width[slot, a, j], error, plan.coverage)
-            pending[slot, at, j] = np.float32(point[to, k - 1, j] - origin[slot, j])
+            elif place >= k and not (warm and plan.initial[a, j] >= 0.0):
+                # here lies what was issued k steps ago
+                forecast = origin[slot, j] + pending[slot, at, j, 0]
+                error = abs(values[tick, j] - forecast)
+                if error <= pending[slot, at, j, 1]:
+                    width[slot, a, j] *= 1.0 - RATE * (1.0 - plan.coverage)
+                elif width[slot, a, j] > 0.0 and error > 0.0:
+                    width[slot, a, j] *= 1.0 + RATE * plan.coverage
+                elif error >= 0.0:  # nothing to widen yet; NaN, after a gap, says nothing
+                    width[slot, a, j] = error / scale[row, j]
+            half = width[slot, a, j] * scale[row, j]
+            pending[slot, at, j, 0] = np.float32(point[to, k - 1, j] - origin[slot, j])
+            pending[slot, at, j, 1] = np.float32(half)
     for k in range(point.shape[1]):
         for j in range(targets):
             half = np.nan
@@ -151,6 +151,7 @@ def around(
     for i in range(n):
         steps = place[i] - place[i - 1] if i else 1
         surround(
-            layout, bands, 0, place[i], steps, values, i, origin, scale, 0, points, quantiles, i
-        )
+            layout, bands, 0, place[i], steps, values, i, origin, scale, 0, points, quantiles, i,
+            False,
+        )  # fmt: skip
     return quantiles[:, 0, :, 0], quantiles[:, 1, :, 0]

@@ -41,7 +41,7 @@ class Oracle:
         H, L = self.spec["hidden"], self.spec["layers"]
         self.h, self.c = np.zeros((L, H)), np.zeros((L, H))
         self.grid: dict[int, np.ndarray] = {}  # place -> raw targets
-        self.made: dict[int, np.ndarray] = {}  # place -> forecast made there
+        self.made: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # place -> forecast, half-width
         self.place, self.seen, self.last = 0, 0, 0
         self.loc = np.zeros(self.spec["inputs"])
         self.var = np.zeros(self.spec["inputs"])
@@ -82,7 +82,7 @@ class Oracle:
                 base[k] = self.grid.get(back, y[:T])
         point = base + scale[:T] * out
         half = self.interval(y[:T], scale[:T]) * scale[:T]
-        self.made[self.place] = point
+        self.made[self.place] = point, half
         return point, point - half, point + half
 
     def history(self) -> int:
@@ -120,7 +120,7 @@ class Oracle:
 
     def interval(self, y: np.ndarray, scale: np.ndarray) -> np.ndarray:
         """Half-widths (horizon, targets); learns from ``y`` first."""
-        K, T, cover, rate = self.spec["horizon"], self.spec["targets"], self.coverage, 0.03
+        K, T, cover, rate = self.spec["horizon"], self.spec["targets"], self.coverage, 0.02
         steps = np.unique(np.round(np.linspace(1, K, min(K, 8))).astype(int))
         if self.width is None:
             self.width = np.full((len(steps), T), np.nan)
@@ -131,14 +131,14 @@ class Oracle:
                         self.width[a, j] = np.interp(cover, self.w["errors.levels"], column)
         for a, k in enumerate(steps):
             if self.place - k in self.made:
-                errors = abs(y - self.made[self.place - k][k - 1]) / scale
-                for j, error in enumerate(errors):
+                point, half = self.made[self.place - k]
+                for j, error in enumerate(abs(y - point[k - 1])):
                     w = self.width[a, j]
-                    if np.isnan(w) or (w == 0 and error > 0):
-                        self.width[a, j] = error
-                    elif error > w:
+                    if error <= half[k - 1, j]:
+                        self.width[a, j] = w * (1 - rate * (1 - cover))
+                    elif w > 0:
                         self.width[a, j] = w * (1 + rate * cover)
                     else:
-                        self.width[a, j] = w * (1 - rate * (1 - cover))
+                        self.width[a, j] = error / scale[j]
         every = np.arange(1, K + 1)
         return np.stack([np.interp(every, steps, self.width[:, j]) for j in range(T)], axis=1)

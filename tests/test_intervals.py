@@ -26,7 +26,7 @@ def coverage(y: np.ndarray, quantiles: np.ndarray, k: int, skip: int) -> float:
 @pytest.mark.parametrize("cover", [0.5, 0.9, 0.95])
 @pytest.mark.parametrize("noise", ["normal", "heavy", "growing", "shift"])
 def test_long_run_coverage_whatever_the_data(cover: float, noise: str) -> None:
-    n, rng = 6000, np.random.default_rng(1)
+    n, skip, rng = 6000, 500, np.random.default_rng(1)
     e = {
         "normal": rng.normal(size=n),
         "heavy": rng.standard_t(2, size=n),
@@ -34,8 +34,10 @@ def test_long_run_coverage_whatever_the_data(cover: float, noise: str) -> None:
         "shift": rng.normal(size=n) * np.where(np.arange(n) < n // 2, 1, 8),
     }[noise]
     quantiles = run(e, np.zeros((n, 3)), intervals.plan(3, 1, cover, None))
+    growth = {"growing": 20, "shift": 8}.get(noise, 1)
+    chasing = np.log(growth) / (intervals.RATE * (n - skip))  # what the growth costs at most
     for k in (1, 2, 3):
-        assert coverage(e, quantiles, k, 500) == pytest.approx(cover, abs=0.02)
+        assert coverage(e, quantiles, k, skip) == pytest.approx(cover, abs=0.015 + chasing)
 
 
 def test_a_calibrated_model_covers_from_the_first_tick() -> None:
@@ -56,7 +58,7 @@ def test_without_calibration_the_first_interval_is_unknown_not_invented() -> Non
 
 def test_coverage_zero_means_no_intervals() -> None:
     plan = intervals.plan(3, 1, 0.0, None)
-    assert intervals.bands_fields(plan)["pending"][1] == (0, 1)
+    assert intervals.bands_fields(plan)["pending"][1][0] == 0
     assert np.isnan(run(np.ones(4), np.zeros((4, 3)), plan)).all()
 
 
