@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import config, njit
+from numba import config, njit, types
 from numpy.typing import NDArray
 
 from streamlstm.kernels import cell, pool, simd
@@ -24,7 +24,6 @@ from streamlstm.kernels.cell import UNITS, Floats, Network, padded
 TILE = 48  # rows of a tile at most; a multiple of every host's register block
 GROUP = 4 * UNITS  # pre-activations of a group of units
 SHARED_FLOPS = 500_000  # a round of less work than this stays in the caller's thread
-WAKING_FLOPS = 2_000_000  # and of less than this with the threads that are awake
 FLOAT_BYTES, WORD_BYTES = 4, 8
 LINE = 64  # bytes of a cache line
 
@@ -229,6 +228,7 @@ def warm_up(buffers: Buffers) -> None:
         np.zeros(1, np.int64),
     )
     step(buffers, slots, row, no_rounds, row)
+    _help.compile((types.int64, types.int64))  # here, not in the threads
     pool.start(buffers, buffers.helpers, buffers.threads, _help, buffers.plan)
 
 
@@ -277,13 +277,11 @@ def step_on(block: Any, plan: int, slots: Any, inputs: Any, rounds: Any, outputs
     for number in range(len(rounds) - 1):
         start, stop = rounds[number], rounds[number + 1]
         ticks = _Ticks(simd.address(slots), simd.address(inputs), simd.address(outputs), stop)
-        flops = (stop - start) * p.flops
-        if p.threads == 1 or flops < SHARED_FLOPS:
+        if p.threads == 1 or (stop - start) * p.flops < SHARED_FLOPS:
             _rows(block, plan, 0, ticks, start, stop)
         else:
             pool.offer(p.pool, stop - start, ticks)
-            if flops >= WAKING_FLOPS:
-                pool.wake(p.pool, p.threads)
+            pool.wake(p.pool, p.threads)
             _share(block, plan, 0)
             pool.finish(p.pool, stop - start)
 

@@ -10,8 +10,9 @@ The pool is a block of int64, a cache line a part:
     line 0        the open job: number << 32 | rows not yet claimed
     line 1        rows done
     line 2        the job's words, as `offer` was given them; 8 of them
-    line 3        stop flag; whether the helpers were started
-    line 4 + w    helper w: word 0 is 1 while it sleeps; a semaphore from word 1 on
+    line 3        stop flag; whether the helpers were started; the caller's core
+    line 4 + 3w   helper w: word 0 is 1 while it sleeps; a semaphore from word 1 on; in the next
+                  two lines the cores that it may use, a bit each
 
 The count of unclaimed rows and the job's number change in one atomic step, so that a helper that
 comes late can never take rows of one job by the words of another.
@@ -19,10 +20,12 @@ comes late can never take rows of one job by the words of another.
 
 from __future__ import annotations
 
+import os
 import platform
 import threading
 import weakref
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -35,7 +38,8 @@ from streamlstm.kernels.simd import INDEX, intrinsic, set_word, word
 
 LINE = 8  # words of a cache line
 JOB, DONE, WORDS, STOP, HELPERS = 0, LINE, 2 * LINE, 3 * LINE, 4 * LINE
-STARTED = STOP + 1
+STARTED, CORE = STOP + 1, STOP + 2
+HELPER, CORES, CORE_WORDS = 3 * LINE, LINE, 2 * LINE  # of a helper's part
 BYTES = 8
 ROWS = (1 << 32) - 1  # mask of the row count in the job's word
 LARGEST = 48  # rows claimed at a time, at most
@@ -47,6 +51,10 @@ semaphore_init: Any = types.ExternalFunction(
 )
 semaphore_post: Any = types.ExternalFunction("sem_post", types.int32(types.intp))
 semaphore_wait: Any = types.ExternalFunction("sem_wait", types.int32(types.intp))
+this_core: Any = types.ExternalFunction("sched_getcpu", types.int32())
+set_cores: Any = types.ExternalFunction(
+    "sched_setaffinity", types.int32(types.int32, types.intp, types.intp)
+)
 yield_core: Any = types.ExternalFunction("sched_yield", types.int32())
 
 
@@ -152,6 +160,7 @@ def offer(pool: int, rows: int, words: Any) -> None:
     for k in range(len(words)):
         set_word(pool, WORDS + k, words[k])
     write(pool, DONE, 0)
+    set_word(pool, CORE, this_core())
     number = (read(pool, JOB) >> 32) + 1
     write(pool, JOB, (number & 0x7FFFFFFF) << 32 | rows)
 
@@ -160,7 +169,7 @@ def offer(pool: int, rows: int, words: Any) -> None:
 def wake(pool: int, threads: int) -> None:
     """Wake the helpers that sleep."""
     for helper in range(threads - 1):
-        at = HELPERS + helper * LINE
+        at = HELPERS + helper * HELPER
         if word(pool, at) == 1 and exchange(pool, at, 0) == 1:
             semaphore_post(pool + (at + 1) * BYTES)
 
@@ -179,7 +188,7 @@ def finish(pool: int, rows: int) -> None:
 @njit(cache=True)
 def wait(pool: int, helper: int) -> bool:
     """Return when a job is open; False where the pool is to stop."""
-    at = HELPERS + helper * LINE
+    at = HELPERS + helper * HELPER
     while True:
         for _ in range(SPINS):
             if read(pool, JOB) & ROWS:
@@ -192,12 +201,25 @@ def wait(pool: int, helper: int) -> bool:
             exchange(pool, at, 0)
             return True
         semaphore_wait(pool + (at + 1) * BYTES)
+        if this_core() == word(pool, CORE):
+            _leave(pool, helper, word(pool, CORE))
+
+
+@njit(cache=True)
+def _leave(pool: int, helper: int, core: int) -> None:
+    """Move from the caller's core to any other: there a helper would only hold the caller up."""
+    cores = HELPERS + helper * HELPER + CORES
+    at, bit = cores + core // 64, 1 << core % 64
+    allowed = word(pool, at)
+    set_word(pool, at, allowed & ~bit)
+    set_cores(0, CORE_WORDS * BYTES, pool + cores * BYTES)  # refused where no other is left
+    set_word(pool, at, allowed)
 
 
 @njit(cache=True)
 def _prepare(pool: int, threads: int) -> None:
     for helper in range(threads - 1):
-        semaphore_init(pool + (HELPERS + helper * LINE + 1) * BYTES, 0, 0)
+        semaphore_init(pool + (HELPERS + helper * HELPER + 1) * BYTES, 0, 0)
 
 
 @njit(cache=True)
@@ -208,7 +230,7 @@ def _stop(pool: int, threads: int) -> None:
 
 def block(threads: int) -> NDArray[np.int64]:
     """Memory for a pool of `threads`, the caller's included; its helpers are not there yet."""
-    words = np.zeros(HELPERS + (threads - 1) * LINE + LINE, np.int64)
+    words = np.zeros(HELPERS + (threads - 1) * HELPER + LINE, np.int64)
     start = -words.ctypes.data % (LINE * BYTES) // BYTES
     return words[start:]
 
@@ -227,13 +249,17 @@ def start(
     if memory[STARTED]:
         return
     memory[STARTED] = 1
+    for helper, core in product(range(threads - 1), os.sched_getaffinity(0)):
+        if core < CORE_WORDS * 64:
+            at = HELPERS + helper * HELPER + CORES + core // 64
+            memory[at : at + 1].view(np.uint64)[0] |= np.uint64(1 << core % 64)
     _prepare(memory.ctypes.data, threads)
     helpers = [
         threading.Thread(target=help_, args=(argument, n), name=f"step-{n + 1}", daemon=True)
         for n in range(threads - 1)
     ]
-    for helper in helpers:
-        helper.start()
+    for thread in helpers:
+        thread.start()
     weakref.finalize(owner, _end, memory, threads, helpers)
 
 
