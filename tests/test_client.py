@@ -1,0 +1,73 @@
+"""Feed and listener against real sockets; the daemon itself meets them in test_cli."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import zmq
+
+from streamlstm.client import Feed, Listener, Pace, in_time_order
+from streamlstm.datasets.frames import SeriesData
+from streamlstm.transport import TransportError
+
+NOWHERE = "tcp://127.0.0.1:9"
+
+
+def test_a_feed_waits_for_a_slow_daemon_and_drops_nothing() -> None:
+    context = zmq.Context()
+    sink = context.socket(zmq.SUB)
+    sink.rcvhwm = 10
+    sink.subscribe(b"")
+    port = sink.bind_to_random_port("tcp://127.0.0.1")
+    count = 20_000  # far beyond what the queues of both ends hold
+
+    def publish() -> None:
+        feed = Feed(f"tcp://127.0.0.1:{port}", "binary")
+        feed.wait(10)
+        for i in range(count):
+            feed.send("s", i, [float(i)])
+        feed.close()
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    received = []
+    while len(received) < count and sink.poll(10_000):
+        received.append(np.frombuffer(sink.recv()[-8:], "<f8")[0])
+    thread.join()
+    context.destroy(linger=0)
+    np.testing.assert_array_equal(received, np.arange(count))
+
+
+def test_nobody_there_is_one_line_with_the_mend() -> None:
+    feed, listener = Feed(NOWHERE, "json"), Listener(NOWHERE, "json")
+    with pytest.raises(TransportError, match=r"no daemon subscribed within 0.05 s; is 'streamlstm"):
+        feed.wait(0.05)
+    with pytest.raises(TransportError, match=r"no daemon answered within 0.05 s; .* its output\?"):
+        listener.wait(0.05)
+    feed.close(0)
+    listener.close()
+
+
+@pytest.mark.parametrize("end", [Feed, Listener])
+def test_a_malformed_endpoint(end: type) -> None:
+    with pytest.raises(TransportError, match=r"nonsense: .*; give one like tcp://host:555"):
+        end("nonsense", "json")
+
+
+def test_series_are_played_together_in_time_order() -> None:
+    def series(name: str, *ts: int) -> SeriesData:
+        return SeriesData(name, np.array(ts), np.zeros((len(ts), 1)))
+
+    which, row = in_time_order([series("a", 1, 4, 5), series("b", 2, 4), series("c", 0)])
+    assert list(zip(which.tolist(), row.tolist(), strict=True)) == [
+        (2, 0), (0, 0), (1, 0), (0, 1), (1, 1), (0, 2),
+    ]  # fmt: skip
+
+
+def test_pace() -> None:
+    assert Pace(0).until(10**18) == 0
+    pace = Pace(3600)
+    began = time.monotonic()
+    assert pace.until(0) == 0
+    assert pace.until(3600 * 10**9) == pytest.approx(1 - (time.monotonic() - began), abs=0.2)

@@ -1,0 +1,44 @@
+"""Charts show what they are given."""
+
+import numpy as np
+
+from streamlstm.terminal import Canvas, fan_chart, sparkline, when
+
+
+def test_a_sparkline_has_a_character_a_value() -> None:
+    assert sparkline([0, 1, 2, 7]) == "▁▂▃█"
+    assert sparkline([3, 3]) == "▁▁"
+    assert sparkline([np.nan, 1, 2]) == " ▁█"
+    assert sparkline([np.nan]) == " "
+
+
+def test_a_line_goes_from_corner_to_corner() -> None:
+    canvas = Canvas(4, 2, (0.0, 1.0), (0.0, 1.0))
+    canvas.line(np.array([0.0, 1.0]), np.array([0.0, 1.0]), "red")
+    np.testing.assert_array_equal(canvas.dots, np.eye(8, dtype=bool)[::-1])
+
+
+def test_what_is_not_known_is_not_drawn() -> None:
+    canvas = Canvas(4, 2, (0.0, 2.0), (0.0, 1.0))
+    canvas.line(np.array([0.0, 1.0, 2.0]), np.array([0.0, np.nan, 1.0]), "red")
+    canvas.band(np.array([0.0, 2.0]), np.array([np.nan, np.nan]), np.array([1.0, 1.0]), "red")
+    assert not canvas.dots.any()
+
+
+def test_a_fan_chart_fits_its_frame_and_shows_its_range() -> None:
+    actual, ahead = np.linspace(100, 200, 50), np.linspace(200, 220, 10)
+    chart = fan_chart(actual, ahead, ahead - 30, ahead + 30, 60, 10).plain.splitlines()
+    assert len(chart) == 11
+    assert all(len(line) <= 60 for line in chart)
+    top = float(chart[0].split("│")[0].replace(",", ""))
+    assert top >= 250
+    assert "actual" in chart[-1]
+
+
+def test_a_flat_series_and_unknown_intervals_are_drawn_too() -> None:
+    unknown = np.full(3, np.nan)
+    assert "│" in fan_chart(np.ones(5), np.ones(3), unknown, unknown, 40, 6).plain
+
+
+def test_when() -> None:
+    assert when(951_782_400 * 10**9 + 5) == "2000-02-29 00:00:00"
