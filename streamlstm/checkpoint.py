@@ -40,7 +40,7 @@ def save(engine: Engine, path: Path) -> None:
     header = {
         "format": FORMAT,
         "model": engine.model.id,
-        "crc32": {name: zlib.crc32(tensor) for name, tensor in tensors.items()},
+        "crc32": {name: _crc(tensor) for name, tensor in tensors.items()},
     }
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(descriptor)
@@ -67,7 +67,7 @@ def load(engine: Engine, path: Path) -> bool:
             header = json.loads((file.metadata() or {})["streamlstm"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         found, model, crcs = header["format"], header["model"], header["crc32"]
-        damaged = [name for name, tensor in tensors.items() if zlib.crc32(tensor) != crcs[name]]
+        damaged = [name for name, tensor in tensors.items() if _crc(tensor) != crcs[name]]
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise _refused(path, f"damaged ({error})") from error
     if found != FORMAT:
@@ -94,6 +94,10 @@ def _restore(engine: Engine, path: Path, tensors: dict[str, NDArray[Any]]) -> No
         array[:n] = tensors[name]
     slots = np.arange(n, dtype=np.int32)
     engine.kernels.from_host(engine.buffers, slots, tensors["recurrent"])
+
+
+def _crc(tensor: NDArray[Any]) -> int:
+    return zlib.crc32(np.ascontiguousarray(tensor).data)
 
 
 def _refused(path: Path, why: str) -> CheckpointError:

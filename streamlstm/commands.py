@@ -20,7 +20,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from streamlstm import demo as demonstration
-from streamlstm.backtest import Actual, Issued, run, score
+from streamlstm.backtest import Actual, Issued, Scores, run, score
 from streamlstm.client import Feed, Listener, Pace, in_time_order
 from streamlstm.config import ConfigError
 from streamlstm.datasets.bundled import DATASETS, load
@@ -220,7 +220,7 @@ def backtest(options: argparse.Namespace) -> None:
     Console().print(_coverage_line(scores, options.coverage), highlight=False)
 
 
-def _coverage_line(scores: demonstration.Scores, coverage: float) -> str:
+def _coverage_line(scores: Scores, coverage: float) -> str:
     model, naive = scores.winkler["model"], scores.winkler["seasonal_naive"]
     return (
         f"{scores.pooled_coverage:.1%} of all targets within their {coverage:.0%} interval;"

@@ -97,7 +97,7 @@ class Engine:
             raise ValueError(f"unknown backend {backend!r}; there is: {', '.join(BACKENDS)}")
         self.model, self.kernels = model, BACKENDS[backend]
         self.max_batch = max_batch
-        launched: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+        launched: int = numba.config.NUMBA_NUM_THREADS
         numba.set_num_threads(min(threads or launched, launched))
         spec = model.spec
         self._features = features.plan(spec)

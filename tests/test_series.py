@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from streamlstm.series import REFUSED, Series, _siphash, bytes_per_series
 from streamlstm.ticks import Keys
 
-
 KEYS = st.binary(min_size=1, max_size=16).filter(lambda key: b"\0" not in key)
 
 
