@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from types import MappingProxyType, ModuleType
 from typing import NamedTuple
 
-import numba
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
@@ -97,8 +96,6 @@ class Engine:
             raise ValueError(f"unknown backend {backend!r}; there is: {', '.join(BACKENDS)}")
         self.model, self.kernels = model, BACKENDS[backend]
         self.max_batch = max_batch
-        launched: int = numba.config.NUMBA_NUM_THREADS
-        numba.set_num_threads(min(threads or launched, launched))
         spec = model.spec
         self._features = features.plan(spec)
         self._intervals = intervals.plan(spec.horizon, spec.targets, coverage, model.errors)
@@ -109,7 +106,9 @@ class Engine:
         _refuse_what_does_not_fit(sum(self.bytes_per_series.values()), max_series)
         check_golden(model, self.kernels)
         self.series = Series(fields, max_series, max_key)
-        self.buffers = self.kernels.allocate(network_of(spec, model.weights), max_series)
+        self.buffers = self.kernels.allocate(
+            network_of(spec, model.weights), max_series, threads or None
+        )
         state = self.series.state
         self._clock = Clock(state["last_ts"], state["seen"], state["rank"])
         self._memory = features.Memory(*(state[name] for name in features.Memory._fields))

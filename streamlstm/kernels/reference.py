@@ -31,8 +31,8 @@ class Buffers:
     state: Doubles
 
 
-def allocate(network: Network, capacity: int) -> Buffers:
-    """Zero states for `capacity` series."""
+def allocate(network: Network, capacity: int, threads: int | None = None) -> Buffers:
+    """Zero states for `capacity` series; there is one thread, whatever is asked for."""
     for layer in network.layers:
         activation_code(layer.activation)
         activation_code(layer.recurrent_activation)
