@@ -160,6 +160,8 @@ def _about(model: Model, report: dict[str, Any]) -> RichTable:
     scaling = spec.scaling
     how = {"running": f"running, over {scaling.memory} ticks", "fixed": "fixed", "none": "none"}
     base = {"seasonal": f"the value {spec.season} steps before", "last": "the last value"}
+    if blend := spec.blend:
+        base["blend"] = f"the last value, and those {blend.short} and {blend.long} steps before"
     rows = {
         "model": f"{model.id}, {report['parameters']:,} parameters",
         "network": f"{spec.layers} x {spec.cell.upper()} of {spec.hidden},"

@@ -5,7 +5,7 @@ live exactly what it was trained on. It looks at a series' past and present only
 
 The input vector of a tick: the scaled values, then for each lag how far the targets lay from where
 they are now, scaled (differences, because they are what a linear start can weigh apart), then sine
-and cosine of each calendar phase. A forecast is ``base + scale * output``.
+and cosine of each calendar phase and of its double. A forecast is ``base + scale * output``.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -25,9 +25,10 @@ MINUTE, HOUR, DAY = 60 * SECOND, 3600 * SECOND, 86400 * SECOND
 WEEK, YEAR = 7 * DAY, 31_556_952 * SECOND  # the mean Gregorian year
 _PERIOD: dict[CalendarName, int] = {"hour": DAY, "week": WEEK, "year": YEAR}
 _SCALINGS = ("none", "fixed", "running")
-_BASES = ("none", "last", "seasonal")
+_BASES = ("none", "last", "seasonal", "blend")
 FIXED, RUNNING = 1, 2
-LAST, SEASONAL = 1, 2
+LAST, SEASONAL, BLEND = 1, 2, 3
+PRIOR = 10.0  # ticks that the prior of the running scale is worth
 _SINE = tuple((-1.0) ** (n // 2) / factorial(n) for n in range(17, 0, -2))
 
 
@@ -44,6 +45,10 @@ class Plan(NamedTuple):
     prior_ratio: float
     fixed_loc: NDArray[np.float64]
     fixed_scale: NDArray[np.float64]
+    short: int
+    long: int
+    blend: NDArray[np.float64]
+    """(outputs, 3) weights of a blended base"""
     lags: NDArray[np.int64]
     periods: NDArray[np.int64]
     """(calendar,) length of each phase, ns"""
@@ -117,6 +122,9 @@ def plan(spec: Spec) -> Plan:
         spec.scaling.prior_ratio,
         np.array(spec.scaling.loc or 0 * ones),
         np.array(spec.scaling.scale or ones),
+        spec.blend.short if spec.blend else 1,
+        spec.blend.long if spec.blend else 1,
+        np.array(spec.blend.weights if spec.blend else [], np.float64).reshape(-1, 3),
         np.array(spec.lags, np.int64),
         np.array([_PERIOD[name] for name in spec.calendar], np.int64),
         shift_at,
@@ -210,8 +218,11 @@ def _advance(
         local = ts + _shift(plan.shift_at, plan.shift, ts)
         for a in range(len(plan.periods)):
             period = plan.periods[a]
-            rows.x[row, column], rows.x[row, column + 1] = _sin_cos((local % period) / period)
-            column += 2
+            sine, cosine = _sin_cos((local % period) / period)
+            rows.x[row, column], rows.x[row, column + 1] = sine, cosine
+            rows.x[row, column + 2] = 2.0 * sine * cosine
+            rows.x[row, column + 3] = cosine * cosine - sine * sine
+            column += 4
 
     if history:
         at = place % history
@@ -235,6 +246,9 @@ def _base_forecast(
 ) -> None:
     """Write the base forecast of target ``j``, for whose step 1 loc stands there on entry."""
     targets = plan.targets
+    if plan.base == BLEND:
+        _blended(plan, memory, rows, row, slot, place, value, j)
+        return
     known = value if plan.base == LAST else rows.base[row, j]
     filled = plan.horizon
     if plan.base == SEASONAL:
@@ -253,21 +267,55 @@ def _base_forecast(
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _blended(
+    plan: Plan, memory: Memory, rows: Rows, row: int, slot: int, place: int, value: float, j: int
+) -> None:
+    """The base forecast of target ``j`` as :class:`streamlstm.model.Blend` says."""
+    history, short, long = memory.past.shape[1], plan.short, plan.long
+    latest = np.float32(value - memory.origin[slot, j])
+    # the places at the phase of the step ahead, and where the ring holds them
+    place1, place2 = place + 1 - short, place + 1 - long
+    at1, at2, at3 = place1 % history, place2 % history, (place1 - long) % history
+    for k in range(plan.horizon):
+        if place1 > place:
+            place1 -= short
+            at1 -= short if at1 >= short else short - history
+            at3 -= short if at3 >= short else short - history
+        if place2 > place:
+            place2 -= long
+            at2 -= long if at2 >= long else long - history
+        output = k * plan.targets + j
+        base = value
+        if place1 >= 0:
+            s1 = memory.past[slot, at1, j]
+            base += plan.blend[output, 0] * (s1 - latest)
+            if place1 >= long:
+                base += plan.blend[output, 2] * (s1 - memory.past[slot, at3, j])
+        if place2 >= 0:
+            base += plan.blend[output, 1] * (memory.past[slot, at2, j] - latest)
+        rows.base[row, output] = base
+        place1, place2 = place1 + 1, place2 + 1
+        at1 = at1 + 1 if at1 + 1 < history else 0
+        at2 = at2 + 1 if at2 + 1 < history else 0
+        at3 = at3 + 1 if at3 + 1 < history else 0
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _scaling(plan: Plan, memory: Memory, slot: int, i: int, value: float) -> tuple[float, float]:
     """Loc and scale of input ``i`` of a series, ``value`` taken in."""
     loc, scale = 0.0, 1.0
     if plan.scaling == FIXED:
         loc, scale = plan.fixed_loc[i], plan.fixed_scale[i]
     elif plan.scaling == RUNNING:
-        seen = float(memory.seen[slot])
-        alpha = 1.0 / min(seen, plan.memory)
+        seen = min(float(memory.seen[slot]), float(plan.memory))
+        alpha = 1.0 / seen
         off = value - memory.loc[slot, i]
         loc = memory.loc[slot, i] + alpha * off
         variance = (1.0 - alpha) * (memory.variance[slot, i] + alpha * off * off)
         memory.loc[slot, i] = loc
         memory.variance[slot, i] = variance
         prior = plan.prior_ratio * loc
-        deviation = np.sqrt((seen * variance + prior * prior) / (seen + 1.0))
+        deviation = np.sqrt((seen * variance + PRIOR * prior * prior) / (seen + PRIOR))
         if deviation > 0.0:
             scale = deviation
     return loc, scale

@@ -16,9 +16,6 @@ class FitOptions(BaseModel):
     season: int | None = Field(
         default=None, ge=0, le=1_000_000, description="steps after which a series repeats; 0: none"
     )
-    base: Literal["last", "seasonal"] | None = Field(
-        default=None, description="naive forecast to start from: last or seasonal"
-    )
     lags: tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...] | None = Field(
         default=None, description="past values shown to the model, in steps: 1,2,24"
     )
@@ -51,6 +48,8 @@ class FitOptions(BaseModel):
         default=0.15, gt=0, lt=1, description="latest share that judges the training"
     )
     patience: int = Field(
-        default=10, ge=1, description="judgements (30 in all) without gain that end the training"
+        default=0,
+        ge=0,
+        description="judgements (20 in all) without gain that end the training early; 0: never",
     )
     seed: int = Field(default=0, ge=0, lt=2**31, description="of weights, spans and dropout")

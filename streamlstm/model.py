@@ -66,6 +66,25 @@ class Scaling(BaseModel):
     prior_ratio: float = Field(default=0.1, gt=0, allow_inf_nan=False)
 
 
+class Blend(BaseModel):
+    """A base forecast for each step ahead from four past values, that moves with the latest one.
+
+    With y the latest value, s1 and s2 those at the same phase of the short and the long season as
+    the step ahead, and s3 that one long season before s1,
+
+        base = y + w1 (s1 - y) + w2 (s2 - y) + w3 (s1 - s3)
+
+    A term whose value was never seen is left out.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    short: int = Field(ge=1, le=1_000_000, description="season, in steps")
+    long: int = Field(ge=1, le=1_000_000, description="season, in steps")
+    weights: tuple[tuple[_Finite, _Finite, _Finite], ...]
+    """w1, w2, w3 of each output"""
+
+
 class Spec(BaseModel):
     """What a model is made of; all that training, engine and kernels have to agree on."""
 
@@ -82,7 +101,8 @@ class Spec(BaseModel):
     step_ns: int = Field(ge=0, description="nanoseconds between ticks; 0: not known")
     horizon: int = Field(ge=1, le=4096)
     season: int = Field(default=0, ge=0, le=1_000_000, description="in steps; 0: none")
-    base: Literal["none", "last", "seasonal"] = "last"
+    base: Literal["none", "last", "seasonal", "blend"] = "last"
+    blend: Blend | None = None
     lags: tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...] = ()
     calendar: tuple[CalendarName, ...] = ()
     timezone: str = "UTC"
@@ -90,8 +110,8 @@ class Spec(BaseModel):
 
     @property
     def width(self) -> int:
-        """Length I of the input vector: values, lags of the targets, sine and cosine each."""
-        return self.inputs + len(self.lags) * self.targets + 2 * len(self.calendar)
+        """Length I of the input vector: values, lags of the targets, two waves of each phase."""
+        return self.inputs + len(self.lags) * self.targets + 4 * len(self.calendar)
 
     @property
     def outputs(self) -> int:
@@ -101,6 +121,9 @@ class Spec(BaseModel):
     @property
     def history(self) -> int:
         """How many past values of each target the features look back on."""
+        if self.blend is not None:
+            need = max((*self.lags, self.blend.short + self.blend.long))
+            return -(-need // self.blend.short) * self.blend.short
         need = max((*self.lags, self.season if self.base == "seasonal" else 0, 0))
         # whole seasons, so that a place left unwritten in a gap holds the same phase
         return -(-need // self.season) * self.season if self.season else need
@@ -111,6 +134,10 @@ class Spec(BaseModel):
             raise ValueError(f"targets ({self.targets}) exceed inputs ({self.inputs})")
         if self.base == "seasonal" and not self.season:
             raise ValueError("base 'seasonal' needs a season of at least 1 step")
+        if (self.base == "blend") != (self.blend is not None):
+            raise ValueError("base 'blend' goes with a blend, and no other does")
+        if self.blend is not None and len(self.blend.weights) != self.outputs:
+            raise ValueError(f"the blend has weights for {len(self.blend.weights)} outputs")
         if self.scaling.kind == "fixed" and not (
             len(self.scaling.loc) == len(self.scaling.scale) == self.inputs
         ):

@@ -7,8 +7,11 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from streamlstm.features import features_of
+from streamlstm.features import features_of, grid_steps
 from streamlstm.model import Spec
+
+Pairs = Sequence[tuple[NDArray[np.int64], NDArray[np.float64]]]
+"""(ts (n,) ns, values (n, inputs)) of each series."""
 
 
 class Pool(NamedTuple):
@@ -23,10 +26,18 @@ class Pool(NamedTuple):
     bounds: NDArray[np.int64]
     """(S, 3) of each series the first row, the first row after the cut, and the end"""
 
+    def before_cut(self) -> NDArray[np.int64]:
+        """The rows before the cut of their series."""
+        return np.concatenate([np.arange(begin, cut) for begin, cut, _ in self.bounds])
+
+    def after_cut(self) -> NDArray[np.int64]:
+        """The rows after the cut of their series."""
+        return np.concatenate([np.arange(cut, end) for _, cut, end in self.bounds])
+
 
 def gather(
     spec: Spec,
-    series: Sequence[tuple[NDArray[np.int64], NDArray[np.float64]]],
+    series: Pairs,
     cuts: Sequence[int],
 ) -> Pool:
     """Features and targets of (ts, values) pairs, each cut before its tick number ``cuts[i]``.
@@ -52,10 +63,7 @@ def gather(
 
 def places(step_ns: int, ts: NDArray[np.int64]) -> NDArray[np.int64]:
     """(n,) the place of each tick on the grid of steps, as the stream counts it; from 0."""
-    if step_ns == 0:
-        return np.arange(len(ts))
-    steps = np.maximum(1, (np.diff(ts) + step_ns // 2) // step_ns)
-    return np.concatenate([[0], np.cumsum(steps)])
+    return np.cumsum(grid_steps(step_ns, ts)) - 1
 
 
 @njit(cache=True, error_model="numpy")
@@ -97,10 +105,16 @@ def draw(
     return start, np.minimum(cut[which] - start, steps)
 
 
-def lanes(pool: Pool, batch: int, warm: int) -> Iterator[NDArray[np.int64]]:
-    """(<= batch, 3) spans that end with their series: first row, number of rows, how many of the
-    first, up to ``warm``, lie before the cut and only warm the state up."""
-    start = np.maximum(pool.bounds[:, 0], pool.bounds[:, 1] - warm)
-    spans = np.stack([start, pool.bounds[:, 2] - start, pool.bounds[:, 1] - start], axis=1)
+def lanes(pool: Pool, batch: int, warm: int, most: int) -> Iterator[NDArray[np.int64]]:
+    """Spans that end with their series, of at most ``most`` series, evenly taken.
+
+    Yields (<= batch, 3): first row, number of rows, and how many of the first of them, up to
+    ``warm``, lie before the cut and only warm the state up.
+    """
+    bounds = pool.bounds[
+        np.linspace(0, len(pool.bounds) - 1, min(most, len(pool.bounds))).astype(int)
+    ]
+    start = np.maximum(bounds[:, 0], bounds[:, 1] - warm)
+    spans = np.stack([start, bounds[:, 2] - start, bounds[:, 1] - start], axis=1)
     for at in range(0, len(spans), batch):
         yield spans[at : at + batch]

@@ -1,10 +1,9 @@
 """``streamlstm fit``: one model for many series, from their own past.
 
-The network corrects a naive forecast. First its linear part is fitted in closed form, by a robust
-ridge regression; then truncated backpropagation through time (:mod:`streamlstm.bptt`) starts from
-there. All of it is done twice: once on the earlier part of the time span, to learn from the latest
-part how far the linear and the recurrent correction can be trusted at each step ahead, and once on
-all of it. So a bad network ends as the naive forecast, a mediocre one as the linear model.
+The network corrects a linear forecast (:mod:`streamlstm.linear`) by truncated backpropagation
+through time (:mod:`streamlstm.bptt`). All is done twice: once on the earlier part of the time span,
+to learn from the latest part how far the corrections can be trusted at each step ahead
+(:mod:`streamlstm.mixture`), and once on all of it.
 """
 
 import math
@@ -14,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,25 +21,28 @@ from numpy.typing import NDArray
 from streamlstm import bptt
 from streamlstm.datasets.frames import SeriesData
 from streamlstm.datasets.times import DataError
-from streamlstm.features import DAY, WEEK, YEAR, default_calendar
+from streamlstm.features import DAY, WEEK, YEAR, default_calendar, features_of
 from streamlstm.fit_options import FitOptions
 from streamlstm.golden import make_golden
-from streamlstm.model import Errors, Model, Scaling, Spec
-from streamlstm.samples import Pool, draw, gather, lanes, places
+from streamlstm.linear import Floats, linear_start, trimmed_mean
+from streamlstm.mixture import Trust, trusted
+from streamlstm.model import Blend, Errors, Model, Scaling, Spec
+from streamlstm.samples import Pairs, draw, gather, lanes, places
 
 __all__ = ["FitOptions", "FitReport", "Progress", "fit"]
 
-Floats = NDArray[np.float64]
 LEVELS = np.array([0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.975, 0.99])
 """Probabilities at which the errors on the unseen span are kept."""
-JUDGEMENTS = 30
+JUDGEMENTS = 20
 """How often a training is judged on the unseen span."""
 WARM_UP = 20
 """Updates over which the learning rate rises."""
+BUDGET = 1 << 30
+"""Bytes that input vectors and targets may take; beyond it, not all series are learned from."""
 
 Progress = Callable[[int, int, float, float], None]
-"""Called with updates done, updates at most, training loss, loss on the unseen span; both losses
-are 1 where the model errs as much as its linear start did in training."""
+"""Called with updates done, updates at most, training loss, loss on the unseen span (NaN where not
+yet known); a loss of 1 is that of the linear start in training."""
 
 
 @dataclass
@@ -48,19 +50,18 @@ class FitReport:
     """How a fit went."""
 
     series: int
+    """learned from"""
     skipped: int
-    """series too short to learn from"""
+    """too short to learn from"""
     ticks: int
     updates: int
-    """updates made"""
+    """made"""
     loss: float
     """training loss at the end; 1 is the linear start's"""
     skill: Floats
-    """(outputs,) mean absolute error on the unseen span over that of the naive start"""
-    linear: Floats
-    """(outputs,) how far the linear correction is trusted, 0 to 1"""
-    recurrent: Floats
-    """(outputs,) how far the recurrent correction is trusted, 0 to 1"""
+    """(outputs,) mean absolute error on the unseen span over that of the naive forecast"""
+    trust: Trust
+    """how far the corrections of the naive forecast were trusted"""
     seconds: float
     interrupted: bool
     notes: list[str] = field(default_factory=list)
@@ -92,31 +93,32 @@ def fit(
     options = options or FitOptions()
     notes: list[str] = []
     spec = infer_spec(series, options, notes)
-    used = _long_enough(series, spec, notes)
+    long = _long_enough(series, spec, notes)
+    used = _within_budget(long, spec, options.seed, notes)
     pairs = [(s.ts, s.values) for s in used]
     counts = [len(s.ts) for s in used]
     cuts = [n - max(1, round(options.validation * n)) for n in counts]
 
-    first = _Stage(spec, gather(spec, pairs, cuts), options)
+    first = _Stage(spec, pairs, cuts, options, options.updates)
     finished = first.train(progress, 0, 2 * options.updates)
     trust, errors, skill = first.judge()
-    last = first
+    last, updates = first, first.done
     if finished:
-        second = _Stage(spec, gather(spec, pairs, counts), options, updates=first.kept)
+        second = _Stage(spec, pairs, counts, options, first.kept)
         if finished := second.train(progress, options.updates, 2 * options.updates):
             last = second
-    weights = trust.fold(last.weights(), last.skip, last.bias)
-    provenance = _provenance(name, used, options)
-    model = Model(spec, weights, make_golden(spec, weights, options.seed), errors, provenance)
+        updates += second.done
+    spec, weights = trust.fold(last.start, last.weights())
+    golden = make_golden(spec, weights, options.seed)
+    model = Model(spec, weights, golden, errors, _provenance(name, used, options))
     report = FitReport(
         series=len(used),
-        skipped=len(series) - len(used),
+        skipped=len(series) - len(long),
         ticks=sum(counts),
-        updates=first.done + (last.done if last is not first else 0),
+        updates=updates,
         loss=last.loss,
         skill=skill,
-        linear=trust.linear,
-        recurrent=trust.recurrent,
+        trust=trust,
         seconds=time.perf_counter() - began,
         interrupted=not finished,
         notes=notes,
@@ -141,6 +143,26 @@ def _long_enough(
     return used
 
 
+def _within_budget(
+    series: Sequence[SeriesData], spec: Spec, seed: int, notes: list[str]
+) -> Sequence[SeriesData]:
+    """Of more data than fit in memory the latest ticks of some series, drawn by lot."""
+    room = BUDGET // (4 * (spec.width + spec.outputs))
+    if sum(len(s.ts) for s in series) <= room:
+        return series
+    order = np.random.default_rng(seed).permutation(len(series))
+    drawn = [series[i] for i in order]
+    drawn = [SeriesData(s.name, s.ts[-room:], s.values[-room:]) for s in drawn]
+    count = int(np.searchsorted(np.cumsum([len(s.ts) for s in drawn]), room, side="right"))
+    kept = drawn[: max(count, 1)]
+    ticks = sum(len(s.ts) for s in kept)
+    notes.append(
+        f"learned from {ticks:,} ticks of {len(kept):,} of {len(series):,} series, drawn by lot,"
+        f" so that they take no more than {BUDGET >> 20:,} MiB"
+    )
+    return kept
+
+
 # --- defaults from the data -----------------------------------------------------------------------
 
 
@@ -152,21 +174,19 @@ def infer_spec(series: Sequence[SeriesData], options: FitOptions, notes: list[st
     if sum(int((gaps > 1.5 * spacing).sum()) for gaps in spaced) > 0.1 * sum(map(len, spaced)):
         step_ns = 0
         notes.append("ticks are unevenly spaced: steps ahead are counted in ticks")
-    longest = max((len(s.ts) for s in series), default=0)
-    if options.season is None:
-        # what was not seen three times over is not believed to repeat
-        seasons = [season for season in _seasons(spacing, step_ns) if longest >= 3 * season]
-    else:
+    # what was not seen three times over is not believed to repeat
+    typical = np.median([len(s.ts) for s in series]) if series else 0
+    seasons = [season for season in _seasons(spacing, step_ns) if typical >= 3 * season]
+    if options.season is not None and options.season not in seasons:
         seasons = [options.season] if options.season else []
-    season, base = best_naive(series, step_ns, seasons, options)
-    if options.base is not None:
-        base = options.base
-    if options.season is None:
-        notes.append(
-            f"season of {season} steps, forecasts start from the {base} value"
-            if season
-            else "no season found"
-        )
+    season = options.season
+    if season is None:
+        season = best_season(series, step_ns, seasons, options)
+        notes.append(f"season of {season} steps" if season else "no season found")
+    blend = None
+    if seasons:
+        zeros = ((0.0, 0.0, 0.0),) * options.horizon
+        blend = Blend(short=min(seasons), long=max(seasons), weights=zeros)
     lags = options.lags
     if lags is None:
         lags = tuple(sorted({1, 2, *seasons, *(season + 1 for season in seasons)}))
@@ -174,17 +194,20 @@ def infer_spec(series: Sequence[SeriesData], options: FitOptions, notes: list[st
     if calendar is None:
         span = max((int(s.ts[-1] - s.ts[0]) for s in series if len(s.ts)), default=0)
         calendar = default_calendar(spacing, span)
+    memory = options.memory or max([100, *seasons])
+    ratio = _prior_ratio(series, memory)
     return Spec(
         layers=options.layers,
         hidden=options.hidden,
         step_ns=step_ns,
         horizon=options.horizon,
         season=season,
-        base=base if season else "last",
+        base="blend" if blend else "last",
+        blend=blend,
         lags=lags,
         calendar=calendar,
         timezone=options.timezone,
-        scaling=Scaling(kind="running", memory=options.memory or max([100, *seasons])),
+        scaling=Scaling(kind="running", memory=memory, prior_ratio=ratio),
     )
 
 
@@ -198,73 +221,40 @@ def _seasons(spacing: int, step_ns: int) -> list[int]:
     return sorted({round(period / spacing) for period in periods} - {0, 1})
 
 
-def best_naive(
+def best_season(
     series: Sequence[SeriesData], step_ns: int, seasons: Sequence[int], options: FitOptions
-) -> tuple[int, Any]:
-    """The season that repeats best, and whether it or the last value forecasts better.
-
-    Judged by the mean of the lower 90 % of absolute errors, over the steps ahead and at most 64
-    series, before the unseen span.
-    """
-    if not seasons:
-        return 0, "last"
-    errors = dict.fromkeys([0, *seasons], 0.0)
-    steps = np.unique(np.linspace(1, options.horizon, 8).astype(int))
+) -> int:
+    """The season whose repetition forecasts best before the unseen span, by trimmed error."""
+    if len(seasons) < 2:
+        return max(seasons, default=0)
+    errors = dict.fromkeys(seasons, 0.0)
     for s in series[:64]:
         kept = len(s.ts) - round(options.validation * len(s.ts))
-        if kept < 3 * max(seasons):
-            continue
-        place = places(step_ns, s.ts[:kept])
-        values = s.values[:kept, 0]
-        for k in steps:
-            offs = {}
-            for season in errors:
-                back = season * -(-k // season) if season else k
+        place, values = places(step_ns, s.ts[:kept]), s.values[:kept, 0]
+        for season in seasons:
+            for ahead in {1, options.horizon}:
+                back = season * -(-ahead // season)
                 at = np.searchsorted(place, place - back)
-                known = (place[at] == place - back) & (place >= back)
-                offs[season] = np.sort(np.abs(values - values[at])[known])
-            scale = max(float(offs[0].mean()), 1e-12) if len(offs[0]) else 1.0
-            for season, off in offs.items():
-                lower = off[: max(1, int(0.9 * len(off)))]
-                errors[season] += float(lower.mean()) / scale if len(lower) else 0.0
-    season = min(seasons, key=lambda s: errors[s])
-    return season, "seasonal" if errors[season] < errors[0] else "last"
+                known = (place[at] == place - back) & (place >= max(seasons))
+                off = np.abs(values - values[at])[known]
+                errors[season] += float(trimmed_mean(off[:, None])[0]) / max(values.std(), 1e-12)
+    return min(errors, key=lambda season: errors[season])
 
 
-# --- the linear start -----------------------------------------------------------------------------
+def _prior_ratio(series: Sequence[SeriesData], memory: int) -> float:
+    """What a new series' deviation over its mean may be: the median of those at hand."""
+    alone = Scaling(kind="running", memory=memory, prior_ratio=1e-9)
+    plain = Spec(hidden=1, step_ns=0, horizon=1, scaling=alone)
+    ratios = []
+    for s in series[:64]:
+        if len(s.ts) > 1:
+            scale = features_of(plain, s.ts[-20_000:], s.values[-20_000:, :1]).scale
+            mean = abs(float(np.median(s.values[:, 0])))
+            ratios.append(float(np.median(scale[len(scale) // 10 :])) / max(mean, 1e-12))
+    return float(np.clip(np.median(ratios), 1e-6, 1.0)) if ratios else 0.1
 
 
-def ridge(
-    x: NDArray[np.float32], target: NDArray[np.float32], penalty: float, *, rows: int = 20_000
-) -> tuple[Floats, Floats]:
-    """Robust linear regression of each target on x: skip (O, I) and bias (O,).
-
-    Huber's loss, which turns from square to line at three times the median error, by iteratively
-    reweighted least squares (Holland & Welsch 1977). ``penalty`` shrinks each coefficient, in
-    shares of the mean square of its column. Of more than ``rows`` rows, as many are taken, evenly.
-    """
-    taken = np.linspace(0, len(x) - 1, min(rows, len(x))).astype(int)
-    wide = np.concatenate([x[taken], np.ones((len(taken), 1), np.float32)], axis=1)
-    answers = target[taken]
-    solution = np.zeros((target.shape[1], wide.shape[1]))
-    for k, answer in enumerate(answers.T):
-        known = np.isfinite(answer)
-        if not known.any():
-            continue
-        a, y = wide[known].astype(np.float64), answer[known].astype(np.float64)
-        weight = np.ones(len(y))
-        for _ in range(6):
-            weighted = a * weight[:, None]
-            square = weighted.T @ a
-            shrink = penalty * np.diag(square) + 1e-9 * len(y)
-            shrink[-1] = 1e-9 * len(y)
-            before = solution[k]
-            solution[k] = np.linalg.solve(square + np.diag(shrink), weighted.T @ y)
-            off = np.abs(a @ solution[k] - y)
-            weight = np.minimum(1, 3 * (np.median(off) + 1e-9) / np.maximum(off, 1e-12))
-            if np.abs(solution[k] - before).max() < 1e-4:
-                break
-    return solution[:, :-1], solution[:, -1]
+# --- training -------------------------------------------------------------------------------------
 
 
 def initial_weights(spec: Spec, seed: int) -> dict[str, NDArray[np.float32]]:
@@ -285,57 +275,53 @@ def initial_weights(spec: Spec, seed: int) -> dict[str, NDArray[np.float32]]:
     return {name: array.astype(np.float32) for name, array in weights.items()}
 
 
-# --- training -------------------------------------------------------------------------------------
-
-
 class _Stage:
-    """One training, on what lies before the cut of a pool."""
+    """One training, on what lies before the cuts."""
 
     def __init__(
-        self, spec: Spec, pool: Pool, options: FitOptions, updates: int | None = None
+        self, spec: Spec, pairs: Pairs, cuts: Sequence[int], options: FitOptions, updates: int
     ) -> None:
-        self.spec, self.pool, self.options = spec, pool, options
-        self.net = bptt.net_of(spec)
-        self.updates = options.updates if updates is None else updates
-        learned = np.concatenate([np.arange(a, b) for a, b, _ in pool.bounds])
-        x, target = pool.x[learned], pool.target[learned]
-        self.skip, self.bias = ridge(x, target, options.ridge)
-        off = np.abs(target - x @ self.skip.T - self.bias)
+        self.start = linear_start(spec, pairs, cuts, options.ridge)
+        self.spec, self.options, self.updates = self.start.blended(1), options, updates
+        self.pool = gather(self.spec, pairs, cuts)
+        self._pairs, self._cuts = pairs, cuts
+        learned = self.pool.before_cut()
+        learned = learned[np.linspace(0, len(learned) - 1, min(len(learned), 50_000)).astype(int)]
+        off = np.abs(self.pool.target[learned] - self._linear(learned))
         known = np.isfinite(off)
         sizes = np.where(known, off, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
         # each step ahead weighs the same, in units of the linear start's error
         self.weight = (1 / np.maximum(sizes, 1e-3 * sizes.mean() + 1e-9)).astype(np.float32)
 
         weights = initial_weights(spec, options.seed)
-        weights["head.skip"] = self.skip.astype(np.float32)
-        weights["head.bias"] = self.bias.astype(np.float32)
+        weights["head.skip"] = self.start.skip.astype(np.float32)
+        weights["head.bias"] = self.start.bias.astype(np.float32)
+        self.net = bptt.net_of(spec)
         self.theta = bptt.pack(spec, weights)
         self.state = bptt.adam(self.net)
         self.state.average[:] = self.theta
         self.best, self.best_loss, self.kept = self.theta.copy(), math.inf, 0
-        longest = int((pool.bounds[:, 1] - pool.bounds[:, 0]).max())
+        longest = int((self.pool.bounds[:, 1] - self.pool.bounds[:, 0]).max())
         self.steps = min(options.chunk, longest)
         drops = options.dropout > 0 or options.head_dropout > 0
         self.work = bptt.allocate(self.net, options.batch, self.steps, drops)
         self.loss, self.done = math.nan, 0
 
     def train(self, progress: Progress | None, before: int, total: int) -> bool:
-        """Make the updates, or fewer where the unseen span says so; False where interrupted."""
+        """Make the updates, or fewer where patience ends; False where interrupted."""
         options, rng = self.options, np.random.default_rng(self.options.seed)
         unseen = bool((self.pool.bounds[:, 2] > self.pool.bounds[:, 1]).any())
         every = max(1, options.updates // JUDGEMENTS)
         loss, worse = math.nan, 0
         try:
-            while self.done < self.updates:
+            while self.done < self.updates and not 0 < options.patience <= worse:
                 self._update(rng)
-                if unseen and (self.done % every == 0 or self.done == self.updates):
-                    loss = self.unseen_loss(self.state.average)
+                if unseen and self.done % every == 0:
+                    loss = self.judged(self.state.average)
                     worse = 0 if loss < self.best_loss else worse + 1
-                    if not worse:
+                    if options.patience and not worse:
                         self.best_loss, self.kept = loss, self.done
                         self.best[:] = self.state.average
-                    if worse >= options.patience:
-                        break
                 if progress:
                     progress(before + self.done, total, self.loss, loss)
         except KeyboardInterrupt:
@@ -343,38 +329,41 @@ class _Stage:
                 raise
             return False
         finally:
-            if not math.isfinite(self.best_loss):
+            if not self.kept:
                 self.best[:], self.kept = self.state.average, self.done
         return True
 
     def _update(self, rng: np.random.Generator) -> None:
         options, part = self.options, self.done % self.options.carried
         if part == 0:
-            self._start, self._length = draw(
+            self._first, self._length = draw(
                 rng, self.pool, options.batch, self.steps * options.carried
             )
             self._carried = self._zero_state(options.batch)
         begun = part * self.steps
         length = np.clip(self._length - begun, 0, self.steps)
-        rows = np.stack([self._start + begun, length, 0 * length], axis=1)
-        share = self.done / options.updates
-        rate = options.rate * min(1, (self.done + 1) / WARM_UP)
+        rows = np.stack([self._first + begun, length, 0 * length], axis=1)
+        cosine = 0.5 * (1 + math.cos(math.pi * self.done / options.updates))
+        rate = options.rate * min(1, (self.done + 1) / WARM_UP) * (0.01 + 0.99 * cosine)
         loss = bptt.learn(
             self.net, self.theta, self.work, self._chunk(rows, self._carried), self.state,
-            self.done + 1, rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share))),
-            loss=options.loss, clip=options.clip, dropout=options.dropout,
-            head_dropout=options.head_dropout, decay=options.decay,
-            ema=min(options.ema, (self.done + 1) / (self.done + 10)), seed=options.seed << 32,
+            self.done + 1, rate, loss=options.loss, clip=options.clip, dropout=options.dropout,
+            head_dropout=options.head_dropout, decay=options.decay, ema=options.ema,
+            seed=options.seed << 32,
         )  # fmt: skip
         self.loss = loss if self.done == 0 else 0.95 * self.loss + 0.05 * loss
         self.done += 1
 
-    def unseen_loss(
-        self, theta: NDArray[np.float32], prediction: NDArray[np.float32] | None = None
+    def judged(
+        self,
+        theta: NDArray[np.float32],
+        prediction: NDArray[np.float32] | None = None,
+        series: int = 64,
     ) -> float:
         """Mean loss after the cut; ``prediction`` (N, outputs) receives the outputs there."""
         total, count, steps = 0.0, 0, self.steps
-        for spans in lanes(self.pool, self.options.batch, 2 * steps * self.options.carried):
+        warm = 2 * steps * self.options.carried
+        for spans in lanes(self.pool, self.options.batch, warm, series):
             state = self._zero_state(len(spans))
             for begun in range(0, int(spans[:, 1].max()), steps):
                 length, quiet = np.clip(spans[:, 1:] - begun, 0, steps).T
@@ -382,36 +371,43 @@ class _Stage:
                 chunk = self._chunk(rows, state, prediction)
                 part, scored = bptt.predict(self.net, theta, self.work, chunk, self.options.loss)
                 total, count = total + part, count + scored
-        return total / count if count else math.inf
+        return total / count if count else math.nan
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
-        """The weights kept: the best on the unseen span, or the last where there is none."""
+        """The weights kept: those at the end, or with patience the best on the unseen span."""
         return bptt.unpack(self.spec, self.best)
 
-    def judge(self) -> tuple["Trust", Errors, Floats]:
+    def judge(self) -> tuple[Trust, Errors, Floats]:
         """What of the model can be trusted, its errors on the unseen span, and its skill there."""
-        prediction = np.full_like(self.pool.target, np.nan)
-        self.unseen_loss(self.best, prediction)
-        bounds = self.pool.bounds
-        late = np.concatenate([np.arange(b, c) for _, b, c in bounds])
-        target, full = self.pool.target[late], prediction[late]
-        linear = self.pool.x[late] @ self.skip.T.astype(np.float32) + self.bias.astype(np.float32)
-        cycles = [*_seasons(self.spec.step_ns, self.spec.step_ns), self.spec.season or 1]
-        length = max(min(cycles), self.spec.horizon)
-        if len(bounds) >= 16:  # series are the blocks that err together
-            block = np.repeat(np.arange(len(bounds)), bounds[:, 2] - bounds[:, 1])
-        else:
-            block = late // length
-        trust = trusted(target, linear, full, block, self.spec.targets)
-        off = np.abs(target - trust.answer(linear, full))
+        pool, prediction = self.pool, np.full_like(self.pool.target, np.nan)
+        self.judged(self.best, prediction, series=1024)
+        late = pool.after_cut()
+        late = late[np.linspace(0, len(late) - 1, min(len(late), 50_000)).astype(int)]
+        target, full, linear = pool.target[late], prediction[late], self._linear(late)
+        off_naive = gather(self.start.blended(0), self._pairs, self._cuts).target[late]
+        naive = target - off_naive  # what the naive forecast would answer, seen from the base
+        block = np.searchsorted(pool.bounds[:, 2], late, side="right")
+        if len(pool.bounds) < 16:  # else series are the blocks that err together
+            short = self.spec.blend.short if self.spec.blend else 1
+            block = late // max(short, self.spec.horizon)
+        trust = trusted(target, naive, linear, full, block, self.spec.targets)
+        off = np.abs(target - trust.answer(naive, linear, full))
+        # Split conformal's correction for n errors is (n + 1) / n. Rows of a block err together,
+        # though they do not repeat each other: each block is taken for two.
+        levels = np.minimum(LEVELS * (1 + 0.5 / len(np.unique(block))), 0.999)
         quantiles = np.zeros((len(LEVELS), self.spec.outputs), np.float32)
         skill = np.full(self.spec.outputs, np.nan)
         for k, errors in enumerate(off.T):
             known = np.isfinite(errors)
             if known.any():
-                quantiles[:, k] = np.quantile(errors[known], LEVELS)
-                skill[k] = errors[known].mean() / max(np.abs(target[known, k]).mean(), 1e-12)
+                quantiles[:, k] = np.quantile(errors[known], levels)
+                skill[k] = errors[known].mean() / max(np.abs(off_naive[known, k]).mean(), 1e-12)
         return trust, Errors(LEVELS, quantiles), skill
+
+    def _linear(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(rows, outputs) what the linear start answers."""
+        skip, bias = self.start.skip.astype(np.float32), self.start.bias.astype(np.float32)
+        return self.pool.x[rows] @ skip.T + bias
 
     def _zero_state(self, batch: int) -> NDArray[np.float32]:
         return np.zeros((self.net.layers, 2, batch, self.net.units), np.float32)
@@ -426,88 +422,6 @@ class _Stage:
             prediction = np.zeros((0, self.spec.outputs), np.float32)
         pool = self.pool
         return bptt.Chunk(self.steps, pool.x, pool.target, self.weight, rows, state, prediction)
-
-
-class Trust(NamedTuple):
-    """How much of each correction of the naive forecast to keep."""
-
-    linear: Floats
-    """(outputs,) 0 to 1"""
-    recurrent: Floats
-    """(outputs,) 0 to 1"""
-
-    def answer(self, linear: NDArray[np.float32], full: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The output of the trusted mixture, from those of the linear start and the network."""
-        mixed = self.linear * linear + self.recurrent * (full - linear)
-        return mixed.astype(np.float32)
-
-    def fold(
-        self, weights: dict[str, NDArray[np.float32]], skip: Floats, bias: Floats
-    ) -> dict[str, NDArray[np.float32]]:
-        """Weights of the network that answers with the mixture; skip, bias: its linear start."""
-        a, b = self.linear, self.recurrent
-        folded: dict[str, NDArray[Any]] = dict(weights)
-        folded["head.weight"] = b[:, None] * weights["head.weight"]
-        folded["head.skip"] = (a - b)[:, None] * skip + b[:, None] * weights["head.skip"]
-        folded["head.bias"] = (a - b) * bias + b * weights["head.bias"]
-        return {name: array.astype(np.float32) for name, array in folded.items()}
-
-
-def trusted(
-    target: NDArray[np.float32],
-    linear: NDArray[np.float32],
-    full: NDArray[np.float32],
-    block: NDArray[np.int64],
-    targets: int = 1,
-) -> Trust:
-    """The mixture of naive forecast (0), linear start and network that errs least on unseen rows.
-
-    For each output the lower end of the 95 % confidence interval (Student's) of the gain in mean
-    absolute error, smoothed over the steps ahead, is made as large as possible, so that luck is not
-    taken for skill: the fewer blocks, the surer the gain has to be.
-
-    Args:
-        target: (n, outputs) NaN where not known.
-        linear, full: (n, outputs) what each answers.
-        block: (n,) rising; rows of one block err together.
-        targets: outputs are in the order [step][target].
-    """
-    begins = np.flatnonzero(np.diff(block, prepend=block[0] - 1))
-    known = np.isfinite(target) & np.isfinite(full)
-    count = np.add.reduceat(known, begins, axis=0, dtype=np.float64)
-    size = np.maximum(count.sum(axis=0), 1)
-    naive = np.where(known, np.abs(target), 0)
-    scale = np.maximum(naive.sum(axis=0) / size, 1e-12)
-    grid = np.linspace(0, 1, 5)
-    costs, pairs = [], [(a, b) for a in grid for b in grid]
-    for a, b in pairs:
-        off = np.abs(target - (a * linear + b * (full - linear)))
-        sums = np.add.reduceat(np.where(known, off - naive, 0), begins, axis=0, dtype=np.float64)
-        mean = sums.sum(axis=0) / size
-        # of a ratio of sums over blocks
-        spread = ((sums - mean * count) ** 2).sum(axis=0)
-        blocks = np.maximum((count > 0).sum(axis=0), 2)
-        error = np.sqrt(spread * blocks / (blocks - 1)) / size
-        costs.append(_smooth((mean + _student(blocks - 1) * error) / scale, targets))
-    chosen = np.array(pairs)[np.argmin(costs, axis=0)]
-    return Trust(chosen[:, 0], chosen[:, 1])
-
-
-def _student(freedom: NDArray[np.int64]) -> Floats:
-    """The 97.5 % quantile of Student's t, by its expansion around the normal's (Fisher 1941)."""
-    z = 1.96
-    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    quantile: Floats = z + first / freedom + second / freedom**2
-    return quantile
-
-
-def _smooth(cost: Floats, targets: int) -> Floats:
-    """Average over neighbouring steps ahead, more of them the further ahead."""
-    step = np.arange(1, len(cost) // targets + 1)
-    width = np.maximum(0.5, 0.15 * step)[:, None]
-    kernel = np.exp(-0.5 * ((step[None, :] - step[:, None]) / width) ** 2)
-    kernel /= kernel.sum(axis=1, keepdims=True)
-    return (kernel @ cost.reshape(-1, targets)).ravel()
 
 
 def _provenance(name: str, series: Sequence[SeriesData], options: FitOptions) -> dict[str, Any]:

@@ -70,13 +70,15 @@ class Oracle:
         local = ts_ns / 1e9 + moment.astimezone(zone).utcoffset().total_seconds()
         for name in spec["calendar"]:
             turn = 2 * math.pi * (local % PERIOD[name]) / PERIOD[name]
-            x += [math.sin(turn), math.cos(turn)]
+            x += [math.sin(turn), math.cos(turn), math.sin(2 * turn), math.cos(2 * turn)]
         out = self.network(np.hstack(x)).reshape(K, T)
 
         self.grid[self.place] = y[:T]
         base = np.empty((K, T))
         for k in range(K):
-            base[k] = {"none": loc[:T], "last": y[:T], "seasonal": y[:T]}[spec["base"]]
+            base[k] = loc[:T] if spec["base"] == "none" else y[:T]
+            if spec["base"] == "blend":
+                base[k] += self.blended(k, y[:T])
             if spec["base"] == "seasonal":
                 back = self.place + k + 1 - S * (k // S + 1)
                 base[k] = self.grid.get(back, y[:T])
@@ -85,8 +87,26 @@ class Oracle:
         self.made[self.place] = point, half
         return point, point - half, point + half
 
+    def blended(self, k: int, y: np.ndarray) -> np.ndarray:
+        """How far the weighted terms move the base of step ``k + 1`` from the latest value."""
+        blend, T = self.spec["blend"], len(y)
+        weights = np.array(blend["weights"][k * T : k * T + T]).T
+        back = {s: self.place + k + 1 - s * (k // s + 1) for s in (blend["short"], blend["long"])}
+        at1, at2 = back[blend["short"]], back[blend["long"]]
+        move = np.zeros(T)
+        if at1 in self.grid:
+            move += weights[0] * (self.grid[at1] - y)
+            if at1 - blend["long"] in self.grid:
+                move += weights[2] * (self.grid[at1] - self.grid[at1 - blend["long"]])
+        if at2 in self.grid:
+            move += weights[1] * (self.grid[at2] - y)
+        return move
+
     def history(self) -> int:
         spec = self.spec
+        if blend := spec["blend"]:
+            need = max([*spec["lags"], blend["short"] + blend["long"]])
+            return math.ceil(need / blend["short"]) * blend["short"]
         need = max([*spec["lags"], spec["season"] if spec["base"] == "seasonal" else 0, 0])
         return math.ceil(need / spec["season"]) * spec["season"] if spec["season"] else need
 
@@ -96,12 +116,12 @@ class Oracle:
             return np.zeros_like(y), np.ones_like(y)
         if scaling["kind"] == "fixed":
             return np.array(scaling["loc"]), np.array(scaling["scale"])
-        seen, n = self.seen, min(self.seen, scaling["memory"])
+        n = min(self.seen, scaling["memory"])
         off = y - self.loc
         self.loc = self.loc + off / n
         self.var = (1 - 1 / n) * (self.var + off * off / n)
         prior = scaling["prior_ratio"] * self.loc
-        scale = np.sqrt((seen * self.var + prior**2) / (seen + 1))
+        scale = np.sqrt((n * self.var + 10 * prior**2) / (n + 10))
         return self.loc, np.where(scale > 0, scale, 1.0)
 
     def network(self, x: np.ndarray) -> np.ndarray:

@@ -26,6 +26,20 @@ RICH = {
     "timezone": "Europe/Berlin",
 }
 
+BLENDED = {
+    "inputs": 2,
+    "targets": 2,
+    "horizon": 9,
+    "season": 6,
+    "lags": (1, 7),
+    "base": "blend",
+    "blend": {
+        "short": 3,
+        "long": 6,
+        "weights": np.random.default_rng(7).normal(0, 0.5, (18, 3)).tolist(),
+    },
+}
+
 
 def ticks(slots: list[int], hours: list[float], values: np.ndarray, flags: int = 0) -> Ticks:
     return Ticks(
@@ -54,7 +68,7 @@ def everything(engine: Engine) -> dict[str, bytes]:
     return state | {"recurrent": recurrent.tobytes()}
 
 
-@pytest.mark.parametrize("spec", [{}, RICH, {"inputs": 3, "targets": 2, "base": "none"}])
+@pytest.mark.parametrize("spec", [{}, RICH, {"inputs": 3, "targets": 2, "base": "none"}, BLENDED])
 @pytest.mark.parametrize("calibrated", [True, False])
 def test_equals_a_float64_forecaster_made_from_the_file_alone(
     tmp_path: Path, spec: dict[str, object], calibrated: bool

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from streamlstm import features
 from streamlstm.features import HOUR, features_of
-from streamlstm.model import Scaling, Spec
+from streamlstm.model import Blend, Scaling, Spec
 
 START = 1_400_000_000 * 10**9 // HOUR * HOUR
 
@@ -39,7 +39,7 @@ def test_running_scaling_is_the_mean_and_deviation_of_the_past() -> None:
     rows = features_of(s, ts, y)
     for i in (10, 100, 499):
         past = y[: i + 1, 0]
-        deviation = past.std() * np.sqrt((i + 1) / (i + 2))
+        deviation = past.std() * np.sqrt((i + 1) / (i + 11))  # the prior is worth ten ticks
         assert rows.scale[i, 0] == pytest.approx(deviation, rel=1e-6)
         assert rows.x[i, 0] == pytest.approx((y[i, 0] - past.mean()) / deviation, abs=1e-5)
 
@@ -47,7 +47,7 @@ def test_running_scaling_is_the_mean_and_deviation_of_the_past() -> None:
 def test_running_scaling_forgets_a_level_of_long_ago() -> None:
     ts, y = series(3000)
     y[500:] += 1e3
-    rows = features_of(spec(scaling=Scaling(memory=50)), ts, y)
+    rows = features_of(spec(scaling=Scaling(memory=50, prior_ratio=1e-3)), ts, y)
     assert rows.scale[2999, 0] == pytest.approx(10, rel=0.3)
     assert abs(rows.x[2999, 0]) < 4
 
@@ -88,6 +88,31 @@ def test_before_a_season_has_passed_the_base_is_the_last_value() -> None:
     np.testing.assert_array_equal(rows.x[:, 1], 0)
 
 
+def test_a_blend_is_weighed_of_values_at_the_same_phase() -> None:
+    ts, y = series(100)
+    weights = np.random.default_rng(1).normal(size=(14, 3))
+    blend = Blend(short=4, long=12, weights=tuple(map(tuple, weights)))
+    rows = features_of(spec(horizon=14, base="blend", blend=blend), ts, y)
+    i, v = 60, y[:, 0]
+    for k, (w1, w2, w3) in enumerate(weights, start=1):
+        at1, at2 = i + k - 4 * -(-k // 4), i + k - 12 * -(-k // 12)
+        expected = v[i] + w1 * (v[at1] - v[i]) + w2 * (v[at2] - v[i]) + w3 * (v[at1] - v[at1 - 12])
+        assert rows.base[i, k - 1] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_blend_leaves_out_what_was_never_seen() -> None:
+    ts, y = series(16)
+    blend = Blend(short=4, long=12, weights=((1.0, 10.0, 100.0),))
+    base = features_of(spec(horizon=1, base="blend", blend=blend), ts, y).base[:, 0]
+    v = y[:, 0]
+    assert base[2] == v[2]
+    assert base[3] == pytest.approx(v[0])
+    assert base[10] == pytest.approx(v[7])
+    assert base[11] == pytest.approx(v[8] + 10 * (v[0] - v[11]), rel=1e-5)
+    known = v[12] + 10 * (v[4] - v[15]) + 100 * (v[12] - v[0])
+    assert base[15] == pytest.approx(known, rel=1e-5)
+
+
 def test_lags_are_scaled_differences_to_the_present() -> None:
     s = spec(targets=2, inputs=3, lags=(7, 1), scaling=Scaling(kind="none"))
     ts, y = series(50, inputs=3)
@@ -124,9 +149,10 @@ def test_calendar_is_that_of_the_stated_time_zone(zone: str) -> None:
         hour = local.hour + local.minute / 60 + local.second / 3600
         day = 2 * np.pi * hour / 24
         week = 2 * np.pi * (((local.weekday() - 3) % 7) * 24 + hour) / 168  # the epoch: a Thursday
-        expected = [np.sin(day), np.cos(day), np.sin(week), np.cos(week)]
-        np.testing.assert_allclose(rows.x[i, 1:5], expected, atol=1e-6)
-    year = np.unwrap(np.arctan2(rows.x[:, 5], rows.x[:, 6]))
+        waves = (day, 2 * day, week, 2 * week)
+        expected = [f(wave) for wave in waves for f in (np.sin, np.cos)]
+        np.testing.assert_allclose(rows.x[i, 1:9], expected, atol=1e-6)
+    year = np.unwrap(np.arctan2(rows.x[:, 9], rows.x[:, 10]))
     assert (year[-1] - year[0]) / (2 * np.pi) == pytest.approx(1, abs=0.01)
 
 

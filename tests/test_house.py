@@ -18,12 +18,14 @@ LEVELS = {
     "checkpoint": 3,
     "service": 4,
     # the side rooms: nothing of the daemon may import them
-    "datasets": 5, "samples": 5, "bptt": 5, "backtest": 5,
-    "client": 6, "train": 6, "terminal": 6,
-    "plot": 7, "demo": 7,
-    "commands": 8,
-    "cli": 9,
-    "__main__": 10,
+    "datasets": 5, "samples": 5, "precision": 5, "backtest": 5,
+    "client": 6, "terminal": 6, "linear": 6, "gradient": 6,
+    "plot": 7, "mixture": 7, "bptt": 7,
+    "train": 8,
+    "demo": 9,
+    "commands": 10,
+    "cli": 11,
+    "__main__": 12,
 }  # fmt: skip
 WITHIN_KERNELS = {"simd": 0, "cell": 1, "pool": 1, "reference": 2, "cpu": 2}
 

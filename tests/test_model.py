@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from streamlstm.golden import check_golden
 from streamlstm.kernels import reference
-from streamlstm.model import ModelError, Spec, load_model, save_model
+from streamlstm.model import Blend, ModelError, Spec, load_model, save_model
 from tests.models import HOUR, random_model, random_model_file
 
 
@@ -103,6 +103,13 @@ def test_a_safetensors_file_of_something_else(tmp_path: Path) -> None:
         (lambda h, t: h["spec"].update(timezone="Mars/Olympus"), "unknown time zone"),
         (lambda h, t: h["spec"].update(hidden=9), "the spec asks for"),
         (lambda h, t: h["spec"].update(base="seasonal"), "needs a season"),
+        (lambda h, t: h["spec"].update(base="blend"), "goes with a blend"),
+        (
+            lambda h, t: h["spec"].update(
+                base="blend", blend={"short": 1, "long": 2, "weights": [[0, 0, 0]]}
+            ),
+            "weights for 1 outputs",
+        ),
         (lambda h, t: h["spec"].update(targets=4), "targets"),
         (lambda h, t: h.pop("spec"), "damaged"),
         (lambda h, t: t.pop("head.bias"), "head.bias is missing"),
@@ -130,9 +137,13 @@ def test_the_input_vector_and_the_history_follow_from_the_spec() -> None:
         hidden=4, step_ns=HOUR, horizon=2, season=24, inputs=3, targets=2, lags=(30, 1),
         base="seasonal", calendar=("hour", "year"),
     )  # fmt: skip
-    assert spec.width == 3 + 2 * 2 + 2 * 2
+    assert spec.width == 3 + 2 * 2 + 2 * 4
     assert spec.history == 48  # whole seasons that hold the longest lag
     assert Spec(hidden=4, step_ns=HOUR, horizon=2).history == 0
+    blend = Blend(short=24, long=168, weights=((0.0, 0.0, 0.0),) * 2)
+    blended = Spec(hidden=4, step_ns=HOUR, horizon=2, base="blend", blend=blend)
+    assert blended.history == 192
+    assert blended.model_copy(update={"lags": (193,)}).history == 216  # whole short seasons
 
 
 def test_error_quantiles_between_the_levels_kept() -> None:

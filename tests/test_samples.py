@@ -91,5 +91,7 @@ def test_spans_are_drawn_before_the_cut_from_every_series() -> None:
 def test_lanes_end_with_their_series_and_warm_up_before_the_cut() -> None:
     spec, series = two_series()
     pool = gather(spec, series, [200, 15])
-    assert [spans.tolist() for spans in lanes(pool, 1, 40)] == [[[160, 140, 40]], [[300, 20, 15]]]
-    assert [len(spans) for spans in lanes(pool, 8, 40)] == [2]
+    one = [spans.tolist() for spans in lanes(pool, 1, 40, 9)]
+    assert one == [[[160, 140, 40]], [[300, 20, 15]]]
+    assert [len(spans) for spans in lanes(pool, 8, 40, 9)] == [2]
+    assert [len(spans) for spans in lanes(pool, 8, 40, 1)] == [1]

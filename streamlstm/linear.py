@@ -1,0 +1,123 @@
+"""Where training begins: the best naive forecast of each step ahead, corrected linearly.
+
+A barely trained network is then no worse than a linear model, and a linear model that was given
+nothing to learn no worse than the naive forecast.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamlstm.model import Blend, Spec
+from streamlstm.samples import Pairs, gather
+
+Floats = NDArray[np.float64]
+ROWS = 20_000
+"""The linear correction is fitted to no more rows than these, evenly spaced."""
+SERIES = 256
+"""And to no more series than these."""
+
+
+class Start(NamedTuple):
+    """A linear forecast: a naive one, and what corrects it."""
+
+    spec: Spec
+    """of the model; the weights of its blend, if it has one, are those below"""
+    naive: Floats
+    """(outputs, 3) weights of the blend that is the naive forecast: zeros and ones"""
+    blend: Floats
+    """(outputs, 3) what the correction adds to them"""
+    skip: Floats
+    """(outputs, width)"""
+    bias: Floats
+    """(outputs,)"""
+
+    def blended(self, share: Floats | float) -> Spec:
+        """The spec whose base is the naive forecast and a share (outputs,) of its correction."""
+        if self.spec.blend is None:
+            return self.spec
+        weights = self.naive + np.reshape(share, (-1, 1)) * self.blend
+        return with_blend(self.spec, weights)
+
+
+def with_blend(spec: Spec, weights: Floats) -> Spec:
+    """``spec`` with other weights (outputs, 3) of its blend."""
+    assert spec.blend is not None
+    rows = tuple((float(a), float(b), float(c)) for a, b, c in weights)
+    blend = Blend(short=spec.blend.short, long=spec.blend.long, weights=rows)
+    return spec.model_copy(update={"blend": blend})
+
+
+def linear_start(spec: Spec, pairs: Pairs, cuts: Sequence[int], penalty: float) -> Start:
+    """Fit the linear forecast to what lies before the cuts of (ts, values) pairs."""
+    outputs = spec.outputs
+    x, target, terms = _examples(spec, pairs, cuts)
+    naives, picks = np.zeros((1, 3)), np.zeros(outputs, int)
+    if terms:  # the latest value, or the value one short or one long season before the step
+        naives = np.array([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+        errors = [np.abs(off) for off in (target, target - terms[0], target - terms[1])]
+        picks = np.argmin([trimmed_mean(error) for error in errors], axis=0)
+    blend, skip = np.zeros((outputs, 3)), np.zeros((outputs, spec.width))
+    bias = np.zeros(outputs)
+    for k, pick in enumerate(picks):
+        left = target[:, k] - (terms[pick - 1][:, k] if pick else 0)
+        known = np.isfinite(left)
+        if known.any():
+            shown = np.concatenate([x, *(term[:, k : k + 1] for term in terms)], axis=1)
+            found, bias[k] = ridge(shown[known], left[known], penalty)
+            skip[k], blend[k, : len(terms)] = found[: spec.width], found[spec.width :]
+    return Start(spec, naives[picks], blend, skip, bias)
+
+
+def _examples(
+    spec: Spec, pairs: Pairs, cuts: Sequence[int]
+) -> tuple[NDArray[np.float32], NDArray[np.float32], list[NDArray[np.float32]]]:
+    """x, targets as seen from the latest value, and how far each term of a blend moves the base."""
+    few = np.linspace(0, len(pairs) - 1, min(len(pairs), SERIES)).astype(int)
+    pairs, cuts = [pairs[i] for i in few], [cuts[i] for i in few]
+    zero = np.zeros((spec.outputs, 3))
+    pool = gather(with_blend(spec, zero) if spec.blend else spec, pairs, cuts)
+    rows = pool.before_cut()
+    rows = rows[np.linspace(0, len(rows) - 1, min(ROWS, len(rows))).astype(int)]
+    x, target = pool.x[rows], pool.target[rows]
+    terms = []
+    for term in range(3 if spec.blend else 0):
+        weights = zero.copy()
+        weights[:, term] = 1
+        terms.append(target - gather(with_blend(spec, weights), pairs, cuts).target[rows])
+    return x, target, terms
+
+
+def trimmed_mean(errors: NDArray[Any]) -> Floats:
+    """(columns,) mean of the lower 90 % of each column of errors, NaN left out."""
+    ordered = np.sort(errors, axis=0)  # NaN last
+    kept = np.ceil(0.9 * np.isfinite(errors).sum(axis=0)).astype(int)
+    lower = np.where(np.arange(len(errors))[:, None] < kept, ordered, 0)
+    return lower.sum(axis=0, dtype=np.float64) / np.maximum(kept, 1)
+
+
+def ridge(x: NDArray[Any], target: NDArray[Any], penalty: float) -> tuple[Floats, float]:
+    """Robust linear regression of target (n,) on x (n, I): coefficients (I,) and intercept.
+
+    Huber's loss, which turns from square to line at three times the median error, by iteratively
+    reweighted least squares (Holland & Welsch 1977). ``penalty`` shrinks each coefficient, in
+    shares of the weighted mean square of its column.
+    """
+    a = np.concatenate([x, np.ones((len(x), 1))], axis=1, dtype=np.float64)
+    y = target.astype(np.float64)
+    weight: NDArray[Any] = np.ones(len(y))
+    solution: Floats = np.zeros(a.shape[1])
+    for _ in range(6):
+        weighted = a * weight[:, None]
+        square = weighted.T @ a
+        shrink = penalty * np.diag(square) + 1e-9 * len(y)
+        shrink[-1] = 1e-9 * len(y)
+        before = solution
+        solution = np.linalg.solve(square + np.diag(shrink), weighted.T @ y)
+        off = np.abs(a @ solution - y)
+        weight = np.minimum(1, 3 * (np.median(off) + 1e-9) / np.maximum(off, 1e-12))
+        if np.abs(solution - before).max() < 1e-4:
+            break
+    return solution[:-1], float(solution[-1])

@@ -1,0 +1,112 @@
+"""The linear start: the best naive forecast at each step ahead, and what corrects it."""
+
+import numpy as np
+import pytest
+
+from streamlstm.features import features_of
+from streamlstm.linear import linear_start, ridge, trimmed_mean
+from streamlstm.model import Blend, Spec
+
+HOUR = 3_600_000_000_000
+
+
+def blended_spec(short: int, long: int, horizon: int, **more: object) -> Spec:
+    blend = Blend(short=short, long=long, weights=((0.0, 0.0, 0.0),) * horizon)
+    return Spec(hidden=4, step_ns=HOUR, horizon=horizon, base="blend", blend=blend, **more)
+
+
+def errors_of(spec: Spec, ts: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """(n, horizon) value to come less base, NaN beyond the end."""
+    base = features_of(spec, ts, values).base
+    off = np.full_like(base, np.nan)
+    for k in range(spec.horizon):
+        off[: -k - 1, k] = values[k + 1 :, 0] - base[: -k - 1, k]
+    return off
+
+
+def test_the_naive_forecast_is_the_best_one_at_each_step() -> None:
+    n = np.arange(600)
+    rng = np.random.default_rng(0)
+    weekly = np.tile(rng.normal(size=42), 15)[:600]  # repeats after 42 steps, not after 6
+    values = (np.cumsum(rng.normal(size=600)) * 0.05 + weekly)[:, None]
+    start = linear_start(blended_spec(6, 42, 3), [(n * HOUR, values)], [500], 0.01)
+    np.testing.assert_array_equal(start.naive, [[0, 1, 0]] * 3)
+    walk = np.cumsum(rng.normal(size=(600, 1)), axis=0)
+    start = linear_start(blended_spec(6, 42, 3), [(n * HOUR, walk)], [500], 0.01)
+    np.testing.assert_array_equal(start.naive, np.zeros((3, 3)))
+
+
+def test_the_blend_carries_over_what_is_new_since_last_week() -> None:
+    rng = np.random.default_rng(0)
+    new = rng.normal(size=2000)  # what differs from the week before lives on from day to day
+    for i in range(10, 2000):
+        new[i] = 0.9 * new[i - 10] + 0.4 * rng.normal()
+    values = (3 * np.tile(rng.normal(size=70), 29)[:2000] + new)[:, None]
+    pairs, spec = [(np.arange(2000) * HOUR, values)], blended_spec(10, 70, 10)
+    start = linear_start(spec, pairs, [1500], 0.01)
+    np.testing.assert_array_equal(start.naive, [[0, 1, 0]] * 10)
+    naive, blend = (
+        np.nanmean(np.abs(errors_of(start.blended(share), *pairs[0])[1500:]), axis=0)
+        for share in (0, 1)
+    )
+    assert (blend < 0.7 * naive).all()
+
+
+def test_without_a_season_the_last_value_is_corrected() -> None:
+    rng = np.random.default_rng(0)
+    values = np.zeros((800, 1))
+    for i in range(1, 800):
+        values[i] = 0.5 * values[i - 1] + rng.normal()
+    spec = Spec(hidden=4, step_ns=HOUR, horizon=1, lags=(1,))
+    start = linear_start(spec, [(np.arange(800) * HOUR, values)], [800], 1e-6)
+    assert start.blended(1) == spec
+    rows = features_of(spec, np.arange(800) * HOUR, values)
+    forecast = rows.base[:, 0] + rows.scale[:, 0] * (rows.x @ start.skip[0] + start.bias[0])
+    assert np.corrcoef(forecast[50:], 0.5 * values[50:, 0])[0, 1] > 0.98
+
+
+def test_many_series_and_short_ones_do() -> None:
+    rng = np.random.default_rng(0)
+    pairs = [(np.arange(40) * HOUR, rng.normal(5, 1, (40, 1))) for _ in range(300)]
+    start = linear_start(blended_spec(3, 6, 2), pairs, [30] * 300, 0.01)
+    assert np.isfinite(start.skip).all()
+    assert np.isfinite(start.blend).all()
+
+
+def test_a_share_of_the_correction() -> None:
+    start = linear_start(
+        blended_spec(3, 6, 2),
+        [(np.arange(300) * HOUR, np.random.default_rng(0).normal(size=(300, 1)))],
+        [300],
+        0.01,
+    )
+    shared = start.blended(np.array([0.5, 0.0])).blend
+    assert shared is not None
+    np.testing.assert_allclose(shared.weights[0], start.naive[0] + 0.5 * start.blend[0])
+    np.testing.assert_allclose(shared.weights[1], start.naive[1])
+
+
+def test_ridge_is_least_squares_with_a_small_penalty() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(500, 3)).astype(np.float32)
+    coefficients, intercept = ridge(x, x @ [1.0, -2.0, 0.5] + 4, 1e-6)
+    np.testing.assert_allclose(coefficients, [1, -2, 0.5], atol=1e-4)
+    assert intercept == pytest.approx(4, abs=1e-4)
+    shrunk, _ = ridge(x, x @ [1.0, -2.0, 0.5] + 4 + rng.normal(size=500), 1.0)
+    np.testing.assert_allclose(shrunk, [0.5, -1, 0.25], atol=0.15)
+
+
+def test_ridge_is_not_led_astray_by_outliers() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(500, 1))
+    y = 2 * x[:, 0] + rng.normal(0, 0.1, 500)
+    y[:20] += 1000
+    (slope,), intercept = ridge(x, y, 1e-6)
+    assert slope == pytest.approx(2, abs=0.05)
+    assert intercept == pytest.approx(0, abs=0.05)
+
+
+def test_trimmed_mean_leaves_out_the_largest_tenth_and_what_is_missing() -> None:
+    errors = np.array([[1.0, np.nan], [100.0, 2.0], *[[1.0, 4.0]] * 8])
+    np.testing.assert_allclose(trimmed_mean(errors), [1.0, (2 + 8 * 4) / 9])
+    np.testing.assert_array_equal(trimmed_mean(np.full((3, 1), np.nan)), [0])
