@@ -63,6 +63,10 @@ def activation_code(name: str) -> int:
     return ACTIVATIONS.index(name)
 
 
+class BackendError(RuntimeError):
+    """A backend that cannot run here; the message is one line and says the mend."""
+
+
 # tanh(x) = x P(x^2) / Q(x^2): a minimax rational fit on [-LIMIT, LIMIT], its own error 5e-9, scaled
 # so that Q begins with x^8 (an addition less to multiply). With float32 rounding the largest error
 # over all numbers is 3.2e-7, and |tanh(x)| stays below 1. sigmoid(2x) = (x P + Q) / 2Q.
