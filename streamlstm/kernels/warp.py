@@ -172,73 +172,82 @@ else:
         return types.void(array, types.int64, *[types.float32] * 4), generate
 
 
+# Local arrays stand in registers: their lengths are constants wherever these functions are inlined.
+
+
+@_on_device
+def _term(shared: Any, a: int, w: int, x: Any, y: Any, sums: Any) -> None:
+    """sums[row][unit][gate] += input * weight of one term; x, y: room for the row and the gates."""
+    if len(x) % 4 == 0:
+        for r in range(0, len(x), 4):
+            x[r], x[r + 1], x[r + 2], x[r + 3] = load4(shared, a + r)
+    else:
+        for r in range(len(x)):
+            x[r] = load(shared, a + r)
+    y[0], y[1], y[2], y[3] = load4(shared, w)
+    y[4], y[5], y[6], y[7] = load4(shared, w + GROUP // 2)
+    for r in range(len(x)):
+        for k in range(CELLS):
+            sums[r * CELLS + k] = _fma(x[r], y[k], sums[r * CELLS + k])
+
+
+@_on_device
+def _multiply(
+    shared: Any, a: int, stride: int, w: int, terms: int, x: Any, y: Any, sums: Any
+) -> None:
+    """`_term` after term, four in a turn of the loop."""
+    for _ in range(terms // 4):
+        _term(shared, a, w, x, y, sums)
+        _term(shared, a + stride, w + GROUP, x, y, sums)
+        _term(shared, a + 2 * stride, w + 2 * GROUP, x, y, sums)
+        _term(shared, a + 3 * stride, w + 3 * GROUP, x, y, sums)
+        a += 4 * stride
+        w += 4 * GROUP
+    for _ in range(terms % 4):
+        _term(shared, a, w, x, y, sums)
+        a += stride
+        w += GROUP
+
+
+@_on_device
+def _update(
+    activation: int, recurrent: int, halved: bool, state: Any, record: int, slots: Any, row: int,
+    c_at: int, sums: Any, c: Any, shared: Any, to: int, stride: int,
+) -> None:  # fmt: skip
+    """The cells of a lane, from their pre-activations; c in place, h to shared memory."""
+    rows = len(c) // 2
+    for r in range(rows):
+        slot = load(slots, row + r)
+        c[r * 2], c[r * 2 + 1] = float32(0), float32(0)
+        if slot >= 0:
+            at = int64(slot) * record + c_at
+            c[r * 2], c[r * 2 + 1] = load(state, at), load(state, at + LANE_UNITS)
+    for r in range(rows):
+        for u in range(2):
+            n, s = r * 2 + u, r * CELLS + u * 4
+            i, f, g, o = sums[s], sums[s + 1], sums[s + 2], sums[s + 3]
+            if halved:
+                h, new = cell.update_halved(i, f, g, o, c[n])
+            else:
+                h, new = cell.update(activation, recurrent, i, f, g, o, c[n])
+            c[n] = new
+            store(shared, to + r + u * (LANE_UNITS * stride), h)
+    for r in range(rows):
+        slot = load(slots, row + r)
+        if slot >= 0:
+            at = int64(slot) * record + c_at
+            store(state, at, c[r * 2])
+            store(state, at + LANE_UNITS, c[r * 2 + 1])
+
+
 @functools.cache
 def define(rows: int, activation: int, recurrent: int) -> Device:
-    """The kernel whose lanes hold `rows` series, as Python; activations by code."""
+    """The kernel whose lanes hold `rows` series, as Python; activations by code.
+
+    It closes over numbers alone, so that Numba's cache knows it again in another process.
+    """
     halved = (activation, recurrent) == (cell.TANH, cell.SIGMOID)
     own, cells = rows * CELLS, rows * 2
-
-    @_on_device
-    def term(shared: Any, a: int, w: int, x: Any, y: Any, sums: Any) -> None:
-        """sums[row][unit][gate] += input * weight of one term."""
-        if rows >= 4:
-            for r in range(0, rows, 4):
-                x[r], x[r + 1], x[r + 2], x[r + 3] = load4(shared, a + r)
-        else:
-            for r in range(rows):
-                x[r] = load(shared, a + r)
-        y[0], y[1], y[2], y[3] = load4(shared, w)
-        y[4], y[5], y[6], y[7] = load4(shared, w + GROUP // 2)
-        for r in range(rows):
-            for k in range(CELLS):
-                sums[r * CELLS + k] = _fma(x[r], y[k], sums[r * CELLS + k])
-
-    @_on_device
-    def multiply(shared: Any, a: int, stride: int, w: int, terms: int, sums: Any) -> None:
-        """`term` after term, four in a turn of the loop."""
-        x = cuda.local.array(rows, float32)
-        y = cuda.local.array(CELLS, float32)
-        for _ in range(terms // 4):
-            term(shared, a, w, x, y, sums)
-            term(shared, a + stride, w + GROUP, x, y, sums)
-            term(shared, a + 2 * stride, w + 2 * GROUP, x, y, sums)
-            term(shared, a + 3 * stride, w + 3 * GROUP, x, y, sums)
-            a += 4 * stride
-            w += 4 * GROUP
-        for _ in range(terms % 4):
-            term(shared, a, w, x, y, sums)
-            a += stride
-            w += GROUP
-
-    @_on_device
-    def update(
-        state: Any, record: int, slots: Any, row: int, c_at: int,
-        sums: Any, shared: Any, to: int, stride: int,
-    ) -> None:  # fmt: skip
-        """The cells of a lane, from their pre-activations; c in place, h to shared memory."""
-        c = cuda.local.array(cells, float32)
-        for r in range(rows):
-            slot = load(slots, row + r)
-            c[r * 2], c[r * 2 + 1] = float32(0), float32(0)
-            if slot >= 0:
-                at = int64(slot) * record + c_at
-                c[r * 2], c[r * 2 + 1] = load(state, at), load(state, at + LANE_UNITS)
-        for r in range(rows):
-            for u in range(2):
-                n, s = r * 2 + u, r * CELLS + u * 4
-                i, f, g, o = sums[s], sums[s + 1], sums[s + 2], sums[s + 3]
-                if halved:
-                    h, new = cell.update_halved(i, f, g, o, c[n])
-                else:
-                    h, new = cell.update(activation, recurrent, i, f, g, o, c[n])
-                c[n] = new
-                store(shared, to + r + u * (LANE_UNITS * stride), h)
-        for r in range(rows):
-            slot = load(slots, row + r)
-            if slot >= 0:
-                at = int64(slot) * record + c_at
-                store(state, at, c[r * 2])
-                store(state, at + LANE_UNITS, c[r * 2 + 1])
 
     def kernel(
         state: Any, weights: Any, plan: Any, ticks: Any, inputs: Any, bounds: Any, outputs: Any,
@@ -247,6 +256,9 @@ def define(rows: int, activation: int, recurrent: int) -> Device:
         slots = cuda.shared.array(0, int32)
         shared = cuda.shared.array(0, float32)
         sums = cuda.local.array(own, float32)
+        c = cuda.local.array(cells, float32)
+        x = cuda.local.array(rows, float32)
+        y = cuda.local.array(CELLS, float32)
         thread, threads = cuda.threadIdx.x, cuda.blockDim.x
         layers, units, record, together = plan[0], plan[3], plan[4], plan[5]
         tile, chunk, resident = plan[6], plan[7], plan[8]
@@ -298,12 +310,15 @@ def define(rows: int, activation: int, recurrent: int) -> Device:
                                 if resident > 0:
                                     w = weights_at + panel + (group * terms + k) * GROUP
                                 w += unit * 4
-                                multiply(shared, terms_at + row, stride, w, count, sums)
+                                _multiply(shared, terms_at + row, stride, w, count, x, y, sums)
                         if group < groups:
                             u = group * UNITS + unit
                             to = new_at + u * stride + row
                             c_at = h_at + units + u
-                            update(state, record, slots, row, c_at, sums, shared, to, stride)
+                            _update(
+                                activation, recurrent, halved, state, record, slots, row,
+                                c_at, sums, c, shared, to, stride,
+                            )  # fmt: skip
                     cuda.syncthreads()
                     _scatter(state, plan, slots, shared, new_at, h_at, groups)
                 _head(weights, plan, inputs, outputs, shared, new_at, at, min(tile, end - at))
