@@ -5,9 +5,10 @@ twice), advance (features, then the network's step), and forecast (raw units and
 Rounds keep arrival order, so what a series becomes does not depend on the batch it came in.
 """
 
+import importlib
+import importlib.util
 import os
-from collections.abc import Mapping
-from types import MappingProxyType, ModuleType
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -17,12 +18,12 @@ from numpy.typing import NDArray
 from streamlstm import features, intervals
 from streamlstm.golden import check_golden, network_of
 from streamlstm.kernels import cpu
-from streamlstm.kernels.cell import padded
+from streamlstm.kernels.cell import BackendError, padded
 from streamlstm.model import Model, ModelError, Spec
 from streamlstm.series import Series, bytes_per_series
 from streamlstm.ticks import WARM, Forecasts, Ticks
 
-BACKENDS: Mapping[str, ModuleType] = MappingProxyType({"cpu": cpu})
+BACKENDS = ("cpu", "cuda", "auto")
 DROPS = ("nonfinite", "out_of_range", "late", "duplicate")
 """Reasons for which the engine drops a tick."""
 LIMIT = 1e37
@@ -90,11 +91,11 @@ class Engine:
 
         Raises:
             ModelError: the golden deviates, or ``max_series`` series do not fit in memory.
+            BackendError: the backend cannot run here, or not this model.
             ValueError: unknown backend.
         """
-        if backend not in BACKENDS:
-            raise ValueError(f"unknown backend {backend!r}; there is: {', '.join(BACKENDS)}")
-        self.model, self.kernels = model, BACKENDS[backend]
+        self.backend, self.backend_reason, self.kernels = open_backend(backend)
+        self.model = model
         self.max_batch = max_batch
         spec = model.spec
         self._features = features.plan(spec)
@@ -194,6 +195,31 @@ class Engine:
             )
         slot, ts, seq, point, quantiles = (array[:published] for array in self._forecasts)
         return Forecasts(slot, ts, seq, point, quantiles)  # type: ignore[arg-type]
+
+
+def open_backend(name: str) -> tuple[str, str, ModuleType]:
+    """The backend taken, why that one, and its kernels. A GPU is looked for where one is asked for.
+
+    Raises:
+        BackendError: its package is not installed.
+        ValueError: unknown backend.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r}; there is: {', '.join(BACKENDS)}")
+    if name == "cpu":
+        return "cpu", "as asked", cpu
+    if importlib.util.find_spec("numba_cuda") is None:
+        if name == "auto":
+            return "cpu", "numba-cuda is not installed", cpu
+        raise BackendError(
+            "backend 'cuda': numba-cuda is not installed; pip install 'streamlstm[cuda]'"
+            " or set backend = 'cpu'"
+        )
+    cuda = importlib.import_module("streamlstm.kernels.cuda")
+    if name == "cuda":
+        return "cuda", "as asked", cuda
+    reason = cuda.unusable()
+    return ("cpu", f"no usable GPU ({reason})", cpu) if reason else ("cuda", "a GPU is there", cuda)
 
 
 def state_fields(spec: Spec, bands: intervals.Plan) -> dict[str, tuple[type, tuple[int, ...]]]:

@@ -194,5 +194,5 @@ def test_more_series_than_memory_can_hold_are_refused_at_start() -> None:
 
 
 def test_unknown_backend() -> None:
-    with pytest.raises(ValueError, match="unknown backend 'tpu'; there is: cpu"):
+    with pytest.raises(ValueError, match="unknown backend 'tpu'; there is: cpu, cuda, auto"):
         Engine(random_model(), backend="tpu")

@@ -39,7 +39,7 @@ from streamlstm.kernels.warp import GROUP, LANE_ROWS, LANES, PAD, SIMULATED
 
 MANY, FEW = 8, 2  # rows of a lane, for large rounds and for small ones
 SIDE = {MANY: 4, FEW: 8}  # groups of 16 units side by side in a block, at most
-WARPS = {MANY: 8, FEW: 8}  # of a block
+WARPS = 8  # of a block of large rounds
 PINNED = 1 << 24  # float32 of a set of pinned memory at most
 SUBMIT = 65_536  # ticks of a set at most
 FLOAT_BYTES = 4
@@ -106,7 +106,7 @@ class Buffers:
     stream: Any
 
 
-def usable() -> str:
+def unusable() -> str:
     """Why no GPU can be used; empty where one can."""
     if SIMULATED:
         return ""
@@ -125,7 +125,7 @@ def allocate(network: Network, capacity: int, threads: int | None = None) -> Buf
             layers with the same activations.
     """
     activations = _refuse_others(network)
-    if reason := usable():
+    if reason := unusable():
         raise BackendError(
             f"backend 'cuda': no usable GPU ({reason}); install its driver or set backend = 'cpu'"
         )
@@ -198,9 +198,10 @@ def _pinned(count: int, inputs: int, outputs: int) -> _Pinned:
 
 def _refuse_others(network: Network) -> tuple[int, int]:
     """The codes of the activations of all layers; BackendError where it cannot run them."""
-    others = {getattr(layer, "cell", "lstm") for layer in network.layers} - {"lstm"}
-    if others or getattr(network, "window", 0):
-        what = f"cell {others.pop()!r}" if others else "a window"
+    others = {str(getattr(layer, "cell", "lstm")) for layer in network.layers} - {"lstm"}
+    windowed = bool(getattr(network, "window", 0))
+    if others or windowed:
+        what = "a window" if windowed else f"cell {others.pop()!r}"
         raise BackendError(
             f"backend 'cuda' runs LSTM layers alone, this model has {what}; set backend = 'cpu'"
         )
@@ -286,7 +287,7 @@ def shape_for(network: Network, rows: int, weights: int, room: Limits) -> Shape:
     for lane_rows in sorted({rows, FEW}, reverse=True):
         passes = -(-groups // SIDE[lane_rows])
         together = -(-groups // passes)
-        high = max(1, WARPS[lane_rows] // together) if lane_rows == MANY else 1
+        high = max(1, WARPS // together) if lane_rows == MANY else 1
         for above, blocks, chunk, resident in (
             (high, 2, terms, weights),
             (2 * high, 1, terms, weights),
