@@ -16,7 +16,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from streamlstm.kernels.simd import fma, maximum, minimum
+from streamlstm.kernels.simd import fma, maximum, minimum, product
 
 UNITS = 16  # hidden units are padded to a multiple of this
 ACTIVATIONS = ("linear", "relu", "tanh", "sigmoid", "hard_sigmoid")  # a code is an index into these
@@ -90,7 +90,7 @@ SIXTH = np.float32(1 / 6)
 def _fraction(x: Any) -> Any:
     """(x, P, Q) with x clamped. What is not a number counts as -infinity."""
     x = minimum(maximum(x, -LIMIT), LIMIT)
-    s = x * x
+    s = product(x, x)
     p = fma(fma(fma(fma(P4, s, P3), s, P2), s, P1), s, P0)
     q = fma(fma(fma(s + Q3, s, Q2), s, Q1), s, Q0)
     return x, p, q

@@ -362,6 +362,27 @@ def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
 
 
 @intrinsic
+def product(typing: Any, a: Any, b: Any) -> Any:
+    """product(a, b) = a * b, rounded before anything is added to it.
+
+    Elsewhere `*` is that too; compilers for a GPU may fuse it with an addition that follows.
+    """
+    kind = _common(a, b)
+    if kind is None:
+        return None
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        factors = [_splat(builder, arg, kind) for arg in args]
+        if context.target_name != "cuda":
+            return builder.fmul(*factors)
+        signature = ir.FunctionType(FLOAT, [FLOAT, FLOAT])
+        function = cgutils.get_or_insert_function(builder.module, signature, "llvm.nvvm.mul.rn.f")
+        return builder.call(function, factors)
+
+    return kind(a, b), generate
+
+
+@intrinsic
 def minimum(typing: Any, a: Any, b: Any) -> Any:
     """minimum(a, b): the smaller one; b where a is not a number."""
     return _lanewise((a, b), lambda ir, a, b: ir.select(ir.fcmp_ordered("<", a, b), a, b))

@@ -437,7 +437,7 @@ def _head(
 def compiled(rows: int, activation: int, recurrent: int, device: int, shared: int) -> Any:
     """The kernel on a device (by number), allowed as much shared memory."""
     kernel = cuda.jit(
-        SIGNATURE, **({} if SIMULATED else {"launch_bounds": THREADS, "cache": True})
+        SIGNATURE, **({} if SIMULATED else {"launch_bounds": THREADS, "lto": False, "cache": True})
     )(define(rows, activation, recurrent))
     if not SIMULATED:
         _allow_shared(kernel, shared)
