@@ -337,14 +337,14 @@ def step(
         first, last = np.searchsorted(rounds, start, "right") - 1, np.searchsorted(rounds, stop)
         bounds = np.unique(np.clip(rounds[first : last + 1], start, stop)) - start
         pinned.bounds[: len(bounds)] = bounds
-        _launch(buffers, pinned, np.diff(bounds).tolist())
+        launch(buffers, pinned, np.diff(bounds).tolist())
         pinned.done.record(buffers.stream)
         waiting.append((pinned, start, stop))
     for submitted in waiting:
         _finish(*submitted, outputs)
 
 
-def _launch(buffers: Buffers, pinned: _Pinned, sizes: list[int]) -> None:
+def launch(buffers: Buffers, pinned: _Pinned, sizes: list[int]) -> None:
     """Rounds of these sizes: a kernel for each, and one for a run of rounds of a tile or less."""
     number = 0
     while number < len(sizes):
