@@ -11,13 +11,14 @@ is the same bits in any batch, place and round; and as the formulas are those of
 should be the CPU's too (in the simulator they are; `golden.TOLERANCE` is what is promised).
 
 **Reasoning** (H100, H = 64, I = 1, a million series). A step takes 2 * 4 * 64 * 65 flops and moves
-4 * 4 * 64 bytes: 33 flops a byte where the machine has 20, so arithmetic binds. Of issued
-instructions a series needs 520 a warp for products, and 16 cells' worth of five rational
-activations with an exact division each, about 230 more: 69 % of the FP32 peak is the roof of these
-formulas. Shared memory is read 4 times (16 bytes a lane) for each 64 multiply-adds. The weights
-stay in shared memory where they fit beside the tiles of two blocks, or of one large block; where
-they do not, they come through it in chunks, from the second-level cache: 2 * `tile` / 4 flops a
-byte read there.
+4 * 4 * 64 bytes: 33 flops a byte where the machine has 20, so arithmetic binds. For 16 units of 32
+series a warp needs 4160 multiply-adds. Of what ptxas makes for sm_90 it issues about 8000
+instructions: 4750 for the products (shared memory is read 4 times, 16 bytes a lane, for each 64
+multiply-adds), 2260 for the cells (five rational functions with an exact division each), 1000 to
+gather, scatter and keep books. So 52 % of the FP32 peak is the roof, and the divisions are what to
+look at next. The weights stay in shared memory where they fit beside the tiles of two blocks, or of
+one large block; where they do not, they come through it in chunks, from the second-level cache:
+`tile` / 2 flops for each byte read there. Not yet timed on a GPU.
 
 Slots, inputs and outputs are in pinned host memory that the device reads and writes itself, while
 it computes: no copy is launched. Two sets of it: the host fills one while the device works on the
@@ -132,7 +133,7 @@ def allocate(network: Network, capacity: int, threads: int | None = None) -> Buf
     units = max(padded(layer.weight_hh.shape[1]) for layer in network.layers)
     record = len(network.layers) * 2 * units
     inputs, outputs = network.head.skip.shape[::-1]
-    device = 0 if SIMULATED else cuda.get_current_device().id
+    device, room = 0 if SIMULATED else cuda.get_current_device().id, limits()
     weights, head, layers = _packed(network, units)
     free = cuda.current_context().get_memory_info().free
     needed = (capacity * record + len(weights)) * FLOAT_BYTES
@@ -143,7 +144,7 @@ def allocate(network: Network, capacity: int, threads: int | None = None) -> Buf
         )
 
     def variant(rows: int) -> _Variant:
-        shape = shape_for(network, rows, len(weights), limits())
+        shape = shape_for(network, rows, len(weights), room)
         plan = warp.Plan(
             layers=len(layers),
             inputs=inputs,
@@ -159,8 +160,8 @@ def allocate(network: Network, capacity: int, threads: int | None = None) -> Buf
             head_activation=cell.activation_code(network.head.activation),
             head_shift=_shift(outputs),
         )
-        words = np.array([*plan, *(value for layer in layers for value in layer)], np.int64)
-        kernel = warp.compiled(shape.rows, *activations, device, shape.shared)
+        words = np.array([*plan, *(value for layer in layers for value in layer)], np.int32)
+        kernel = warp.compiled(shape.rows, *activations, device, room.shared_per_block)
         return _Variant(shape, cuda.to_device(words), kernel)
 
     count = min(SUBMIT, max(1024, capacity), max(1, PINNED // (inputs + outputs + 1)))

@@ -72,7 +72,7 @@ PLAN, LAYER = len(Plan._fields), len(Layer._fields)
 SIGNATURE = void(
     float32[::1],  # state (capacity, record)
     float32[::1],  # weights
-    int64[::1],  # plan
+    int32[::1],  # plan
     int32[::1],  # slots (n,)
     float32[::1],  # inputs (n, I)
     int64[::1],  # bounds of rounds
@@ -173,6 +173,8 @@ else:
 
 
 # Local arrays stand in registers: their lengths are constants wherever these functions are inlined.
+# A `range` whose step is no constant would divide 64-bit integers, which takes a GPU a hundred
+# instructions: there are `while` loops instead.
 
 
 @_on_device
@@ -274,16 +276,20 @@ def define(rows: int, activation: int, recurrent: int) -> Device:
 
         for number in range(first, stop):
             start, end = bounds[number], bounds[number + 1]
-            for at in range(start + cuda.blockIdx.x * tile, end, cuda.gridDim.x * tile):
+            at = start + cuda.blockIdx.x * tile
+            while at < end:
                 cuda.syncthreads()  # the tile before is done with
-                for r in range(thread, tile, threads):
+                r = thread
+                while r < tile:
                     slots[r] = ticks[at + r] if at + r < end else -1
+                    r += threads
                 for layer in range(layers):
                     told = PLAN + layer * LAYER
                     hidden, terms = plan[told], plan[told] + plan[told + 1]
                     panel, bias, h_at = plan[told + 2], plan[told + 3], plan[told + 4]
                     groups = (hidden + UNITS - 1) // UNITS
-                    for left in range(0, groups, together):
+                    left = 0
+                    while left < groups:
                         group = left + beside
                         if group < groups:
                             b = bias + group * GROUP + unit * 4
@@ -291,7 +297,8 @@ def define(rows: int, activation: int, recurrent: int) -> Device:
                                 for k in range(4):
                                     sums[r + k] = load(weights, b + k)
                                     sums[r + 4 + k] = load(weights, b + GROUP // 2 + k)
-                        for k in range(0, terms, chunk):
+                        k = 0
+                        while k < terms:
                             count = min(chunk, terms - k)
                             if left == 0 or terms > chunk or resident == 0:
                                 cuda.syncthreads()  # the chunk before is done with
@@ -311,6 +318,7 @@ def define(rows: int, activation: int, recurrent: int) -> Device:
                                     w = weights_at + panel + (group * terms + k) * GROUP
                                 w += unit * 4
                                 _multiply(shared, terms_at + row, stride, w, count, x, y, sums)
+                            k += chunk
                         if group < groups:
                             u = group * UNITS + unit
                             to = new_at + u * stride + row
@@ -319,9 +327,11 @@ def define(rows: int, activation: int, recurrent: int) -> Device:
                                 activation, recurrent, halved, state, record, slots, row,
                                 c_at, sums, c, shared, to, stride,
                             )  # fmt: skip
+                        left += together
                     cuda.syncthreads()
                     _scatter(state, plan, slots, shared, new_at, h_at, groups)
                 _head(weights, plan, inputs, outputs, shared, new_at, at, min(tile, end - at))
+                at += cuda.gridDim.x * tile
 
     return kernel
 
@@ -329,9 +339,11 @@ def define(rows: int, activation: int, recurrent: int) -> Device:
 @_on_device
 def _copy(source: Any, source_at: int, shared: Any, at: int, count: int) -> None:
     """`count` float32, a multiple of four, by all threads of the block."""
-    for k in range(4 * cuda.threadIdx.x, count, 4 * cuda.blockDim.x):
+    k = 4 * cuda.threadIdx.x
+    while k < count:
         a, b, c, d = load4(source, source_at + k)
         store4(shared, at + k, a, b, c, d)
+        k += 4 * cuda.blockDim.x
 
 
 @_on_device
@@ -353,7 +365,8 @@ def _gather(
         cuda.blockDim.x // LANES,
     )
     stop = min(start + count, hidden)
-    for row in range(8 * warp + lane % 8, tile, 8 * warps):
+    row = 8 * warp + lane % 8
+    while row < tile:
         slot = load(slots, row)
         of = int64(slot) * record + h_at
         for k in range(start + lane // 8 * 4, stop, 16):
@@ -368,11 +381,14 @@ def _gather(
                 store(shared, to + 2 * stride, c)
             if k + 3 < stop:
                 store(shared, to + 3 * stride, d)
+        row += 8 * warps
     begin, stop = max(start, hidden), start + count
     wide = 1 << shift  # lanes side by side, the others above each other
-    for row in range((warp * LANES + lane) >> shift, tile, (warps * LANES) >> shift):
+    row = (warp * LANES + lane) >> shift
+    while row < tile:
         slot = load(slots, row)
-        for k in range(begin + (lane & (wide - 1)), stop, wide):
+        k = begin + (lane & (wide - 1))
+        while k < stop:
             value = float32(0)
             if slot >= 0:
                 if source >= 0:
@@ -380,6 +396,8 @@ def _gather(
                 else:
                     value = load(inputs, (at + row) * entries + k - hidden)
             store(shared, terms_at + (k - start) * stride + row, value)
+            k += wide
+        row += (warps * LANES) >> shift
 
 
 @_on_device
@@ -394,7 +412,8 @@ def _scatter(
         cuda.threadIdx.x // LANES,
         cuda.blockDim.x // LANES,
     )
-    for row in range(8 * warp + lane % 8, tile, 8 * warps):
+    row = 8 * warp + lane % 8
+    while row < tile:
         slot = load(slots, row)
         if slot >= 0:
             to = int64(slot) * record + h_at
@@ -404,6 +423,7 @@ def _scatter(
                     state, to + unit, load(shared, of), load(shared, of + stride),
                     load(shared, of + 2 * stride), load(shared, of + 3 * stride),
                 )  # fmt: skip
+        row += 8 * warps
 
 
 @_on_device
@@ -416,8 +436,10 @@ def _head(
     hidden = plan[PLAN + (plan[0] - 1) * LAYER]
     wide = 1 << shift
     sums = cuda.local.array(1, float32)
-    for row in range(cuda.threadIdx.x >> shift, rows, cuda.blockDim.x >> shift):
-        for output in range(cuda.threadIdx.x & (wide - 1), width, wide):
+    row = cuda.threadIdx.x >> shift
+    while row < rows:
+        output = cuda.threadIdx.x & (wide - 1)
+        while output < width:
             sums[0] = load(weights, bias + output)
             w = head + output
             x = (at + row) * entries
@@ -431,11 +453,13 @@ def _head(
                 h += stride
                 w += width
             store(outputs, (at + row) * width + output, cell.activate(activation, sums[0]))
+            output += wide
+        row += cuda.blockDim.x >> shift
 
 
 @functools.cache
 def compiled(rows: int, activation: int, recurrent: int, device: int, shared: int) -> Any:
-    """The kernel on a device (by number), allowed as much shared memory."""
+    """The kernel on a device (by number), whose blocks may have `shared` bytes of shared memory."""
     kernel = cuda.jit(
         SIGNATURE, **({} if SIMULATED else {"launch_bounds": THREADS, "lto": False, "cache": True})
     )(define(rows, activation, recurrent))

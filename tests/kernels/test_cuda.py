@@ -59,6 +59,7 @@ target, *constants = eval(sys.argv[1])
 numba.cuda.dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=target)
 python = warp.define(*constants)
 print(cuda.compile_ptx(python, warp.SIGNATURE.args, cc=target, launch_bounds=warp.THREADS)[0])
+print(cuda.compile_ptx(warp.define_move(), warp.MOVE.args, cc=target)[0])
 """
 
 
@@ -72,6 +73,7 @@ def test_ptx_keeps_sums_in_registers_and_divides_exactly(target, rows, activatio
     ptx = python("-c", COMPILE, repr((target, rows, *codes)))
     assert f".target sm_{target[0]}{target[1]}" in ptx
     assert ".maxntid 512" in ptx
+    assert ptx.count(".visible .entry") == 2
     assert ptx.count("fma.rn.f32") >= rows * 8 * 5
     assert ".local" not in ptx  # no array of a lane in memory
     assert ptx.count("ld.shared.v4.f32") >= 10
