@@ -25,7 +25,7 @@ LEVELS = {
     "cli": 9,
     "__main__": 10,
 }  # fmt: skip
-WITHIN_KERNELS = {"simd": 0, "cell": 1, "pool": 1, "reference": 2, "cpu": 2}
+WITHIN_KERNELS = {"simd": 0, "cell": 1, "pool": 1, "reference": 2, "layers": 2, "cpu": 3}
 
 
 def modules() -> list[Path]:

@@ -48,7 +48,6 @@ from numba.extending import lower_builtin, models, register_model
 FLOAT = ir.FloatType()
 POINTER = FLOAT.as_pointer()
 INDEX = ir.IntType(64)
-GATES = 4
 UNITS = 16  # hidden units are packed in groups of as many
 K_BLOCK = 256  # terms of a product taken at a time: a panel of B stays in the second-level cache
 
@@ -118,6 +117,85 @@ class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
     def __init__(self, manager: Any, kind: Vector) -> None:
         register = ir.VectorType(FLOAT, kind.lanes)
         super().__init__(manager, kind, register)
+
+
+class Layout(types.Type):  # type: ignore[misc]
+    """Numba type of which gates each of two products adds to; its values hold no data."""
+
+    def __init__(self, first: int, second: int) -> None:
+        self.gates = (first | second).bit_length()
+        self.products = [
+            [gate for gate in range(self.gates) if mask >> gate & 1] for mask in (first, second)
+        ]
+        super().__init__(name=f"Layout({first:b},{second:b})")
+
+
+register_model(Layout)(models.OpaqueModel)
+
+
+class Function(types.Type):  # type: ignore[misc]
+    """Numba type of one compiled function; its values hold no data.
+
+    To pass a compiled function itself would put its address in the code, and forbid to cache it.
+    """
+
+    def __init__(self, dispatcher: Any) -> None:
+        self.dispatcher = dispatcher
+        source = dispatcher.dispatcher.py_func
+        super().__init__(name=f"Function({source.__module__}.{source.__qualname__})")
+
+
+register_model(Function)(models.OpaqueModel)
+
+
+@intrinsic
+def function(typing: Any, compiled: Any) -> Any:
+    """function(compiled) -> the compiled function as an argument for others, see `call`."""
+    return Function(compiled)(compiled), _no_data
+
+
+@intrinsic
+def call(typing: Any, function: Any, *args: Any) -> Any:
+    """call(function, ...) -> what the compiled function returns."""
+    called = function.dispatcher.get_call_type(typing, args, {})
+
+    def generate(context: Any, builder: Any, sig: Any, values: Any) -> Any:
+        unpacked = cgutils.unpack_tuple(builder, values[1])
+        return context.get_function(function.dispatcher, called)(builder, unpacked)
+
+    return called.return_type(function, types.BaseTuple.from_types(called.args)), generate
+
+
+@intrinsic
+def layout(typing: Any, first: Any, second: Any) -> Any:
+    """layout(first, second) -> a Layout of two constant masks, bit g for gate g."""
+    return Layout(first.literal_value, second.literal_value)(first, second), _no_data
+
+
+@intrinsic
+def one_group(typing: Any, block: Any, gates: Any) -> Any:
+    """one_group(tile, layout) -> the same tile with a vector for each gate."""
+    return Tile(block.rows, gates.gates, block.lanes)(block, gates), _no_data
+
+
+@intrinsic
+def groups_of(typing: Any, block: Any, gates: Any) -> Any:
+    """groups_of(tile, layout) -> for how many groups of units there are vectors, a constant."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return ir.Constant(INDEX, block.vectors // gates.gates)
+
+    return types.intp(block, gates), generate
+
+
+@intrinsic
+def gates_of(typing: Any, gates: Any) -> Any:
+    """gates_of(layout) -> how many gates there are, a constant."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return ir.Constant(INDEX, gates.gates)
+
+    return types.intp(gates), generate
 
 
 @intrinsic
@@ -260,6 +338,17 @@ def load(typing: Any, block: Any, memory: Any, at: Any) -> Any:
         return _load(builder, start, block.lanes)
 
     return kind(block, memory, types.intp), generate
+
+
+@intrinsic
+def splat(typing: Any, block: Any, value: Any) -> Any:
+    """splat(tile, value) -> Vector of `lanes` times the float32 value."""
+    kind = Vector(block.lanes)
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _splat(builder, args[1], kind)
+
+    return kind(block, types.float32), generate
 
 
 @intrinsic
@@ -497,49 +586,63 @@ def multiply_add(
 def gates(
     typing: Any,
     block: Any,
-    k: Any,
-    a: Any,
-    a_row: Any,
+    layout: Any,
+    first: Any,
+    second: Any,
     weights: Any,
     panel: Any,
     bias: Any,
     then: Any,
     context: Any,
 ) -> Any:
-    """Pre-activations of four gates for `rows` series and `vectors` / 4 groups of `lanes` units.
+    """Pre-activations of the gates of `rows` series and `vectors` / gates groups of `lanes` units.
 
-    For each row and group calls `then(context, row, group, first, second, third, fourth)`, a
-    compiled function that takes the gates in registers. Memory is by address. a: inputs, rows
-    `a_row` apart; weights: packed [K][4 gates][16 units], the next group `panel` further on; bias:
-    packed [group][4][16]. Each sum starts from its bias.
+    For each row and group calls `then(context, row, group, *gates)`, a `function` that takes the
+    gates in registers. Memory is by address. first, second: (terms, address of the inputs,
+    stride of their rows) of the products that the layout speaks of; weights: packed
+    [terms][gates of the product][16 units], the first product before the second, the next group
+    `panel` further on; bias: packed [group][gates][16]. Each sum starts from its bias; the second
+    product goes on where the first ended.
     """
-    kinds = (context, types.intp, types.intp, *[Vector(block.lanes)] * GATES)
-    called = then.get_call_type(typing, kinds, {})
+    number = layout.gates
+    kinds = (context, types.intp, types.intp, *[Vector(block.lanes)] * number)
+    called = then.dispatcher.get_call_type(typing, kinds, {})
 
     def generate(target: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _, count, a_, a_row_, weights_, panel_, bias_, _, context_ = args
-        a_, weights_, bias_ = (builder.inttoptr(value, POINTER) for value in (a_, weights_, bias_))
-        one, line = ir.Constant(INDEX, 1), ir.Constant(INDEX, GATES * UNITS)
-        groups = block.vectors // GATES
-        start, vectors = [], []
-        for group in range(groups):
-            here = builder.gep(weights_, [builder.mul(panel_, ir.Constant(INDEX, group))])
-            for gate in range(GATES):
-                offset = ir.Constant(INDEX, group * GATES * UNITS + gate * UNITS)
-                start.append(_load(builder, builder.gep(bias_, [offset]), block.lanes))
-                vectors.append(builder.gep(here, [ir.Constant(INDEX, gate * UNITS)]))
-        rows = _rows(builder, block, a_, a_row_)
-        sums = accumulate(builder, block, [start] * block.rows, count, rows, one, vectors, line)
-        function = target.get_function(then, called)
-        for row in range(block.rows):
+        _, _, first_, second_, weights_, panel_, bias_, _, context_ = args
+        weights_, bias_ = (builder.inttoptr(value, POINTER) for value in (weights_, bias_))
+        groups = block.vectors // number
+        places = [(group, gate) for group in range(groups) for gate in range(number)]
+        offsets = [(group * number + gate) * UNITS for group, gate in places]
+        start = [_load(builder, cell, block.lanes) for cell in _cells(builder, bias_, offsets)]
+        sums = [list(start) for _ in range(block.rows)]
+        for product, members in zip((first_, second_), layout.products, strict=True):
+            if not members:
+                continue
+            count, a, a_row = (builder.extract_value(product, k) for k in range(3))
+            vectors = []
             for group in range(groups):
-                place = ir.Constant(INDEX, row), ir.Constant(INDEX, group)
-                own = sums[row][group * GATES : (group + 1) * GATES]
-                function(builder, (context_, *place, *own))
+                here = builder.gep(weights_, [builder.mul(panel_, ir.Constant(INDEX, group))])
+                vectors += _cells(builder, here, [k * UNITS for k in range(len(members))])
+            own = [at for at, (_, gate) in enumerate(places) if gate in members]
+            rows = _rows(builder, block, builder.inttoptr(a, POINTER), a_row)
+            one, line = ir.Constant(INDEX, 1), ir.Constant(INDEX, len(members) * UNITS)
+            before = [[row[at] for at in own] for row in sums]
+            after = accumulate(builder, block, before, count, rows, one, vectors, line)
+            for old, new in zip(sums, after, strict=True):
+                for at, value in zip(own, new, strict=True):
+                    old[at] = value
+            weights_ = builder.gep(weights_, [builder.mul(count, line)])
+        function = target.get_function(then.dispatcher, called)
+        for r, values in enumerate(sums):
+            for group in range(groups):
+                place = ir.Constant(INDEX, r), ir.Constant(INDEX, group)
+                function(builder, (context_, *place, *values[group * number :][:number]))
         return target.get_dummy_value()
 
     i = types.intp
-    return types.void(block, i, i, i, i, i, i, then, context), generate
+    terms = types.UniTuple(i, 3)
+    return types.void(block, layout, terms, terms, i, i, i, then, context), generate
 
 
 def _rows(builder: Any, block: Any, start: Any, stride: Any) -> list[Any]:
