@@ -163,7 +163,9 @@ def _about(model: Model, report: dict[str, Any]) -> RichTable:
     rows = {
         "model": f"{model.id}, {report['parameters']:,} parameters",
         "network": f"{spec.layers} x {spec.cell.upper()} of {spec.hidden},"
-        f" {spec.activation} and {spec.recurrent_activation}",
+        f" {spec.activation} and {spec.recurrent_activation}"
+        + f", run afresh over the last {spec.window} inputs"
+        * bool(spec.window),
         "input": f"{spec.inputs} value{'s' * (spec.inputs > 1)}"
         + f", lags {', '.join(map(str, spec.lags))}" * bool(spec.lags)
         + f", calendar {', '.join(spec.calendar)} ({spec.timezone})" * bool(spec.calendar),
