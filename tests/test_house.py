@@ -18,7 +18,7 @@ LEVELS = {
     "checkpoint": 3,
     "service": 4,
     # the side rooms: nothing of the daemon may import them
-    "datasets": 5, "samples": 5, "bptt": 5, "backtest": 5,
+    "datasets": 5, "samples": 5, "speed": 5, "bptt": 5, "backtest": 5,
     "client": 6, "train": 6, "terminal": 6,
     "plot": 7, "demo": 7,
     "commands": 8,
