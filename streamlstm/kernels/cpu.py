@@ -25,6 +25,7 @@ from streamlstm.kernels import cell, layers, pool, simd
 from streamlstm.kernels.cell import UNITS, Floats, Network, padded, record_shape, state_shape
 
 TILE = 48  # rows of a tile at most; a multiple of every host's register block
+SUM_COST = 9  # of adding up the lanes of a vector, in multiply-adds of vectors
 SHARED_FLOPS = 500_000  # a round of less work than this stays in the caller's thread
 LINE = 64  # bytes of a cache line
 FLOAT_BYTES = layers.FLOAT_BYTES
@@ -48,9 +49,11 @@ class _Plan(NamedTuple):
     rows: int  # offset in the scratch of a worker of int64 record addresses
     states: int  # one for rows that are none; with a window also one for each row
     state_size: int
-    head: int  # rows of [inputs (I), h (padded H)]
+    head: int  # rows of [h (padded H), inputs (padded I)]
     head_stride: int
-    head_weights: int  # address of [group][I + H][16]
+    head_inputs: int  # where in a row the inputs begin
+    head_few: int  # 1 where the outputs are so few that each is a product of its own
+    head_weights: int  # address of [group][padded H + I][16], or where few of [O][row]
     head_bias: int  # address of [group][16]
     head_activation: int
     result: int  # rows of padded outputs
@@ -128,11 +131,18 @@ def allocate(network: Network, capacity: int, threads: int | None = None) -> Buf
     head = network.head
     targets, inputs = head.skip.shape
     hidden = head.weight.shape[1]
-    head_stride = inputs + padded(hidden)
+    head_inputs = padded(hidden)
+    head_stride = head_inputs + padded(inputs)
     result_stride = padded(targets)
-    dense = np.zeros((result_stride, inputs + hidden), np.float32)
-    dense[:targets, :inputs], dense[:targets, inputs:] = head.skip, head.weight
-    packed = dense.reshape(-1, UNITS, inputs + hidden).transpose(0, 2, 1)
+    dense = np.zeros((result_stride, head_stride), np.float32)
+    dense[:targets, :hidden] = head.weight
+    dense[:targets, head_inputs : head_inputs + inputs] = head.skip
+    terms = head_inputs + inputs
+    few = targets * (head_stride // UNITS + SUM_COST) < result_stride // UNITS * terms
+    if few:
+        packed = dense[:targets]
+    else:
+        packed = dense[:, :terms].reshape(-1, UNITS, terms).transpose(0, 2, 1)
     head_bias = np.zeros(result_stride, np.float32)
     head_bias[:targets] = head.bias
     steps = sum(map(layers.flops, network.layers)) * max(network.window, 1)
@@ -142,7 +152,7 @@ def allocate(network: Network, capacity: int, threads: int | None = None) -> Buf
         outputs=targets,
         units=units,
         window=network.window,
-        flops=steps + 2 * result_stride * (inputs + hidden),
+        flops=steps + 2 * result_stride * terms,
         threads=threads,
         pool=helpers.ctypes.data,
         state=state.ctypes.data,
@@ -152,12 +162,14 @@ def allocate(network: Network, capacity: int, threads: int | None = None) -> Buf
         state_size=state_size,
         head=take(TILE * head_stride + UNITS),
         head_stride=head_stride,
+        head_inputs=head_inputs,
+        head_few=int(few),
         head_weights=keep(packed),
         head_bias=keep(head_bias),
         head_activation=cell.activation_code(head.activation),
         result=take(TILE * result_stride),
         result_stride=result_stride,
-        head_terms=inputs + hidden,
+        head_terms=terms,
         share=at,
         scratch=keep(np.zeros(at * threads, np.float32)),
     )
@@ -229,14 +241,14 @@ def _plan_at(plan: int) -> Any:
         w(plan, 0), w(plan, 1), w(plan, 2), w(plan, 3), w(plan, 4), w(plan, 5), w(plan, 6),
         w(plan, 7), w(plan, 8), w(plan, 9), w(plan, 10), w(plan, 11), w(plan, 12), w(plan, 13),
         w(plan, 14), w(plan, 15), w(plan, 16), w(plan, 17), w(plan, 18), w(plan, 19), w(plan, 20),
-        w(plan, 21), w(plan, 22),
+        w(plan, 21), w(plan, 22), w(plan, 23), w(plan, 24),
     )  # fmt: skip
 
 
 @njit(cache=True)
 def _layer_at(plan: int, number: int) -> Any:
     w = simd.word
-    at = 23 + 11 * number
+    at = 25 + 11 * number
     return layers.Plan(
         w(plan, at), w(plan, at + 1), w(plan, at + 2), w(plan, at + 3), w(plan, at + 4),
         w(plan, at + 5), w(plan, at + 6), w(plan, at + 7), w(plan, at + 8), w(plan, at + 9),
@@ -400,7 +412,7 @@ def _tile(block: Any, layer: Any, plan: int, worker: int, ticks: Any, at: int, c
     for r in range(count):
         for k in range(p.inputs):
             value = simd.number(ticks.inputs, (at + r) * p.inputs + k)
-            simd.set_number(head, r * p.head_stride + k, value)
+            simd.set_number(head, r * p.head_stride + p.head_inputs + k, value)
     if p.window:
         longest = _remember(p, rows, spare, head, ticks, at, count)
         for back in range(longest - 1, -1, -1):
@@ -435,7 +447,7 @@ def _advance(block: Any, layer: Any, plan: int, scratch: int, count: int, full: 
     first = _layer_at(plan, 0)
     for r in range(count):  # now, since the last group of h reaches over them
         for k in range(p.inputs):
-            value = simd.number(head, r * p.head_stride + k)
+            value = simd.number(head, r * p.head_stride + p.head_inputs + k)
             simd.set_number(scratch, first.tile + r * first.stride + first.hidden + k, value)
     for number in range(p.layers):
         own = _layer_at(plan, number)
@@ -444,7 +456,7 @@ def _advance(block: Any, layer: Any, plan: int, scratch: int, count: int, full: 
             onward = scratch + (above.tile + above.hidden) * FLOAT_BYTES
             onward_stride = above.stride
         else:
-            onward = head + p.inputs * FLOAT_BYTES
+            onward = head
             onward_stride = p.head_stride
         gated = scratch + own.gated * FLOAT_BYTES
         units = -(-own.hidden // UNITS) * UNITS
@@ -480,7 +492,8 @@ def _remember(p: Any, rows: int, spare: int, head: int, ticks: Any, at: int, cou
         ring, seen, _ = _ring(p, ticks, at + r)
         place = seen % p.window * p.inputs
         for k in range(p.inputs):
-            simd.set_number(ring, place + k, simd.number(head, r * p.head_stride + k))
+            value = simd.number(head, r * p.head_stride + p.head_inputs + k)
+            simd.set_number(ring, place + k, value)
         seen += 1
         if seen == 2 * p.window:
             seen = p.window
@@ -500,7 +513,8 @@ def _recall(
         if back < held:
             place = (seen - 1 - back) % p.window * p.inputs
             for k in range(p.inputs):
-                simd.set_number(head, r * p.head_stride + k, simd.number(ring, place + k))
+                at_head = r * p.head_stride + p.head_inputs + k
+                simd.set_number(head, at_head, simd.number(ring, place + k))
         if back >= held - 1:
             zero = simd.splat(block, np.float32(0))
             for k in range(0, p.state_size, simd.lanes_of(block)):
@@ -520,6 +534,17 @@ def _head(block: Any, p: Any, scratch: int, full: int) -> None:
     narrow = simd.with_vectors(block, 1)
     lanes = simd.lanes_of(block)
     terms = p.head_terms
+    if p.head_few:
+        line = p.head_stride * FLOAT_BYTES
+        for column in range(p.outputs):
+            bias = simd.number(p.head_bias, column)
+            weights = p.head_weights + column * line
+            for r in range(0, full, simd.rows_of(block)):
+                rows = scratch + p.head * FLOAT_BYTES + r * line
+                out = scratch + (p.result + r * p.result_stride + column) * FLOAT_BYTES
+                groups = p.head_stride // UNITS
+                simd.dots(block, groups, rows, p.head_stride, weights, bias, out, p.result_stride)
+        return
     for column in range(0, p.result_stride, lanes):
         panel = column // UNITS * UNITS * terms + column % UNITS
         bias = simd.load(block, p.head_bias, column)

@@ -7,7 +7,8 @@ is one chain
     c = fma(a[k], b[k], c)    for k = 0, 1, ..., K - 1
 
 whatever the register block, the vector width, the row or the column it is computed in; so results
-are bit-identical on every path and for every width.
+are bit-identical on every path and for every width. (`dots` alone has 16 such chains, and says how
+they are added.)
 
 Compile-time parameters travel as a `Tile`, a value without data whose Numba type holds `rows`,
 `vectors` and `lanes`: a register block of `rows` x (`vectors` x `lanes`) accumulators.
@@ -495,10 +496,12 @@ def accumulate(
     a_step: Any,
     b_vectors: list[Any],
     b_step: Any,
+    lane_by_lane: bool = False,
 ) -> list[list[Any]]:
     """Emit the loop over k: sums[r][v] = fma(a_rows[r][k * a_step], b_vectors[v][k * b_step], ...).
 
     start: initial sums[row][vector]; a_rows, b_vectors: float pointers. Returns the final sums.
+    lane_by_lane: the v-th vector of b meets the v-th vector of a row, not one element of it.
     """
     before = builder.block
     loop = builder.append_basic_block("k")
@@ -519,8 +522,13 @@ def accumulate(
     at = builder.mul(k, a_step)
     new = []
     for pointer, row in zip(a_rows, sums, strict=True):
-        a = _splat(builder, builder.load(builder.gep(pointer, [at])), Vector(block.lanes))
-        new.append([_fma(builder, a, x, value) for x, value in zip(b, row, strict=True)])
+        here = builder.gep(pointer, [at])
+        if lane_by_lane:
+            cells = _cells(builder, here, [v * block.lanes for v in range(len(b))])
+            a = [_load(builder, cell, block.lanes) for cell in cells]
+        else:
+            a = [_splat(builder, builder.load(here), Vector(block.lanes))] * len(b)
+        new.append([_fma(builder, *terms) for terms in zip(a, b, row, strict=True)])
     following = builder.add(k, ir.Constant(INDEX, 1))
     k.add_incoming(following, loop)
     for row, updated in zip(sums, new, strict=True):
@@ -643,6 +651,52 @@ def gates(
     i = types.intp
     terms = types.UniTuple(i, 3)
     return types.void(block, layout, terms, terms, i, i, i, then, context), generate
+
+
+@intrinsic
+def dots(
+    typing: Any, block: Any, groups: Any, a: Any, a_row: Any, b: Any, start: Any, c: Any, c_row: Any
+) -> Any:
+    """c[r * c_row] = start + sum over 16 * groups elements of a[r * a_row + k] * b[k], by address.
+
+    For r < tile.rows. Element k goes to sum k % 16, and the sums are added in halves: 8 and 8, 4
+    and 4, and so on, whatever the width; so this order suits few columns, where `multiply_add`
+    would have idle lanes.
+    """
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        _, count, a_, a_row_, b_, start_, c_, c_row_ = args
+        a_, b_, c_ = (builder.inttoptr(value, POINTER) for value in (a_, b_, c_))
+        vectors = UNITS // block.lanes
+        zero = _splat(builder, ir.Constant(FLOAT, 0.0), Vector(block.lanes))
+        rows, step = _rows(builder, block, a_, a_row_), ir.Constant(INDEX, UNITS)
+        cells = _cells(builder, b_, [v * block.lanes for v in range(vectors)])
+        zeros = [[zero] * vectors for _ in range(block.rows)]
+        sums = accumulate(builder, block, zeros, count, rows, step, cells, step, True)
+        for parts, out in zip(sums, _rows(builder, block, c_, c_row_), strict=True):
+            while len(parts) > 1:
+                half = len(parts) // 2
+                pairs = zip(parts[:half], parts[half:], strict=True)
+                parts = [builder.fadd(low, high) for low, high in pairs]
+            builder.store(builder.fadd(start_, _sum_in_halves(builder, parts[0])), out)
+        return context.get_dummy_value()
+
+    i = types.intp
+    return types.void(block, i, i, i, i, types.float32, i, i), generate
+
+
+def _sum_in_halves(builder: Any, vector: Any) -> Any:
+    """The sum of the lanes of a vector."""
+    word = ir.IntType(32)
+    while (lanes := vector.type.count) > 1:
+        low, high = (
+            ir.Constant(ir.VectorType(word, lanes // 2), list(range(first, first + lanes // 2)))
+            for first in (0, lanes // 2)
+        )
+        undefined = ir.Constant(vector.type, ir.Undefined)
+        parts = [builder.shuffle_vector(vector, undefined, mask) for mask in (low, high)]
+        vector = builder.fadd(*parts)
+    return builder.extract_element(vector, ir.Constant(word, 0))
 
 
 def _rows(builder: Any, block: Any, start: Any, stride: Any) -> list[Any]:
