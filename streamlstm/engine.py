@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from streamlstm import features, intervals
 from streamlstm.golden import check_golden, network_of
 from streamlstm.kernels import cpu
-from streamlstm.kernels.cell import BackendError, padded
+from streamlstm.kernels.cell import BackendError
 from streamlstm.model import Model, ModelError, Spec
 from streamlstm.series import Series, bytes_per_series
 from streamlstm.ticks import WARM, Forecasts, Ticks
@@ -101,15 +101,13 @@ class Engine:
         self._features = features.plan(spec)
         self._intervals = intervals.plan(spec.horizon, spec.targets, coverage, model.errors)
         fields = state_fields(spec, self._intervals)
-        recurrent = spec.layers * 2 * padded(spec.hidden) * 4
-        self.bytes_per_series = {"recurrent": recurrent}
+        network = network_of(spec, model.weights)
+        self.bytes_per_series = {"recurrent": self.kernels.bytes_per_series(network)}
         self.bytes_per_series |= bytes_per_series(fields, max_series, max_key)
         _refuse_what_does_not_fit(sum(self.bytes_per_series.values()), max_series)
         check_golden(model, self.kernels)
         self.series = Series(fields, max_series, max_key)
-        self.buffers = self.kernels.allocate(
-            network_of(spec, model.weights), max_series, threads or None
-        )
+        self.buffers = self.kernels.allocate(network, max_series, threads or None)
         state = self.series.state
         self._clock = Clock(state["last_ts"], state["seen"], state["rank"])
         self._memory = features.Memory(*(state[name] for name in features.Memory._fields))

@@ -18,14 +18,16 @@ LEVELS = {
     "checkpoint": 3,
     "service": 4,
     # the side rooms: nothing of the daemon may import them
-    "datasets": 5, "samples": 5, "bptt": 5, "backtest": 5,
+    "datasets": 5, "samples": 5, "speed": 5, "bptt": 5, "backtest": 5,
     "client": 6, "train": 6, "terminal": 6,
     "plot": 7, "demo": 7,
     "commands": 8,
     "cli": 9,
     "__main__": 10,
 }  # fmt: skip
-WITHIN_KERNELS = {"simd": 0, "cell": 1, "pool": 1, "reference": 2, "cpu": 2, "warp": 2, "cuda": 3}
+WITHIN_KERNELS = {
+    "simd": 0, "cell": 1, "pool": 1, "reference": 2, "layers": 2, "cpu": 3, "warp": 2, "cuda": 3,
+}  # fmt: skip
 
 
 def modules() -> list[Path]:
