@@ -7,8 +7,9 @@ that 8 * `rows` multiply-adds need 8 weights and `rows` inputs from shared memor
 
 Every pre-activation is one chain of `fma` from its bias over h, then x, as on the CPU (see `simd`),
 in one lane, whatever the tile; divisions are IEEE ones and nothing is flushed to zero. So a state
-is the same bits in any batch, place and round; and as the formulas are those of `cell`, the bits
-should be the CPU's too (in the simulator they are; `golden.TOLERANCE` is what is promised).
+is the same bits in any batch, place and round; and as the formulas are those of `cell`, states
+should have the CPU's bits too (in the simulator they have; `golden.TOLERANCE` is what is promised).
+The head sums up over the inputs, then h.
 
 **Reasoning** (H100, H = 64, I = 1, a million series). A step takes 2 * 4 * 64 * 65 flops and moves
 4 * 4 * 64 bytes: 33 flops a byte where the machine has 20, so arithmetic binds. For 16 units of 32

@@ -41,7 +41,7 @@ def some_records(count, network, seed=0):
 
 
 def check_against_the_twins(network, count=3, seed=0):
-    """One step within tolerance of float64, and the bits of the CPU."""
+    """One step within tolerance of float64, and in the simulator the states of the CPU in bits."""
     random = np.random.default_rng(seed)
     inputs = random.standard_normal((count, network.head.skip.shape[1]))
     slots, x, rounds, _ = batch(random.permutation(count + 2)[:count], inputs, 1)
@@ -52,10 +52,14 @@ def check_against_the_twins(network, count=3, seed=0):
     for number, layer in enumerate(network.layers):
         units = number, slice(None), slice(layer.weight_hh.shape[1])  # others mean nothing
         np.testing.assert_allclose(ours[0][:, *units], records[:, *units], atol=2e-6)
-    for own, twin in zip(ours, theirs, strict=True):
-        if SIMULATED:
-            assert own.tobytes() == twin.tobytes()
-        np.testing.assert_allclose(own, twin, atol=2e-6)
+    check_twins(ours, theirs)
+
+
+def check_twins(ours, theirs):
+    if SIMULATED:
+        assert ours[0].tobytes() == theirs[0].tobytes()
+    np.testing.assert_allclose(ours[0], theirs[0], atol=2e-6)
+    np.testing.assert_allclose(ours[1], theirs[1], atol=4e-6)  # heads sum up in orders of their own
 
 
 @pytest.mark.parametrize(
@@ -146,7 +150,7 @@ def test_every_shape_gives_the_same_bits(monkeypatch, room, side):
 
 
 @pytest.mark.parametrize("room", [ROOMY, NARROW], ids=["roomy", "narrow"])
-def test_large_rounds_have_the_bits_of_small_ones(monkeypatch, room):
+def test_large_rounds_have_the_states_of_the_cpu(monkeypatch, room):
     network = random_network(18, 2, layers=2, outputs=2)
     random = np.random.default_rng(0)
     slots, inputs, rounds, _ = batch(random.permutation(40)[:37], random.random((37, 2)), 2)
@@ -157,10 +161,13 @@ def test_large_rounds_have_the_bits_of_small_ones(monkeypatch, room):
     buffers = cuda.allocate(network, 1)
     assert buffers.many.shape.rows == cuda.MANY
     assert buffers.few.shape.tile * buffers.few.shape.blocks < 37
-    for own, theirs in zip(stepped(cuda, network, *given), expected, strict=True):
-        if SIMULATED:
-            assert own.tobytes() == theirs.tobytes()
-        np.testing.assert_allclose(own, theirs, atol=2e-6)
+    large = stepped(cuda, network, *given)
+    check_twins(large, expected)
+    small = [
+        stepped(cuda, network, given[0], slots[k:][:1], inputs[k:][:1], np.array([0, 1]))[1]
+        for k in (0, 36)
+    ]
+    assert large[1][[0, 36]].tobytes() == np.concatenate(small).tobytes()
 
 
 # --- neighbours, memory, refusals -----------------------------------------------------------------
