@@ -13,21 +13,28 @@ checking gradients.
 """
 
 import math
+import weakref
 from collections.abc import Mapping
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, prange, types
+from numba import config, njit, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
-from streamlstm.kernels import cell, simd
+from streamlstm.kernels import cell, pool, simd
 from streamlstm.kernels.simd import intrinsic
 from streamlstm.model import Spec
 
 SHARD = 16
 """Rows of the batch that one thread takes through all steps."""
+WORTH_HELP = 5e6
+"""Floating-point operations of a job below which no other thread is asked."""
+FULL = 1 << 30
+"""Added to the count of shards taken, so that none is left."""
 PANEL = 64
 """Columns of a transposed weight matrix that lie together."""
 LOSSES = ("mse", "mae", "huber")
@@ -72,7 +79,7 @@ class Net(NamedTuple):
     of the head begin in the parameter vector; then its length P"""
 
 
-class Work(NamedTuple):
+class Room(NamedTuple):
     """What an update computes in: S shards."""
 
     record: Array
@@ -117,6 +124,49 @@ class Adam(NamedTuple):
     """(P,) moving average of the parameters (Polyak & Juditsky 1992)"""
 
 
+class Work:
+    """Memory of an update, and threads that help the caller with its shards.
+
+    A parallel loop of Numba ends in a barrier: each thread of the team must be given a core before
+    the caller goes on, which costs milliseconds where other processes want the cores too. Here the
+    caller works through the shards itself, whoever else is awake helps, and only shards that a
+    helper has begun are waited for.
+    """
+
+    def __init__(self, room: Room, threads: int) -> None:
+        self.room = room
+        self._tally = np.zeros(3, np.int64)
+        self._jobs: SimpleQueue[tuple[Any, ...] | None] = SimpleQueue()
+        helpers = [
+            Thread(target=_help, args=(self._jobs,), name=f"bptt-{n + 1}", daemon=True)
+            for n in range(threads - 1)
+        ]
+        for helper in helpers:
+            helper.start()
+        self._helpers = len(helpers)
+        weakref.finalize(self, _dismiss, self._jobs, len(helpers))
+
+    def share(self, shards: int, operations: float, *job: Any) -> None:
+        """Work through the shards of a job, with help if it is worth it, until all are done."""
+        _settle(self._tally)  # an interrupt may have left the last job to the helpers
+        self._tally = np.array([0, 0, shards])
+        if operations > WORTH_HELP:
+            for _ in range(self._helpers):
+                self._jobs.put((self._tally, False, *job))
+        _work_through(self._tally, True, *job)
+
+
+def _help(jobs: "SimpleQueue[tuple[Any, ...] | None]") -> None:
+    """The life of a helper. A job that is done already has no shard left for it."""
+    while (job := jobs.get()) is not None:
+        _work_through(*job)
+
+
+def _dismiss(jobs: "SimpleQueue[tuple[Any, ...] | None]", helpers: int) -> None:
+    for _ in range(helpers):
+        jobs.put(None)
+
+
 def net_of(spec: Spec) -> Net:
     """Sizes and offsets of the network of ``spec``."""
     units, inputs, columns = map(cell.padded, (spec.hidden, spec.width, spec.outputs))
@@ -144,7 +194,10 @@ def _views(spec: Spec, vector: Array) -> dict[str, Array]:
     net = net_of(spec)
     padded: list[tuple[int, ...]] = []
     for n in range(spec.layers):
-        padded += [(4, net.units, net.units if n else net.inputs), (4, net.units, net.units)]
+        padded += [
+            (4, net.units, net.units if n else net.inputs),
+            (4, net.units, net.units),
+        ]
         padded += [(4, net.units)]
     padded += [(net.columns, net.units), (net.columns,), (net.columns, net.inputs)]
     views = {}
@@ -171,16 +224,32 @@ def unpack(spec: Spec, vector: Array) -> dict[str, Array]:
     return {name: view.reshape(shapes[name]).copy() for name, view in _views(spec, vector).items()}
 
 
-def allocate(net: Net, batch: int, steps: int, dropout: bool, dtype: type = np.float32) -> Work:
-    """Room for updates of up to ``batch`` rows by ``steps`` steps."""
+def allocate(
+    net: Net,
+    batch: int,
+    steps: int,
+    dropout: bool,
+    dtype: type = np.float32,
+    *,
+    threads: int = 0,
+) -> Work:
+    """Room for updates of up to ``batch`` rows by ``steps`` steps.
+
+    ``threads`` share the shards of an update, the caller's included; as many as Numba's
+    NUMBA_NUM_THREADS where it is not given.
+    """
     shards, b = -(-batch // SHARD), min(batch, SHARD)
     n, H, P = steps * b, net.units, int(net.at[-1])
     sizes = [n * net.inputs, n * net.columns, n * H, b * H, P]
     layer = [n * 4 * H, (n + b) * H, (n + b) * H, n * H, n * H if dropout else 0]
     at = np.cumsum([0, *sizes, *layer * net.layers])
-    return Work(
-        _zeros((shards, int(at[-1])), dtype), at, _zeros((P,), dtype), np.zeros((shards, 2))
+    room = Room(
+        _zeros((shards, int(at[-1])), dtype),
+        at,
+        _zeros((P,), dtype),
+        np.zeros((shards, 2)),
     )
+    return Work(room, min(threads or config.NUMBA_NUM_THREADS, shards))
 
 
 def adam(net: Net, dtype: type = np.float32) -> Adam:
@@ -250,13 +319,25 @@ def _apart(typing: Any) -> Any:
     return types.none(), generate
 
 
+def _tile() -> Any:
+    """The register block for products of SHARD rows: the host's, its rows a divisor of SHARD."""
+    raise NotImplementedError
+
+
+@overload(_tile, strict=False)
+def _() -> Any:
+    if simd.host_shape().rows > 4:
+        return lambda: simd.with_rows(simd.host_tile(), 4)
+    return lambda: simd.with_rows(simd.host_tile(), 2)
+
+
 @njit(cache=True, _nrt=False)
 def _product(
     m: int, n: int, k: int, a: int, a_at: int, a_row: int, a_k: int,
     b: int, b_at: int, b_k: int, c: int, c_at: int, c_row: int,
 ) -> None:  # fmt: skip
     _apart()
-    simd.gemm(simd.host_tile(), m, n, k, a, a_at, a_row, a_k, b, b_at, b_k, c, c_at, c_row)
+    simd.gemm(_tile(), m, n, k, a, a_at, a_row, a_k, b, b_at, b_k, c, c_at, c_row)
 
 
 def _multiply(
@@ -327,7 +408,9 @@ def _positive(typing: Any, y: Any) -> Any:
             return ir.Constant(kind, [value] * kind.count if many else value)
 
         return builder.select(
-            builder.fcmp_ordered(">", args[0], constant(0.0)), constant(1.0), constant(0.0)
+            builder.fcmp_ordered(">", args[0], constant(0.0)),
+            constant(1.0),
+            constant(0.0),
         )
 
     return y(y), generate
@@ -383,13 +466,32 @@ def _flip(net: Net, theta: Array, flipped: Array) -> None:
 
 @njit(cache=True, _nrt=False)
 def _through(
-    rows: int, n: int, k: int, record: Array, a: int, flipped: Array, weight: int, c: int
+    rows: int,
+    n: int,
+    k: int,
+    record: Array,
+    a: int,
+    flipped: Array,
+    weight: int,
+    c: int,
 ) -> None:
     """C (rows, n) += A (rows, k) @ W.T, A and C in the record, W (n, k) flipped."""
     for first in range(0, n, PANEL):
         wide = min(PANEL, n - first)
         _multiply(
-            rows, wide, k, record, a, k, 1, flipped, weight + first * k, wide, record, c + first, n
+            rows,
+            wide,
+            k,
+            record,
+            a,
+            k,
+            1,
+            flipped,
+            weight + first * k,
+            wide,
+            record,
+            c + first,
+            n,
         )
 
 
@@ -457,8 +559,17 @@ def _forward(
     below, width = part[X], net.inputs
     for layer in range(net.layers):
         own = LAYER + PARTS * layer
-        z, h, c, seen = part[own + GATES], part[own + STATE], part[own + CELL], part[own + SEEN]
-        weight_ih, weight_hh, bias = net.at[3 * layer], net.at[3 * layer + 1], net.at[3 * layer + 2]
+        z, h, c, seen = (
+            part[own + GATES],
+            part[own + STATE],
+            part[own + CELL],
+            part[own + SEEN],
+        )
+        weight_ih, weight_hh, bias = (
+            net.at[3 * layer],
+            net.at[3 * layer + 1],
+            net.at[3 * layer + 2],
+        )
         for r in range(b):
             for j in range(H):
                 record[h + r * H + j] = chunk.state[layer, 0, row + r, j]
@@ -499,7 +610,14 @@ def _forward(
 
 @njit(cache=True, _nrt=False)
 def _score(
-    net: Net, record: Array, out: int, chunk: Chunk, row: int, b: int, loss: int, learn: bool
+    net: Net,
+    record: Array,
+    out: int,
+    chunk: Chunk,
+    row: int,
+    b: int,
+    loss: int,
+    learn: bool,
 ) -> tuple[float, float]:
     """Sum of the losses of a shard and their number; to learn, outputs become their gradients."""
     _apart()
@@ -593,8 +711,17 @@ def _backward(
 
     for layer in range(net.layers - 1, -1, -1):
         own = LAYER + PARTS * layer
-        z, h, c, seen = part[own + GATES], part[own + STATE], part[own + CELL], part[own + SEEN]
-        weight_ih, weight_hh, bias = net.at[3 * layer], net.at[3 * layer + 1], net.at[3 * layer + 2]
+        z, h, c, seen = (
+            part[own + GATES],
+            part[own + STATE],
+            part[own + CELL],
+            part[own + SEEN],
+        )
+        weight_ih, weight_hh, bias = (
+            net.at[3 * layer],
+            net.at[3 * layer + 1],
+            net.at[3 * layer + 2],
+        )
         drop = dropout if layer + 1 < net.layers else head_dropout
         if drop > 0.0:
             _drop(record, dh, dh, steps, b, H, batch, row, layer, drop, seed)
@@ -622,44 +749,99 @@ def _backward(
 
 @njit(cache=True, _nrt=False)
 def _shard(
-    net: Net, theta: Array, work: Work, chunk: Chunk, s: Any, shards: int, loss: int,
+    net: Net, theta: Array, room: Room, chunk: Chunk, s: int, shards: int, loss: int,
     dropout: float, head_dropout: float, seed: int, learn: bool,
 ) -> None:  # fmt: skip
     _apart()
-    batch, record, part = len(chunk.rows), work.record[s], work.at
+    batch, record, part = len(chunk.rows), room.record[s], room.at
     row = s * batch // shards
     b = (s + 1) * batch // shards - row
-    _forward(net, theta, work.flipped, record, part, chunk, row, b, dropout, head_dropout, seed)
+    _forward(
+        net,
+        theta,
+        room.flipped,
+        record,
+        part,
+        chunk,
+        row,
+        b,
+        dropout,
+        head_dropout,
+        seed,
+    )
     total, count = _score(net, record, part[OUT], chunk, row, b, loss, learn)
-    work.score[s, 0], work.score[s, 1] = total, count
+    room.score[s, 0], room.score[s, 1] = total, count
     if learn:
-        _backward(net, theta, record, part, chunk.steps, batch, row, b, dropout, head_dropout, seed)
+        _backward(
+            net,
+            theta,
+            record,
+            part,
+            chunk.steps,
+            batch,
+            row,
+            b,
+            dropout,
+            head_dropout,
+            seed,
+        )
     elif len(chunk.prediction):
         for r in range(b):
             for t in range(chunk.rows[row + r, 1]):
-                at, to = part[OUT] + (t * b + r) * net.columns, chunk.rows[row + r, 0] + t
+                at, to = (
+                    part[OUT] + (t * b + r) * net.columns,
+                    chunk.rows[row + r, 0] + t,
+                )
                 for k in range(net.outputs):
                     chunk.prediction[to, k] = record[at + k]
 
 
+@njit(cache=True, nogil=True, _nrt=False)
+def _work_through(
+    tally: NDArray[np.int64], all_: bool, net: Net, theta: Array, room: Room, chunk: Chunk,
+    loss: int, dropout: float, head_dropout: float, seed: int, learn: bool,
+) -> None:  # fmt: skip
+    """Take shards of a job as long as there are any, or until ``all_`` are done.
+
+    tally: how many shards are taken, how many are done, how many there are.
+    """
+    shards, words = tally[2], simd.address(tally)
+    s = pool.add(words, 0, 1)
+    while s < shards:
+        _shard(net, theta, room, chunk, s, shards, loss, dropout, head_dropout, seed, learn)
+        pool.add(words, 1, 1)
+        s = pool.add(words, 0, 1)
+    while all_ and pool.read(words, 1) < shards:
+        pool.pause()
+
+
+@njit(cache=True, nogil=True, _nrt=False)
+def _settle(tally: NDArray[np.int64]) -> None:
+    """Leave no shard of a job to take, and wait for those that were begun."""
+    words = simd.address(tally)
+    begun = min(pool.add(words, 0, FULL), tally[2])
+    while pool.read(words, 1) < begun:
+        pool.pause()
+
+
 @njit(cache=True, error_model="numpy", _nrt=False)
 def _descend(
-    theta: Array, work: Work, shards: int, state: Adam, clip: float, rate: float, root: float,
+    theta: Array, room: Room, shards: int, state: Adam, clip: float, rate: float, root: float,
     epsilon: float, decay: float, ema: float,
 ) -> None:  # fmt: skip
     """Add the gradients of the shards in their order, clip, and make Adam's step."""
     _apart()
-    kind, size, first = theta.dtype.type, len(theta), work.at[GRADIENT]
+    kind, size, first = theta.dtype.type, len(theta), room.at[GRADIENT]
     gradient = state.gradient
     count = 0.0
     for s in range(shards):
-        count += work.score[s, 1]
+        count += room.score[s, 1]
     over = kind(1.0 / max(count, 1.0))
     for j in range(size):
-        gradient[j] = work.record[0, first + j]
+        gradient[j] = room.record[0, first + j]
     for s in range(1, shards):
         for j in range(size):
-            gradient[j] += work.record[s, first + j]
+            gradient[j] += room.record[s, first + j]
     square = 0.0
     for j in range(size):
         gradient[j] *= over
@@ -669,7 +851,12 @@ def _descend(
         return
     factor = kind(clip / (norm + 1e-6) if norm > clip > 0.0 else 1.0)
     b1, b2, one = kind(0.9), kind(0.999), kind(1)
-    rate_, root_, epsilon_, keep = kind(rate), kind(root), kind(epsilon), kind(1.0 - decay)
+    rate_, root_, epsilon_, keep = (
+        kind(rate),
+        kind(root),
+        kind(epsilon),
+        kind(1.0 - decay),
+    )
     new = kind(1.0 - ema)
     for j in range(size):
         g = gradient[j] * factor
@@ -678,22 +865,6 @@ def _descend(
         state.first[j], state.second[j] = m, v
         theta[j] = theta[j] * keep - rate_ * m / (np.sqrt(v) / root_ + epsilon_)
         state.average[j] += new * (theta[j] - state.average[j])
-
-
-@njit(cache=True, parallel=True)
-def _sweep(
-    net: Net, theta: Array, work: Work, chunk: Chunk, state: Adam, loss: int, dropout: float,
-    head_dropout: float, seed: int, learn: bool, clip: float, rate: float, root: float,
-    epsilon: float, decay: float, ema: float,
-) -> None:  # fmt: skip
-    _flip(net, theta, work.flipped)
-    shards = -(-len(chunk.rows) // SHARD)
-    for s in prange(shards):
-        _shard(
-            net, theta, work, chunk, np.int64(s), shards, loss, dropout, head_dropout, seed, learn
-        )
-    if learn:
-        _descend(theta, work, shards, state, clip, rate, root, epsilon, decay, ema)
 
 
 def learn(
@@ -732,10 +903,11 @@ def learn(
         seed: of the dropout.
     """
     rate, root, decay = rate / (1 - 0.9**time), math.sqrt(1 - 0.999**time), decay * rate
-    _sweep(
-        net, theta, work, chunk, state, LOSSES.index(loss), dropout, head_dropout, seed + time,
-        True, clip, rate, root, epsilon, decay, ema,
-    )  # fmt: skip
+    code = LOSSES.index(loss)
+    _run(net, theta, work, chunk, code, dropout, head_dropout, seed + time, True)
+    _descend(
+        theta, work.room, -(-len(chunk.rows) // SHARD), state, clip, rate, root, epsilon, decay, ema
+    )
     total, count = _scored(work, chunk)
     return total / max(count, 1)
 
@@ -747,14 +919,33 @@ def predict(
 
     The outputs go to ``chunk.prediction``, and the state of the chunk is moved to its end.
     """
-    unused = Adam(theta, theta, theta, theta)
-    _sweep(
-        net, theta, work, chunk, unused, LOSSES.index(loss), 0.0, 0.0, 0,
-        False, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0,
-    )  # fmt: skip
+    _run(net, theta, work, chunk, LOSSES.index(loss), 0.0, 0.0, 0, False)
     return _scored(work, chunk)
 
 
+def _run(
+    net: Net, theta: Array, work: Work, chunk: Chunk, loss: int, dropout: float,
+    head_dropout: float, seed: int, learn: bool,
+) -> None:  # fmt: skip
+    """All shards of a chunk, forward and, to learn, backward."""
+    room = work.room
+    _flip(net, theta, room.flipped)
+    operations = 2.0 * net.at[-1] * chunk.steps * len(chunk.rows) * (3 if learn else 1)
+    work.share(
+        -(-len(chunk.rows) // SHARD),
+        operations,
+        net,
+        theta,
+        room,
+        chunk,
+        loss,
+        dropout,
+        head_dropout,
+        seed,
+        learn,
+    )
+
+
 def _scored(work: Work, chunk: Chunk) -> tuple[float, int]:
-    total, count = work.score[: -(-len(chunk.rows) // SHARD)].sum(axis=0)
+    total, count = work.room.score[: -(-len(chunk.rows) // SHARD)].sum(axis=0)
     return float(total), int(count)

@@ -3,8 +3,9 @@
 One compiled row, :func:`advance`, serves the stream, training and backtest alike, so a model meets
 live exactly what it was trained on. It looks at a series' past and present only.
 
-The input vector of a tick: the scaled values, then for each lag the scaled lagged targets, then
-sine and cosine of each calendar phase. A forecast is ``base + scale * output``.
+The input vector of a tick: the scaled values, then for each lag how far the targets lay from where
+they are now, scaled (differences, because they are what a linear start can weigh apart), then sine
+and cosine of each calendar phase. A forecast is ``base + scale * output``.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -200,10 +201,10 @@ def _advance(
         lag = plan.lags[a]
         at = (place - lag) % history
         for j in range(targets):
-            y = values[tick, j]
+            since = 0.0
             if place >= lag:
-                y = memory.origin[slot, j] + memory.past[slot, at, j]
-            rows.x[row, column] = np.float32((y - rows.base[row, j]) / rows.scale[row, j])
+                since = memory.origin[slot, j] + memory.past[slot, at, j] - values[tick, j]
+            rows.x[row, column] = np.float32(since / rows.scale[row, j])
             column += 1
     if len(plan.periods):
         local = ts + _shift(plan.shift_at, plan.shift, ts)

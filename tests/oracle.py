@@ -65,7 +65,7 @@ class Oracle:
         loc, scale = self.scaling(y)
 
         past = [self.grid.get(self.place - lag, y[:T]) for lag in spec["lags"]]
-        x = [*((y - loc) / scale), *((p - loc[:T]) / scale[:T] for p in past)]
+        x = [*((y - loc) / scale), *((p - y[:T]) / scale[:T] for p in past)]
         zone = ZoneInfo(spec["timezone"])
         moment = datetime.fromtimestamp(ts_ns // 10**9, UTC)
         local = ts_ns / 1e9 + moment.astimezone(zone).utcoffset().total_seconds()

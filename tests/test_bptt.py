@@ -1,12 +1,9 @@
 """Gradients are right in both precisions; an update is the same bits however it is computed."""
 
-import os
-import subprocess
-import sys
+import threading
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -201,35 +198,52 @@ def test_a_sequence_in_pieces_is_the_sequence() -> None:
     np.testing.assert_array_equal(pieces.state, whole.state)
 
 
-def run_some_updates() -> NDArray[np.float32]:
+@pytest.mark.parametrize("threads", [2, 3, 8])
+def test_an_update_is_the_same_bits_for_any_number_of_threads(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bptt, "WORTH_HELP", 0)
     spec = Spec(step_ns=1, horizon=3, hidden=24, layers=2, lags=(1,))
-    net, theta, chunk = random_problem(spec, rows=50, steps=10)
-    work, optimizer = bptt.allocate(net, 50, 10, True), bptt.adam(net)
-    for time in range(1, 6):
-        bptt.learn(
-            net, theta, work, chunk, optimizer, time, 1e-2, clip=1.0, dropout=0.2, seed=3, ema=0.9
-        )
-    return np.concatenate([theta, optimizer.average])
+    results = []
+    for count in (1, threads):
+        net, theta, chunk = random_problem(spec, rows=50, steps=10)
+        work, optimizer = bptt.allocate(net, 50, 10, True, threads=count), bptt.adam(net)
+        for time in range(1, 21):
+            options: dict[str, Any] = {"clip": 1.0, "dropout": 0.2, "seed": 3, "ema": 0.9}
+            bptt.learn(net, theta, work, chunk, optimizer, time, 1e-2, **options)
+        results.append((theta, optimizer.average, chunk.state))
+    for one, many in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, many)
 
 
-def test_an_update_is_the_same_bits_for_any_number_of_threads() -> None:
-    expected = run_some_updates().tobytes().hex()
-    if numba.config.NUMBA_NUM_THREADS > 1:
-        before = numba.get_num_threads()
-        numba.set_num_threads(1)
-        assert run_some_updates().tobytes().hex() == expected
-        numba.set_num_threads(before)
-    code = "from tests.test_bptt import run_some_updates as r; print(r().tobytes().hex())"
-    for threads in ("1", "3"):
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            env=os.environ | {"NUMBA_NUM_THREADS": threads, "PYTHONPATH": "."},
-            cwd=Path(__file__).parents[1],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert done.stdout.strip() == expected
+def test_helpers_leave_with_their_work() -> None:
+    before = threading.active_count()
+    net = bptt.net_of(Spec(step_ns=1, horizon=1, hidden=4))
+    work = bptt.allocate(net, 64, 4, False, threads=3)
+    helpers = [t for t in threading.enumerate() if t.name.startswith("bptt")]
+    assert threading.active_count() == before + 2
+    del work
+    for helper in helpers:
+        helper.join(timeout=10)
+        assert not helper.is_alive()
+
+
+def test_an_interrupted_job_is_settled_before_the_next() -> None:
+    spec = Spec(step_ns=1, horizon=2, hidden=8)
+    net, theta, chunk = random_problem(spec, rows=40, steps=10)
+    expected = gradient(net, theta, chunk)
+    work, optimizer = bptt.allocate(net, 40, 10, False, threads=2), bptt.adam(net)
+    # as an interrupt leaves it: a shard was begun by a helper, which is about to finish it
+    tally = np.array([1, 0, 3])
+    work._tally = tally
+    done = threading.Timer(0.05, lambda: tally.__setitem__(1, 1))
+    done.start()
+    same = chunk._replace(state=chunk.state.copy())
+    loss = bptt.learn(net, theta, work, same, optimizer, 1, 0.0)
+    assert not done.is_alive()
+    assert tally[0] > 3  # no shard of it is left to take
+    assert loss == expected[0]
+    np.testing.assert_array_equal(optimizer.gradient, expected[1])
 
 
 def test_dropout_depends_on_its_seed_and_drops_its_share() -> None:

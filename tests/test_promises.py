@@ -20,8 +20,8 @@ from tests.models import random_model_file
 from tests.oracle import Oracle
 
 HOUR = 3600
-CONSTANT = 220e6
-"""Bytes of a daemon without series: interpreter, libraries, compiled code, room for a batch."""
+CONSTANT = 250e6
+"""Bytes of a daemon without series, as the README states: interpreter, libraries, compiled code."""
 
 
 def exchange(
