@@ -200,10 +200,9 @@ def _pinned(count: int, inputs: int, outputs: int) -> _Pinned:
 
 def _refuse_others(network: Network) -> tuple[int, int]:
     """The codes of the activations of all layers; BackendError where it cannot run them."""
-    others = {str(getattr(layer, "cell", "lstm")) for layer in network.layers} - {"lstm"}
-    windowed = bool(getattr(network, "window", 0))
-    if others or windowed:
-        what = "a window" if windowed else f"cell {others.pop()!r}"
+    kind = cell.kind_of(network)
+    if kind != "lstm" or network.window:
+        what = "a window" if network.window else f"cell {kind!r}"
         raise BackendError(
             f"backend 'cuda' runs LSTM layers alone, this model has {what}; set backend = 'cpu'"
         )

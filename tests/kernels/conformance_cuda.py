@@ -230,6 +230,17 @@ def test_layers_of_different_activations_are_refused():
         cuda.allocate(network._replace(layers=layers), 1)
 
 
+def test_other_cells_and_windows_are_refused():
+    network = random_network(8)
+    rnn = network.layers[0]._replace(cell="rnn")
+    for other, what in (
+        (network._replace(layers=(rnn,)), "cell 'rnn'"),
+        (network._replace(window=3), "a window"),
+    ):
+        with pytest.raises(BackendError, match=f"this model has {what}; set backend = 'cpu'"):
+            cuda.allocate(other, 1)
+
+
 def test_what_does_not_fit_in_shared_memory_is_refused(monkeypatch):
     monkeypatch.setattr(cuda, "limits", lambda: cuda.Limits(1, 2000, 2000, 0))
     with pytest.raises(BackendError, match="16 units do not fit in 2000 bytes"):
