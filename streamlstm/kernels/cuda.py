@@ -28,6 +28,7 @@ other. Nothing is allocated after `allocate`, nothing compiled after `warm_up`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -119,6 +120,11 @@ def unusable() -> str:
     return ""
 
 
+def bytes_per_series(network: Network) -> int:
+    """Bytes of device memory that `allocate` takes for each series."""
+    return math.prod(cell.state_shape(network)) * FLOAT_BYTES
+
+
 def allocate(network: Network, capacity: int, threads: int | None = None) -> Buffers:
     """Buffers on the current device for `capacity` series at zero state; `threads` is the CPU's.
 
@@ -131,8 +137,8 @@ def allocate(network: Network, capacity: int, threads: int | None = None) -> Buf
         raise BackendError(
             f"backend 'cuda': no usable GPU ({reason}); install its driver or set backend = 'cpu'"
         )
-    units = max(padded(layer.weight_hh.shape[1]) for layer in network.layers)
-    record = len(network.layers) * 2 * units
+    units = cell.state_shape(network)[-1]
+    record = math.prod(cell.state_shape(network))
     inputs, outputs = network.head.skip.shape[::-1]
     device, room = 0 if SIMULATED else cuda.get_current_device().id, limits()
     weights, head, layers = _packed(network, units)

@@ -8,9 +8,11 @@ import os
 import numpy as np
 import pytest
 
+from streamlstm.engine import Engine
 from streamlstm.golden import check_golden
 from streamlstm.kernels import cpu, cuda, reference
 from streamlstm.kernels.cell import ACTIVATIONS, BackendError
+from streamlstm.ticks import Ticks
 from tests.kernels.networks import random_network
 from tests.kernels.test_cpu import batch, rounds_of
 from tests.models import random_model
@@ -87,6 +89,20 @@ def test_layers_may_differ_in_size():
 @pytest.mark.parametrize("hidden", [5, 16, 40])
 def test_it_repeats_the_golden_of_a_model(hidden):
     check_golden(random_model(hidden=hidden), cuda)
+
+
+def test_an_engine_forecasts_as_it_does_on_the_cpu():
+    model, points = random_model(), {}
+    values = np.random.default_rng(0).standard_normal((5, model.spec.inputs))
+    ts = np.array([1, 1, 1, 2, 2]) * model.spec.step_ns
+    for backend in ("cpu", "cuda"):
+        engine = Engine(model, backend=backend, max_series=5, max_batch=8)
+        engine.warm_up()
+        slots = np.array([0, 1, 2, 1, 0], np.int32)
+        points[backend] = engine.step(Ticks(slots, ts, values, np.zeros(5, np.uint8)), 0).point
+        assert engine.backend == backend
+        assert len(points[backend]) == 5
+    np.testing.assert_allclose(points["cuda"], points["cpu"], rtol=1e-5, atol=1e-5)
 
 
 # --- the same bits --------------------------------------------------------------------------------
