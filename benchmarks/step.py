@@ -11,8 +11,10 @@ Python caller calls it, in alternating repeats within one run; figures are media
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -301,7 +303,10 @@ def show(row: dict[str, Any]) -> None:
         return
     line = f"H {row['hidden']:4d}  B {row['batch']:6d}  ours {row['ours_us']:10.2f} us"
     line += f"  {row['batch'] / row['ours_us']:7.3f} M/s"
-    line += f"  {row['gflops']:6.1f} of {row['sgemm_gflops']:.0f} GFLOP/s"
+    line += f"  {row['gflops']:6.1f} of {row.get('sgemm_gflops', math.nan):.0f} GFLOP/s"
+    if "share_of_roofline" in row:
+        line += f"  {row['share_of_roofline']:.0%} of the roofline"
+        line += f" ({row['kernel_share_of_roofline']:.0%} without copies)"
     if "ratio" in row:
         ratio = row["ratio"]
         line += f"  {ratio['value']:5.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}] times"
@@ -311,19 +316,24 @@ def show(row: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--hidden", type=int, nargs="+", default=HIDDEN)
-    parser.add_argument("--batch", type=int, nargs="+", default=BATCH)
+    parser.add_argument("--batch", type=int, nargs="+")
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--budget", type=float, default=0.02, help="seconds of a repeat")
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
     for name in missing_peers():
         print(f"{name}: not installed, not run")
+    on_cuda = importlib.import_module("benchmarks.step_cuda") if options.device == "cuda" else None
     rows = []
     for hidden in options.hidden:
-        for batch in options.batch:
-            rows.append(measure(hidden, batch, options.repeats, options.budget))
+        for batch in options.batch or (on_cuda.BATCH if on_cuda else BATCH):
+            measured = on_cuda.measure if on_cuda else measure
+            rows.append(measured(hidden, batch, options.repeats, options.budget))
             show(rows[-1])
+        if on_cuda:
+            continue
         rows.append(hot_key(hidden, options.repeats, options.budget))
         show(rows[-1])
     if options.json:

@@ -194,7 +194,12 @@ def _parser() -> _Parser:
     _table_arguments(backtest)
 
     inspect = command("inspect", _for_people("inspect"), "say what a model file holds")
-    inspect.add_argument("model", type=Path)
+    inspect.add_argument("model", type=Path, nargs="?")
+    inspect.add_argument(
+        "--kernels",
+        action="store_true",
+        help="say what the step is compiled for here, and how fast it is for the model, if named",
+    )
     inspect.add_argument("--json", action="store_true", help="print one JSON object")
 
     for name, call, about in (

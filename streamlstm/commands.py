@@ -20,6 +20,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from streamlstm import demo as demonstration
+from streamlstm import speed
 from streamlstm.backtest import Actual, Issued, Scores, run, score
 from streamlstm.client import Feed, Listener, Pace, in_time_order
 from streamlstm.config import ConfigError
@@ -27,6 +28,8 @@ from streamlstm.datasets.bundled import DATASETS, load
 from streamlstm.datasets.frames import SeriesData, Table, read_table
 from streamlstm.engine import Engine
 from streamlstm.fit_options import FitOptions
+from streamlstm.golden import check_golden
+from streamlstm.kernels import cpu
 from streamlstm.model import Model, load_model, save_model
 from streamlstm.plot import check_plot, plot_forecasts
 from streamlstm.terminal import fan_chart, scores_table, sparkline, when
@@ -130,6 +133,11 @@ def fit(options: argparse.Namespace) -> None:
 
 def inspect(options: argparse.Namespace) -> None:
     """``streamlstm inspect``."""
+    if options.kernels:
+        _inspect_kernels(options)
+        return
+    if options.model is None:
+        raise ConfigError("name a model file, or ask for --kernels")
     model = load_model(options.model)
     engine = Engine(model, max_series=1)
     per_series = Engine(model, max_series=100_000).bytes_per_series
@@ -155,6 +163,30 @@ def inspect(options: argparse.Namespace) -> None:
     console.print(memory)
 
 
+def _inspect_kernels(options: argparse.Namespace) -> None:
+    """What the step is compiled for here and, of a model if one is named, how fast it is."""
+    host = speed.host()
+    report: dict[str, Any] = {"host": host._asdict()}
+    if options.model is not None:
+        model = load_model(options.model)
+        check_golden(model, cpu)
+        report["model"] = model.id
+        report["million_steps_per_second"] = speed.million_steps_per_second(model)
+    if options.json:
+        print(json.dumps(report))
+        return
+    console = Console()
+    table = RichTable(show_header=False, box=None)
+    table.add_column(style="dim")
+    table.add_row("cpu", f"{host.cpu}, {host.cores} cores")
+    table.add_row("vectors", f"{host.lanes} float32")
+    table.add_row("register block", f"{host.rows} series x {host.vectors} vectors")
+    table.add_row("threads", str(host.threads))
+    for batch, rate in report.get("million_steps_per_second", {}).items():
+        table.add_row(f"batch of {batch:,}", f"{rate:.3g} million steps/s")
+    console.print(table)
+
+
 def _about(model: Model, report: dict[str, Any]) -> RichTable:
     spec = model.spec
     scaling = spec.scaling
@@ -165,7 +197,9 @@ def _about(model: Model, report: dict[str, Any]) -> RichTable:
     rows = {
         "model": f"{model.id}, {report['parameters']:,} parameters",
         "network": f"{spec.layers} x {spec.cell.upper()} of {spec.hidden},"
-        f" {spec.activation} and {spec.recurrent_activation}",
+        f" {spec.activation} and {spec.recurrent_activation}"
+        + f", run afresh over the last {spec.window} inputs"
+        * bool(spec.window),
         "input": f"{spec.inputs} value{'s' * (spec.inputs > 1)}"
         + f", lags {', '.join(map(str, spec.lags))}" * bool(spec.lags)
         + f", calendar {', '.join(spec.calendar)} ({spec.timezone})" * bool(spec.calendar),

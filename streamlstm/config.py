@@ -105,7 +105,9 @@ class Output(_Table):
 class Engine(_Table):
     """What computes, and how much of it."""
 
-    backend: Literal["cpu"] = Field(default="cpu", description="kernels: cpu")
+    backend: Literal["cpu", "cuda", "auto"] = Field(
+        default="cpu", description="kernels: cpu, cuda, or auto (cuda where a GPU can be used)"
+    )
     threads: int = Field(default=0, ge=0, le=1024, description="of the kernels; 0: one per core")
     max_batch: int = Field(
         default=1024, ge=1, le=65_536, description="ticks stepped at once, never waited for"

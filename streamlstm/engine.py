@@ -5,9 +5,10 @@ twice), advance (features, then the network's step), and forecast (raw units and
 Rounds keep arrival order, so what a series becomes does not depend on the batch it came in.
 """
 
+import importlib
+import importlib.util
 import os
-from collections.abc import Mapping
-from types import MappingProxyType, ModuleType
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -17,12 +18,12 @@ from numpy.typing import NDArray
 from streamlstm import features, intervals
 from streamlstm.golden import check_golden, network_of
 from streamlstm.kernels import cpu
-from streamlstm.kernels.cell import padded
+from streamlstm.kernels.cell import BackendError
 from streamlstm.model import Model, ModelError, Spec
 from streamlstm.series import Series, bytes_per_series
 from streamlstm.ticks import WARM, Forecasts, Ticks
 
-BACKENDS: Mapping[str, ModuleType] = MappingProxyType({"cpu": cpu})
+BACKENDS = ("cpu", "cuda", "auto")
 DROPS = ("nonfinite", "out_of_range", "late", "duplicate")
 """Reasons for which the engine drops a tick."""
 LIMIT = 1e37
@@ -90,25 +91,23 @@ class Engine:
 
         Raises:
             ModelError: the golden deviates, or ``max_series`` series do not fit in memory.
+            BackendError: the backend cannot run here, or not this model.
             ValueError: unknown backend.
         """
-        if backend not in BACKENDS:
-            raise ValueError(f"unknown backend {backend!r}; there is: {', '.join(BACKENDS)}")
-        self.model, self.kernels = model, BACKENDS[backend]
+        self.backend, self.backend_reason, self.kernels = open_backend(backend)
+        self.model = model
         self.max_batch = max_batch
         spec = model.spec
         self._features = features.plan(spec)
         self._intervals = intervals.plan(spec.horizon, spec.targets, coverage, model.errors)
         fields = state_fields(spec, self._intervals)
-        recurrent = spec.layers * 2 * padded(spec.hidden) * 4
-        self.bytes_per_series = {"recurrent": recurrent}
+        network = network_of(spec, model.weights)
+        self.bytes_per_series = {"recurrent": self.kernels.bytes_per_series(network)}
         self.bytes_per_series |= bytes_per_series(fields, max_series, max_key)
         _refuse_what_does_not_fit(sum(self.bytes_per_series.values()), max_series)
         check_golden(model, self.kernels)
         self.series = Series(fields, max_series, max_key)
-        self.buffers = self.kernels.allocate(
-            network_of(spec, model.weights), max_series, threads or None
-        )
+        self.buffers = self.kernels.allocate(network, max_series, threads or None)
         state = self.series.state
         self._clock = Clock(state["last_ts"], state["seen"], state["rank"])
         self._memory = features.Memory(*(state[name] for name in features.Memory._fields))
@@ -194,6 +193,31 @@ class Engine:
             )
         slot, ts, seq, point, quantiles = (array[:published] for array in self._forecasts)
         return Forecasts(slot, ts, seq, point, quantiles)  # type: ignore[arg-type]
+
+
+def open_backend(name: str) -> tuple[str, str, ModuleType]:
+    """The backend taken, why that one, and its kernels. A GPU is looked for where one is asked for.
+
+    Raises:
+        BackendError: its package is not installed.
+        ValueError: unknown backend.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r}; there is: {', '.join(BACKENDS)}")
+    if name == "cpu":
+        return "cpu", "as asked", cpu
+    if importlib.util.find_spec("numba_cuda") is None:
+        if name == "auto":
+            return "cpu", "numba-cuda is not installed", cpu
+        raise BackendError(
+            "backend 'cuda': numba-cuda is not installed; pip install 'streamlstm[cuda]'"
+            " or set backend = 'cpu'"
+        )
+    cuda = importlib.import_module("streamlstm.kernels.cuda")
+    if name == "cuda":
+        return "cuda", "as asked", cuda
+    reason = cuda.unusable()
+    return ("cpu", f"no usable GPU ({reason})", cpu) if reason else ("cuda", "a GPU is there", cuda)
 
 
 def state_fields(spec: Spec, bands: intervals.Plan) -> dict[str, tuple[type, tuple[int, ...]]]:

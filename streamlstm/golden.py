@@ -16,28 +16,30 @@ TOLERANCE = 5e-6
 
 def network_of(spec: Spec, weights: Mapping[str, NDArray[np.float32]]) -> cell.Network:
     """Weights by name as the kernels take them."""
+    apart = spec.cell == "gru" and spec.reset_after
     layers = tuple(
         cell.Layer(
-            weights[f"lstm.weight_ih_l{n}"],
-            weights[f"lstm.weight_hh_l{n}"],
-            weights[f"lstm.bias_l{n}"],
+            weights[f"{spec.cell}.weight_ih_l{n}"],
+            weights[f"{spec.cell}.weight_hh_l{n}"],
+            weights[f"{spec.cell}.bias_{'ih_' * apart}l{n}"],
             spec.activation,
             spec.recurrent_activation,
+            spec.cell,
+            spec.reset_after,
+            weights[f"{spec.cell}.bias_hh_l{n}"] if apart else cell.NO_BIAS,
         )
         for n in range(spec.layers)
     )
     head = cell.Head(
         weights["head.weight"], weights["head.bias"], weights["head.skip"], spec.head_activation
     )
-    return cell.Network(layers, head)
+    return cell.Network(layers, head, spec.window)
 
 
 def make_golden(spec: Spec, weights: Mapping[str, NDArray[np.float32]], seed: int = 0) -> Golden:
     """Run 16 random inputs through the float64 reference."""
     inputs = np.random.default_rng(seed).normal(size=(16, spec.width)).astype(np.float32)
-    outputs, states = _run(reference, network_of(spec, weights), inputs)
-    states = states[:, :, : spec.hidden]
-    return Golden(inputs, outputs, states[:, 0], states[:, 1])
+    return Golden(inputs, *_run(reference, spec, weights, inputs))
 
 
 def check_golden(model: Model, backend: ModuleType) -> None:
@@ -46,11 +48,12 @@ def check_golden(model: Model, backend: ModuleType) -> None:
     Raises:
         ModelError: the backend's outputs or final states deviate by more than ``TOLERANCE``.
     """
-    golden, hidden = model.golden, model.spec.hidden
-    outputs, states = _run(backend, network_of(model.spec, model.weights), golden.inputs)
-    pairs = ((outputs, golden.outputs), (states[:, 0, :hidden], golden.h))
+    golden = model.golden
+    outputs, states = _run(backend, model.spec, model.weights, golden.inputs)
+    pairs: list[tuple[NDArray[Any], NDArray[Any]]] = [(outputs, golden.outputs)]
+    pairs += [(states[name], golden.states[name]) for name in states]
     worst = 0.0
-    for ours, theirs in (*pairs, (states[:, 1, :hidden], golden.c)):
+    for ours, theirs in pairs:
         worst = max(worst, float(np.max(np.abs(ours - theirs) / (1 + np.abs(theirs)))))
     if not worst <= TOLERANCE:
         raise ModelError(
@@ -60,13 +63,18 @@ def check_golden(model: Model, backend: ModuleType) -> None:
 
 
 def _run(
-    backend: ModuleType, network: cell.Network, inputs: NDArray[np.float32]
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Outputs (T, O) and final states (layers, 2, padded H) of one series from a zero state."""
+    backend: ModuleType,
+    spec: Spec,
+    weights: Mapping[str, NDArray[np.float32]],
+    inputs: NDArray[np.float32],
+) -> tuple[NDArray[Any], dict[str, NDArray[np.float32]]]:
+    """Outputs (T, O) and final states (layers, H) of one series from a zero state."""
+    network = network_of(spec, weights)
     buffers = backend.allocate(network, 1)
     length = len(inputs)
     dtype = np.float64 if backend is reference else np.float32
-    outputs = np.zeros((length, len(network.head.bias)), dtype)
+    outputs = np.zeros((length, spec.outputs), dtype)
     slots = np.zeros(length, np.int32)
     backend.step(buffers, slots, inputs, np.arange(length + 1), outputs)
-    return outputs, backend.to_host(buffers, slots[:1])[0]
+    record = backend.to_host(buffers, slots[:1])[0]
+    return outputs, {name: record[:, k, : spec.hidden] for k, name in enumerate(spec.states)}

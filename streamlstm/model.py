@@ -9,12 +9,21 @@ Tensors, all little endian (H = hidden, I = length of the input vector, O = hori
 ``lstm.weight_ih_l{n}``     (4H, I|H)   float32, gate order i, f, g, o, as PyTorch
 ``lstm.weight_hh_l{n}``     (4H, H)     float32
 ``lstm.bias_l{n}``          (4H,)       float32, PyTorch's two biases summed
+``gru.weight_ih_l{n}``      (3H, I|H)   float32, gate order r, z, n, as PyTorch (Keras: z, r, h)
+``gru.weight_hh_l{n}``      (3H, H)     float32
+``gru.bias_ih_l{n}``        (3H,)       float32, where ``reset_after``
+``gru.bias_hh_l{n}``        (3H,)       float32, where ``reset_after``: beside the product with h
+``gru.bias_l{n}``           (3H,)       float32, where not
+``rnn.weight_ih_l{n}``      (H, I|H)    float32
+``rnn.weight_hh_l{n}``      (H, H)      float32
+``rnn.bias_l{n}``           (H,)        float32, PyTorch's two biases summed
 ``head.weight``             (O, H)      float32, row ``k * targets + j``: step k, target j
 ``head.bias``               (O,)        float32
 ``head.skip``               (O, I)      float32, the linear shortcut from the input vector
 ``golden.inputs``           (T, I)      float32
 ``golden.outputs``          (T, O)      float64, from a zero state
-``golden.h``, ``golden.c``  (layers, H) float32, after the last input
+``golden.h``, ``golden.c``  (layers, H) float32, after the last input; ``c`` of an LSTM alone,
+                                        neither where the model has a ``window``
 ``errors.levels``           (Q,)        float64, optional: probabilities, rising
 ``errors.quantiles``        (Q, O)      float32: quantiles of |error| / scale, unseen data
 ==========================  ==========  ============================================================
@@ -35,13 +44,22 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 FORMAT = 1
 ActivationName = Literal["tanh", "sigmoid", "relu", "hard_sigmoid", "linear"]
 CalendarName = Literal["hour", "week", "year"]
+_WEIGHTS = ("lstm.", "gru.", "rnn.", "head.")
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -90,12 +108,18 @@ class Spec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    cell: Literal["lstm"] = "lstm"
+    cell: Literal["lstm", "gru", "rnn"] = "lstm"
+    reset_after: bool = Field(
+        default=True, description="GRU: r scales the product with h (PyTorch), not h itself"
+    )
     layers: int = Field(default=1, ge=1, le=16)
     hidden: int = Field(ge=1, le=4096)
     activation: ActivationName = "tanh"
     recurrent_activation: ActivationName = "sigmoid"
     head_activation: ActivationName = "linear"
+    window: int = Field(
+        default=0, ge=0, le=100_000, description="run the last so many inputs afresh; 0: stateful"
+    )
     inputs: int = Field(default=1, ge=1, le=1024, description="measured values of a tick")
     targets: int = Field(default=1, ge=1, description="the first of them are forecast")
     step_ns: int = Field(ge=0, description="nanoseconds between ticks; 0: not known")
@@ -128,6 +152,25 @@ class Spec(BaseModel):
         # whole seasons, so that a place left unwritten in a gap holds the same phase
         return -(-need // self.season) * self.season if self.season else need
 
+    @property
+    def states(self) -> tuple[str, ...]:
+        """Which recurrent states a run leaves behind, of ``h`` and ``c``."""
+        if self.window:
+            return ()
+        return ("h", "c") if self.cell == "lstm" else ("h",)
+
+    @model_serializer(mode="wrap")
+    def _without_what_does_not_apply(
+        self, handler: SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
+        """Leave out options added later, where they change nothing: ids of models stay."""
+        spec: dict[str, Any] = handler(self)
+        if self.cell != "gru":
+            del spec["reset_after"]
+        if not self.window:
+            del spec["window"]
+        return spec
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.targets > self.inputs:
@@ -151,11 +194,14 @@ class Spec(BaseModel):
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every weight tensor."""
         H, O, I = self.hidden, self.outputs, self.width  # noqa: E741
+        rows = {"lstm": 4, "gru": 3, "rnn": 1}[self.cell] * H
+        apart = self.cell == "gru" and self.reset_after
         shapes: dict[str, tuple[int, ...]] = {}
         for n in range(self.layers):
-            shapes[f"lstm.weight_ih_l{n}"] = (4 * H, H if n else I)
-            shapes[f"lstm.weight_hh_l{n}"] = (4 * H, H)
-            shapes[f"lstm.bias_l{n}"] = (4 * H,)
+            shapes[f"{self.cell}.weight_ih_l{n}"] = (rows, H if n else I)
+            shapes[f"{self.cell}.weight_hh_l{n}"] = (rows, H)
+            for name in ("bias_ih", "bias_hh") if apart else ("bias",):
+                shapes[f"{self.cell}.{name}_l{n}"] = (rows,)
         return shapes | {"head.weight": (O, H), "head.bias": (O,), "head.skip": (O, I)}
 
 
@@ -167,10 +213,8 @@ class Golden:
     """(T, I)"""
     outputs: NDArray[np.float64]
     """(T, O)"""
-    h: NDArray[np.float32]
-    """(layers, H)"""
-    c: NDArray[np.float32]
-    """(layers, H)"""
+    states: Mapping[str, NDArray[np.float32]]
+    """(layers, H) each, those of :attr:`Spec.states`"""
 
 
 @dataclass(frozen=True)
@@ -216,8 +260,13 @@ def save_model(model: Model, path: Path) -> None:
     """
     _check_weights(model.spec, model.weights)
     tensors: dict[str, NDArray[Any]] = dict(model.weights)
-    for name in ("inputs", "outputs", "h", "c"):
-        tensors[f"golden.{name}"] = getattr(model.golden, name)
+    golden = model.golden
+    run: dict[str, NDArray[Any]] = {
+        "inputs": golden.inputs,
+        "outputs": golden.outputs,
+        **golden.states,
+    }
+    tensors |= {f"golden.{name}": array for name, array in run.items()}
     if model.errors is not None:
         tensors["errors.levels"] = model.errors.levels
         tensors["errors.quantiles"] = model.errors.quantiles
@@ -266,7 +315,7 @@ def load_model(path: Path) -> Model:
         spec = Spec.model_validate(header["spec"])
         golden = _golden(spec, tensors)
         errors = _errors(spec, tensors)
-        weights = {k: v for k, v in tensors.items() if k.startswith(("lstm.", "head."))}
+        weights = {k: v for k, v in tensors.items() if k.startswith(_WEIGHTS)}
         _check_weights(spec, weights)
         return Model(spec, weights, golden, errors, header.get("provenance", {}))
     except ValidationError as error:
@@ -304,11 +353,13 @@ def _golden(spec: Spec, tensors: Mapping[str, NDArray[Any]]) -> Golden:
     length = len(inputs)
     _expect("golden.inputs", inputs, np.float32, (length, spec.width))
     _expect("golden.outputs", tensors.get("golden.outputs"), np.float64, (length, spec.outputs))
-    for name in ("golden.h", "golden.c"):
-        _expect(name, tensors.get(name), np.float32, (spec.layers, spec.hidden))
+    for name in spec.states:
+        shape = spec.layers, spec.hidden
+        _expect(f"golden.{name}", tensors.get(f"golden.{name}"), np.float32, shape)
     if not length:
         raise ModelError("the golden trajectory is empty; fit it again")
-    return Golden(inputs, *(tensors[f"golden.{name}"] for name in ("outputs", "h", "c")))
+    states = {name: tensors[f"golden.{name}"] for name in spec.states}
+    return Golden(inputs, tensors["golden.outputs"], states)
 
 
 def _errors(spec: Spec, tensors: Mapping[str, NDArray[Any]]) -> Errors | None:

@@ -17,6 +17,7 @@ from streamlstm import checkpoint
 from streamlstm.checkpoint import CheckpointError
 from streamlstm.config import Config
 from streamlstm.engine import Engine
+from streamlstm.kernels.cell import BackendError
 from streamlstm.metrics import Metrics, MetricsError, Server
 from streamlstm.model import ModelError, load_model
 from streamlstm.ticks import Ticks
@@ -41,7 +42,13 @@ def run(config: Config, announce: bool = False) -> int:
     service = Service(config)
     try:
         service.startup()
-    except (ModelError, CheckpointError, TransportError, MetricsError) as error:
+    except (
+        ModelError,
+        BackendError,
+        CheckpointError,
+        TransportError,
+        MetricsError,
+    ) as error:
         _log.error("%s", error)
         service.close()
         return 1
@@ -59,7 +66,7 @@ def check(config: Config) -> str:
     """Open all that :func:`run` would, but for the sockets, and say what was found.
 
     Raises:
-        ModelError, CheckpointError: each with one line.
+        ModelError, BackendError, CheckpointError: each with one line.
     """
     engine, restored = _open_engine(config)
     each = sum(engine.bytes_per_series.values())
@@ -87,7 +94,8 @@ class Service:
         """Bring everything up, compiled and restored.
 
         Raises:
-            ModelError, CheckpointError, TransportError, MetricsError: each with one line.
+            ModelError, BackendError, CheckpointError, TransportError, MetricsError: each with one
+                line.
         """
         config = self.config
         if config.metrics.enabled:
@@ -272,7 +280,7 @@ class Service:
             "layers": str(spec.layers),
             "hidden": str(spec.hidden),
             "horizon": str(spec.horizon),
-            "backend": self.config.engine.backend,
+            "backend": self.engine.backend,
         }
         self.metrics.refresh = self._refresh
 
@@ -307,6 +315,8 @@ def _open_engine(config: Config) -> tuple[Engine, int]:
         threads=config.engine.threads,
         max_key=config.input.max_key,
     )
+    if config.engine.backend == "auto":
+        _event(logging.INFO, "backend", took=engine.backend, because=engine.backend_reason)
     path = config.checkpoint.path
     if path and not path.parent.is_dir():
         raise CheckpointError(f"{path}: its folder does not exist; make it")

@@ -40,6 +40,7 @@ class Oracle:
         self.coverage = coverage
         H, L = self.spec["hidden"], self.spec["layers"]
         self.h, self.c = np.zeros((L, H)), np.zeros((L, H))
+        self.inputs: list[np.ndarray] = []  # the last of them, where there is a window
         self.grid: dict[int, np.ndarray] = {}  # place -> raw targets
         self.made: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # place -> forecast, half-width
         self.place, self.seen, self.last = 0, 0, 0
@@ -125,18 +126,44 @@ class Oracle:
         return self.loc, np.where(scale > 0, scale, 1.0)
 
     def network(self, x: np.ndarray) -> np.ndarray:
-        spec, w, H = self.spec, self.w, self.spec["hidden"]
-        below = x
-        for n in range(spec["layers"]):
-            gates = w[f"lstm.weight_ih_l{n}"] @ below + w[f"lstm.bias_l{n}"]
-            gates = gates + w[f"lstm.weight_hh_l{n}"] @ self.h[n]
-            i, f, g, o = gates.reshape(4, H)
-            i, f, o = (act(spec["recurrent_activation"], v) for v in (i, f, o))
-            self.c[n] = f * self.c[n] + i * act(spec["activation"], g)
-            self.h[n] = o * act(spec["activation"], self.c[n])
-            below = self.h[n]
-        out = w["head.weight"] @ below + w["head.skip"] @ x + w["head.bias"]
+        spec, w = self.spec, self.w
+        steps = [x]
+        if window := spec.get("window", 0):
+            self.h, self.c = np.zeros_like(self.h), np.zeros_like(self.c)
+            self.inputs = steps = [*self.inputs, x][-window:]
+        for below in steps:
+            for n in range(spec["layers"]):
+                getattr(self, spec["cell"])(n, below)
+                below = self.h[n]
+        out = w["head.weight"] @ self.h[-1] + w["head.skip"] @ x + w["head.bias"]
         return act(spec["head_activation"], out)
+
+    def lstm(self, n: int, x: np.ndarray) -> None:
+        spec, w = self.spec, self.w
+        gates = w[f"lstm.weight_ih_l{n}"] @ x + w[f"lstm.bias_l{n}"]
+        gates = gates + w[f"lstm.weight_hh_l{n}"] @ self.h[n]
+        i, f, g, o = gates.reshape(4, -1)
+        i, f, o = (act(spec["recurrent_activation"], v) for v in (i, f, o))
+        self.c[n] = f * self.c[n] + i * act(spec["activation"], g)
+        self.h[n] = o * act(spec["activation"], self.c[n])
+
+    def gru(self, n: int, x: np.ndarray) -> None:
+        spec, w, h = self.spec, self.w, self.h[n]
+        after = spec["reset_after"]
+        wr, wz, wn = np.split(w[f"gru.weight_ih_l{n}"], 3)
+        ur, uz, un = np.split(w[f"gru.weight_hh_l{n}"], 3)
+        br, bz, bn = np.split(w[f"gru.bias_{'ih_' * after}l{n}"], 3)
+        hr, hz, hn = np.split(w[f"gru.bias_hh_l{n}"], 3) if after else (0, 0, 0)
+        r = act(spec["recurrent_activation"], wr @ x + br + ur @ h + hr)
+        z = act(spec["recurrent_activation"], wz @ x + bz + uz @ h + hz)
+        product = r * (un @ h + hn) if after else un @ (r * h)
+        new = act(spec["activation"], wn @ x + bn + product)
+        self.h[n] = (1 - z) * new + z * h
+
+    def rnn(self, n: int, x: np.ndarray) -> None:
+        w = self.w
+        sums = w[f"rnn.weight_ih_l{n}"] @ x + w[f"rnn.weight_hh_l{n}"] @ self.h[n]
+        self.h[n] = act(self.spec["activation"], sums + w[f"rnn.bias_l{n}"])
 
     def interval(self, y: np.ndarray, scale: np.ndarray) -> np.ndarray:
         """Half-widths (horizon, targets); learns from ``y`` first."""

@@ -1,6 +1,8 @@
 """Checkpoints: a restart goes on with the same bits, and a damaged file is refused."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -12,10 +14,13 @@ from streamlstm.ticks import Keys
 from tests.models import random_model
 from tests.test_engine import RICH, everything, ticks
 
+Kind = Mapping[str, object]
+NO_KIND: Kind = MappingProxyType({})
 
-def running(seed: int = 0, **options: object) -> Engine:
+
+def running(seed: int = 0, kind: Kind = NO_KIND, **options: object) -> Engine:
     """An engine of 5 series with 30 ticks each."""
-    engine = Engine(random_model(seed, **RICH), **{"max_series": 20} | options)
+    engine = fresh(seed, kind, **options)
     slots = engine.series.lookup(Keys.of([b"a", b"bb", b"ccc", b"d", b"e"])).tolist()
     values = np.random.default_rng(1).normal(size=(30, 5))
     for hour, row in enumerate(values):
@@ -23,12 +28,13 @@ def running(seed: int = 0, **options: object) -> Engine:
     return engine
 
 
-def fresh(seed: int = 0, **options: object) -> Engine:
-    return Engine(random_model(seed, **RICH), **{"max_series": 20} | options)
+def fresh(seed: int = 0, kind: Kind = NO_KIND, **options: object) -> Engine:
+    return Engine(random_model(seed, **RICH | dict(kind)), **{"max_series": 20} | options)
 
 
-def test_a_restart_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    one, other = running(), fresh()
+@pytest.mark.parametrize("kind", [{}, {"cell": "gru"}, {"cell": "rnn"}, {"window": 12}], ids=str)
+def test_a_restart_goes_on_bit_for_bit(tmp_path: Path, kind: Kind) -> None:
+    one, other = running(kind=kind), fresh(kind=kind)
     checkpoint.save(one, tmp_path / "c")
     assert checkpoint.load(other, tmp_path / "c")
     assert everything(one) == everything(other)

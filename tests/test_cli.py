@@ -79,6 +79,7 @@ def test_help_names_every_command_and_each_explains_itself() -> None:
         (["backtest", "m", "x.csv", "--last", "2"], "'2' is not a share"),
         (["fit", "x.csv", "--horizon", "many"], "--horizon many: "),
         (["run", "--set", "model"], "write --set option=value"),
+        (["inspect"], "name a model file, or ask for --kernels"),
         (["run"], "model: missing"),
         (["run", "--config", "none.toml"], "none.toml: no such file"),
         (["run", "--set", "model=m", "--set", "engine.backend=tpu"], "'tpu' is unknown"),
@@ -135,6 +136,19 @@ def test_a_table_that_cannot_be_used(tmp_path: Path, content: str, said: str) ->
     path.write_text(content)
     assert said in complaint("fit", path, "--out", tmp_path / "m.safetensors")
     assert not (tmp_path / "m.safetensors").exists()
+
+
+def test_inspect_kernels_says_what_the_host_gets_and_how_fast_a_model_is(tmp_path: Path) -> None:
+    alone = json.loads(streamlstm("inspect", "--kernels", "--json").stdout)
+    assert alone.keys() == {"host"}
+    assert alone["host"]["lanes"] in (4, 8, 16)
+    model = random_model_file(tmp_path)
+    report = json.loads(streamlstm("inspect", model, "--kernels", "--json").stdout)
+    assert report["million_steps_per_second"].keys() == {"1", "64", "1024"}
+    assert all(rate > 0 for rate in report["million_steps_per_second"].values())
+    text = streamlstm("inspect", "--kernels", model).stdout
+    assert f"{report['host']['lanes']} float32" in text
+    assert "million steps/s" in text
 
 
 def test_fit_inspect_backtest(fitted: tuple[Path, Path]) -> None:

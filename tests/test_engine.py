@@ -68,7 +68,29 @@ def everything(engine: Engine) -> dict[str, bytes]:
     return state | {"recurrent": recurrent.tobytes()}
 
 
-@pytest.mark.parametrize("spec", [{}, RICH, {"inputs": 3, "targets": 2, "base": "none"}, BLENDED])
+KINDS: list[dict[str, object]] = [
+    {"cell": "gru"},
+    {"cell": "gru", "reset_after": False},
+    {"cell": "rnn"},
+    {"window": 1},
+    {"window": 12},
+    {"cell": "gru", "window": 30},
+]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {},
+        RICH,
+        {"inputs": 3, "targets": 2, "base": "none"},
+        BLENDED,
+        *(RICH | kind for kind in KINDS),
+    ],
+    ids=lambda spec: "-".join(
+        str(spec[name]) for name in ("cell", "window", "hidden") if name in spec
+    ),
+)
 @pytest.mark.parametrize("calibrated", [True, False])
 def test_equals_a_float64_forecaster_made_from_the_file_alone(
     tmp_path: Path, spec: dict[str, object], calibrated: bool
@@ -88,10 +110,13 @@ def test_equals_a_float64_forecaster_made_from_the_file_alone(
         np.testing.assert_allclose(ours.quantiles[0, 1], upper, atol=2e-4, rtol=1e-4)
 
 
-@given(st.data())
-@settings(max_examples=25)
-def test_same_bits_however_the_ticks_were_batched(data: st.DataObject) -> None:
-    model = random_model(**RICH)
+@pytest.mark.parametrize("kind", [{}, *KINDS], ids=str)
+@given(data=st.data())
+@settings(max_examples=15)
+def test_same_bits_however_the_ticks_were_batched(
+    kind: dict[str, object], data: st.DataObject
+) -> None:
+    model = random_model(**RICH | kind)
     n = 120
     rng = np.random.default_rng(data.draw(st.integers(0, 100)))
     slots, values = rng.integers(0, 4, n), rng.normal(5, 1, n)
@@ -192,6 +217,10 @@ def test_all_state_is_declared() -> None:
     assert per["recurrent"] == 2 * 2 * 32 * 4  # layers, h and c, 20 units in two 16s, float32
     arrays = {name: array[0].nbytes for name, array in engine.series.state.items()}
     assert {name: per[name] for name in arrays} == arrays
+    gru = opened(random_model(**RICH | {"cell": "gru"}))
+    assert gru.bytes_per_series["recurrent"] == 2 * 32 * 4  # h alone
+    window = opened(random_model(**RICH | {"window": 24}))
+    assert window.bytes_per_series["recurrent"] == (24 * window.model.spec.width + 1) * 4
     assert per.keys() == arrays.keys() | {"recurrent", "key"}
 
 
@@ -208,5 +237,5 @@ def test_more_series_than_memory_can_hold_are_refused_at_start() -> None:
 
 
 def test_unknown_backend() -> None:
-    with pytest.raises(ValueError, match="unknown backend 'tpu'; there is: cpu"):
+    with pytest.raises(ValueError, match="unknown backend 'tpu'; there is: cpu, cuda, auto"):
         Engine(random_model(), backend="tpu")

@@ -23,6 +23,21 @@ def test_every_backend_repeats_it(
     check_golden(model, backend)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("backend", [cpu, reference], ids=["cpu", "reference"])
+@pytest.mark.parametrize("window", [0, 6, 40])
+@pytest.mark.parametrize(
+    "kind", [{}, {"cell": "gru"}, {"cell": "gru", "reset_after": False}, {"cell": "rnn"}], ids=str
+)
+def test_every_cell_and_window(backend: object, window: int, kind: dict[str, object]) -> None:
+    model = random_model(layers=2, hidden=17, window=window, **kind)
+    check_golden(model, backend)  # type: ignore[arg-type]
+    for name in model.weights:
+        changed = random_model(layers=2, hidden=17, window=window, **kind)
+        changed.weights[name].flat[0] += 1
+        with pytest.raises(ModelError, match="fit or copy it again"):
+            check_golden(changed, backend)  # type: ignore[arg-type]
+
+
 def test_it_is_the_same_for_the_same_weights() -> None:
     model = random_model()
     again = make_golden(model.spec, model.weights)

@@ -18,7 +18,7 @@ LEVELS = {
     "checkpoint": 3,
     "service": 4,
     # the side rooms: nothing of the daemon may import them
-    "datasets": 5, "samples": 5, "precision": 5, "backtest": 5,
+    "datasets": 5, "samples": 5, "speed": 5, "precision": 5, "backtest": 5,
     "client": 6, "terminal": 6, "linear": 6, "gradient": 6,
     "plot": 7, "mixture": 7, "bptt": 7,
     "train": 8,
@@ -27,7 +27,12 @@ LEVELS = {
     "cli": 11,
     "__main__": 12,
 }  # fmt: skip
-WITHIN_KERNELS = {"simd": 0, "cell": 1, "pool": 1, "reference": 2, "cpu": 2}
+WITHIN_KERNELS = {
+    "simd": 0, "cell": 1, "pool": 1, "reference": 2, "layers": 2, "cpu": 3, "warp": 2, "cuda": 3,
+}  # fmt: skip
+WITHIN_KERNELS = {
+    "simd": 0, "cell": 1, "pool": 1, "reference": 2, "layers": 2, "cpu": 3, "warp": 2, "cuda": 3,
+}  # fmt: skip
 
 
 def modules() -> list[Path]:

@@ -36,11 +36,23 @@ def refusal(path: Path) -> str:
     return message
 
 
+CELLS: list[dict[str, object]] = [
+    {},
+    {"cell": "gru"},
+    {"cell": "gru", "reset_after": False},
+    {"cell": "rnn", "activation": "relu"},
+    {"window": 5},
+    {"cell": "gru", "window": 24},
+]
+
+
 @pytest.mark.parametrize("calibrated", [True, False])
-def test_what_is_saved_is_loaded(tmp_path: Path, calibrated: bool) -> None:
+@pytest.mark.parametrize("kind", CELLS, ids=str)
+def test_what_is_saved_is_loaded(tmp_path: Path, calibrated: bool, kind: dict[str, object]) -> None:
     model = random_model(
-        3, calibrated=calibrated, layers=2, targets=2, inputs=3, lags=(1, 24), calendar=("hour",)
-    )
+        3, calibrated=calibrated, layers=2, targets=2, inputs=3, lags=(1, 24), calendar=("hour",),
+        **kind,
+    )  # fmt: skip
     save_model(model, tmp_path / "m.safetensors")
     again = load_model(tmp_path / "m.safetensors")
     assert again.spec == model.spec
@@ -49,8 +61,11 @@ def test_what_is_saved_is_loaded(tmp_path: Path, calibrated: bool) -> None:
     assert again.weights.keys() == model.weights.keys()
     for name, weight in model.weights.items():
         np.testing.assert_array_equal(again.weights[name], weight)
-    for name in ("inputs", "outputs", "h", "c"):
-        np.testing.assert_array_equal(getattr(again.golden, name), getattr(model.golden, name))
+    np.testing.assert_array_equal(again.golden.inputs, model.golden.inputs)
+    np.testing.assert_array_equal(again.golden.outputs, model.golden.outputs)
+    assert again.golden.states.keys() == model.golden.states.keys() == set(model.spec.states)
+    for name, state in model.golden.states.items():
+        np.testing.assert_array_equal(again.golden.states[name], state)
     assert (again.errors is not None) == calibrated
 
 
@@ -58,6 +73,33 @@ def test_the_id_tells_models_apart_and_nothing_else() -> None:
     model = random_model(1)
     assert model.id == random_model(1).id != random_model(2).id
     assert model.id != random_model(1, season=3).id
+
+
+def test_weights_are_named_as_pytorch_names_them() -> None:
+    def named(**spec: object) -> dict[str, tuple[int, ...]]:
+        shapes = Spec(hidden=4, step_ns=HOUR, horizon=2, **spec).weight_shapes()
+        return {name: shape for name, shape in shapes.items() if not name.startswith("head")}
+
+    assert named() == {
+        "lstm.weight_ih_l0": (16, 1), "lstm.weight_hh_l0": (16, 4), "lstm.bias_l0": (16,),
+    }  # fmt: skip
+    assert named(cell="gru", lags=(1,)) == {
+        "gru.weight_ih_l0": (12, 2), "gru.weight_hh_l0": (12, 4),
+        "gru.bias_ih_l0": (12,), "gru.bias_hh_l0": (12,),
+    }  # fmt: skip
+    assert named(cell="gru", reset_after=False)["gru.bias_l0"] == (12,)
+    assert named(cell="rnn") == {
+        "rnn.weight_ih_l0": (4, 1), "rnn.weight_hh_l0": (4, 4), "rnn.bias_l0": (4,),
+    }  # fmt: skip
+
+
+def test_options_that_change_nothing_are_not_written_so_that_ids_of_old_models_stay() -> None:
+    spec = Spec(hidden=4, step_ns=HOUR, horizon=2).model_dump()
+    assert not {"window", "reset_after"} & spec.keys()
+    windowed = random_model(window=3)
+    assert windowed.spec.model_dump()["window"] == 3
+    assert windowed.id != random_model().id
+    assert random_model(cell="gru").spec.model_dump()["reset_after"] is True
 
 
 def test_missing_file(tmp_path: Path) -> None:
@@ -114,6 +156,11 @@ def test_a_safetensors_file_of_something_else(tmp_path: Path) -> None:
         (lambda h, t: h.pop("spec"), "damaged"),
         (lambda h, t: t.pop("head.bias"), "head.bias is missing"),
         (lambda h, t: t.pop("golden.h"), "golden.h is missing"),
+        (lambda h, t: t.pop("golden.c"), "golden.c is missing"),
+        (lambda h, t: h["spec"].update(cell="gru"), "gru.weight_ih_l0 is missing"),
+        (lambda h, t: h["spec"].update(cell="transformer"), "cell"),
+        (lambda h, t: h["spec"].update(window=-1), "window"),
+        (lambda h, t: t.update({"gru.bias_l0": np.zeros(1)}), "unknown tensor"),
         (lambda h, t: t.update({"lstm.extra": np.zeros(1)}), "unknown tensor lstm.extra"),
         (lambda h, t: t["head.bias"].fill(np.nan), "NaN"),
         (lambda h, t: t.update({"head.bias": t["head.bias"].astype(float)}), "float64"),

@@ -1,13 +1,21 @@
-"""The maths of one LSTM cell and the plain structs of a network.
+"""The maths of the recurrent cells and the plain structs of a network.
 
 Written once, for scalars (float32) and vector registers alike; every backend computes with these
 formulas. None of them calls a mathematical library: each is a fixed chain of operations, so that a
 value is the same bits in any lane, loop or thread.
 
-Gate order i, f, g, o, as PyTorch (Hochreiter & Schmidhuber 1997, forget gates by Gers 2000):
+LSTM, gate order i, f, g, o, as PyTorch (Hochreiter & Schmidhuber 1997, forget gates by Gers 2000):
 
     i = sigmoid(..)  f = sigmoid(..)  g = tanh(..)  o = sigmoid(..)
     c' = f * c + i * g        h' = o * tanh(c')
+
+GRU, gate order r, z, n, as PyTorch (Cho et al. 2014; Keras has z, r, h):
+
+    r = sigmoid(..)  z = sigmoid(..)  h' = (1 - z) * n + z * h
+    n = tanh(Wx + b + r * (Uh + b_hh))    reset after the product: PyTorch, and Keras by default
+    n = tanh(Wx + U(r * h) + b)           reset before it: Keras' reset_after=False
+
+RNN (Elman 1990; Keras' SimpleRNN): h' = tanh(Wx + Uh + b).
 """
 
 from typing import Any, NamedTuple
@@ -16,23 +24,29 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from streamlstm.kernels.simd import fma, maximum, minimum
+from streamlstm.kernels.simd import fma, maximum, minimum, product
 
 UNITS = 16  # hidden units are padded to a multiple of this
 ACTIVATIONS = ("linear", "relu", "tanh", "sigmoid", "hard_sigmoid")  # a code is an index into these
 LINEAR, RELU, TANH, SIGMOID, HARD_SIGMOID = range(5)
 
+CELLS = ("lstm", "gru", "rnn")
+
 Floats = NDArray[np.float32]
+NO_BIAS: Floats = np.zeros(0, np.float32)
 
 
 class Layer(NamedTuple):
-    """One LSTM layer of H units over I inputs; rows of the weights in gate order i, f, g, o."""
+    """One layer of H units over I inputs; rows of the weights are G gates in the order above."""
 
-    weight_ih: Floats  # (4H, I)
-    weight_hh: Floats  # (4H, H)
-    bias: Floats  # (4H,): the sum of PyTorch's two
-    activation: str = "tanh"  # of g and of the cell state on its way out
-    recurrent_activation: str = "sigmoid"  # of i, f, o
+    weight_ih: Floats  # (G * H, I)
+    weight_hh: Floats  # (G * H, H)
+    bias: Floats  # (G * H,): the sum of PyTorch's two; of a GRU that resets after: `bias_ih` alone
+    activation: str = "tanh"  # of g and of the cell state on its way out; of n; of an RNN
+    recurrent_activation: str = "sigmoid"  # of the other gates
+    cell: str = "lstm"
+    reset_after: bool = True  # whether a GRU's r scales the product with h, or h itself
+    bias_hh: Floats = NO_BIAS  # (3H,) of a GRU that resets after; else empty
 
 
 class Head(NamedTuple):
@@ -45,10 +59,15 @@ class Head(NamedTuple):
 
 
 class Network(NamedTuple):
-    """Layers from the input up, and the dense head on the last."""
+    """Layers from the input up, all of one kind of cell, and the dense head on the last.
+
+    Where `window` is not 0, what is kept of a series is its last `window` input vectors, and each
+    step runs them, or as many as have come, from a zero state.
+    """
 
     layers: tuple[Layer, ...]
     head: Head
+    window: int = 0
 
 
 def padded(hidden: int) -> int:
@@ -56,11 +75,49 @@ def padded(hidden: int) -> int:
     return -(-hidden // UNITS) * UNITS
 
 
+def kind_of(network: Network) -> str:
+    """The cell of a network: "lstm", "gru", "gru_before" (reset before the product) or "rnn".
+
+    ValueError where there is no such cell, or the layers differ.
+    """
+    kinds = {
+        "gru_before" if layer.cell == "gru" and not layer.reset_after else layer.cell
+        for layer in network.layers
+    }
+    if len(kinds) != 1:
+        raise ValueError(f"layers of different cells: {', '.join(sorted(kinds))}")
+    if unknown := kinds - {*CELLS, "gru_before"}:
+        raise ValueError(f"unknown cell {unknown.pop()!r}: known are {', '.join(CELLS)}")
+    return kinds.pop()
+
+
+def state_shape(network: Network) -> tuple[int, int, int]:
+    """(layers, parts, units) of a recurrent state: h, and of an LSTM c, units padded."""
+    parts = 2 if kind_of(network) == "lstm" else 1
+    units = max(padded(layer.weight_hh.shape[1]) for layer in network.layers)
+    return len(network.layers), parts, units
+
+
+def record_shape(network: Network) -> tuple[int, ...]:
+    """Shape of what is kept of a series: `state_shape`, or (window * I + 1,) with a window.
+
+    With a window it is a ring of input vectors, the k-th since the start at place k % window, and
+    the count of those that came (once the ring is full it stays in window..2 * window - 1).
+    """
+    if network.window:
+        return (network.window * network.layers[0].weight_ih.shape[1] + 1,)
+    return state_shape(network)
+
+
 def activation_code(name: str) -> int:
     """The code of an activation by its Keras name; ValueError where it is unknown."""
     if name not in ACTIVATIONS:
         raise ValueError(f"unknown activation {name!r}: known are {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS.index(name)
+
+
+class BackendError(RuntimeError):
+    """A backend that cannot run here; the message is one line and says the mend."""
 
 
 # tanh(x) = x P(x^2) / Q(x^2): a minimax rational fit on [-LIMIT, LIMIT], its own error 5e-9, scaled
@@ -86,7 +143,7 @@ SIXTH = np.float32(1 / 6)
 def _fraction(x: Any) -> Any:
     """(x, P, Q) with x clamped. What is not a number counts as -infinity."""
     x = minimum(maximum(x, -LIMIT), LIMIT)
-    s = x * x
+    s = product(x, x)
     p = fma(fma(fma(fma(P4, s, P3), s, P2), s, P1), s, P0)
     q = fma(fma(fma(s + Q3, s, Q2), s, Q1), s, Q0)
     return x, p, q
@@ -152,3 +209,22 @@ def update_halved(i: Any, f: Any, g: Any, o: Any, c: Any) -> Any:
     remembered = sigmoid_of_double(f) * c
     new = fma(sigmoid_of_double(i), tanh(g), remembered)
     return sigmoid_of_double(o) * tanh(new), new
+
+
+@njit(cache=True)
+def blend(z: Any, n: Any, h: Any) -> Any:
+    """(1 - z) * n + z * h."""
+    return fma(z, h - n, n)
+
+
+@njit(cache=True)
+def gru(activation: int, recurrent: int, r: Any, z: Any, n: Any, u: Any, h: Any) -> Any:
+    """h' where r scales u, the product with h; from pre-activations (n: what the input gives)."""
+    new = activate(activation, fma(activate(recurrent, r), u, n))
+    return blend(activate(recurrent, z), new, h)
+
+
+@njit(cache=True)
+def gru_halved(r: Any, z: Any, n: Any, u: Any, h: Any) -> Any:
+    """`gru` for tanh and sigmoid, where r and z come halved: the same bits, sooner."""
+    return blend(sigmoid_of_double(z), tanh(fma(sigmoid_of_double(r), u, n)), h)

@@ -1,9 +1,11 @@
 """The step on the CPU: fused, tiled, parallel, in vector registers.
 
 A step moves a tile of series at a time: gather their old states beside their inputs, then for 16
-units at a time the four gates in registers, activations and cell update, new state scattered
-straight to the table. All numbers of a series come from its own row by a fixed order of operations
-(`simd`), so a state is the same bits whatever the batch, the tile, the path or the thread.
+units at a time the gates in registers, activations and cell update (`layers`), new state scattered
+straight to the table. With a window the records are rings of inputs, and the states of a tile live
+in scratch for as many steps as the rings hold. All numbers of a series come from its own row by a
+fixed order of operations (`simd`), so a state is the same bits whatever the batch, the tile, the
+path or the thread.
 
 `step` runs in the caller's thread; where a batch is large, a pool of threads helps. One thread at a
 time may step the same buffers. Nothing is allocated after `warm_up`.
@@ -11,6 +13,7 @@ time may step the same buffers. Nothing is allocated after `warm_up`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,29 +21,14 @@ import numpy as np
 from numba import config, njit, types
 from numpy.typing import NDArray
 
-from streamlstm.kernels import cell, pool, simd
-from streamlstm.kernels.cell import UNITS, Floats, Network, padded
+from streamlstm.kernels import cell, layers, pool, simd
+from streamlstm.kernels.cell import UNITS, Floats, Network, padded, record_shape, state_shape
 
 TILE = 48  # rows of a tile at most; a multiple of every host's register block
-GROUP = 4 * UNITS  # pre-activations of a group of units
+SUM_COST = 9  # of adding up the lanes of a vector, in multiply-adds of vectors
 SHARED_FLOPS = 500_000  # a round of less work than this stays in the caller's thread
-FLOAT_BYTES, WORD_BYTES = 4, 8
 LINE = 64  # bytes of a cache line
-
-
-class _Layer(NamedTuple):
-    """What compiled code knows of a layer; offsets and strides in float32, addresses in bytes."""
-
-    hidden: int
-    inputs: int
-    weights: int  # address of [group][H + I][4][16]
-    bias: int  # address of [group][4][16]
-    activation: int
-    recurrent: int
-    halved: int  # 1 where weights of i, f, o are halved, for `cell.update_halved`
-    state: int  # offset of h in a record; c follows `units` later
-    tile: int  # offset in the scratch of a worker: rows of [h (H), inputs (padded I)]
-    stride: int
+FLOAT_BYTES = layers.FLOAT_BYTES
 
 
 class _Plan(NamedTuple):
@@ -50,18 +38,22 @@ class _Plan(NamedTuple):
     inputs: int
     outputs: int
     units: int
+    window: int
     flops: int  # of one row
     threads: int  # that may share a round
     pool: int  # address
     state: int  # address
-    record: int
+    record: int  # float32 of one
     scratch: int  # address
     share: int  # float32 of scratch per worker
     rows: int  # offset in the scratch of a worker of int64 record addresses
-    spare: int  # a record for rows that are none
-    head: int  # rows of [inputs (I), h (padded H)]
+    states: int  # one for rows that are none; with a window also one for each row
+    state_size: int
+    head: int  # rows of [h (padded H), inputs (padded I)]
     head_stride: int
-    head_weights: int  # address of [group][I + H][16]
+    head_inputs: int  # where in a row the inputs begin
+    head_few: int  # 1 where the outputs are so few that each is a product of its own
+    head_weights: int  # address of [group][padded H + I][16], or where few of [O][row]
     head_bias: int  # address of [group][16]
     head_activation: int
     result: int  # rows of padded outputs
@@ -73,13 +65,13 @@ class _Plan(NamedTuple):
 class Buffers:
     """State and packed weights of a network.
 
-    state: float32 (capacity, record), record = layers * 2 * units: [layer][h, c][unit].
+    state: float32 (capacity, record), each record `cell.record_shape` when not flat.
     """
 
     state: Floats
     plan: int  # address of the plan below, for compiled code
-    layers: int
-    units: int
+    shape: tuple[int, ...]  # of a record
+    kind: str
     threads: int
     helpers: NDArray[np.int64]  # memory of the pool
     held: tuple[NDArray[Any], ...]  # keeps what the plan points at alive
@@ -92,8 +84,10 @@ def allocate(network: Network, capacity: int, threads: int | None = None) -> Buf
     it is not given. The others start in `warm_up`; until then the caller works alone.
     """
     threads = threads or config.NUMBA_NUM_THREADS
-    units = max(padded(layer.weight_hh.shape[1]) for layer in network.layers)
-    record = len(network.layers) * 2 * units
+    number, parts, units = state_shape(network)
+    state_size = number * parts * units
+    shape = record_shape(network)
+    record = math.prod(shape)
     state = _aligned(capacity * record).reshape(capacity, record)
     held: list[NDArray[Any]] = [state]
 
@@ -112,63 +106,81 @@ def allocate(network: Network, capacity: int, threads: int | None = None) -> Buf
         start, at = at, at + padded(count)
         return start
 
-    rows, spare = take(2 * TILE), take(record)
-    layers = []
-    flops = 0
-    for number, layer in enumerate(network.layers):
+    rows, states = take(2 * TILE), take(state_size * (1 + TILE * (network.window > 0)))
+    kind = cell.kind_of(network)
+    plans = []
+    for place, layer in enumerate(network.layers):
         hidden, inputs = layer.weight_hh.shape[1], layer.weight_ih.shape[1]
         stride = hidden + padded(inputs)
-        layers.append(
-            _Layer(
+        weights, bias = layers.pack(layer)
+        plans.append(
+            layers.Plan(
                 hidden=hidden,
                 inputs=inputs,
-                weights=keep(_packed(layer, np.hstack([layer.weight_hh, layer.weight_ih]))),
-                bias=keep(_packed(layer, layer.bias[:, None])),
+                weights=keep(weights),
+                bias=keep(bias),
                 activation=cell.activation_code(layer.activation),
                 recurrent=cell.activation_code(layer.recurrent_activation),
-                halved=int(_halved(layer)),
-                state=number * 2 * units,
+                halved=int(layers.is_halved(layer)),
+                state=place * parts * units,
                 tile=take(TILE * stride + UNITS),
                 stride=stride,
+                gated=take(2 * TILE * padded(hidden)) if kind == "gru_before" else 0,
             )
         )
-        flops += 8 * padded(hidden) * (hidden + inputs)
     head = network.head
     targets, inputs = head.skip.shape
     hidden = head.weight.shape[1]
-    head_stride = inputs + padded(hidden)
+    head_inputs = padded(hidden)
+    head_stride = head_inputs + padded(inputs)
     result_stride = padded(targets)
-    weights = np.zeros((result_stride, inputs + hidden), np.float32)
-    weights[:targets, :inputs], weights[:targets, inputs:] = head.skip, head.weight
-    packed = weights.reshape(-1, UNITS, inputs + hidden).transpose(0, 2, 1)
-    bias = np.zeros(result_stride, np.float32)
-    bias[:targets] = head.bias
+    dense = np.zeros((result_stride, head_stride), np.float32)
+    dense[:targets, :hidden] = head.weight
+    dense[:targets, head_inputs : head_inputs + inputs] = head.skip
+    terms = head_inputs + inputs
+    few = targets * (head_stride // UNITS + SUM_COST) < result_stride // UNITS * terms
+    if few:
+        packed = dense[:targets]
+    else:
+        packed = dense[:, :terms].reshape(-1, UNITS, terms).transpose(0, 2, 1)
+    head_bias = np.zeros(result_stride, np.float32)
+    head_bias[:targets] = head.bias
+    steps = sum(map(layers.flops, network.layers)) * max(network.window, 1)
     plan = _Plan(
-        layers=len(layers),
+        layers=number,
         inputs=inputs,
         outputs=targets,
         units=units,
-        flops=flops + 2 * result_stride * (inputs + hidden),
+        window=network.window,
+        flops=steps + 2 * result_stride * terms,
         threads=threads,
         pool=helpers.ctypes.data,
         state=state.ctypes.data,
         record=record,
         rows=rows,
-        spare=spare,
+        states=states,
+        state_size=state_size,
         head=take(TILE * head_stride + UNITS),
         head_stride=head_stride,
+        head_inputs=head_inputs,
+        head_few=int(few),
         head_weights=keep(packed),
-        head_bias=keep(bias),
+        head_bias=keep(head_bias),
         head_activation=cell.activation_code(head.activation),
         result=take(TILE * result_stride),
         result_stride=result_stride,
-        head_terms=inputs + hidden,
+        head_terms=terms,
         share=at,
         scratch=keep(np.zeros(at * threads, np.float32)),
     )
-    words = np.array([*plan, *(value for layer in layers for value in layer)], np.int64)
+    words = np.array([*plan, *(value for layer in plans for value in layer)], np.int64)
     held.append(words)
-    return Buffers(state, words.ctypes.data, len(layers), units, threads, helpers, tuple(held))
+    return Buffers(state, words.ctypes.data, shape, kind, threads, helpers, tuple(held))
+
+
+def bytes_per_series(network: Network) -> int:
+    """What `allocate` takes for each series."""
+    return math.prod(record_shape(network)) * FLOAT_BYTES
 
 
 def _aligned(count: int) -> Floats:
@@ -176,20 +188,6 @@ def _aligned(count: int) -> Floats:
     zeros = np.zeros(count + LINE // FLOAT_BYTES, np.float32)
     start = -zeros.ctypes.data % LINE // FLOAT_BYTES
     return zeros[start : start + count]
-
-
-def _halved(layer: cell.Layer) -> bool:
-    return (layer.activation, layer.recurrent_activation) == ("tanh", "sigmoid")
-
-
-def _packed(layer: cell.Layer, terms: Floats) -> Floats:
-    """(4H, K) by gate and unit -> [group of 16 units][K][gate][unit]; units beyond H are zero."""
-    hidden = layer.weight_hh.shape[1]
-    gates = np.zeros((4, padded(hidden), terms.shape[1]), np.float32)
-    gates[:, :hidden] = terms.reshape(4, hidden, -1)
-    if _halved(layer):
-        gates[[0, 1, 3]] *= np.float32(0.5)
-    return gates.reshape(4, -1, UNITS, terms.shape[1]).transpose(1, 3, 0, 2)
 
 
 def step(
@@ -204,16 +202,16 @@ def step(
     slots (n,); inputs (n, I); outputs (n, O), all C-contiguous; rounds (r + 1,): rows
     rounds[j]:rounds[j+1] have unique slots, and rounds run in order. Slots and rounds are trusted.
     """
-    _step(buffers.plan, slots, inputs, rounds, outputs)
+    _STEPS[buffers.kind](buffers.plan, slots, inputs, rounds, outputs)
 
 
 def to_host(buffers: Buffers, slots: NDArray[np.int32]) -> Floats:
-    """A copy of the records of some slots, (n, layers, 2, units)."""
-    return buffers.state[slots].reshape(len(slots), buffers.layers, 2, buffers.units)
+    """A copy of the records of some slots, (n, *cell.record_shape)."""
+    return buffers.state[slots].reshape(len(slots), *buffers.shape)
 
 
 def from_host(buffers: Buffers, slots: NDArray[np.int32], records: Floats) -> None:
-    """Set the records of some slots from (n, layers, 2, units); units beyond H must be zero."""
+    """Set the records of some slots from (n, *cell.record_shape); units beyond H must be zero."""
     buffers.state[slots] = records.reshape(len(slots), -1)
 
 
@@ -228,8 +226,9 @@ def warm_up(buffers: Buffers) -> None:
         np.zeros(1, np.int64),
     )
     step(buffers, slots, row, no_rounds, row)
-    _help.compile((types.int64, types.int64))  # here, not in the threads
-    pool.start(buffers, buffers.helpers, buffers.threads, _help, buffers.plan)
+    help_ = _HELPS[buffers.kind]
+    help_.compile((types.int64, types.int64))  # here, not in the threads
+    pool.start(buffers, buffers.helpers, buffers.threads, help_, buffers.plan)
 
 
 # --- compiled -------------------------------------------------------------------------------------
@@ -242,16 +241,18 @@ def _plan_at(plan: int) -> Any:
         w(plan, 0), w(plan, 1), w(plan, 2), w(plan, 3), w(plan, 4), w(plan, 5), w(plan, 6),
         w(plan, 7), w(plan, 8), w(plan, 9), w(plan, 10), w(plan, 11), w(plan, 12), w(plan, 13),
         w(plan, 14), w(plan, 15), w(plan, 16), w(plan, 17), w(plan, 18), w(plan, 19), w(plan, 20),
+        w(plan, 21), w(plan, 22), w(plan, 23), w(plan, 24),
     )  # fmt: skip
 
 
 @njit(cache=True)
 def _layer_at(plan: int, number: int) -> Any:
     w = simd.word
-    at = 21 + 10 * number
-    return _Layer(
+    at = 25 + 11 * number
+    return layers.Plan(
         w(plan, at), w(plan, at + 1), w(plan, at + 2), w(plan, at + 3), w(plan, at + 4),
         w(plan, at + 5), w(plan, at + 6), w(plan, at + 7), w(plan, at + 8), w(plan, at + 9),
+        w(plan, at + 10),
     )  # fmt: skip
 
 
@@ -264,38 +265,94 @@ class _Ticks(NamedTuple):
     stop: int  # the row after the last
 
 
-@njit(cache=True, nogil=True)
-def _step(plan: int, slots: Any, inputs: Any, rounds: Any, outputs: Any) -> None:
-    """`step`, on the register block of this host."""
-    step_on(simd.host_tile(), plan, slots, inputs, rounds, outputs)
-
-
-@njit(cache=True, nogil=True)
-def step_on(block: Any, plan: int, slots: Any, inputs: Any, rounds: Any, outputs: Any) -> None:
-    """`step` on a given register block."""
+@njit(cache=True)
+def step_on(
+    block: Any, layer: Any, plan: int, slots: Any, inputs: Any, rounds: Any, outputs: Any
+) -> None:
+    """`step` on a given register block; layer: the `simd.function` of its kind of cell."""
     p = _plan_at(plan)
+    caller = np.int64(0)  # a plain 0 would have the callees compiled once more
     for number in range(len(rounds) - 1):
         start, stop = rounds[number], rounds[number + 1]
         ticks = _Ticks(simd.address(slots), simd.address(inputs), simd.address(outputs), stop)
         if p.threads == 1 or (stop - start) * p.flops < SHARED_FLOPS:
-            _rows(block, plan, 0, ticks, start, stop)
+            _rows(block, layer, plan, caller, ticks, start, stop)
         else:
             pool.offer(p.pool, stop - start, ticks)
             pool.wake(p.pool, p.threads)
-            _share(block, plan, 0)
+            _share(block, layer, plan, caller)
             pool.finish(p.pool, stop - start)
 
 
-@njit(cache=True, nogil=True)
-def _help(plan: int, helper: int) -> None:
+@njit(cache=True)
+def _serve(block: Any, layer: Any, plan: int, helper: int) -> None:
     """The life of a helper of the pool."""
     memory = _plan_at(plan).pool
     while pool.wait(memory, helper):
-        _share(simd.host_tile(), plan, helper + 1)
+        _share(block, layer, plan, helper + 1)
+
+
+# Of each kind of cell what is entered from Python, so that only the one needed is compiled.
+
+
+@njit(cache=True, nogil=True)
+def _step_lstm(plan: int, slots: Any, inputs: Any, rounds: Any, outputs: Any) -> None:
+    step_on(simd.host_tile(), simd.function(layers.lstm), plan, slots, inputs, rounds, outputs)
+
+
+@njit(cache=True, nogil=True)
+def _step_gru(plan: int, slots: Any, inputs: Any, rounds: Any, outputs: Any) -> None:
+    step_on(simd.host_tile(), simd.function(layers.gru), plan, slots, inputs, rounds, outputs)
+
+
+@njit(cache=True, nogil=True)
+def _step_gru_before(plan: int, slots: Any, inputs: Any, rounds: Any, outputs: Any) -> None:
+    step_on(
+        simd.host_tile(), simd.function(layers.gru_before), plan, slots, inputs, rounds, outputs
+    )
+
+
+@njit(cache=True, nogil=True)
+def _step_rnn(plan: int, slots: Any, inputs: Any, rounds: Any, outputs: Any) -> None:
+    step_on(simd.host_tile(), simd.function(layers.rnn), plan, slots, inputs, rounds, outputs)
+
+
+@njit(cache=True, nogil=True)
+def _help_lstm(plan: int, helper: int) -> None:
+    _serve(simd.host_tile(), simd.function(layers.lstm), plan, helper)
+
+
+@njit(cache=True, nogil=True)
+def _help_gru(plan: int, helper: int) -> None:
+    _serve(simd.host_tile(), simd.function(layers.gru), plan, helper)
+
+
+@njit(cache=True, nogil=True)
+def _help_gru_before(plan: int, helper: int) -> None:
+    _serve(simd.host_tile(), simd.function(layers.gru_before), plan, helper)
+
+
+@njit(cache=True, nogil=True)
+def _help_rnn(plan: int, helper: int) -> None:
+    _serve(simd.host_tile(), simd.function(layers.rnn), plan, helper)
+
+
+_STEPS = {
+    "lstm": _step_lstm,
+    "gru": _step_gru,
+    "gru_before": _step_gru_before,
+    "rnn": _step_rnn,
+}
+_HELPS = {
+    "lstm": _help_lstm,
+    "gru": _help_gru,
+    "gru_before": _help_gru_before,
+    "rnn": _help_rnn,
+}
 
 
 @njit(cache=True)
-def _share(block: Any, plan: int, worker: int) -> None:
+def _share(block: Any, layer: Any, plan: int, worker: int) -> None:
     """Rows of the open job, as long as there are any."""
     p = _plan_at(plan)
     left, count = pool.claim(p.pool, p.threads, simd.rows_of(block))
@@ -308,22 +365,25 @@ def _share(block: Any, plan: int, worker: int) -> None:
             simd.word(p.pool, w + 3),
         )
         start = ticks.stop - left
-        _rows(block, plan, worker, ticks, start, start + count)
+        _rows(block, layer, plan, worker, ticks, start, start + count)
         pool.add(p.pool, pool.DONE, count)
         left, count = pool.claim(p.pool, p.threads, simd.rows_of(block))
 
 
 @njit(cache=True)
-def _rows(block: Any, plan: int, worker: int, ticks: Any, start: int, stop: int) -> None:
+def _rows(
+    block: Any, layer: Any, plan: int, worker: int, ticks: Any, start: int, stop: int
+) -> None:
     """Rows start:stop of a round in one thread, a tile at a time."""
     at = start
     while at < stop:
         count = min(TILE, stop - at)
         if count == 1:
-            _tile(simd.with_vectors(simd.with_rows(block, 1), 8), plan, worker, ticks, at, 1)
+            single = simd.with_vectors(simd.with_rows(block, 1), 8)
+            _tile(single, layer, plan, worker, ticks, at, 1)
         else:
             _prefetch(plan, ticks, at + count, min(TILE, stop - at - count))
-            _tile(block, plan, worker, ticks, at, count)
+            _tile(block, layer, plan, worker, ticks, at, count)
         at += count
 
 
@@ -338,45 +398,31 @@ def _prefetch(plan: int, ticks: Any, at: int, count: int) -> None:
 
 
 @njit(cache=True)
-def _tile(block: Any, plan: int, worker: int, ticks: Any, at: int, count: int) -> None:
+def _tile(block: Any, layer: Any, plan: int, worker: int, ticks: Any, at: int, count: int) -> None:
     """`count` rows from row `at` on, up to TILE of them."""
     p = _plan_at(plan)
     block_rows = simd.rows_of(block)
     scratch = p.scratch + worker * p.share * FLOAT_BYTES
     rows = scratch + p.rows * FLOAT_BYTES
     full = -(-count // block_rows) * block_rows
-    for r in range(count):
-        slot = simd.short_word(ticks.slots, at + r)
-        simd.set_word(rows, r, p.state + slot * p.record * FLOAT_BYTES)
+    spare = scratch + p.states * FLOAT_BYTES
     for r in range(count, full):
-        simd.set_word(rows, r, scratch + p.spare * FLOAT_BYTES)
-
-    first = _layer_at(plan, 0)
-    x = scratch + first.tile * FLOAT_BYTES
+        simd.set_word(rows, r, spare)
     head = scratch + p.head * FLOAT_BYTES
-    for number in range(p.layers):
-        layer = _layer_at(plan, number)
-        into = scratch + layer.tile * FLOAT_BYTES
-        for r in range(count):
-            record = simd.word(rows, r)
-            for unit in range(0, layer.hidden, UNITS):
-                _copy_group(block, record, layer.state + unit, into, r * layer.stride + unit)
     for r in range(count):
         for k in range(p.inputs):
             value = simd.number(ticks.inputs, (at + r) * p.inputs + k)
-            simd.set_number(x, r * first.stride + first.hidden + k, value)
-            simd.set_number(head, r * p.head_stride + k, value)
-
-    for number in range(p.layers):
-        layer = _layer_at(plan, number)
-        if number + 1 < p.layers:
-            above = _layer_at(plan, number + 1)
-            onward = scratch + (above.tile + above.hidden) * FLOAT_BYTES
-            onward_stride = above.stride
-        else:
-            onward = head + p.inputs * FLOAT_BYTES
-            onward_stride = p.head_stride
-        _layer(block, layer, p.units, rows, scratch, full, onward, onward_stride)
+            simd.set_number(head, r * p.head_stride + p.head_inputs + k, value)
+    if p.window:
+        longest = _remember(p, rows, spare, head, ticks, at, count)
+        for back in range(longest - 1, -1, -1):
+            _recall(block, p, rows, head, ticks, at, count, back)
+            _advance(block, layer, plan, scratch, count, full)
+    else:
+        for r in range(count):
+            slot = simd.short_word(ticks.slots, at + r)
+            simd.set_word(rows, r, p.state + slot * p.record * FLOAT_BYTES)
+        _advance(block, layer, plan, scratch, count, full)
     _head(block, p, scratch, full)
     result = scratch + p.result * FLOAT_BYTES
     for r in range(count):
@@ -386,82 +432,100 @@ def _tile(block: Any, plan: int, worker: int, ticks: Any, at: int, count: int) -
 
 
 @njit(cache=True)
+def _advance(block: Any, layer: Any, plan: int, scratch: int, count: int, full: int) -> None:
+    """One step of every layer, from the states that the rows point at."""
+    p = _plan_at(plan)
+    rows = scratch + p.rows * FLOAT_BYTES
+    head = scratch + p.head * FLOAT_BYTES
+    for number in range(p.layers):
+        own = _layer_at(plan, number)
+        into = scratch + own.tile * FLOAT_BYTES
+        for r in range(count):
+            record = simd.word(rows, r)
+            for unit in range(0, own.hidden, UNITS):
+                _copy_group(block, record, own.state + unit, into, r * own.stride + unit)
+    first = _layer_at(plan, 0)
+    for r in range(count):  # now, since the last group of h reaches over them
+        for k in range(p.inputs):
+            value = simd.number(head, r * p.head_stride + p.head_inputs + k)
+            simd.set_number(scratch, first.tile + r * first.stride + first.hidden + k, value)
+    for number in range(p.layers):
+        own = _layer_at(plan, number)
+        if number + 1 < p.layers:
+            above = _layer_at(plan, number + 1)
+            onward = scratch + (above.tile + above.hidden) * FLOAT_BYTES
+            onward_stride = above.stride
+        else:
+            onward = head
+            onward_stride = p.head_stride
+        gated = scratch + own.gated * FLOAT_BYTES
+        units = -(-own.hidden // UNITS) * UNITS
+        place = layers.Place(
+            own.halved,
+            own.activation,
+            own.recurrent,
+            rows,
+            own.state,
+            own.state + p.units,
+            onward,
+            onward_stride,
+            gated,
+            gated + TILE * units * FLOAT_BYTES,
+            units,
+        )
+        simd.call(layer, block, own, place, scratch + own.tile * FLOAT_BYTES, full)
+
+
+@njit(cache=True)
+def _ring(p: Any, ticks: Any, row: int) -> Any:
+    """(address, how many inputs have come, how many of them it holds) of a row's ring."""
+    record = p.state + simd.short_word(ticks.slots, row) * p.record * FLOAT_BYTES
+    seen = np.int64(simd.number(record, p.record - 1))
+    return record, seen, min(seen, p.window)
+
+
+@njit(cache=True)
+def _remember(p: Any, rows: int, spare: int, head: int, ticks: Any, at: int, count: int) -> int:
+    """Inputs of the tile to their rings; rows point at states in scratch. The longest history."""
+    longest = 1
+    for r in range(count):
+        ring, seen, _ = _ring(p, ticks, at + r)
+        place = seen % p.window * p.inputs
+        for k in range(p.inputs):
+            value = simd.number(head, r * p.head_stride + p.head_inputs + k)
+            simd.set_number(ring, place + k, value)
+        seen += 1
+        if seen == 2 * p.window:
+            seen = p.window
+        simd.set_number(ring, p.record - 1, np.float32(seen))
+        longest = max(longest, min(seen, p.window))
+        simd.set_word(rows, r, spare + (1 + r) * p.state_size * FLOAT_BYTES)
+    return longest
+
+
+@njit(cache=True)
+def _recall(
+    block: Any, p: Any, rows: int, head: int, ticks: Any, at: int, count: int, back: int
+) -> None:
+    """The inputs of `back` steps ago; a row whose history begins there, or later, at zero state."""
+    for r in range(count):
+        ring, seen, held = _ring(p, ticks, at + r)
+        if back < held:
+            place = (seen - 1 - back) % p.window * p.inputs
+            for k in range(p.inputs):
+                at_head = r * p.head_stride + p.head_inputs + k
+                simd.set_number(head, at_head, simd.number(ring, place + k))
+        if back >= held - 1:
+            zero = simd.splat(block, np.float32(0))
+            for k in range(0, p.state_size, simd.lanes_of(block)):
+                simd.store(simd.word(rows, r), k, zero)
+
+
+@njit(cache=True)
 def _copy_group(block: Any, source: int, source_at: int, target: int, target_at: int) -> None:
     """Copy 16 floats."""
     for lane in range(0, UNITS, simd.lanes_of(block)):
         simd.store(target, target_at + lane, simd.load(block, source, source_at + lane))
-
-
-class _Place(NamedTuple):
-    """Where a register tile writes: addresses, and offsets in float32."""
-
-    halved: int
-    activation: int
-    recurrent: int
-    rows: int  # of the record addresses
-    h: int  # in a record
-    c: int
-    onward: int  # of the next layer's inputs, first row of the tile
-    stride: int
-
-
-@njit(cache=True)
-def _layer(
-    block: Any,
-    layer: Any,
-    units: int,
-    rows: int,
-    scratch: int,
-    full: int,
-    onward: int,
-    onward_stride: int,
-) -> None:
-    """A layer over a tile: groups of units outside, so that their weights stay near."""
-    terms = layer.hidden + layer.inputs
-    panel = terms * GROUP
-    tile = scratch + layer.tile * FLOAT_BYTES
-    together = simd.vectors_of(block) // 4
-    groups = -(-layer.hidden // UNITS)
-    single = simd.with_vectors(block, 4)
-    group = 0
-    while group < groups:
-        some = together if group + together <= groups else 1
-        for lane in range(0, UNITS, simd.lanes_of(block)):
-            unit = group * UNITS + lane
-            weights = layer.weights + (group * panel + lane) * FLOAT_BYTES
-            bias = layer.bias + (group * GROUP + lane) * FLOAT_BYTES
-            for r in range(0, full, simd.rows_of(block)):
-                place = _Place(
-                    layer.halved,
-                    layer.activation,
-                    layer.recurrent,
-                    rows + r * WORD_BYTES,
-                    layer.state + unit,
-                    layer.state + units + unit,
-                    onward + (r * onward_stride + unit) * FLOAT_BYTES,
-                    onward_stride,
-                )
-                a = tile + r * layer.stride * FLOAT_BYTES
-                if some == together:
-                    simd.gates(block, terms, a, layer.stride, weights, panel, bias, _cells, place)
-                else:
-                    simd.gates(single, terms, a, layer.stride, weights, panel, bias, _cells, place)
-        group += some
-
-
-@njit(cache=True, forceinline=True)
-def _cells(place: Any, row: int, group: int, i: Any, f: Any, g: Any, o: Any) -> None:
-    """Activations and update of the cells of one vector: new state to the table, h onward."""
-    record = simd.word(place.rows, row)
-    at = group * UNITS
-    c = simd.load_like(i, record, place.c + at)
-    if place.halved:
-        h, c = cell.update_halved(i, f, g, o, c)
-    else:
-        h, c = cell.update(place.activation, place.recurrent, i, f, g, o, c)
-    simd.store(record, place.h + at, h)
-    simd.store(record, place.c + at, c)
-    simd.store(place.onward, row * place.stride + at, h)
 
 
 @njit(cache=True)
@@ -470,6 +534,17 @@ def _head(block: Any, p: Any, scratch: int, full: int) -> None:
     narrow = simd.with_vectors(block, 1)
     lanes = simd.lanes_of(block)
     terms = p.head_terms
+    if p.head_few:
+        line = p.head_stride * FLOAT_BYTES
+        for column in range(p.outputs):
+            bias = simd.number(p.head_bias, column)
+            weights = p.head_weights + column * line
+            for r in range(0, full, simd.rows_of(block)):
+                rows = scratch + p.head * FLOAT_BYTES + r * line
+                out = scratch + (p.result + r * p.result_stride + column) * FLOAT_BYTES
+                groups = p.head_stride // UNITS
+                simd.dots(block, groups, rows, p.head_stride, weights, bias, out, p.result_stride)
+        return
     for column in range(0, p.result_stride, lanes):
         panel = column // UNITS * UNITS * terms + column % UNITS
         bias = simd.load(block, p.head_bias, column)

@@ -7,7 +7,8 @@ is one chain
     c = fma(a[k], b[k], c)    for k = 0, 1, ..., K - 1
 
 whatever the register block, the vector width, the row or the column it is computed in; so results
-are bit-identical on every path and for every width.
+are bit-identical on every path and for every width. (`dots` alone has 16 such chains, and says how
+they are added.)
 
 Compile-time parameters travel as a `Tile`, a value without data whose Numba type holds `rows`,
 `vectors` and `lanes`: a register block of `rows` x (`vectors` x `lanes`) accumulators.
@@ -48,7 +49,6 @@ from numba.extending import lower_builtin, models, register_model
 FLOAT = ir.FloatType()
 POINTER = FLOAT.as_pointer()
 INDEX = ir.IntType(64)
-GATES = 4
 UNITS = 16  # hidden units are packed in groups of as many
 K_BLOCK = 256  # terms of a product taken at a time: a panel of B stays in the second-level cache
 
@@ -118,6 +118,85 @@ class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
     def __init__(self, manager: Any, kind: Vector) -> None:
         register = ir.VectorType(FLOAT, kind.lanes)
         super().__init__(manager, kind, register)
+
+
+class Layout(types.Type):  # type: ignore[misc]
+    """Numba type of which gates each of two products adds to; its values hold no data."""
+
+    def __init__(self, first: int, second: int) -> None:
+        self.gates = (first | second).bit_length()
+        self.products = [
+            [gate for gate in range(self.gates) if mask >> gate & 1] for mask in (first, second)
+        ]
+        super().__init__(name=f"Layout({first:b},{second:b})")
+
+
+register_model(Layout)(models.OpaqueModel)
+
+
+class Function(types.Type):  # type: ignore[misc]
+    """Numba type of one compiled function; its values hold no data.
+
+    To pass a compiled function itself would put its address in the code, and forbid to cache it.
+    """
+
+    def __init__(self, dispatcher: Any) -> None:
+        self.dispatcher = dispatcher
+        source = dispatcher.dispatcher.py_func
+        super().__init__(name=f"Function({source.__module__}.{source.__qualname__})")
+
+
+register_model(Function)(models.OpaqueModel)
+
+
+@intrinsic
+def function(typing: Any, compiled: Any) -> Any:
+    """function(compiled) -> the compiled function as an argument for others, see `call`."""
+    return Function(compiled)(compiled), _no_data
+
+
+@intrinsic
+def call(typing: Any, function: Any, *args: Any) -> Any:
+    """call(function, ...) -> what the compiled function returns."""
+    called = function.dispatcher.get_call_type(typing, args, {})
+
+    def generate(context: Any, builder: Any, sig: Any, values: Any) -> Any:
+        unpacked = cgutils.unpack_tuple(builder, values[1])
+        return context.get_function(function.dispatcher, called)(builder, unpacked)
+
+    return called.return_type(function, types.BaseTuple.from_types(called.args)), generate
+
+
+@intrinsic
+def layout(typing: Any, first: Any, second: Any) -> Any:
+    """layout(first, second) -> a Layout of two constant masks, bit g for gate g."""
+    return Layout(first.literal_value, second.literal_value)(first, second), _no_data
+
+
+@intrinsic
+def one_group(typing: Any, block: Any, gates: Any) -> Any:
+    """one_group(tile, layout) -> the same tile with a vector for each gate."""
+    return Tile(block.rows, gates.gates, block.lanes)(block, gates), _no_data
+
+
+@intrinsic
+def groups_of(typing: Any, block: Any, gates: Any) -> Any:
+    """groups_of(tile, layout) -> for how many groups of units there are vectors, a constant."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return ir.Constant(INDEX, block.vectors // gates.gates)
+
+    return types.intp(block, gates), generate
+
+
+@intrinsic
+def gates_of(typing: Any, gates: Any) -> Any:
+    """gates_of(layout) -> how many gates there are, a constant."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return ir.Constant(INDEX, gates.gates)
+
+    return types.intp(gates), generate
 
 
 @intrinsic
@@ -263,6 +342,17 @@ def load(typing: Any, block: Any, memory: Any, at: Any) -> Any:
 
 
 @intrinsic
+def splat(typing: Any, block: Any, value: Any) -> Any:
+    """splat(tile, value) -> Vector of `lanes` times the float32 value."""
+    kind = Vector(block.lanes)
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _splat(builder, args[1], kind)
+
+    return kind(block, types.float32), generate
+
+
+@intrinsic
 def load_like(typing: Any, vector: Any, memory: Any, at: Any) -> Any:
     """load_like(vector, memory, at) -> Vector of as many lanes, from element `at` on."""
 
@@ -362,6 +452,27 @@ def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
 
 
 @intrinsic
+def product(typing: Any, a: Any, b: Any) -> Any:
+    """product(a, b) = a * b, rounded before anything is added to it.
+
+    Elsewhere `*` is that too; compilers for a GPU may fuse it with an addition that follows.
+    """
+    kind = _common(a, b)
+    if kind is None:
+        return None
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        factors = [_splat(builder, arg, kind) for arg in args]
+        if context.target_name != "cuda":
+            return builder.fmul(*factors)
+        signature = ir.FunctionType(FLOAT, [FLOAT, FLOAT])
+        function = cgutils.get_or_insert_function(builder.module, signature, "llvm.nvvm.mul.rn.f")
+        return builder.call(function, factors)
+
+    return kind(a, b), generate
+
+
+@intrinsic
 def minimum(typing: Any, a: Any, b: Any) -> Any:
     """minimum(a, b): the smaller one; b where a is not a number."""
     return _lanewise((a, b), lambda ir, a, b: ir.select(ir.fcmp_ordered("<", a, b), a, b))
@@ -406,10 +517,12 @@ def accumulate(
     a_step: Any,
     b_vectors: list[Any],
     b_step: Any,
+    lane_by_lane: bool = False,
 ) -> list[list[Any]]:
     """Emit the loop over k: sums[r][v] = fma(a_rows[r][k * a_step], b_vectors[v][k * b_step], ...).
 
     start: initial sums[row][vector]; a_rows, b_vectors: float pointers. Returns the final sums.
+    lane_by_lane: the v-th vector of b meets the v-th vector of a row, not one element of it.
     """
     before = builder.block
     loop = builder.append_basic_block("k")
@@ -430,8 +543,13 @@ def accumulate(
     at = builder.mul(k, a_step)
     new = []
     for pointer, row in zip(a_rows, sums, strict=True):
-        a = _splat(builder, builder.load(builder.gep(pointer, [at])), Vector(block.lanes))
-        new.append([_fma(builder, a, x, value) for x, value in zip(b, row, strict=True)])
+        here = builder.gep(pointer, [at])
+        if lane_by_lane:
+            cells = _cells(builder, here, [v * block.lanes for v in range(len(b))])
+            a = [_load(builder, cell, block.lanes) for cell in cells]
+        else:
+            a = [_splat(builder, builder.load(here), Vector(block.lanes))] * len(b)
+        new.append([_fma(builder, *terms) for terms in zip(a, b, row, strict=True)])
     following = builder.add(k, ir.Constant(INDEX, 1))
     k.add_incoming(following, loop)
     for row, updated in zip(sums, new, strict=True):
@@ -497,49 +615,109 @@ def multiply_add(
 def gates(
     typing: Any,
     block: Any,
-    k: Any,
-    a: Any,
-    a_row: Any,
+    layout: Any,
+    first: Any,
+    second: Any,
     weights: Any,
     panel: Any,
     bias: Any,
     then: Any,
     context: Any,
 ) -> Any:
-    """Pre-activations of four gates for `rows` series and `vectors` / 4 groups of `lanes` units.
+    """Pre-activations of the gates of `rows` series and `vectors` / gates groups of `lanes` units.
 
-    For each row and group calls `then(context, row, group, first, second, third, fourth)`, a
-    compiled function that takes the gates in registers. Memory is by address. a: inputs, rows
-    `a_row` apart; weights: packed [K][4 gates][16 units], the next group `panel` further on; bias:
-    packed [group][4][16]. Each sum starts from its bias.
+    For each row and group calls `then(context, row, group, *gates)`, a `function` that takes the
+    gates in registers. Memory is by address. first, second: (terms, address of the inputs,
+    stride of their rows) of the products that the layout speaks of; weights: packed
+    [terms][gates of the product][16 units], the first product before the second, the next group
+    `panel` further on; bias: packed [group][gates][16]. Each sum starts from its bias; the second
+    product goes on where the first ended.
     """
-    kinds = (context, types.intp, types.intp, *[Vector(block.lanes)] * GATES)
-    called = then.get_call_type(typing, kinds, {})
+    number = layout.gates
+    kinds = (context, types.intp, types.intp, *[Vector(block.lanes)] * number)
+    called = then.dispatcher.get_call_type(typing, kinds, {})
 
     def generate(target: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _, count, a_, a_row_, weights_, panel_, bias_, _, context_ = args
-        a_, weights_, bias_ = (builder.inttoptr(value, POINTER) for value in (a_, weights_, bias_))
-        one, line = ir.Constant(INDEX, 1), ir.Constant(INDEX, GATES * UNITS)
-        groups = block.vectors // GATES
-        start, vectors = [], []
-        for group in range(groups):
-            here = builder.gep(weights_, [builder.mul(panel_, ir.Constant(INDEX, group))])
-            for gate in range(GATES):
-                offset = ir.Constant(INDEX, group * GATES * UNITS + gate * UNITS)
-                start.append(_load(builder, builder.gep(bias_, [offset]), block.lanes))
-                vectors.append(builder.gep(here, [ir.Constant(INDEX, gate * UNITS)]))
-        rows = _rows(builder, block, a_, a_row_)
-        sums = accumulate(builder, block, [start] * block.rows, count, rows, one, vectors, line)
-        function = target.get_function(then, called)
-        for row in range(block.rows):
+        _, _, first_, second_, weights_, panel_, bias_, _, context_ = args
+        weights_, bias_ = (builder.inttoptr(value, POINTER) for value in (weights_, bias_))
+        groups = block.vectors // number
+        places = [(group, gate) for group in range(groups) for gate in range(number)]
+        offsets = [(group * number + gate) * UNITS for group, gate in places]
+        start = [_load(builder, cell, block.lanes) for cell in _cells(builder, bias_, offsets)]
+        sums = [list(start) for _ in range(block.rows)]
+        for product, members in zip((first_, second_), layout.products, strict=True):
+            if not members:
+                continue
+            count, a, a_row = (builder.extract_value(product, k) for k in range(3))
+            vectors = []
             for group in range(groups):
-                place = ir.Constant(INDEX, row), ir.Constant(INDEX, group)
-                own = sums[row][group * GATES : (group + 1) * GATES]
-                function(builder, (context_, *place, *own))
+                here = builder.gep(weights_, [builder.mul(panel_, ir.Constant(INDEX, group))])
+                vectors += _cells(builder, here, [k * UNITS for k in range(len(members))])
+            own = [at for at, (_, gate) in enumerate(places) if gate in members]
+            rows = _rows(builder, block, builder.inttoptr(a, POINTER), a_row)
+            one, line = ir.Constant(INDEX, 1), ir.Constant(INDEX, len(members) * UNITS)
+            before = [[row[at] for at in own] for row in sums]
+            after = accumulate(builder, block, before, count, rows, one, vectors, line)
+            for old, new in zip(sums, after, strict=True):
+                for at, value in zip(own, new, strict=True):
+                    old[at] = value
+            weights_ = builder.gep(weights_, [builder.mul(count, line)])
+        function = target.get_function(then.dispatcher, called)
+        for r, values in enumerate(sums):
+            for group in range(groups):
+                place = ir.Constant(INDEX, r), ir.Constant(INDEX, group)
+                function(builder, (context_, *place, *values[group * number :][:number]))
         return target.get_dummy_value()
 
     i = types.intp
-    return types.void(block, i, i, i, i, i, i, then, context), generate
+    terms = types.UniTuple(i, 3)
+    return types.void(block, layout, terms, terms, i, i, i, then, context), generate
+
+
+@intrinsic
+def dots(
+    typing: Any, block: Any, groups: Any, a: Any, a_row: Any, b: Any, start: Any, c: Any, c_row: Any
+) -> Any:
+    """c[r * c_row] = start + sum over 16 * groups elements of a[r * a_row + k] * b[k], by address.
+
+    For r < tile.rows. Element k goes to sum k % 16, and the sums are added in halves: 8 and 8, 4
+    and 4, and so on, whatever the width; so this order suits few columns, where `multiply_add`
+    would have idle lanes.
+    """
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        _, count, a_, a_row_, b_, start_, c_, c_row_ = args
+        a_, b_, c_ = (builder.inttoptr(value, POINTER) for value in (a_, b_, c_))
+        vectors = UNITS // block.lanes
+        zero = _splat(builder, ir.Constant(FLOAT, 0.0), Vector(block.lanes))
+        rows, step = _rows(builder, block, a_, a_row_), ir.Constant(INDEX, UNITS)
+        cells = _cells(builder, b_, [v * block.lanes for v in range(vectors)])
+        zeros = [[zero] * vectors for _ in range(block.rows)]
+        sums = accumulate(builder, block, zeros, count, rows, step, cells, step, True)
+        for parts, out in zip(sums, _rows(builder, block, c_, c_row_), strict=True):
+            while len(parts) > 1:
+                half = len(parts) // 2
+                pairs = zip(parts[:half], parts[half:], strict=True)
+                parts = [builder.fadd(low, high) for low, high in pairs]
+            builder.store(builder.fadd(start_, _sum_in_halves(builder, parts[0])), out)
+        return context.get_dummy_value()
+
+    i = types.intp
+    return types.void(block, i, i, i, i, types.float32, i, i), generate
+
+
+def _sum_in_halves(builder: Any, vector: Any) -> Any:
+    """The sum of the lanes of a vector."""
+    word = ir.IntType(32)
+    while (lanes := vector.type.count) > 1:
+        low, high = (
+            ir.Constant(ir.VectorType(word, lanes // 2), list(range(first, first + lanes // 2)))
+            for first in (0, lanes // 2)
+        )
+        undefined = ir.Constant(vector.type, ir.Undefined)
+        parts = [builder.shuffle_vector(vector, undefined, mask) for mask in (low, high)]
+        vector = builder.fadd(*parts)
+    return builder.extract_element(vector, ir.Constant(word, 0))
 
 
 def _rows(builder: Any, block: Any, start: Any, stride: Any) -> list[Any]:

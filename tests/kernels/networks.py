@@ -5,11 +5,20 @@ from typing import Any
 
 import numpy as np
 
-from streamlstm.kernels.cell import Head, Layer, Network
+from streamlstm.kernels.cell import NO_BIAS, Head, Layer, Network
 
 GOLDENS = Path(__file__).parent / "goldens"
 SHORT = sorted(path.stem for path in GOLDENS.glob("short_*.npz"))
+OTHERS = sorted(path.stem for path in GOLDENS.glob("[gr][rn][un]_*.npz"))
 LONG = sorted(path.stem for path in GOLDENS.glob("long_*.npz"))
+
+
+CELLS: dict[str, dict[str, Any]] = {
+    "lstm": {},
+    "gru": {"cell": "gru"},
+    "gru_before": {"cell": "gru", "reset_after": False},
+    "rnn": {"cell": "rnn"},
+}
 
 
 def golden(name: str) -> tuple[Network, dict[str, Any]]:
@@ -21,7 +30,14 @@ def golden(name: str) -> tuple[Network, dict[str, Any]]:
         str(arrays.get("recurrent_activation", "sigmoid")),
     )
     layers = tuple(
-        Layer(arrays[f"weight_ih_{n}"], arrays[f"weight_hh_{n}"], arrays[f"bias_{n}"], *activations)
+        Layer(
+            arrays[f"weight_ih_{n}"],
+            arrays[f"weight_hh_{n}"],
+            arrays[f"bias_{n}"],
+            *activations,
+            cell=str(arrays.get("cell", "lstm")),
+            bias_hh=arrays.get(f"bias_hh_{n}", NO_BIAS),
+        )
         for n in range(int(arrays["layers"]))
     )
     hidden, inputs = layers[-1].weight_hh.shape[1], arrays["inputs"].shape[1]
@@ -42,6 +58,9 @@ def random_network(
     recurrent_activation: str = "sigmoid",
     head_activation: str = "linear",
     seed: int = 0,
+    cell: str = "lstm",
+    reset_after: bool = True,
+    window: int = 0,
 ) -> Network:
     """Weights as PyTorch draws them, uniform on +-1/sqrt(H)."""
     random = np.random.default_rng(seed)
@@ -49,10 +68,14 @@ def random_network(
     def draw(*shape: int) -> Any:
         return random.uniform(-1, 1, shape).astype(np.float32) / np.float32(hidden**0.5)
 
+    gates = {"lstm": 4, "gru": 3, "rnn": 1}[cell]
     stack = []
     for number in range(layers):
         width = inputs if number == 0 else hidden
-        weights = draw(4 * hidden, width), draw(4 * hidden, hidden), draw(4 * hidden)
-        stack.append(Layer(*weights, activation, recurrent_activation))
+        rows = gates * hidden
+        weights = draw(rows, width), draw(rows, hidden), draw(rows)
+        bias_hh = draw(rows) if cell == "gru" and reset_after else NO_BIAS
+        kind = activation, recurrent_activation, cell, reset_after, bias_hh
+        stack.append(Layer(*weights, *kind))
     head = Head(draw(outputs, hidden), draw(outputs), draw(outputs, inputs), head_activation)
-    return Network(tuple(stack), head)
+    return Network(tuple(stack), head, window)

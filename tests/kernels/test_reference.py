@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from streamlstm.kernels import reference
-from tests.kernels.networks import SHORT, golden
+from tests.kernels.networks import CELLS, OTHERS, SHORT, golden, random_network
 
 
 @pytest.mark.parametrize("name", SHORT)
@@ -22,6 +22,59 @@ def test_reference_follows_pytorch(name):
         np.testing.assert_allclose(buffers.state[1, :, 1, :hidden], c, atol=1e-12)
         np.testing.assert_allclose(outputs[0], y, atol=1e-12)
     assert not buffers.state[[0, 2]].any()
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_reference_follows_pytorchs_gru_and_rnn(name):
+    network, arrays = golden(name)
+    hidden = arrays["h"].shape[2]
+    buffers = reference.allocate(network, 3)
+    slots, rounds = np.array([1], np.int32), np.array([0, 1])
+    outputs = np.zeros((1, arrays["outputs"].shape[1]))
+    for x, h, y in zip(arrays["inputs"], arrays["h"], arrays["outputs"], strict=True):
+        reference.step(buffers, slots, x[None], rounds, outputs)
+        np.testing.assert_allclose(buffers.state[1, :, 0, :hidden], h, atol=1e-12)
+        np.testing.assert_allclose(outputs[0], y, atol=1e-12)
+    assert buffers.state.shape[2] == 1  # h alone is kept
+    assert not buffers.state[[0, 2]].any()
+
+
+def test_a_gru_may_reset_before_the_product():
+    """As Keras' reset_after=False: its own loop, unit by unit."""
+    network = random_network(6, 2, cell="gru", reset_after=False)
+    layer = network.layers[0]
+    w, u, b = (np.split(v.astype(float), 3) for v in (layer.weight_ih, layer.weight_hh, layer.bias))
+    buffers = reference.allocate(network, 1)
+    slots, rounds, outputs = np.zeros(1, np.int32), np.array([0, 1]), np.zeros((1, 1))
+    h = np.zeros(6)
+    for x in np.random.default_rng(0).standard_normal((8, 2)).astype(np.float32):
+        r, z, new = np.zeros(6), np.zeros(6), np.zeros(6)
+        for k in range(6):
+            r[k] = 1 / (1 + np.exp(-(w[0][k] @ x + u[0][k] @ h + b[0][k])))
+            z[k] = 1 / (1 + np.exp(-(w[1][k] @ x + u[1][k] @ h + b[1][k])))
+        for k in range(6):
+            new[k] = np.tanh(w[2][k] @ x + u[2][k] @ (r * h) + b[2][k])
+        h = z * h + (1 - z) * new
+        reference.step(buffers, slots, x[None], rounds, outputs)
+        np.testing.assert_allclose(buffers.state[0, 0, 0, :6], h, atol=1e-14)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_window_is_a_fresh_run_over_the_last_inputs(cell):
+    network = random_network(7, 2, layers=2, outputs=3, window=4, **CELLS[cell])
+    buffers = reference.allocate(network, 2)
+    inputs = np.random.default_rng(0).standard_normal((11, 2)).astype(np.float32)
+    outputs = np.zeros((11, 3))
+    reference.step(buffers, np.ones(11, np.int32), inputs, np.arange(12), outputs)
+    for tick in range(11):
+        last = inputs[max(tick - 3, 0) : tick + 1]
+        fresh = reference.allocate(network._replace(window=0), 1)
+        expected = np.zeros((len(last), 3))
+        slots, rounds = np.zeros(len(last), np.int32), np.arange(len(last) + 1)
+        reference.step(fresh, slots, last, rounds, expected)
+        np.testing.assert_array_equal(outputs[tick], expected[-1])
+    assert buffers.state.shape == (2, 4 * 2 + 1)
+    assert not buffers.state[0].any()
 
 
 def test_rounds_run_in_order():

@@ -74,6 +74,42 @@ def test_product_is_the_scalar_chain_bit_for_bit_at_every_width(m, n, k):
     assert c.tobytes() == expected.tobytes()
 
 
+@njit(cache=True)
+def dots_at(block, a, b, start, c):
+    k = a.shape[1]
+    simd.dots(block, k // 16, simd.address(a), k, simd.address(b), start, simd.address(c), 1)
+
+
+@njit(cache=True)
+def dots_at_all_widths(a, b, start, c):
+    dots_at(simd.tile(6, 4, 16), a, b, start, c[0])
+    dots_at(simd.tile(6, 4, 8), a, b, start, c[1])
+    dots_at(simd.tile(6, 4, 4), a, b, start, c[2])
+
+
+@pytest.mark.parametrize("k", [16, 32, 208])
+def test_dots_add_sixteen_chains_in_halves_at_every_width(k):
+    random = np.random.default_rng(k)
+    a, b = random.standard_normal((6, k), np.float32), random.standard_normal(k, np.float32)
+    c = np.zeros((3, 6), np.float32)
+    dots_at_all_widths(a, b, np.float32(0.5), c)
+    np.testing.assert_allclose(c[0], 0.5 + a.astype(float) @ b, atol=1e-5)
+    assert c[0].tobytes() == c[1].tobytes() == c[2].tobytes()
+    chains = np.zeros((1, 16), np.float32)
+    scalar = np.zeros(6, np.float32)
+    for row in range(6):
+        chains[:] = 0
+        for at in range(0, k, 16):
+            for lane in range(16):
+                term = a[row : row + 1, at + lane : at + lane + 1], b[at + lane].reshape(1, 1)
+                scalar_product(*term, chains[:, lane : lane + 1])
+        sums = chains[0]
+        while len(sums) > 1:
+            sums = sums[: len(sums) // 2] + sums[len(sums) // 2 :]
+        scalar[row] = np.float32(0.5) + sums[0]
+    assert scalar.tobytes() == c[0].tobytes()
+
+
 def test_register_block_follows_the_host():
     assert simd.shape_for({"avx512f": True, "avx2": True}, "x86_64") == (6, 4, 16)
     assert simd.shape_for({"avx512f": False, "avx2": True}, "x86_64") == (3, 4, 8)

@@ -1,6 +1,7 @@
 """Make the goldens beside this script with PyTorch (2.13 made these): python make_goldens.py.
 
 short_*.npz: weights, inputs, and the float64 states and outputs of every step.
+gru_*.npz, rnn_*.npz: the same of PyTorch's GRU (which resets after the product) and RNN.
 long_*.npz: a contracting model over 10,000 steps: the float64 h of every 100th step, and the
 largest error there of PyTorch's own float32 run.
 """
@@ -26,6 +27,14 @@ SHORT = {
     "hard_sigmoid": (1, 20, 2, 2, "tanh", "hard_sigmoid"),
     "linear": (1, 20, 2, 2, "linear", "hard_sigmoid"),
 }
+# name: PyTorch's class, its options, layers, hidden, inputs, outputs
+OTHERS = {
+    "gru_h5": (nn.GRU, {}, 1, 5, 7, 20),
+    "gru_h50_two_layers": (nn.GRU, {}, 2, 50, 3, 5),
+    "rnn_h5": (nn.RNN, {}, 1, 5, 7, 20),
+    "rnn_h50_two_layers": (nn.RNN, {}, 2, 50, 3, 5),
+    "rnn_relu": (nn.RNN, {"nonlinearity": "relu"}, 1, 20, 2, 2),
+}
 LONG = {"h32": (1, 32, 1), "h50_two_layers": (2, 50, 3)}
 
 ACTIVATIONS = {
@@ -37,7 +46,7 @@ ACTIVATIONS = {
 }
 
 
-def layers_of(lstm: nn.LSTM) -> dict[str, np.ndarray]:
+def layers_of(lstm: nn.Module) -> dict[str, np.ndarray]:
     """The weights of each layer, biases summed."""
     arrays = {}
     for number in range(lstm.num_layers):
@@ -108,6 +117,42 @@ def make_short(name: str) -> None:
     )
 
 
+def make_other(name: str) -> None:
+    kind, options, layers, hidden, inputs, outputs = OTHERS[name]
+    torch.manual_seed(len(name))
+    net = kind(inputs, hidden, layers, **options)
+    arrays = layers_of(net)
+    if kind is nn.GRU:
+        for n in range(layers):
+            arrays[f"bias_{n}"] = getattr(net, f"bias_ih_l{n}").detach().numpy().copy()
+            arrays[f"bias_hh_{n}"] = getattr(net, f"bias_hh_l{n}").detach().numpy().copy()
+    else:  # one bias, so that float64 starts from the numbers in the file
+        for n in range(layers):
+            getattr(net, f"bias_ih_l{n}").copy_(torch.tensor(arrays[f"bias_{n}"]))
+            getattr(net, f"bias_hh_l{n}").zero_()
+    x = torch.randn(STEPS, inputs)
+    net, h, states = net.double(), None, []
+    for value in x.double():
+        _, h = net(value[None, None], h)
+        states.append(h[:, 0])
+    h = torch.stack(states)
+    head, skip = nn.Linear(hidden, outputs), nn.Linear(inputs, outputs, bias=False)
+    y = h[:, -1] @ head.weight.double().T + x.double() @ skip.weight.double().T + head.bias.double()
+    np.savez_compressed(
+        HERE / f"{name}.npz",
+        **arrays,
+        cell=name[:3],
+        layers=layers,
+        activation=options.get("nonlinearity", "tanh"),
+        head_weight=head.weight.numpy(),
+        head_bias=head.bias.numpy(),
+        head_skip=skip.weight.numpy(),
+        inputs=x.numpy(),
+        h=h.numpy(),
+        outputs=y.numpy(),
+    )
+
+
 def make_long(name: str) -> None:
     layers, hidden, inputs = LONG[name]
     lstm = nn.LSTM(inputs, hidden, layers)
@@ -136,5 +181,7 @@ if __name__ == "__main__":
     with torch.no_grad():
         for case in SHORT:
             make_short(case)
+        for case in OTHERS:
+            make_other(case)
     for case in LONG:
         make_long(case)

@@ -1,0 +1,415 @@
+"""The step on an NVIDIA GPU: one fused kernel a round, states in device memory from step to step.
+
+A block of warps moves a tile of series at a time through all layers and the head: gather old states
+beside the inputs, gates in registers, activations and cell update, new states scattered. A warp
+does 16 units of 4 * `rows` series: each lane holds the four gates of 2 units for `rows` series, so
+that 8 * `rows` multiply-adds need 8 weights and `rows` inputs from shared memory.
+
+Every pre-activation is one chain of `fma` from its bias over h, then x, as on the CPU (see `simd`),
+in one lane, whatever the tile; divisions are IEEE ones and nothing is flushed to zero. So a state
+is the same bits in any batch, place and round; and as the formulas are those of `cell`, states
+should have the CPU's bits too (in the simulator they have; `golden.TOLERANCE` is what is promised).
+The head sums up over the inputs, then h.
+
+**Reasoning** (H100, H = 64, I = 1, a million series). A step takes 2 * 4 * 64 * 65 flops and moves
+4 * 4 * 64 bytes: 33 flops a byte where the machine has 20, so arithmetic binds. For 16 units of 32
+series a warp needs 4160 multiply-adds. Of what ptxas makes for sm_90 it issues about 8000
+instructions: 4750 for the products (shared memory is read 4 times, 16 bytes a lane, for each 64
+multiply-adds), 2260 for the cells (five rational functions with an exact division each), 1000 to
+gather, scatter and keep books. So 52 % of the FP32 peak is the roof, and the divisions are what to
+look at next. The weights stay in shared memory where they fit beside the tiles of two blocks, or of
+one large block; where they do not, they come through it in chunks, from the second-level cache:
+`tile` / 2 flops for each byte read there. Not yet timed on a GPU.
+
+Slots, inputs and outputs are in pinned host memory that the device reads and writes itself, while
+it computes: no copy is launched. Two sets of it: the host fills one while the device works on the
+other. Nothing is allocated after `allocate`, nothing compiled after `warm_up`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import cuda
+from numpy.typing import NDArray
+
+from streamlstm.kernels import cell, warp
+from streamlstm.kernels.cell import UNITS, BackendError, Floats, Network, padded
+from streamlstm.kernels.warp import GROUP, LANE_ROWS, LANES, PAD, SIMULATED
+
+MANY, FEW = 8, 2  # rows of a lane, for large rounds and for small ones
+SIDE = {MANY: 4, FEW: 8}  # groups of 16 units side by side in a block, at most
+WARPS = 8  # of a block of large rounds
+PINNED = 1 << 24  # float32 of a set of pinned memory at most
+SUBMIT = 65_536  # ticks of a set at most
+FLOAT_BYTES = 4
+
+
+class Limits(NamedTuple):
+    """What a device has room for; bytes of shared memory."""
+
+    multiprocessors: int
+    shared_per_block: int
+    shared_per_multiprocessor: int
+    shared_reserved: int  # of each block
+
+
+class Shape(NamedTuple):
+    """How a round is cut; offsets and sizes in float32 of shared memory."""
+
+    rows: int  # of a lane
+    together: int  # groups of 16 units side by side in a block
+    tile: int  # series of a block
+    chunk: int  # terms of a product at a time
+    resident: int  # weights that stay in shared memory: all, or 0
+    blocks: int  # of the device at a time
+    threads: int
+    shared: int
+
+
+class _Variant(NamedTuple):
+    """A kernel with the shape it is launched in."""
+
+    shape: Shape
+    plan: Any  # on the device
+    kernel: Any
+
+
+class _Pinned(NamedTuple):
+    """Host memory that the device reaches by itself, and what it was last used for."""
+
+    slots: Any  # int32 (n,)
+    inputs: Any  # float32 (n * I,)
+    bounds: Any  # int64 (n + 1,)
+    outputs: Any  # float32 (n * O,)
+    done: Any  # event
+
+
+@dataclass
+class Buffers:
+    """State and packed weights of a network, on the device.
+
+    state: float32 (capacity * record,), record = layers * 2 * units: [layer][h, c][unit].
+    """
+
+    state: Any
+    record: int
+    weights: Any
+    layers: int
+    units: int
+    many: _Variant
+    few: _Variant
+    pinned: tuple[_Pinned, _Pinned]
+    moved: Any  # pinned float32 (n, record): records on their way
+    moved_slots: Any  # pinned int32 (n,)
+    move: Any  # the kernel that moves them
+    stream: Any
+
+
+def unusable() -> str:
+    """Why no GPU can be used; empty where one can."""
+    if SIMULATED:
+        return ""
+    try:
+        cuda.current_context()
+    except Exception as error:  # the driver's and the bindings' own, of many kinds
+        return " ".join(str(error).split()) or type(error).__name__
+    return ""
+
+
+def bytes_per_series(network: Network) -> int:
+    """Bytes of device memory that `allocate` takes for each series."""
+    return math.prod(cell.state_shape(network)) * FLOAT_BYTES
+
+
+def allocate(network: Network, capacity: int, threads: int | None = None) -> Buffers:
+    """Buffers on the current device for `capacity` series at zero state; `threads` is the CPU's.
+
+    Raises:
+        BackendError: no usable GPU, not enough memory on it, or a network that is none of LSTM
+            layers with the same activations.
+    """
+    activations = _refuse_others(network)
+    if reason := unusable():
+        raise BackendError(
+            f"backend 'cuda': no usable GPU ({reason}); install its driver or set backend = 'cpu'"
+        )
+    units = cell.state_shape(network)[-1]
+    record = math.prod(cell.state_shape(network))
+    inputs, outputs = network.head.skip.shape[::-1]
+    device, room = 0 if SIMULATED else cuda.get_current_device().id, limits()
+    weights, head, layers = _packed(network, units)
+    free = cuda.current_context().get_memory_info().free
+    needed = (capacity * record + len(weights)) * FLOAT_BYTES
+    if needed > free:
+        raise BackendError(
+            f"backend 'cuda': {capacity} series need {needed / 2**30:.1f} GiB on the device,"
+            f" {free / 2**30:.1f} are free; lower max_series"
+        )
+
+    def variant(rows: int) -> _Variant:
+        shape = shape_for(network, rows, len(weights), room)
+        plan = warp.Plan(
+            layers=len(layers),
+            inputs=inputs,
+            outputs=outputs,
+            units=units,
+            record=record,
+            together=shape.together,
+            tile=shape.tile,
+            chunk=shape.chunk,
+            resident=shape.resident,
+            head=head[0],
+            head_bias=head[1],
+            head_activation=cell.activation_code(network.head.activation),
+            head_shift=_shift(outputs),
+        )
+        words = np.array([*plan, *(value for layer in layers for value in layer)], np.int32)
+        kernel = warp.compiled(shape.rows, *activations, device, room.shared_per_block)
+        return _Variant(shape, cuda.to_device(words), kernel)
+
+    count = min(SUBMIT, max(1024, capacity), max(1, PINNED // (inputs + outputs + 1)))
+    moved = max(1, min(capacity, PINNED // 4 // record))
+    state = cuda.device_array(capacity * record, np.float32)
+    zeros = np.zeros(moved * record, np.float32)
+    for at in range(0, len(state), len(zeros)):
+        state[at : at + len(zeros)].copy_to_device(zeros[: len(state) - at])
+    return Buffers(
+        state=state,
+        record=record,
+        weights=cuda.to_device(weights),
+        layers=len(layers),
+        units=units,
+        many=variant(MANY),
+        few=variant(FEW),
+        pinned=(_pinned(count, inputs, outputs), _pinned(count, inputs, outputs)),
+        moved=cuda.mapped_array((moved, record), np.float32),
+        moved_slots=cuda.mapped_array(moved, np.int32),
+        move=warp.compiled_move(device),
+        stream=cuda.stream(),
+    )
+
+
+def _pinned(count: int, inputs: int, outputs: int) -> _Pinned:
+    array = cuda.mapped_array
+    return _Pinned(
+        array(count, np.int32),
+        array(count * inputs, np.float32),
+        array(count + 1, np.int64),
+        array(count * outputs, np.float32),
+        cuda.event(),
+    )
+
+
+def _refuse_others(network: Network) -> tuple[int, int]:
+    """The codes of the activations of all layers; BackendError where it cannot run them."""
+    kind = cell.kind_of(network)
+    if kind != "lstm" or network.window:
+        what = "a window" if network.window else f"cell {kind!r}"
+        raise BackendError(
+            f"backend 'cuda' runs LSTM layers alone, this model has {what}; set backend = 'cpu'"
+        )
+    codes = {
+        (cell.activation_code(layer.activation), cell.activation_code(layer.recurrent_activation))
+        for layer in network.layers
+    }
+    if len(codes) != 1:
+        raise BackendError(
+            "backend 'cuda' wants the same activations in all layers; set backend = 'cpu'"
+        )
+    return codes.pop()
+
+
+def _packed(network: Network, units: int) -> tuple[Floats, tuple[int, int], list[warp.Layer]]:
+    """All weights in one array, where the head's are in it, and the layers."""
+    parts: list[Floats] = []
+    at = 0
+
+    def keep(array: Floats) -> int:
+        """The offset of a copy, on 16 bytes."""
+        nonlocal at
+        start, at = at, at + -(-array.size // 4) * 4
+        parts.append(np.append(array.ravel(), np.zeros(at - start - array.size, np.float32)))
+        return start
+
+    layers = []
+    for number, layer in enumerate(network.layers):
+        terms = np.hstack([layer.weight_hh, layer.weight_ih])
+        layers.append(
+            warp.Layer(
+                hidden=layer.weight_hh.shape[1],
+                inputs=layer.weight_ih.shape[1],
+                weights=keep(_by_group(layer, terms)),
+                bias=keep(_by_group(layer, layer.bias[:, None])),
+                state=number * 2 * units,
+                source=(number - 1) * 2 * units if number else -1,
+                shift=_shift(layer.weight_ih.shape[1]),
+            )
+        )
+    head = network.head
+    place = keep(np.vstack([head.skip.T, head.weight.T])), keep(head.bias)
+    return np.concatenate(parts).astype(np.float32), place, layers
+
+
+def _shift(wide: int) -> int:
+    """The least power of two that is as wide, or a warp."""
+    return min((wide - 1).bit_length(), (LANES - 1).bit_length())
+
+
+def _by_group(layer: cell.Layer, terms: Floats) -> Floats:
+    """(4H, K) by gate and unit -> [group of 16 units][K][unit][gate]; units beyond H are zero."""
+    hidden = layer.weight_hh.shape[1]
+    gates = np.zeros((4, padded(hidden), terms.shape[1]), np.float32)
+    gates[:, :hidden] = terms.reshape(4, hidden, -1)
+    if (layer.activation, layer.recurrent_activation) == ("tanh", "sigmoid"):
+        gates[[0, 1, 3]] *= np.float32(0.5)  # for `cell.update_halved`
+    return gates.reshape(4, -1, UNITS, terms.shape[1]).transpose(1, 3, 2, 0)
+
+
+def limits() -> Limits:
+    """What the current device has room for; in the simulator, a small one."""
+    if SIMULATED:
+        return Limits(2, 99 << 10, 100 << 10, 1 << 10)
+    device = cuda.get_current_device()
+    return Limits(
+        device.MULTIPROCESSOR_COUNT,
+        device.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+        device.MAX_SHARED_MEMORY_PER_MULTIPROCESSOR,
+        device.RESERVED_SHARED_MEMORY_PER_BLOCK,
+    )
+
+
+def shape_for(network: Network, rows: int, weights: int, room: Limits) -> Shape:
+    """The best shape that fits, for `rows` of a lane or fewer.
+
+    weights: float32 of all. BackendError where even the least shape does not fit.
+    """
+    groups = max(padded(layer.weight_hh.shape[1]) for layer in network.layers) // UNITS
+    terms = max(
+        sum(layer.weight_hh.shape[1:] + layer.weight_ih.shape[1:]) for layer in network.layers
+    )
+    for lane_rows in sorted({rows, FEW}, reverse=True):
+        passes = -(-groups // SIDE[lane_rows])
+        together = -(-groups // passes)
+        high = max(1, WARPS // together) if lane_rows == MANY else 1
+        for above, blocks, chunk, resident in (
+            (high, 2, terms, weights),
+            (2 * high, 1, terms, weights),
+            (high, 2, 32, 0),
+            (high, 1, 32, 0),
+            (1, 1, 8, 0),
+        ):
+            tile = LANE_ROWS * lane_rows * above
+            held = resident or together * chunk * GROUP
+            shared = (tile + (chunk + groups * UNITS) * (tile + PAD) + held) * FLOAT_BYTES
+            each = room.shared_per_multiprocessor // blocks - room.shared_reserved
+            if shared <= min(each, room.shared_per_block):
+                return Shape(
+                    rows=lane_rows,
+                    together=together,
+                    tile=tile,
+                    chunk=chunk,
+                    resident=resident,
+                    blocks=room.multiprocessors * blocks,
+                    threads=LANES * together * above,
+                    shared=shared,
+                )
+    raise BackendError(
+        f"backend 'cuda': {groups * UNITS} units do not fit in {room.shared_per_block} bytes of"
+        " shared memory; set backend = 'cpu'"
+    )
+
+
+def step(
+    buffers: Buffers,
+    slots: NDArray[np.int32],
+    inputs: Floats,
+    rounds: NDArray[np.int64],
+    outputs: Floats,
+) -> None:
+    """Move series one step per row and write the head's outputs; see `cpu.step`."""
+    count = len(buffers.pinned[0].slots)
+    waiting: list[tuple[_Pinned, int, int]] = []
+    for number, start in enumerate(range(0, len(slots), count)):
+        stop = min(start + count, len(slots))
+        if len(waiting) == 2:
+            _finish(*waiting.pop(0), outputs)
+        pinned = buffers.pinned[number % 2]
+        pinned.slots[: stop - start] = slots[start:stop]
+        x = inputs[start:stop].ravel()
+        pinned.inputs[: len(x)] = x
+        first, last = np.searchsorted(rounds, start, "right") - 1, np.searchsorted(rounds, stop)
+        bounds = np.unique(np.clip(rounds[first : last + 1], start, stop)) - start
+        pinned.bounds[: len(bounds)] = bounds
+        launch(buffers, pinned, np.diff(bounds).tolist())
+        pinned.done.record(buffers.stream)
+        waiting.append((pinned, start, stop))
+    for submitted in waiting:
+        _finish(*submitted, outputs)
+
+
+def launch(buffers: Buffers, pinned: _Pinned, sizes: list[int]) -> None:
+    """Rounds of these sizes: a kernel for each, and one for a run of rounds of a tile or less."""
+    number = 0
+    while number < len(sizes):
+        size, last = sizes[number], number + 1
+        few = buffers.few.shape
+        variant = buffers.many if size > few.tile * few.blocks else buffers.few
+        if size <= few.tile:
+            while last < len(sizes) and sizes[last] <= few.tile:
+                last += 1
+        shape = variant.shape
+        blocks = min(-(-size // shape.tile), shape.blocks)
+        variant.kernel[blocks, shape.threads, buffers.stream, shape.shared](
+            buffers.state, buffers.weights, variant.plan,
+            pinned.slots, pinned.inputs, pinned.bounds, pinned.outputs, number, last,
+        )  # fmt: skip
+        number = last
+
+
+def _finish(pinned: _Pinned, start: int, stop: int, outputs: Floats) -> None:
+    pinned.done.synchronize()
+    width = outputs.shape[1]
+    outputs[start:stop] = pinned.outputs[: (stop - start) * width].reshape(-1, width)
+
+
+def to_host(buffers: Buffers, slots: NDArray[np.int32]) -> Floats:
+    """A copy of the records of some slots, (n, layers, 2, units)."""
+    records = np.empty((len(slots), buffers.record), np.float32)
+    for at in range(0, len(slots), len(buffers.moved)):
+        part = records[at : at + len(buffers.moved)]
+        _move(buffers, slots[at : at + len(part)], down=1)
+        part[:] = buffers.moved[: len(part)]
+    return records.reshape(len(slots), buffers.layers, 2, buffers.units)
+
+
+def from_host(buffers: Buffers, slots: NDArray[np.int32], records: Floats) -> None:
+    """Set the records of some slots from (n, layers, 2, units); units beyond H must be zero."""
+    flat = records.reshape(len(slots), buffers.record)
+    for at in range(0, len(slots), len(buffers.moved)):
+        part = flat[at : at + len(buffers.moved)]
+        buffers.moved[: len(part)] = part
+        _move(buffers, slots[at : at + len(part)], down=0)
+
+
+def _move(buffers: Buffers, slots: NDArray[np.int32], down: int) -> None:
+    buffers.moved_slots[: len(slots)] = slots
+    blocks = min(len(slots), 1024) or 1
+    buffers.move[blocks, LANES, buffers.stream](
+        buffers.state, buffers.moved_slots, buffers.moved, len(slots), down
+    )
+    buffers.stream.synchronize()
+
+
+def warm_up(buffers: Buffers) -> None:
+    """Launch every kernel once (`allocate` has compiled them). Keeps states."""
+    for variant in (buffers.many, buffers.few):
+        shape, pinned = variant.shape, buffers.pinned[0]
+        variant.kernel[1, shape.threads, buffers.stream, shape.shared](
+            buffers.state, buffers.weights, variant.plan,
+            pinned.slots, pinned.inputs, pinned.bounds, pinned.outputs, 0, 0,
+        )  # fmt: skip
+    _move(buffers, np.zeros(0, np.int32), down=1)

@@ -1,0 +1,283 @@
+"""One layer over a tile of series, for each kind of cell: packed weights and compiled step.
+
+Sixteen units at a time, the pre-activations of all gates meet a function of the cell in registers
+(`simd.gates`), which writes the new state straight to the records.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from streamlstm.kernels import cell, simd
+from streamlstm.kernels.cell import UNITS, Floats, padded
+
+FLOAT_BYTES, WORD_BYTES = 4, 8
+
+
+class Plan(NamedTuple):
+    """What compiled code knows of a layer; offsets and strides in float32, addresses in bytes."""
+
+    hidden: int
+    inputs: int
+    weights: int  # address of what `pack` gave
+    bias: int  # address
+    activation: int
+    recurrent: int
+    halved: int  # 1 where weights of sigmoid gates are halved, for `cell.update_halved`
+    state: int  # offset of h in a record; an LSTM's c follows `units` later
+    tile: int  # offset in the scratch of a worker: rows of [h (H), inputs (padded I)]
+    stride: int
+    gated: int  # offset in the scratch: rows of r * h, then of z (both padded H)
+
+
+class Place(NamedTuple):
+    """Where the cells of a register tile find and leave what is theirs: addresses and strides."""
+
+    halved: int
+    activation: int
+    recurrent: int
+    rows: int  # of the record addresses
+    h: int  # in a record, float32
+    c: int
+    onward: int  # of the next layer's inputs
+    stride: int
+    gated: int
+    z: int
+    gated_stride: int
+
+
+# --- weights --------------------------------------------------------------------------------------
+
+
+def is_halved(layer: cell.Layer) -> bool:
+    """Whether the quicker formulas of tanh and sigmoid serve."""
+    return (layer.activation, layer.recurrent_activation) == ("tanh", "sigmoid")
+
+
+def pack(layer: cell.Layer) -> tuple[Floats, Floats]:
+    """(weights, bias) as the compiled steps below take them, flat."""
+    hidden = layer.weight_hh.shape[1]
+    ih, hh = (w.reshape(-1, hidden, w.shape[1]) for w in (layer.weight_ih, layer.weight_hh))
+    bias = layer.bias.reshape(-1, hidden, 1)
+    if layer.cell == "lstm":
+        return _packed(layer, (0, 1, 3), _beside(hh, ih)), _packed(layer, (0, 1, 3), bias)
+    if layer.cell == "rnn":
+        return _packed(layer, (), _beside(hh, ih)), _packed(layer, (), bias)
+    if layer.reset_after:  # gates r, z, n of the input, n of h
+        own = layer.bias_hh.reshape(3, hidden, 1)
+        biases = np.concatenate([bias[:2] + own[:2], bias[2:], own[2:]])
+        return _packed(layer, (0, 1), hh, ih), _packed(layer, (0, 1), biases)
+    first = _packed(layer, (0, 1), _beside(hh[:2], ih[:2])), _packed(layer, (0, 1), bias[:2])
+    second = _packed(layer, (), hh[2:], ih[2:]), _packed(layer, (), bias[2:])
+    return np.concatenate([first[0], second[0]]), np.concatenate([first[1], second[1]])
+
+
+def _beside(hh: Floats, ih: Floats) -> Floats:
+    """Both products as one, over h and then the input."""
+    return np.concatenate([hh, ih], axis=2)
+
+
+def _packed(layer: cell.Layer, sigmoids: tuple[int, ...], *products: Floats) -> Floats:
+    """(G, H, K) each -> [group of 16 units] of each product's [K][G][16]; units beyond H are zero.
+
+    sigmoids: the gates to halve.
+    """
+    parts = []
+    for product in products:
+        gates, hidden, terms = product.shape
+        full = np.zeros((gates, padded(hidden), terms), np.float32)
+        full[:, :hidden] = product
+        if is_halved(layer):
+            full[list(sigmoids)] *= np.float32(0.5)
+        lined = full.reshape(gates, -1, UNITS, terms).transpose(1, 3, 0, 2)
+        parts.append(lined.reshape(padded(hidden) // UNITS, -1))
+    return np.hstack(parts).ravel()
+
+
+def flops(layer: cell.Layer) -> int:
+    """Operations of one step, padding included."""
+    gates, inputs = layer.weight_ih.shape[0] // layer.weight_hh.shape[1], layer.weight_ih.shape[1]
+    hidden = layer.weight_hh.shape[1]
+    return 2 * gates * padded(hidden) * (hidden + inputs)
+
+
+# --- compiled -------------------------------------------------------------------------------------
+
+
+@njit(cache=True)
+def _moved(place: Any, row: int, unit: int) -> Any:
+    """The same place from a row and a unit of the tile on."""
+    gated = (row * place.gated_stride + unit) * FLOAT_BYTES
+    return Place(
+        place.halved,
+        place.activation,
+        place.recurrent,
+        place.rows + row * WORD_BYTES,
+        place.h + unit,
+        place.c + unit,
+        place.onward + (row * place.stride + unit) * FLOAT_BYTES,
+        place.stride,
+        place.gated + gated,
+        place.z + gated,
+        place.gated_stride,
+    )
+
+
+@njit(cache=True)
+def _groups(
+    block: Any,
+    layout: Any,
+    hidden: int,
+    full: int,
+    first: Any,
+    second: Any,
+    weights: int,
+    panel: int,
+    bias: int,
+    then: Any,
+    place: Any,
+) -> None:
+    """`simd.gates` over a tile: groups of units outside, so that their weights stay near."""
+    together = simd.groups_of(block, layout)
+    single = simd.one_group(block, layout)
+    groups = -(-hidden // UNITS)
+    group = 0
+    while group < groups:
+        some = together if group + together <= groups else 1
+        for lane in range(0, UNITS, simd.lanes_of(block)):
+            w = weights + (group * panel + lane) * FLOAT_BYTES
+            b = bias + (group * simd.gates_of(layout) * UNITS + lane) * FLOAT_BYTES
+            for r in range(0, full, simd.rows_of(block)):
+                here = _moved(place, r, group * UNITS + lane)
+                one = first[0], first[1] + r * first[2] * FLOAT_BYTES, first[2]
+                two = second[0], second[1] + r * second[2] * FLOAT_BYTES, second[2]
+                if some == together:
+                    simd.gates(block, layout, one, two, w, panel, b, then, here)
+                else:
+                    simd.gates(single, layout, one, two, w, panel, b, then, here)
+        group += some
+
+
+@njit(cache=True)
+def lstm(block: Any, layer: Any, place: Any, tile: int, full: int) -> None:
+    """A layer of LSTM cells over the first `full` rows of a tile."""
+    terms = layer.hidden + layer.inputs
+    both, none = (terms, tile, layer.stride), (0, 0, 0)
+    panel = terms * 4 * UNITS
+    gates = simd.layout(0b1111, 0)
+    _groups(
+        block, gates, layer.hidden, full, both, none,
+        layer.weights, panel, layer.bias, simd.function(_lstm_cells), place,
+    )  # fmt: skip
+
+
+@njit(cache=True)
+def rnn(block: Any, layer: Any, place: Any, tile: int, full: int) -> None:
+    """A layer of simple recurrent cells."""
+    terms = layer.hidden + layer.inputs
+    both, none = (terms, tile, layer.stride), (0, 0, 0)
+    gates = simd.layout(0b1, 0)
+    _groups(
+        block, gates, layer.hidden, full, both, none,
+        layer.weights, terms * UNITS, layer.bias, simd.function(_rnn_cells), place,
+    )  # fmt: skip
+
+
+@njit(cache=True)
+def gru(block: Any, layer: Any, place: Any, tile: int, full: int) -> None:
+    """A layer of GRU cells that reset after the product: r, z and n of the input, u of h."""
+    h = layer.hidden, tile, layer.stride
+    x = layer.inputs, tile + layer.hidden * FLOAT_BYTES, layer.stride
+    panel = (layer.hidden + layer.inputs) * 3 * UNITS
+    gates = simd.layout(0b1011, 0b0111)
+    _groups(
+        block, gates, layer.hidden, full, h, x,
+        layer.weights, panel, layer.bias, simd.function(_gru_cells), place,
+    )  # fmt: skip
+
+
+@njit(cache=True)
+def gru_before(block: Any, layer: Any, place: Any, tile: int, full: int) -> None:
+    """A layer of GRU cells that reset h before the product: all of r * h, then n."""
+    terms = layer.hidden + layer.inputs
+    both, none = (terms, tile, layer.stride), (0, 0, 0)
+    gates = simd.layout(0b11, 0)
+    _groups(
+        block, gates, layer.hidden, full, both, none,
+        layer.weights, terms * 2 * UNITS, layer.bias, simd.function(_reset_cells), place,
+    )  # fmt: skip
+    units = place.gated_stride
+    weights = layer.weights + terms * 2 * units * FLOAT_BYTES
+    bias = layer.bias + 2 * units * FLOAT_BYTES
+    h = layer.hidden, place.gated, units
+    x = layer.inputs, tile + layer.hidden * FLOAT_BYTES, layer.stride
+    new = simd.layout(0b1, 0b1)
+    _groups(
+        block, new, layer.hidden, full, h, x,
+        weights, terms * UNITS, bias, simd.function(_new_cells), place,
+    )  # fmt: skip
+
+
+# The cells of one vector: activations and update, new state to the record, h onward.
+
+
+@njit(cache=True, forceinline=True)
+def _leave(place: Any, record: int, row: int, at: int, h: Any) -> None:
+    simd.store(record, place.h + at, h)
+    simd.store(place.onward, row * place.stride + at, h)
+
+
+@njit(cache=True, forceinline=True)
+def _lstm_cells(place: Any, row: int, group: int, i: Any, f: Any, g: Any, o: Any) -> None:
+    record = simd.word(place.rows, row)
+    at = group * UNITS
+    c = simd.load_like(i, record, place.c + at)
+    if place.halved:
+        h, c = cell.update_halved(i, f, g, o, c)
+    else:
+        h, c = cell.update(place.activation, place.recurrent, i, f, g, o, c)
+    simd.store(record, place.c + at, c)
+    _leave(place, record, row, at, h)
+
+
+@njit(cache=True, forceinline=True)
+def _rnn_cells(place: Any, row: int, group: int, n: Any) -> None:
+    record = simd.word(place.rows, row)
+    _leave(place, record, row, group * UNITS, cell.activate(place.activation, n))
+
+
+@njit(cache=True, forceinline=True)
+def _gru_cells(place: Any, row: int, group: int, r: Any, z: Any, n: Any, u: Any) -> None:
+    record = simd.word(place.rows, row)
+    at = group * UNITS
+    h = simd.load_like(r, record, place.h + at)
+    if place.halved:
+        h = cell.gru_halved(r, z, n, u, h)
+    else:
+        h = cell.gru(place.activation, place.recurrent, r, z, n, u, h)
+    _leave(place, record, row, at, h)
+
+
+@njit(cache=True, forceinline=True)
+def _reset_cells(place: Any, row: int, group: int, r: Any, z: Any) -> None:
+    record = simd.word(place.rows, row)
+    at = group * UNITS
+    h = simd.load_like(r, record, place.h + at)
+    if place.halved:
+        r, z = cell.sigmoid_of_double(r), cell.sigmoid_of_double(z)
+    else:
+        r, z = cell.activate(place.recurrent, r), cell.activate(place.recurrent, z)
+    simd.store(place.gated, row * place.gated_stride + at, r * h)
+    simd.store(place.z, row * place.gated_stride + at, z)
+
+
+@njit(cache=True, forceinline=True)
+def _new_cells(place: Any, row: int, group: int, n: Any) -> None:
+    record = simd.word(place.rows, row)
+    at = group * UNITS
+    h = simd.load_like(n, record, place.h + at)
+    z = simd.load_like(n, place.z, row * place.gated_stride + at)
+    _leave(place, record, row, at, cell.blend(z, cell.activate(place.activation, n), h))

@@ -1,0 +1,263 @@
+"""What the CUDA step owes, on whatever runs it: `test_cuda` runs this in Numba's simulator.
+
+By hand, on a machine with a GPU: `pytest tests/kernels/conformance_cuda.py`.
+"""
+
+import os
+
+import numpy as np
+import pytest
+
+from streamlstm.engine import Engine
+from streamlstm.golden import check_golden
+from streamlstm.kernels import cpu, cuda, reference
+from streamlstm.kernels.cell import ACTIVATIONS, BackendError
+from streamlstm.ticks import Ticks
+from tests.kernels.networks import random_network
+from tests.kernels.test_cpu import batch, rounds_of
+from tests.models import random_model
+
+SIMULATED = bool(os.environ.get("NUMBA_ENABLE_CUDASIM"))
+ROOMY = cuda.Limits(1, 200_000, 400_000, 0)  # weights stay, of two blocks
+NARROW = cuda.Limits(1, 30_000, 30_000, 0)  # weights come in chunks of 32 terms
+LEAST = cuda.Limits(1, 8_500, 8_500, 0)  # of 8
+
+
+def stepped(kernels, network, records, slots, inputs, rounds, **options):
+    """Records of all series and outputs after a step from these records."""
+    everyone = np.arange(len(records), dtype=np.int32)
+    buffers = kernels.allocate(network, len(records))
+    kernels.from_host(buffers, everyone, records)
+    outputs = np.zeros((len(slots), len(network.head.bias)), np.float32)
+    kernels.step(buffers, slots, inputs, rounds, outputs)
+    return kernels.to_host(buffers, everyone), outputs
+
+
+def some_records(count, network, seed=0):
+    buffers = reference.allocate(network, count)
+    random = np.random.default_rng(seed)
+    for number, layer in enumerate(network.layers):
+        hidden = layer.weight_hh.shape[1]
+        buffers.state[:, number, :, :hidden] = random.uniform(-1, 1, (count, 2, hidden))
+    return buffers.state.astype(np.float32)
+
+
+def check_against_the_twins(network, count=3, seed=0):
+    """One step within tolerance of float64, and in the simulator the states of the CPU in bits."""
+    random = np.random.default_rng(seed)
+    inputs = random.standard_normal((count, network.head.skip.shape[1]))
+    slots, x, rounds, _ = batch(random.permutation(count + 2)[:count], inputs, 1)
+    given = (some_records(count + 2, network), slots, x, rounds)
+    ours, theirs = stepped(cuda, network, *given), stepped(cpu, network, *given)
+    records, outputs = stepped(reference, network, *given)
+    np.testing.assert_allclose(ours[1], outputs, atol=4e-6)
+    for number, layer in enumerate(network.layers):
+        units = number, slice(None), slice(layer.weight_hh.shape[1])  # others mean nothing
+        np.testing.assert_allclose(ours[0][:, *units], records[:, *units], atol=2e-6)
+    check_twins(ours, theirs)
+
+
+def check_twins(ours, theirs):
+    if SIMULATED:
+        assert ours[0].tobytes() == theirs[0].tobytes()
+    np.testing.assert_allclose(ours[0], theirs[0], atol=2e-6)
+    np.testing.assert_allclose(ours[1], theirs[1], atol=4e-6)  # heads sum up in orders of their own
+
+
+@pytest.mark.parametrize(
+    ("hidden", "inputs", "layers", "outputs"),
+    [(1, 1, 1, 1), (16, 1, 1, 2), (5, 7, 2, 3), (23, 2, 3, 1), (33, 40, 1, 35), (64, 1, 1, 1)],
+)
+def test_a_step_is_that_of_the_reference_and_of_the_cpu(hidden, inputs, layers, outputs):
+    check_against_the_twins(random_network(hidden, inputs, layers, outputs))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("recurrent", ["sigmoid", "hard_sigmoid"])
+def test_every_activation(activation, recurrent):
+    network = random_network(6, 2, 1, 2, activation, recurrent, head_activation=activation)
+    check_against_the_twins(network, count=2)
+
+
+def test_layers_may_differ_in_size():
+    lower, upper = random_network(20, 2), random_network(9, 20, outputs=3)
+    head = upper.head._replace(skip=np.ones((3, 2), np.float32))
+    network = lower._replace(layers=lower.layers + upper.layers, head=head)
+    check_against_the_twins(network)
+
+
+@pytest.mark.parametrize("hidden", [5, 16, 40])
+def test_it_repeats_the_golden_of_a_model(hidden):
+    check_golden(random_model(hidden=hidden), cuda)
+
+
+def test_an_engine_forecasts_as_it_does_on_the_cpu():
+    model, points = random_model(), {}
+    values = np.random.default_rng(0).standard_normal((5, model.spec.inputs))
+    ts = np.array([1, 1, 1, 2, 2]) * model.spec.step_ns
+    for backend in ("cpu", "cuda"):
+        engine = Engine(model, backend=backend, max_series=5, max_batch=8)
+        engine.warm_up()
+        slots = np.array([0, 1, 2, 1, 0], np.int32)
+        points[backend] = engine.step(Ticks(slots, ts, values, np.zeros(5, np.uint8)), 0).point
+        assert engine.backend == backend
+        assert len(points[backend]) == 5
+    np.testing.assert_allclose(points["cuda"], points["cpu"], rtol=1e-5, atol=1e-5)
+
+
+# --- the same bits --------------------------------------------------------------------------------
+
+SERIES, TICKS = 10, 3
+MIXED = random_network(20, 3, layers=2, outputs=5, seed=3)
+STREAM = np.random.default_rng(5).standard_normal((SERIES, TICKS, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """State and outputs of each series when it is stepped by itself."""
+    buffers = cuda.allocate(MIXED, SERIES)
+    outputs = np.zeros((SERIES, TICKS, 5), np.float32)
+    for series in range(SERIES):
+        slots = np.full(TICKS, series, np.int32)
+        cuda.step(buffers, slots, STREAM[series], np.arange(TICKS + 1), outputs[series])
+    return cuda.to_host(buffers, np.arange(SERIES, dtype=np.int32)), outputs
+
+
+def check_any_order(alone, seed, cuts):
+    """The stream in a random order and in batches, against each series by itself."""
+    random = np.random.default_rng(seed)
+    order = random.permutation(np.repeat(np.arange(SERIES, dtype=np.int32), TICKS))
+    buffers = cuda.allocate(MIXED, SERIES)
+    done = np.zeros(SERIES, int)
+    for slots in np.split(order, np.sort(random.integers(0, len(order), cuts))):
+        ticks = np.zeros(len(slots), int)
+        for at, slot in enumerate(slots):
+            ticks[at] = done[slot]
+            done[slot] += 1
+        outputs = np.zeros((len(slots), 5), np.float32)
+        cuda.step(buffers, slots, STREAM[slots, ticks], rounds_of(slots), outputs)
+        assert outputs.tobytes() == alone[1][slots, ticks].tobytes()
+    state = cuda.to_host(buffers, np.arange(SERIES, dtype=np.int32))
+    assert state.tobytes() == alone[0].tobytes()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_series_has_the_same_bits_in_any_batch_place_and_round(alone, seed):
+    check_any_order(alone, seed, cuts=seed)
+
+
+def test_a_batch_larger_than_pinned_memory_goes_in_parts(alone, monkeypatch):
+    monkeypatch.setattr(cuda, "SUBMIT", 7)
+    check_any_order(alone, 4, cuts=0)
+
+
+@pytest.mark.parametrize("room", [ROOMY, NARROW, LEAST], ids=["roomy", "narrow", "least"])
+@pytest.mark.parametrize("side", [1, 2])
+def test_every_shape_gives_the_same_bits(monkeypatch, room, side):
+    network = random_network(37, 3, outputs=2, seed=1)
+    random = np.random.default_rng(0)
+    slots, inputs, rounds, _ = batch(random.permutation(9), random.standard_normal((9, 3)), 2)
+    given = (some_records(9, network), slots, inputs, rounds)
+    expected = stepped(cuda, network, *given)
+    monkeypatch.setattr(cuda, "limits", lambda: room)
+    monkeypatch.setattr(cuda, "SIDE", {cuda.MANY: side, cuda.FEW: side})
+    for own, theirs in zip(stepped(cuda, network, *given), expected, strict=True):
+        assert own.tobytes() == theirs.tobytes()
+
+
+@pytest.mark.parametrize("room", [ROOMY, NARROW], ids=["roomy", "narrow"])
+def test_large_rounds_have_the_states_of_the_cpu(monkeypatch, room):
+    network = random_network(18, 2, layers=2, outputs=2)
+    random = np.random.default_rng(0)
+    slots, inputs, rounds, _ = batch(random.permutation(40)[:37], random.random((37, 2)), 2)
+    given = (some_records(40, network), slots, inputs, rounds)
+    expected = stepped(cpu, network, *given)
+    monkeypatch.setattr(cuda, "limits", lambda: room)
+    monkeypatch.setattr(cuda, "WARPS", 2)
+    buffers = cuda.allocate(network, 1)
+    assert buffers.many.shape.rows == cuda.MANY
+    assert buffers.few.shape.tile * buffers.few.shape.blocks < 37
+    large = stepped(cuda, network, *given)
+    check_twins(large, expected)
+    small = [
+        stepped(cuda, network, given[0], slots[k:][:1], inputs[k:][:1], np.array([0, 1]))[1]
+        for k in (0, 36)
+    ]
+    assert large[1][[0, 36]].tobytes() == np.concatenate(small).tobytes()
+
+
+# --- neighbours, memory, refusals -----------------------------------------------------------------
+
+
+def test_extreme_inputs_stay_finite_and_with_their_own_series():
+    network = random_network(5, 2, outputs=2)
+    hostile, calm = cuda.allocate(network, 12), cuda.allocate(network, 12)
+    random = np.random.default_rng(0)
+    extremes = np.array([3e38, -3e38, 1e-45, -1e-40, 1e30, np.inf, np.nan])
+    everyone = np.arange(12, dtype=np.int32)
+    for _ in range(2):
+        args = batch(everyone, random.standard_normal((12, 2)), 2)
+        cuda.step(calm, *args)
+        expected = args[3].copy()
+        args[1][: len(extremes)] = extremes[:, None] * [1, -1]
+        with np.errstate(all="ignore"):
+            cuda.step(hostile, *args)
+        others = slice(len(extremes), None)
+        assert args[3][others].tobytes() == expected[others].tobytes()
+        own, theirs = cuda.to_host(hostile, everyone), cuda.to_host(calm, everyone)
+        assert own[others].tobytes() == theirs[others].tobytes()
+        assert np.isfinite(own).all()
+
+
+def test_only_the_named_slots_change():
+    network = random_network(10, layers=2)
+    buffers = cuda.allocate(network, 20)
+    everyone = np.arange(20, dtype=np.int32)
+    records = some_records(20, network)
+    cuda.from_host(buffers, everyone, records)
+    assert cuda.to_host(buffers, everyone).tobytes() == records.tobytes()
+    cuda.step(buffers, *batch([3, 17, 4], np.ones((3, 1)), 1))
+    changed = (cuda.to_host(buffers, everyone) != records).any(axis=(1, 2, 3))
+    assert set(np.flatnonzero(changed)) == {3, 4, 17}
+
+
+def test_records_move_in_parts(monkeypatch):
+    network = random_network(10, layers=2)
+    monkeypatch.setattr(cuda, "PINNED", 4 * 3 * 64)  # of three records
+    buffers = cuda.allocate(network, 8)
+    assert len(buffers.moved) == 3
+    slots = np.array([6, 1, 0, 7, 3, 2, 5], np.int32)
+    records = some_records(7, network)
+    cuda.from_host(buffers, slots, records)
+    assert cuda.to_host(buffers, slots).tobytes() == records.tobytes()
+    assert not cuda.to_host(buffers, np.array([4], np.int32)).any()
+
+
+def test_states_start_at_zero_and_warm_up_keeps_them():
+    buffers = cuda.allocate(random_network(10, layers=2), 5)
+    cuda.warm_up(buffers)
+    assert not cuda.to_host(buffers, np.arange(5, dtype=np.int32)).any()
+
+
+def test_layers_of_different_activations_are_refused():
+    network = random_network(8, layers=2)
+    layers = (network.layers[0], network.layers[1]._replace(activation="relu"))
+    with pytest.raises(BackendError, match="same activations in all layers; set backend = 'cpu'"):
+        cuda.allocate(network._replace(layers=layers), 1)
+
+
+def test_other_cells_and_windows_are_refused():
+    network = random_network(8)
+    rnn = network.layers[0]._replace(cell="rnn")
+    for other, what in (
+        (network._replace(layers=(rnn,)), "cell 'rnn'"),
+        (network._replace(window=3), "a window"),
+    ):
+        with pytest.raises(BackendError, match=f"this model has {what}; set backend = 'cpu'"):
+            cuda.allocate(other, 1)
+
+
+def test_what_does_not_fit_in_shared_memory_is_refused(monkeypatch):
+    monkeypatch.setattr(cuda, "limits", lambda: cuda.Limits(1, 2000, 2000, 0))
+    with pytest.raises(BackendError, match="16 units do not fit in 2000 bytes"):
+        cuda.allocate(random_network(8), 1)
