@@ -269,7 +269,7 @@ def test_one_absurd_first_value_does_not_blur_what_follows() -> None:
     model = random_model(season=24, base="seasonal", scaling={"memory": 100})
     engine = opened(model)
     y = 100 + np.sin(np.arange(4000))
-    y[0] = 1e15
+    y[0] = 1e9
     for i in range(0, 4000, 200):
         hours = list(range(i, i + 200))
         out = engine.step(ticks([0] * 200, hours, y[i : i + 200]), 0)
