@@ -1,14 +1,19 @@
 """The command line as people meet it: help, typos, and errors of one line with the mend."""
 
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
+from streamlstm import commands
+from streamlstm.wire import Prediction
 from tests.daemon import start
 from tests.models import random_model_file
 
@@ -224,3 +229,44 @@ def test_publish_and_watch_need_no_code(
     assert {line["series"] for line in lines} == {"a"}
     assert all(len(line["forecast"]) == 4 for line in lines)
     assert shown[2] in ("a", "b")
+
+
+def prediction(series: str, **changed: Any) -> Prediction:
+    steps = np.ones((2, 1))
+    return Prediction(series, 0, steps, steps, steps, "0" * 12, 1, 1)._replace(**changed)
+
+
+def shown(table: object, width: int = 100) -> str:
+    console = Console(file=io.StringIO(), width=width, force_terminal=True)
+    console.print(table)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("name", ["[/red]", "[bold red]x", "a\x1b]0;title\x07", ":smile:"])
+def test_names_of_series_are_shown_as_they_are_and_steer_nothing(name: str) -> None:
+    safe = "".join(c if c.isprintable() else "\ufffd" for c in name)
+    text = shown(commands._watched({name: prediction(name)}, 1, 10))
+    assert safe in text
+    assert "\x1b]" not in text
+    assert safe in commands._line(prediction(name), as_json=False)
+
+
+@pytest.mark.parametrize("most", [-4, 0])
+def test_a_tiny_window_shows_the_latest(most: int) -> None:
+    latest = {name: prediction(name) for name in ("first", "last")}
+    text = shown(commands._watched(latest, 2, most))
+    assert "last" in text
+    assert "first" not in text
+
+
+def test_paths_and_notes_are_no_markup(tmp_path: Path) -> None:
+    folder = tmp_path / "[/x]"
+    folder.mkdir()
+    data = series_file(folder)
+    data.write_text(data.read_text().replace(",y\n", ",[bold]\n"))
+    out = folder / "[red]m.safetensors"
+    said = streamlstm("fit", data, "--out", out, *FIT).stderr
+    assert f"{out}: model " in said
+    assert "column '[bold]' taken as the values" in said
+    assert "model" in streamlstm("inspect", out).stdout
