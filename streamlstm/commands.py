@@ -2,15 +2,17 @@
 
 import argparse
 import collections
+import difflib
 import itertools
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from pydantic import ValidationError
 from rich.console import Console, Group
@@ -21,11 +23,11 @@ from rich.text import Text
 
 from streamlstm import demo as demonstration
 from streamlstm import speed
-from streamlstm.backtest import Actual, Issued, Scores, run, score
+from streamlstm.backtest import Actual, BacktestError, Issued, Scores, run, score
 from streamlstm.client import Feed, Listener, Pace, in_time_order
 from streamlstm.config import ConfigError
 from streamlstm.datasets.bundled import DATASETS, load
-from streamlstm.datasets.frames import SeriesData, Table, read_table
+from streamlstm.datasets.frames import DataError, SeriesData, Table, read_table
 from streamlstm.engine import Engine
 from streamlstm.fit_options import FitOptions
 from streamlstm.golden import check_golden
@@ -63,6 +65,8 @@ def _table(options: argparse.Namespace, name: str) -> Table:
     """A bundled series by name, or a file."""
     if name in DATASETS:
         return load(name)
+    if not Path(name).exists() and (close := difflib.get_close_matches(name, DATASETS, 1)):
+        raise DataError(f"{name}: no such file; did you mean the bundled series {close[0]!r}?")
     return read_table(
         Path(name),
         id=options.id,
@@ -78,6 +82,25 @@ def _table(options: argparse.Namespace, name: str) -> Table:
 def _cut(series: list[SeriesData], share: float) -> list[int]:
     """How many ticks of each series come before its latest ``share``."""
     return [len(s.ts) - round(share * len(s.ts)) for s in series]
+
+
+def _list(text: str) -> list[str]:
+    return [] if text in ("", "none") else text.split(",")
+
+
+def _check_out(path: Path) -> None:
+    """Refuse before the fit what could not be written after it."""
+    if path.is_dir():
+        raise ConfigError(f"--out {path}: is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--out {path}: its folder does not exist; make it")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"--out {path}: its folder cannot be written to ({error.strerror}); choose another"
+        ) from None
 
 
 class _FitBar:
@@ -109,7 +132,7 @@ def fit(options: argparse.Namespace) -> None:
     """``streamlstm fit``."""
     console = _Console(stderr=True, quiet=options.quiet)
     given = {
-        name: value.split(",") if name in ("lags", "calendar") and value else value
+        name: _list(value) if name in ("lags", "calendar") else value
         for name in FitOptions.model_fields
         if (value := getattr(options, f"fit_{name}", None)) is not None
     }
@@ -119,8 +142,7 @@ def fit(options: argparse.Namespace) -> None:
         first = error.errors()[0]
         flag = f"--{str(first['loc'][0]).replace('_', '-')}"
         raise ConfigError(f"{flag} {first['input']}: {first['msg']}") from None
-    if not options.out.parent.is_dir():
-        raise ConfigError(f"--out {options.out}: its folder does not exist; make it")
+    _check_out(options.out)
     table = _table(options, options.data)
     _say(console, table.notes)
     series = [
@@ -250,21 +272,29 @@ def backtest(options: argparse.Namespace) -> None:
             f" the model was made for {spec.step_ns / 1e9:g} s"
         ])  # fmt: skip
     pairs: list[tuple[Actual, Issued]] = []
+    names: list[str] = []
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("backtest", total=sum(len(s.ts) for s in table.series))
         for s, known in zip(table.series, _cut(table.series, options.last), strict=True):
+            bar.advance(task, len(s.ts))
             known = max(known, 1)
+            if known >= len(s.ts):
+                continue  # nothing comes after its first forecast
             issued = run(model, s.ts, s.values, known, coverage=options.coverage)
             actual = Actual.of(s.ts, s.values[:, 0], spec.step_ns, spec.season, known)
             pairs.append((actual, issued))
-            bar.advance(task, len(s.ts))
+            names.append(s.name)
+    if not pairs:
+        raise BacktestError(f"{options.data}: no series is long enough to be judged; raise --last")
+    if skipped := len(table.series) - len(pairs):
+        _say(console, [f"{skipped:,} of {len(table.series):,} series skipped: too short"])
     scores = score(pairs, demonstration.steps_shown(spec.horizon), options.coverage)
     if options.plot:
         unit = DATASETS[options.data].unit if options.data in DATASETS else ""
-        plot_forecasts(options.plot, table.series[0].name, unit, *pairs[0], scores)
+        plot_forecasts(options.plot, names[0], unit, *pairs[0], scores)
         _print(console, f"drawn: {options.plot}")
     if options.json:
-        print(json.dumps(asdict(scores)))
+        print(msgspec.json.encode(scores).decode())  # NaN is null
         return
     out = _Console()
     out.print(scores_table(scores, "", options.coverage))

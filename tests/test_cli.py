@@ -82,6 +82,8 @@ def test_help_names_every_command_and_each_explains_itself() -> None:
         (["fit", "x.csv", "--horizn", "3"], "did you mean '--horizon'?"),
         (["publish", "x.csv", "--speed", "fast"], "'fast' is neither a number above 0 nor 'max'"),
         (["backtest", "m", "x.csv", "--last", "2"], "'2' is not a share"),
+        (["backtest", "m", "x.csv", "--last", "0"], "'0' is not a share above 0"),
+        (["watch", "--wait", "-1"], "'-1' is not a number of seconds, 0 or more"),
         (["fit", "x.csv", "--horizon", "many"], "--horizon many: "),
         (["run", "--set", "model"], "write --set option=value"),
         (["inspect"], "name a model file, or ask for --kernels"),
@@ -261,7 +263,7 @@ def test_a_tiny_window_shows_the_latest(most: int) -> None:
 
 
 def test_paths_and_notes_are_no_markup(tmp_path: Path) -> None:
-    folder = tmp_path / "[/x]"
+    folder = tmp_path / "[bold]x"
     folder.mkdir()
     data = series_file(folder)
     data.write_text(data.read_text().replace(",y\n", ",[bold]\n"))
@@ -270,3 +272,42 @@ def test_paths_and_notes_are_no_markup(tmp_path: Path) -> None:
     assert f"{out}: model " in said
     assert "column '[bold]' taken as the values" in said
     assert "model" in streamlstm("inspect", out).stdout
+
+
+def test_series_that_cannot_be_judged_are_counted(fitted: tuple[Path, Path], tmp_path: Path) -> None:
+    data, model = fitted
+    longer, brief = tmp_path / "longer.csv", "brief,2024-03-01 00:00:00,1\n"
+    longer.write_text(f"{data.read_text()}\n{brief}none,2024-03-01 00:00:00,\n")
+    done = streamlstm("backtest", model, longer, "--json")
+    assert json.loads(done.stdout) == json.loads(streamlstm("backtest", model, data, "--json").stdout)
+    assert "1 of 3 series skipped" in streamlstm("backtest", model, longer).stderr
+    longer.write_text(f"unique_id,ds,y\n{brief}")
+    assert "no series is long enough" in complaint("backtest", model, longer)
+
+
+def test_what_is_not_known_is_null_in_json(fitted: tuple[Path, Path], tmp_path: Path) -> None:
+    _, model = fitted
+    flat = tmp_path / "flat.csv"
+    days = (divmod(hour, 24) for hour in range(200))
+    flat.write_text("ds,y\n" + "".join(f"2024-01-{d + 1:02d} {h:02d}:00,7\n" for d, h in days))
+    done = streamlstm("backtest", model, flat, "--json")
+    assert json.loads(done.stdout, parse_constant=pytest.fail)["mase"]["1"]["last_value"] is None
+    assert "Warning" not in done.stderr
+
+
+@pytest.mark.parametrize("out", [".", "/proc/m.safetensors", "no/such/m.safetensors"])
+def test_where_no_model_can_be_written_is_told_before_the_fit(tmp_path: Path, out: str) -> None:
+    assert f"--out {out}: " in complaint("fit", tmp_path / "unread.csv", "--out", out, code=2)
+
+
+@pytest.mark.parametrize("none", ["", "none"])
+def test_lags_and_calendar_may_be_none(tmp_path: Path, none: str) -> None:
+    data, out = series_file(tmp_path), tmp_path / "m.safetensors"
+    streamlstm("fit", data, "--out", out, *FIT, "--lags", none, "--calendar", none)
+    spec = json.loads(streamlstm("inspect", out, "--json").stdout)["spec"]
+    assert (spec["lags"], spec["calendar"]) == ([], [])
+
+
+def test_a_misspelt_name_of_a_bundled_series() -> None:
+    said = complaint("demo", "--data", "wether")
+    assert said.endswith("did you mean the bundled series 'weather'?")
