@@ -11,13 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamlstm import intervals
-from streamlstm.engine import Engine
+from streamlstm.engine import LIMIT, Engine
 from streamlstm.features import grid_steps
 from streamlstm.model import Model
 from streamlstm.ticks import WARM, Keys, Ticks
 
 Floats = NDArray[np.float64]
+_SPARSE = 100
+"""Steps to a tick, at most, of a long series that is judged."""
 MODELS = ("model", "last_value", "seasonal_naive")
+
+
+class BacktestError(ValueError):
+    """A series that cannot be judged; the message is one line and says the mend."""
 
 
 @dataclass(frozen=True)
@@ -43,20 +49,30 @@ class Actual:
     season: int
     """0: none"""
     scale: float
-    """mean absolute seasonal (or one-step) change before the first forecast: MASE's unit"""
+    """mean absolute seasonal (or one-step) change before the first forecast: MASE's unit; NaN where
+    there was none"""
 
     @classmethod
     def of(
         cls, ts: NDArray[np.int64], y: Floats, step_ns: int, season: int, known: int
     ) -> "Actual":
-        """A series of which the first ``known`` ticks came before the first forecast."""
+        """A series of which the first ``known`` ticks came before the first forecast.
+
+        Raises:
+            BacktestError: its ticks are so far apart that its grid would fill the memory.
+        """
         place = places(ts, step_ns)
+        if place[-1] > _SPARSE * len(ts) + 1_000_000:
+            raise BacktestError(
+                f"{len(ts):,} ticks lie on {place[-1] + 1:,} steps of {step_ns / 1e9:g} s: too"
+                " sparse to be judged; cut the series at its gaps, or use a model of longer steps"
+            )
         grid = np.full(place[-1] + 1, np.nan)
         grid[place] = y
         past = grid[: place[known - 1] + 1]
         change = np.abs(past[season or 1 :] - past[: -(season or 1)])
         change = change[np.isfinite(change)]
-        return cls(grid, season, float(change.mean()) if len(change) else np.nan)
+        return cls(grid, season, float(change.mean()) if change.any() else np.nan)
 
     def naive(self, kind: str, place: NDArray[np.int64], k: int) -> Floats:
         """The naive forecasts for ``place + k``, made at ``place``."""
@@ -103,6 +119,9 @@ def run(
 
     The first ``known`` ticks are warm: forecasts are issued from tick ``known - 1`` on, which is
     the first whose targets are all unseen.
+
+    Raises:
+        BacktestError: the engine dropped a tick.
     """
     engine = Engine(model, max_series=1, max_batch=256, coverage=coverage)
     engine.series.lookup(Keys.of([b"series"]))
@@ -114,6 +133,12 @@ def run(
         out = engine.step(Ticks(slots, ts[cut], values[cut], flags[cut]), 0)
         parts.append((out.point[:, :, 0].copy(), out.quantiles[:, :, :, 0].copy()))
         progress(min(at + 256, len(ts)))
+    if dropped := {reason: count for reason, count in engine.drops.items() if count}:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
+        raise BacktestError(
+            f"the engine dropped {sum(dropped.values()):,} of {len(ts):,} ticks ({reasons}); times"
+            f" must rise, and values be finite and at most {LIMIT:g}"
+        )
     point = np.concatenate([part[0] for part in parts])
     quantiles = np.concatenate([part[1] for part in parts])
     place = places(ts, model.spec.step_ns)[known - 1 :]
@@ -168,7 +193,9 @@ def interval_score(target: Floats, lower: Floats, upper: Floats, coverage: float
 
 
 def _mean(parts: list[Floats]) -> float:
-    return float(np.nanmean(np.concatenate(parts))) if parts else float("nan")
+    values = np.concatenate(parts) if parts else np.zeros(0)
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")
 
 
 def _targets(actual: Actual, issued: Issued, k: int) -> tuple[NDArray[np.int64], Floats]:

@@ -167,6 +167,7 @@ def _parser() -> _Parser:
     for name, field in FitOptions.model_fields.items():
         if name != "timezone":  # that of the table
             about = "" if field.default is None else f" (default: {field.default})"
+            about = "; or none" if name in ("lags", "calendar") else about
             fit.add_argument(
                 f"--{name.replace('_', '-')}",
                 dest=f"fit_{name}",
@@ -181,13 +182,13 @@ def _parser() -> _Parser:
     backtest.add_argument("data", help="a CSV or Parquet file, or the name of a bundled series")
     backtest.add_argument(
         "--last",
-        type=_share,
+        type=_part,
         default=0.2,
         metavar="SHARE",
         help="share of each series, its latest, to forecast (default: 0.2)",
     )
     backtest.add_argument(
-        "--coverage", type=_share, default=0.9, help="of the interval (default: 0.9)"
+        "--coverage", type=_part, default=0.9, help="of the interval (default: 0.9)"
     )
     backtest.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
     backtest.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the first series too")
@@ -245,7 +246,7 @@ def _parser() -> _Parser:
     )
     publish.add_argument(
         "--wait",
-        type=float,
+        type=_seconds,
         default=10.0,
         metavar="SECONDS",
         help="for a daemon to subscribe (default: 10)",
@@ -260,7 +261,7 @@ def _parser() -> _Parser:
     watch.add_argument("--count", type=_count, default=0, metavar="N", help="leave after N of them")
     watch.add_argument(
         "--wait",
-        type=float,
+        type=_seconds,
         default=10.0,
         metavar="SECONDS",
         help="for the daemon to answer (default: 10)",
@@ -298,6 +299,22 @@ def _share(text: str) -> float:
     if not 0 <= share < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to less than 1")
     return share
+
+
+def _part(text: str) -> float:
+    if not (share := _share(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share above 0 and less than 1")
+    return share
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, 0 or more")
+    return seconds
 
 
 def _speed(text: str) -> float:

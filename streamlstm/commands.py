@@ -2,15 +2,17 @@
 
 import argparse
 import collections
+import difflib
 import itertools
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from pydantic import ValidationError
 from rich.console import Console, Group
@@ -21,18 +23,18 @@ from rich.text import Text
 
 from streamlstm import demo as demonstration
 from streamlstm import speed
-from streamlstm.backtest import Actual, Issued, Scores, run, score
+from streamlstm.backtest import Actual, BacktestError, Issued, Scores, run, score
 from streamlstm.client import Feed, Listener, Pace, in_time_order
 from streamlstm.config import ConfigError
 from streamlstm.datasets.bundled import DATASETS, load
-from streamlstm.datasets.frames import SeriesData, Table, read_table
+from streamlstm.datasets.frames import DataError, SeriesData, Table, read_table
 from streamlstm.engine import Engine
 from streamlstm.fit_options import FitOptions
 from streamlstm.golden import check_golden
 from streamlstm.kernels import cpu
 from streamlstm.model import Model, load_model, save_model
 from streamlstm.plot import check_plot, plot_forecasts
-from streamlstm.terminal import fan_chart, scores_table, sparkline, when
+from streamlstm.terminal import fan_chart, printable, scores_table, sparkline, when
 from streamlstm.train import fit as fit_model
 from streamlstm.wire import Prediction
 
@@ -40,15 +42,31 @@ LIVE_SECONDS = 12.0
 """How long the demo takes over the unseen ticks where someone looks on."""
 
 
+class _Console(Console):
+    """A console whose reader may leave: that is for :func:`streamlstm.cli.main` to settle."""
+
+    def on_broken_pipe(self) -> None:
+        """Called where Rich would leave with 1."""
+        raise BrokenPipeError
+
+
+def _print(console: Console, text: str, style: str = "") -> None:
+    """Print lines as they stand: names and paths hold neither markup nor control sequences."""
+    for line in text.split("\n"):
+        console.print(Text(printable(line), style), soft_wrap=True)
+
+
 def _say(console: Console, notes: list[str]) -> None:
     for note in notes:
-        console.print(f"[dim]note: {note}[/dim]", highlight=False)
+        _print(console, f"note: {note}", "dim")
 
 
 def _table(options: argparse.Namespace, name: str) -> Table:
     """A bundled series by name, or a file."""
     if name in DATASETS:
         return load(name)
+    if not Path(name).exists() and (close := difflib.get_close_matches(name, DATASETS, 1)):
+        raise DataError(f"{name}: no such file; did you mean the bundled series {close[0]!r}?")
     return read_table(
         Path(name),
         id=options.id,
@@ -64,6 +82,25 @@ def _table(options: argparse.Namespace, name: str) -> Table:
 def _cut(series: list[SeriesData], share: float) -> list[int]:
     """How many ticks of each series come before its latest ``share``."""
     return [len(s.ts) - round(share * len(s.ts)) for s in series]
+
+
+def _list(text: str) -> list[str]:
+    return [] if text in ("", "none") else text.split(",")
+
+
+def _check_out(path: Path) -> None:
+    """Refuse before the fit what could not be written after it."""
+    if path.is_dir():
+        raise ConfigError(f"--out {path}: is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--out {path}: its folder does not exist; make it")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"--out {path}: its folder cannot be written to ({error.strerror}); choose another"
+        ) from None
 
 
 class _FitBar:
@@ -93,9 +130,9 @@ class _FitBar:
 
 def fit(options: argparse.Namespace) -> None:
     """``streamlstm fit``."""
-    console = Console(stderr=True, quiet=options.quiet)
+    console = _Console(stderr=True, quiet=options.quiet)
     given = {
-        name: value.split(",") if name in ("lags", "calendar") and value else value
+        name: _list(value) if name in ("lags", "calendar") else value
         for name in FitOptions.model_fields
         if (value := getattr(options, f"fit_{name}", None)) is not None
     }
@@ -105,8 +142,7 @@ def fit(options: argparse.Namespace) -> None:
         first = error.errors()[0]
         flag = f"--{str(first['loc'][0]).replace('_', '-')}"
         raise ConfigError(f"{flag} {first['input']}: {first['msg']}") from None
-    if not options.out.parent.is_dir():
-        raise ConfigError(f"--out {options.out}: its folder does not exist; make it")
+    _check_out(options.out)
     table = _table(options, options.data)
     _say(console, table.notes)
     series = [
@@ -118,16 +154,16 @@ def fit(options: argparse.Namespace) -> None:
     save_model(model, options.out)
     _say(console, report.notes)
     if report.interrupted:
-        console.print("[yellow]interrupted: the best weights so far were kept[/yellow]")
+        _print(console, "interrupted: the best weights so far were kept", "yellow")
     shown = demonstration.steps_shown(model.spec.horizon)
     skill = ", ".join(f"{report.skill[(k - 1) * model.spec.targets]:.3f} at {k}" for k in shown)
-    console.print(
+    _print(
+        console,
         f"{options.out}: model {model.id} of {report.series:,} series, {report.ticks:,} ticks,"
         f" {report.updates} updates in {report.seconds:.1f} s\n"
         f"error on unseen data over the naive forecast's, by steps ahead: {skill}\n"
         f"next: streamlstm backtest {options.out} {options.data},"
         f" or streamlstm run --set model={options.out}",
-        highlight=False,
     )
 
 
@@ -153,7 +189,7 @@ def inspect(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(report))
         return
-    console = Console()
+    console = _Console()
     console.print(_about(model, report))
     memory = RichTable(title="memory per series", show_footer=True)
     memory.add_column("state", "total")
@@ -175,7 +211,7 @@ def _inspect_kernels(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(report))
         return
-    console = Console()
+    console = _Console()
     table = RichTable(show_header=False, box=None)
     table.add_column(style="dim")
     table.add_row("cpu", f"{host.cpu}, {host.cores} cores")
@@ -217,13 +253,13 @@ def _about(model: Model, report: dict[str, Any]) -> RichTable:
     table = RichTable(show_header=False, box=None)
     table.add_column(style="dim")
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(Text(printable(name)), Text(printable(value)))
     return table
 
 
 def backtest(options: argparse.Namespace) -> None:
     """``streamlstm backtest``."""
-    console = Console(stderr=True, quiet=options.json)
+    console = _Console(stderr=True, quiet=options.json)
     if options.plot:
         check_plot(options.plot)
     model = load_model(options.model)
@@ -236,24 +272,33 @@ def backtest(options: argparse.Namespace) -> None:
             f" the model was made for {spec.step_ns / 1e9:g} s"
         ])  # fmt: skip
     pairs: list[tuple[Actual, Issued]] = []
+    names: list[str] = []
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("backtest", total=sum(len(s.ts) for s in table.series))
         for s, known in zip(table.series, _cut(table.series, options.last), strict=True):
+            bar.advance(task, len(s.ts))
             known = max(known, 1)
+            if known >= len(s.ts):
+                continue  # nothing comes after its first forecast
             issued = run(model, s.ts, s.values, known, coverage=options.coverage)
             actual = Actual.of(s.ts, s.values[:, 0], spec.step_ns, spec.season, known)
             pairs.append((actual, issued))
-            bar.advance(task, len(s.ts))
+            names.append(s.name)
+    if not pairs:
+        raise BacktestError(f"{options.data}: no series is long enough to be judged; raise --last")
+    if skipped := len(table.series) - len(pairs):
+        _say(console, [f"{skipped:,} of {len(table.series):,} series skipped: too short"])
     scores = score(pairs, demonstration.steps_shown(spec.horizon), options.coverage)
     if options.plot:
         unit = DATASETS[options.data].unit if options.data in DATASETS else ""
-        plot_forecasts(options.plot, table.series[0].name, unit, *pairs[0], scores)
-        console.print(f"drawn: {options.plot}")
+        plot_forecasts(options.plot, names[0], unit, *pairs[0], scores)
+        _print(console, f"drawn: {options.plot}")
     if options.json:
-        print(json.dumps(asdict(scores)))
+        print(msgspec.json.encode(scores).decode())  # NaN is null
         return
-    Console().print(scores_table(scores, "", options.coverage))
-    Console().print(_coverage_line(scores, options.coverage), highlight=False)
+    out = _Console()
+    out.print(scores_table(scores, "", options.coverage))
+    _print(out, _coverage_line(scores, options.coverage))
 
 
 def _coverage_line(scores: Scores, coverage: float) -> str:
@@ -269,7 +314,7 @@ def _coverage_line(scores: Scores, coverage: float) -> str:
 
 def publish(options: argparse.Namespace) -> None:
     """``streamlstm publish``."""
-    console = Console(stderr=True)
+    console = _Console(stderr=True)
     table = _table(options, options.data)
     _say(console, table.notes)
     which, rows = in_time_order(table.series)
@@ -328,7 +373,7 @@ def _line(prediction: Prediction, as_json: bool) -> str:
         tail = {"model": prediction.model, "boot": prediction.boot, "seq": prediction.seq}
         return json.dumps(head | parts | tail)
     first = ", ".join(f"{part[0, 0]:.6g}" for part in prediction[2:5])
-    return f"{when(prediction.ts_ns)} {prediction.series} {first}"
+    return f"{when(prediction.ts_ns)} {printable(prediction.series)} {first}"
 
 
 def _watch_lines(listener: Listener, options: argparse.Namespace) -> None:
@@ -345,7 +390,7 @@ def _watch_lines(listener: Listener, options: argparse.Namespace) -> None:
 def _watch_table(listener: Listener, options: argparse.Namespace) -> None:
     latest: dict[str, Prediction] = {}
     count, began = 0, time.monotonic()
-    with Live(refresh_per_second=8, transient=False) as live:
+    with Live(console=_Console(), refresh_per_second=8, transient=False) as live:
         while not options.count or count < options.count:
             for prediction in listener.receive(0.1):
                 latest.pop(prediction.series, None)
@@ -360,10 +405,11 @@ def _watched(latest: dict[str, Prediction], count: int, most: int) -> RichTable:
     table = RichTable(title=f"{count:,} predictions of {len(latest):,} series")
     for name in ("series", "time (UTC)", "next", "lower", "upper", "ahead"):
         table.add_column(name, justify="left" if name in ("series", "ahead") else "right")
-    for prediction in list(latest.values())[: -most - 1 : -1]:
+    for prediction in list(latest.values())[: -max(1, most) - 1 : -1]:
         numbers = (f"{part[0, 0]:,.6g}" for part in prediction[2:5])
         ahead = sparkline(prediction.forecast[:48, 0].tolist())
-        table.add_row(prediction.series, when(prediction.ts_ns), *numbers, ahead)
+        name = Text(printable(prediction.series))
+        table.add_row(name, when(prediction.ts_ns), *numbers, ahead)
     return table
 
 
@@ -372,15 +418,15 @@ def _watched(latest: dict[str, Prediction], count: int, most: int) -> RichTable:
 
 def demo(options: argparse.Namespace) -> None:
     """``streamlstm demo``."""
-    console = Console(stderr=options.json)
-    show = Console(stderr=True, quiet=True) if options.json else console
+    console = _Console(stderr=options.json)
+    show = _Console(stderr=True, quiet=True) if options.json else console
     if options.plot:
         check_plot(options.plot)
     known = DATASETS.get(options.data)
     table = _table(options, options.data)
     unit = known.unit if known else ""
     season = options.season if options.season is not None else known.season if known else None
-    show.print(f"[bold]{known.title if known else options.data}[/bold]", highlight=False)
+    _print(show, known.title if known else options.data, "bold")
     _say(show, table.notes)
     live = Live(console=show, refresh_per_second=8, transient=True)
     watching = show.is_terminal and not options.json
@@ -390,10 +436,10 @@ def demo(options: argparse.Namespace) -> None:
     def on_fitted(made: demonstration.Fitted) -> None:
         bar.__exit__(None, None, None)
         _say(show, made.notes)
-        show.print(
+        _print(
+            show,
             f"fitted in {made.seconds:.1f} s; its error is {made.skill:.0%} of the naive"
             " forecast's on data it did not learn from; starting the daemon",
-            highlight=False,
         )
 
     def on_tick(stream: demonstration.Stream) -> None:
@@ -443,7 +489,7 @@ def _demo_view(stream: demonstration.Stream, console: Console, unit: str) -> Gro
     series = stream.fitted.series[0]
     now = when(int(series.ts[stream.fitted.known[0] - 1 + stream.latest]))
     return Group(
-        Text(f"{series.name}{f', {unit}' if unit else ''}: {now} UTC,"
+        Text(f"{printable(series.name)}{f', {unit}' if unit else ''}: {now} UTC,"
              f" and the {horizon} steps ahead as published by the daemon", "bold"),
         fan_chart(actual, forecast, lower, upper, width, height),
         Text(f"{stream.predictions:,} of {stream.expected:,} predictions received", "dim"),
@@ -458,7 +504,8 @@ def _print_summary(
     latency = ", ".join(
         f"{name} {1e6 * seconds:,.0f} us" for name, seconds in summary.latency.items()
     )
-    console.print(
+    _print(
+        console,
         f"{_coverage_line(summary.scores, coverage)}\n"
         f"{summary.ticks:,} ticks sent, {summary.predictions:,} predictions received,"
         f" {summary.ticks_per_second:,.0f} ticks/s; from receipt to publication: {latency}\n"
@@ -467,16 +514,15 @@ def _print_summary(
         "  streamlstm run --set model=model.safetensors &\n"
         "  streamlstm watch &\n"
         "  streamlstm publish YOUR.csv",
-        highlight=False,
     )
 
 
 def _keep_running(console: Console, stream: demonstration.Stream, reached: dict[str, Any]) -> None:
     """Go on sending: the same weeks again and again, their times moved on, two ticks a second."""
     (output,), metrics = reached["output"], reached["metrics"]
-    console.print(
+    _print(
+        console,
         f"the daemon goes on until Ctrl-C: streamlstm watch {output}, or see {metrics}/metrics",
-        highlight=False,
     )
     series, spec = stream.fitted.series[0], stream.fitted.model.spec
     season = spec.season or 1

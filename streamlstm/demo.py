@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
@@ -77,7 +78,7 @@ class Summary:
             "fit_seconds": self.fit_seconds,
             "total_seconds": self.total_seconds,
         }
-        return json.dumps(report)
+        return msgspec.json.encode(report).decode()  # NaN is null
 
 
 def steps_shown(horizon: int) -> tuple[int, ...]:

@@ -19,6 +19,11 @@ TITLES = {
 _BARS = "▁▂▃▄▅▆▇█"
 
 
+def printable(text: str) -> str:
+    """``text`` on one line, harmless to a terminal: what is not printable becomes U+FFFD."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
 def sparkline(values: Sequence[float]) -> str:
     """One character a value; a space where it is not finite."""
     array = np.array(values, np.float64)
@@ -96,12 +101,14 @@ def fan_chart(
     """Draw what came, (n,), and from there on a forecast and its interval, (horizon,)."""
     ahead = np.arange(len(actual), len(actual) + len(forecast), dtype=np.float64)
     everything = np.concatenate([actual, forecast, lower, upper])
-    low, high = np.nanmin(everything), np.nanmax(everything)
+    known = everything[np.isfinite(everything)]
+    low, high = (known.min(), known.max()) if len(known) else (0.0, 0.0)
+    height = max(1, height)
     margin = 0.05 * (high - low) or 1.0
     low, high = low - margin, high + margin
     labels = [f"{value:,.5g}" for value in np.linspace(high, low, height)]
     gutter = max(map(len, labels)) + 1
-    canvas = Canvas(width - gutter - 1, height, (0.0, max(ahead[-1], 1.0)), (low, high))
+    canvas = Canvas(max(1, width - gutter - 1), height, (0.0, max(ahead[-1], 1.0)), (low, high))
     canvas.band(ahead, lower, upper, "bright_black")
     canvas.line(np.arange(len(actual), dtype=np.float64), actual, "bright_blue")
     joined = np.concatenate([actual[-1:], forecast])

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from streamlstm.backtest import Actual, Issued, interval_score, places, run, score
+from streamlstm.backtest import (
+    Actual, BacktestError, Issued, interval_score, places, run, score,
+)  # fmt: skip
 from streamlstm.engine import Engine
 from streamlstm.ticks import Keys, Ticks
 from tests.models import HOUR, random_model
@@ -92,3 +94,25 @@ def test_the_interval_score_is_winklers() -> None:
     target = np.array([5.0, 0.0, 12.0])
     lower, upper = np.full(3, 2.0), np.full(3, 10.0)
     np.testing.assert_allclose(interval_score(target, lower, upper, 0.9), [8, 48, 48])
+
+
+def test_a_tick_that_the_engine_drops_is_told() -> None:
+    ts, y = wave(50)
+    y[20] = 1e38
+    with pytest.raises(BacktestError, match=r"dropped 1 of 50 ticks \(1 out_of_range\)"):
+        run(random_model(), ts, y[:, None], 40)
+
+
+def test_a_gap_that_would_fill_the_memory_is_refused() -> None:
+    ts, y = np.array([0, 1, 10**12]) * 1_000_000, np.zeros(3)
+    with pytest.raises(BacktestError, match=r"3 ticks lie on 1,000,000,000,001 steps of 0.001 s"):
+        Actual.of(ts, y, 1_000_000, 0, 2)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_constant_series_has_no_mase_and_raises_no_warning() -> None:
+    ts, _ = wave(60)
+    issued = Issued(np.arange(40, 60), *np.zeros((3, 20, 2)))
+    scores = score([(Actual.of(ts, np.zeros(60), HOUR, 0, 41), issued)], (1, 2), 0.9)
+    assert scores.mae["1"]["model"] == 0
+    assert np.isnan(scores.mase["1"]["model"])

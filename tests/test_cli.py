@@ -1,14 +1,19 @@
 """The command line as people meet it: help, typos, and errors of one line with the mend."""
 
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
+from streamlstm import commands
+from streamlstm.wire import Prediction
 from tests.daemon import start
 from tests.models import random_model_file
 
@@ -77,6 +82,8 @@ def test_help_names_every_command_and_each_explains_itself() -> None:
         (["fit", "x.csv", "--horizn", "3"], "did you mean '--horizon'?"),
         (["publish", "x.csv", "--speed", "fast"], "'fast' is neither a number above 0 nor 'max'"),
         (["backtest", "m", "x.csv", "--last", "2"], "'2' is not a share"),
+        (["backtest", "m", "x.csv", "--last", "0"], "'0' is not a share above 0"),
+        (["watch", "--wait", "-1"], "'-1' is not a number of seconds, 0 or more"),
         (["fit", "x.csv", "--horizon", "many"], "--horizon many: "),
         (["run", "--set", "model"], "write --set option=value"),
         (["inspect"], "name a model file, or ask for --kernels"),
@@ -224,3 +231,83 @@ def test_publish_and_watch_need_no_code(
     assert {line["series"] for line in lines} == {"a"}
     assert all(len(line["forecast"]) == 4 for line in lines)
     assert shown[2] in ("a", "b")
+
+
+def prediction(series: str, **changed: Any) -> Prediction:
+    steps = np.ones((2, 1))
+    return Prediction(series, 0, steps, steps, steps, "0" * 12, 1, 1)._replace(**changed)
+
+
+def shown(table: object, width: int = 100) -> str:
+    console = Console(file=io.StringIO(), width=width, force_terminal=True)
+    console.print(table)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("name", ["[/red]", "[bold red]x", "a\x1b]0;title\x07", ":smile:"])
+def test_names_of_series_are_shown_as_they_are_and_steer_nothing(name: str) -> None:
+    safe = "".join(c if c.isprintable() else "\ufffd" for c in name)
+    text = shown(commands._watched({name: prediction(name)}, 1, 10))
+    assert safe in text
+    assert "\x1b]" not in text
+    assert safe in commands._line(prediction(name), as_json=False)
+
+
+@pytest.mark.parametrize("most", [-4, 0])
+def test_a_tiny_window_shows_the_latest(most: int) -> None:
+    latest = {name: prediction(name) for name in ("first", "last")}
+    text = shown(commands._watched(latest, 2, most))
+    assert "last" in text
+    assert "first" not in text
+
+
+def test_paths_and_notes_are_no_markup(tmp_path: Path) -> None:
+    folder = tmp_path / "[bold]x"
+    folder.mkdir()
+    data = series_file(folder)
+    data.write_text(data.read_text().replace(",y\n", ",[bold]\n"))
+    out = folder / "[red]m.safetensors"
+    said = streamlstm("fit", data, "--out", out, *FIT).stderr
+    assert f"{out}: model " in said
+    assert "column '[bold]' taken as the values" in said
+    assert "model" in streamlstm("inspect", out).stdout
+
+
+def test_series_that_cannot_be_judged_are_counted(fitted: tuple[Path, Path], tmp_path: Path) -> None:
+    data, model = fitted
+    longer, brief = tmp_path / "longer.csv", "brief,2024-03-01 00:00:00,1\n"
+    longer.write_text(f"{data.read_text()}\n{brief}none,2024-03-01 00:00:00,\n")
+    done = streamlstm("backtest", model, longer, "--json")
+    assert json.loads(done.stdout) == json.loads(streamlstm("backtest", model, data, "--json").stdout)
+    assert "1 of 3 series skipped" in streamlstm("backtest", model, longer).stderr
+    longer.write_text(f"unique_id,ds,y\n{brief}")
+    assert "no series is long enough" in complaint("backtest", model, longer)
+
+
+def test_what_is_not_known_is_null_in_json(fitted: tuple[Path, Path], tmp_path: Path) -> None:
+    _, model = fitted
+    flat = tmp_path / "flat.csv"
+    days = (divmod(hour, 24) for hour in range(200))
+    flat.write_text("ds,y\n" + "".join(f"2024-01-{d + 1:02d} {h:02d}:00,7\n" for d, h in days))
+    done = streamlstm("backtest", model, flat, "--json")
+    assert json.loads(done.stdout, parse_constant=pytest.fail)["mase"]["1"]["last_value"] is None
+    assert "Warning" not in done.stderr
+
+
+@pytest.mark.parametrize("out", [".", "/proc/m.safetensors", "no/such/m.safetensors"])
+def test_where_no_model_can_be_written_is_told_before_the_fit(tmp_path: Path, out: str) -> None:
+    assert f"--out {out}: " in complaint("fit", tmp_path / "unread.csv", "--out", out, code=2)
+
+
+@pytest.mark.parametrize("none", ["", "none"])
+def test_lags_and_calendar_may_be_none(tmp_path: Path, none: str) -> None:
+    data, out = series_file(tmp_path), tmp_path / "m.safetensors"
+    streamlstm("fit", data, "--out", out, *FIT, "--lags", none, "--calendar", none)
+    spec = json.loads(streamlstm("inspect", out, "--json").stdout)["spec"]
+    assert (spec["lags"], spec["calendar"]) == ([], [])
+
+
+def test_a_misspelt_name_of_a_bundled_series() -> None:
+    said = complaint("demo", "--data", "wether")
+    assert said.endswith("did you mean the bundled series 'weather'?")

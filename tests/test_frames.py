@@ -318,3 +318,41 @@ def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_bytes("ds,y\n2024-01-01,1\n2024-01-02,é\n".encode("latin-1"))
     with pytest.raises(DataError, match="UTF-8"):
         read_table(tmp_path / "x.csv")
+
+
+def test_a_series_without_a_value_is_left_out_and_told(tmp_path: Path) -> None:
+    table = read(tmp_path, LONG + "c,2024-01-01 00:00,\n")
+    assert [s.name for s in table.series] == ["b", "a"]
+    assert "1 series without a value left out: c" in table.notes
+
+
+def test_values_that_no_model_takes_are_refused_by_their_row(tmp_path: Path) -> None:
+    message = refuse(tmp_path, "ds,y\n2024-01-01,1\n2024-01-02,-2e37\n")
+    assert "line 3: -2e+37 in column 'y' is beyond 1e+37" in message
+
+
+def test_decimal_commas_between_semicolons(tmp_path: Path) -> None:
+    table = read(tmp_path, "ds;load;note\n2024-01-01;1,5;x\n2024-01-02;-,25;y\n2024-01-03;3;z\n")
+    np.testing.assert_array_equal(table.series[0].values[:, 0], [1.5, -0.25, 3])
+    assert "numbers are read with a decimal comma" in table.notes
+    table = read(tmp_path, "2024-01-01;1,5\n2024-01-02;2,5\n")
+    np.testing.assert_array_equal(table.series[0].values[:, 0], [1.5, 2.5])
+    table = read(tmp_path, "ds;y\n2024-01-01;1.5\n2024-01-02;2.5\n")
+    np.testing.assert_array_equal(table.series[0].values[:, 0], [1.5, 2.5])
+    assert not any("comma" in note for note in table.notes)
+
+
+@pytest.mark.parametrize("name", ["ds", "Date", None])
+def test_the_index_of_a_frame_is_its_time(tmp_path: Path, name: str | None) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    index = pd.DatetimeIndex(["2024-01-01 00:00", "2024-01-01 01:00"], name=name)
+    frame = pd.DataFrame({"y": [1.0, 2.0]}, index)
+    frame.to_parquet(tmp_path / "p.parquet")
+    for table in (read_table(tmp_path / "p.parquet"), from_frame(frame, "mine")):
+        assert table.series[0].ts.tolist() == ns("2024-01-01 00", "2024-01-01 01")
+
+
+def test_an_hour_that_clocks_repeat_names_the_time_zone(tmp_path: Path) -> None:
+    rows = "2024-10-27 01:00,1\n2024-10-27 02:00,2\n2024-10-27 02:00,3\n2024-10-27 03:00,4\n"
+    assert "by --timezone" in refuse(tmp_path, "ds,y\n" + rows)
+    assert len(read(tmp_path, "ds,y\n" + rows, timezone="Europe/Berlin").series[0].ts) == 4

@@ -1,8 +1,9 @@
 """Charts show what they are given."""
 
 import numpy as np
+import pytest
 
-from streamlstm.terminal import Canvas, fan_chart, sparkline, when
+from streamlstm.terminal import Canvas, fan_chart, printable, sparkline, when
 
 
 def test_a_sparkline_has_a_character_a_value() -> None:
@@ -42,3 +43,15 @@ def test_a_flat_series_and_unknown_intervals_are_drawn_too() -> None:
 
 def test_when() -> None:
     assert when(951_782_400 * 10**9 + 5) == "2000-02-29 00:00:00"
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (8, 2), (0, 0)])
+def test_a_chart_in_a_tiny_window_is_drawn_all_the_same(width: int, height: int) -> None:
+    some, unknown = np.arange(3.0), np.full(3, np.nan)
+    assert "│" in fan_chart(some, some, some, some, width, height).plain
+    assert "│" in fan_chart(unknown, unknown, unknown, unknown, width, height).plain
+
+
+def test_what_could_steer_a_terminal_is_replaced() -> None:
+    assert printable("größe [/x] 漢") == "größe [/x] 漢"
+    assert printable("a\x1b[2Jb\nc\u202e\ud800") == "a\ufffd[2Jb\ufffdc\ufffd\ufffd"

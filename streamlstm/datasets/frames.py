@@ -32,7 +32,10 @@ from streamlstm.datasets.times import (
     ordered,
     timestamps,
 )
+from streamlstm.engine import LIMIT
 
+_COMMA = re.compile(r"^\s*([+-]?\d*),(\d+)\s*$")
+"""A number with a decimal comma."""
 _TIME_NAMES = re.compile(r"ds|ts|.*date.*|.*time.*|month|year", re.IGNORECASE)
 
 
@@ -105,7 +108,7 @@ def from_frame(
     """The series of a DataFrame called ``name``; otherwise as :func:`read_table`."""
     if frame.empty:
         raise DataError(f"{name}: has no rows; give a frame with data")
-    source = _Frame(frame.reset_index(drop=True), name)
+    source = _Frame(_flat(frame), name)
     return _table(source, name, id, ds, y, wide, start, freq, timezone)
 
 
@@ -153,11 +156,14 @@ def _table(
         notes.append(
             f"{missing:,} missing values in {touched:,} of {len(series):,} series: left as gaps"
         )
-    if not any(len(s.ts) for s in series):
+    held = [s for s in series if len(s.ts)]
+    if not held:
         raise DataError(
             f"{source.label}: column {roles.y[0]!r} holds no number; choose another with --y"
         )
-    return Table(title, series, _step_ns(series), notes)
+    if empty := [s.name for s in series if not len(s.ts)]:
+        notes.append(f"{len(empty):,} series without a value left out: {_listed(empty)}")
+    return Table(title, held, _step_ns(held), notes)
 
 
 @dataclass(frozen=True)
@@ -241,11 +247,14 @@ class _Csv:
         self.label, self.notes = str(path), list[str]()
         self._bytes = _content(path)
         first = self._bytes.lstrip(b"\xef\xbb\xbf").split(b"\n", 1)[0].decode("utf-8", "replace")
-        counts = {separator: first.count(separator) for separator in ",;\t|"}
+        counts = {separator: first.count(separator) for separator in ";\t|,"}  # a decimal comma never wins
         self._separator = max(counts, key=lambda separator: counts[separator])
         fields = next(csv.reader([first.strip("\r")], delimiter=self._separator), [])
         if not fields:
             raise DataError(f"{path}: begins with an empty line; remove it")
+        self._decimal = "."
+        if self._separator != ",":
+            fields = [_COMMA.sub(r"\1.\2", field) for field in fields]
         self._names: list[str] | None = None
         dated = is_date(fields[0])
         if all(is_number(field) for field in fields[dated:]) and (len(fields) > 1 or not dated):
@@ -258,6 +267,10 @@ class _Csv:
         self.sample = self._frame(nrows=20, dtype=str, keep_default_na=False)
         if self.sample.empty:
             raise DataError(f"{path}: has a header line but no rows; give a file with data")
+        pointed = self.sample.replace(_COMMA, r"\1.\2", regex=True)
+        if self._separator != "," and not pointed.equals(self.sample):
+            self.sample, self._decimal = pointed, ","
+            self.notes.append("numbers are read with a decimal comma")
 
     def read(self, roles: _Roles) -> tuple[pd.DataFrame, Where]:
         """The columns of ``roles``, and what to call row ``i`` of them."""
@@ -287,6 +300,7 @@ class _Csv:
                 return pd.read_csv(
                     io.BytesIO(self._bytes),
                     sep=self._separator,
+                    decimal=self._decimal,
                     encoding="utf-8-sig",
                     index_col=False,
                     skip_blank_lines=False,
@@ -312,6 +326,15 @@ class _Frame:
         return self._frame, lambda row: f"{self.label}, row {row + 1}"
 
 
+def _flat(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with its index as columns, where that says the time or the series."""
+    index = frame.index
+    if isinstance(index, pd.DatetimeIndex) and index.name is None:
+        frame = frame.rename_axis("ds")
+    named = isinstance(index, pd.DatetimeIndex) or {"ds", "unique_id"} & {*index.names}
+    return frame.reset_index(drop=not named or bool({*frame.index.names} & {*frame.columns}))
+
+
 def _is_parquet(path: Path) -> bool:
     try:
         with path.open("rb") as file:
@@ -324,7 +347,7 @@ def _is_parquet(path: Path) -> bool:
 
 def _parquet(path: Path) -> pd.DataFrame:
     try:
-        frame = pd.read_parquet(path).reset_index(drop=True)
+        frame = _flat(pd.read_parquet(path))
     except ImportError as error:
         raise DataError(
             f"{path}: Parquet needs pyarrow; pip install 'streamlstm[parquet]'"
@@ -379,6 +402,12 @@ def _numbers(column: "pd.Series[Any]", name: str, where: Where) -> NDArray[np.fl
             )
         column = numbers
     values = column.to_numpy(np.float64, na_value=np.nan)
+    if (large := np.isfinite(values) & (np.abs(values) > LIMIT)).any():
+        row = int(np.argmax(large))
+        raise DataError(
+            f"{where(row)}: {values[row]:g} in column {name!r} is beyond {LIMIT:g}, the largest"
+            " that a model takes; write the series in another unit, or leave it empty"
+        )
     return np.where(np.isfinite(values), values, np.nan)
 
 

@@ -185,6 +185,8 @@ def ordered(
         name = names[int(np.searchsorted(bounds, at, side="right")) - 1]
         text = stamps.texts.iloc[row]
         hint = "" if len(names) > 1 else ", or name the series by --id"
+        if 0 <= ts[at - 1] - ts[at] <= 7_200_000_000_000 and ":" in str(text):
+            hint += "; if the clocks were put back there, name their zone by --timezone"
         if ts[at] == ts[at - 1]:
             raise DataError(
                 f"{where(row)}: series {name!r} has {text} twice; keep one row a time{hint}"
