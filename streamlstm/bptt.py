@@ -107,7 +107,9 @@ def _dismiss(jobs: "SimpleQueue[tuple[Any, ...] | None]", helpers: int) -> None:
 
 
 def net_of(spec: Spec) -> Net:
-    """Sizes and offsets of the network of ``spec``."""
+    """Sizes and offsets of the network of ``spec``; ValueError where it is not of LSTM cells."""
+    if spec.cell != "lstm":
+        raise ValueError(f"only LSTM cells can be trained, not {spec.cell}")
     units, inputs, columns = map(cell.padded, (spec.hidden, spec.width, spec.outputs))
     sizes = []
     for n in range(spec.layers):

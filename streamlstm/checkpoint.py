@@ -6,7 +6,6 @@ Tensors are those of the state table, cut to the slots in use, and ``recurrent``
 
 import json
 import os
-import tempfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -40,16 +39,19 @@ def save(engine: Engine, path: Path) -> None:
     header = {
         "format": FORMAT,
         "model": engine.model.id,
+        "coverage": engine.coverage,
         "crc32": {name: _crc(tensor) for name, tensor in tensors.items()},
     }
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(descriptor)
+    temporary = path.with_name(f".{path.name}.new")  # one name: a crash leaves one file at most
     try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600))
         save_file(tensors, temporary, {"streamlstm": json.dumps(header)})
         _sync(temporary)
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, SafetensorError):  # what the library makes of a full disk, say
+            raise OSError(f"{path}: {error}") from error
         raise
     _sync(path.parent)
 
@@ -67,6 +69,7 @@ def load(engine: Engine, path: Path) -> bool:
             header = json.loads((file.metadata() or {})["streamlstm"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         found, model, crcs = header["format"], header["model"], header["crc32"]
+        coverage = header["coverage"]
         damaged = [name for name, tensor in tensors.items() if _crc(tensor) != crcs[name]]
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise _refused(path, f"damaged ({error})") from error
@@ -76,23 +79,35 @@ def load(engine: Engine, path: Path) -> bool:
         raise _refused(path, "damaged (checksums differ)")
     if model != engine.model.id:
         raise _refused(path, f"of model {model}, this is {engine.model.id}")
+    if coverage != engine.coverage:
+        raise _refused(path, f"made at interval.coverage = {coverage}, now {engine.coverage}")
     _restore(engine, path, tensors)
     return True
 
 
 def _restore(engine: Engine, path: Path, tensors: dict[str, NDArray[Any]]) -> None:
-    series = engine.series
-    lengths = tensors["key.lengths"]
-    n = len(lengths)
+    series, index = engine.series, engine.series.index
+    names, lengths = tensors.get("key.names"), tensors.get("key.lengths")
+    if names is None or lengths is None or names.dtype != np.uint8 or lengths.dtype != np.uint16:
+        raise _refused(path, "without keys")
+    n, widest = len(lengths), index.names.shape[1]
     if n > series.capacity:
         raise _refused(path, f"of {n} series, max_series is {series.capacity}; raise it")
-    for name, array in series.state.items():
-        if name not in tensors or tensors[name].shape != (n, *array.shape[1:]):
+    if len(names) != n or not n or lengths.min() < 1 or lengths.max() > names.shape[1]:
+        if n:
+            raise _refused(path, "with keys that cannot be")
+    elif lengths.max() > widest:
+        raise _refused(path, f"has keys of {lengths.max()} bytes, max_key is {widest}; raise it")
+    slots = np.arange(n, dtype=np.int32)
+    expected = {name: array[:0] for name, array in series.state.items()}
+    expected["recurrent"] = engine.kernels.to_host(engine.buffers, slots[:0])
+    for name, like in expected.items():
+        given = tensors.get(name)
+        if given is None or given.dtype != like.dtype or given.shape != (n, *like.shape[1:]):
             raise _refused(path, f"made with other settings ({name})")
-    series.restore(tensors["key.names"], lengths)
+    series.restore(names, lengths)
     for name, array in series.state.items():
         array[:n] = tensors[name]
-    slots = np.arange(n, dtype=np.int32)
     engine.kernels.from_host(engine.buffers, slots, tensors["recurrent"])
 
 

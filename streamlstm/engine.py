@@ -26,6 +26,8 @@ from streamlstm.ticks import WARM, Forecasts, Ticks
 BACKENDS = ("cpu", "cuda", "auto")
 DROPS = ("nonfinite", "out_of_range", "late", "duplicate")
 """Reasons for which the engine drops a tick."""
+MOMENT = 1 << 62
+"""Nanoseconds from 1970 beyond which no timestamp is taken: their differences would overflow."""
 LIMIT = 1e37
 """Largest absolute value taken: beyond it float32 state would overflow."""
 
@@ -96,7 +98,7 @@ class Engine:
         """
         self.backend, self.backend_reason, self.kernels = open_backend(backend)
         self.model = model
-        self.max_batch = max_batch
+        self.max_batch, self.coverage = max_batch, coverage
         spec = model.spec
         self._features = features.plan(spec)
         self._intervals = intervals.plan(spec.horizon, spec.targets, coverage, model.errors)
@@ -144,18 +146,31 @@ class Engine:
             np.zeros((0, self.model.spec.inputs)),
             np.zeros(0, np.uint8),
         )
+        self.sound(nothing.ts, nothing.values)
         self.step(nothing, 0)
+
+    def sound(self, ts: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Which ticks, (n,), no series would refuse for themselves; the others count as dropped.
+
+        To be asked before :meth:`Series.lookup`, so that a tick that cannot be taken starts no
+        series. ``ts`` (n,) ns, ``values`` (n, inputs).
+        """
+        sound = np.empty(len(ts), np.bool_)
+        _screen(ts, values, sound, self._drops)
+        return sound
 
     def step(self, ticks: Ticks, now: int) -> Forecasts:
         """Move each series by its ticks, in order of arrival, and forecast.
 
         Args:
             ticks: at most ``max_batch``, slots as :meth:`Series.lookup` gave them, none refused.
-            now: ns since the epoch, for policies that ask how old a tick is.
+            now: ns since the epoch; no policy asks yet how old a tick is.
 
         Returns:
             A row for each tick taken that was not ``WARM``; valid until the next call.
         """
+        if len(ticks.slot) > self.max_batch:
+            raise ValueError(f"{len(ticks.slot)} ticks exceed max_batch = {self.max_batch}")
         schedule = self._schedule
         taken, rounds, published = _admit(
             self._features.step_ns, self._clock, ticks, schedule, self._drops, self._gaps
@@ -182,7 +197,6 @@ class Engine:
             _forecast(
                 self._intervals,
                 self._bands,
-                self._memory.origin,
                 self.series.state["seq"],
                 ticks,
                 schedule,
@@ -298,6 +312,20 @@ def _admit(
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
+def _screen(
+    ts: NDArray[np.int64],
+    values: NDArray[np.float64],
+    sound: NDArray[np.bool_],
+    drops: NDArray[np.int64],
+) -> None:
+    for i in range(len(ts)):
+        reason = _fault(values[i], ts[i])
+        sound[i] = reason < 0
+        if reason >= 0:
+            drops[reason] += 1
+
+
+@njit(cache=True, error_model="numpy", _nrt=False)
 def _fault(values: NDArray[np.float64], ts: int) -> int:
     """The reason for which no series can take this tick; -1: none."""
     for value in values:
@@ -306,14 +334,13 @@ def _fault(values: NDArray[np.float64], ts: int) -> int:
     for value in values:
         if abs(value) > LIMIT:
             return 1
-    return 1 if abs(ts) >= 1 << 62 else -1
+    return -1 if -MOMENT < ts < MOMENT else 1
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
 def _forecast(
     plan: intervals.Plan,
     bands: intervals.Bands,
-    origin: NDArray[np.float64],
     seq: NDArray[np.int64],
     ticks: Ticks,
     schedule: Schedule,
@@ -346,7 +373,6 @@ def _forecast(
             schedule.steps[i],
             ticks.values,
             i,
-            origin,
             rows.scale,
             j,
             point,

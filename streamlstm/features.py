@@ -27,6 +27,7 @@ _PERIOD: dict[CalendarName, int] = {"hour": DAY, "week": WEEK, "year": YEAR}
 _SCALINGS = ("none", "fixed", "running")
 _BASES = ("none", "last", "seasonal", "blend")
 FIXED, RUNNING = 1, 2
+FARTHEST = 1 << 40
 LAST, SEASONAL, BLEND = 1, 2, 3
 PRIOR = 10.0  # ticks that the prior of the running scale is worth
 _SINE = tuple((-1.0) ** (n // 2) / factorial(n) for n in range(17, 0, -2))
@@ -65,14 +66,12 @@ class Memory(NamedTuple):
     """(series,) ticks since the first on the grid of steps, those missed included"""
     seen: NDArray[np.int64]
     """(series,) ticks taken; 0 for a series not yet begun"""
-    origin: NDArray[np.float64]
-    """(series, targets) the first value: what is kept in float32 is kept relative to it"""
     loc: NDArray[np.float64]
     """(series, inputs) running mean"""
     variance: NDArray[np.float64]
     """(series, inputs) running variance"""
-    past: NDArray[np.float32]
-    """(series, history, targets) ring of past values less origin, at place modulo history"""
+    past: NDArray[np.float64]
+    """(series, history, targets) ring of past values, at place modulo history"""
 
 
 class Rows(NamedTuple):
@@ -100,10 +99,9 @@ def memory_fields(spec: Spec) -> dict[str, tuple[type, tuple[int, ...]]]:
     return {
         "place": (np.int64, ()),
         "seen": (np.int64, ()),
-        "origin": (np.float64, (spec.targets,)),
         "loc": (np.float64, (spec.inputs,)),
         "variance": (np.float64, (spec.inputs,)),
-        "past": (np.float32, (spec.history, spec.targets)),
+        "past": (np.float64, (spec.history, spec.targets)),
     }
 
 
@@ -135,10 +133,13 @@ def plan(spec: Spec) -> Plan:
 # _nrt=False: nothing here owns an array, and reference counts would cost more than the work.
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def steps_since(step_ns: int, last_ts: int, ts: int) -> int:
-    """How many steps of the grid lie between two ticks; at least 1, 1 where no step is known."""
+    """How many steps of the grid lie between two ticks; at least 1, 1 where no step is known.
+
+    At most ``FARTHEST``, so that no clock can drive a place beyond what 64 bits hold.
+    """
     if step_ns == 0:
         return 1
-    return max(1, (ts - last_ts + step_ns // 2) // step_ns)
+    return min(max(1, (ts - last_ts + step_ns // 2) // step_ns), FARTHEST)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
@@ -186,8 +187,6 @@ def _advance(
         for i in range(inputs):
             memory.loc[slot, i] = 0.0
             memory.variance[slot, i] = 0.0
-        for j in range(targets):
-            memory.origin[slot, j] = values[tick, j]
     else:
         before = memory.place[slot]
         place = before + steps
@@ -211,7 +210,7 @@ def _advance(
         for j in range(targets):
             since = 0.0
             if place >= lag:
-                since = memory.origin[slot, j] + memory.past[slot, at, j] - values[tick, j]
+                since = memory.past[slot, at, j] - values[tick, j]
             rows.x[row, column] = np.float32(since / rows.scale[row, j])
             column += 1
     if len(plan.periods):
@@ -227,7 +226,7 @@ def _advance(
     if history:
         at = place % history
         for j in range(targets):
-            memory.past[slot, at, j] = np.float32(values[tick, j] - memory.origin[slot, j])
+            memory.past[slot, at, j] = values[tick, j]
     for j in range(targets):
         _base_forecast(plan, memory, rows, row, slot, place, values[tick, j], j)
     return place
@@ -259,7 +258,7 @@ def _base_forecast(
     for k in range(filled):
         y = known
         if plan.base == SEASONAL and back + k >= 0:
-            y = memory.origin[slot, j] + memory.past[slot, at, j]
+            y = memory.past[slot, at, j]
         rows.base[row, k * targets + j] = y
         at = at + 1 if at + 1 < history else 0
     for k in range(filled, plan.horizon):
@@ -272,7 +271,6 @@ def _blended(
 ) -> None:
     """The base forecast of target ``j`` as :class:`streamlstm.model.Blend` says."""
     history, short, long = memory.past.shape[1], plan.short, plan.long
-    latest = np.float32(value - memory.origin[slot, j])
     # the places at the phase of the step ahead, and where the ring holds them
     place1, place2 = place + 1 - short, place + 1 - long
     at1, at2, at3 = place1 % history, place2 % history, (place1 - long) % history
@@ -288,11 +286,11 @@ def _blended(
         base = value
         if place1 >= 0:
             s1 = memory.past[slot, at1, j]
-            base += plan.blend[output, 0] * (s1 - latest)
+            base += plan.blend[output, 0] * (s1 - value)
             if place1 >= long:
                 base += plan.blend[output, 2] * (s1 - memory.past[slot, at3, j])
         if place2 >= 0:
-            base += plan.blend[output, 1] * (memory.past[slot, at2, j] - latest)
+            base += plan.blend[output, 1] * (memory.past[slot, at2, j] - value)
         rows.base[row, output] = base
         place1, place2 = place1 + 1, place2 + 1
         at1 = at1 + 1 if at1 + 1 < history else 0
@@ -383,7 +381,7 @@ def grid_steps(step_ns: int, ts: NDArray[np.int64]) -> NDArray[np.int64]:
     """:func:`steps_since` of each tick of a series, (n,); 1 for the first."""
     steps = np.ones(len(ts), np.int64)
     if step_ns:
-        steps[1:] = np.maximum(1, (np.diff(ts) + step_ns // 2) // step_ns)
+        steps[1:] = np.clip((np.diff(ts) + step_ns // 2) // step_ns, 1, FARTHEST)
     return steps
 
 

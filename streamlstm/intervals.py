@@ -29,8 +29,6 @@ class Plan(NamedTuple):
     coverage: float
     steps: NDArray[np.int64]
     """(scored,) rising, from 1; none where intervals are off"""
-    inverse: NDArray[np.float64]
-    """(scored,) just above 1 / steps, so that place // step is a product cut off"""
     ring: NDArray[np.int64]
     """(scored + 1,) where the ring of each scored step begins in ``pending``"""
     left: NDArray[np.int64]
@@ -44,9 +42,11 @@ class Plan(NamedTuple):
 class Bands(NamedTuple):
     """What a series keeps for its intervals: one row a series."""
 
-    pending: NDArray[np.float32]
-    """(series, sum of scored steps, targets, 2) forecast less origin, and half-width, raw; of a
-    tick, at its place modulo k in the ring of k"""
+    pending: NDArray[np.float64]
+    """(series, sum of scored steps, targets) forecasts, each at its place modulo k in the ring of
+    step k; NaN where a tick was missed"""
+    reach: NDArray[np.float32]
+    """(series, sum of scored steps, targets) half-widths issued with them, raw"""
     width: NDArray[np.float32]
     """(series, scored, targets) half-widths over scale"""
 
@@ -55,7 +55,8 @@ def bands_fields(plan: Plan) -> dict[str, tuple[type, tuple[int, ...]]]:
     """Name, dtype and shape of one series' row of :class:`Bands`."""
     scored, targets = plan.initial.shape
     return {
-        "pending": (np.float32, (int(plan.ring[-1]), targets, 2)),
+        "pending": (np.float64, (int(plan.ring[-1]), targets)),
+        "reach": (np.float32, (int(plan.ring[-1]), targets)),
         "width": (np.float32, (scored, targets)),
     }
 
@@ -71,7 +72,7 @@ def plan(horizon: int, targets: int, coverage: float, errors: Errors | None) -> 
     left = np.searchsorted(steps, every, side="right") - 1
     share = np.interp(every, steps, np.arange(count)) - left if count else np.zeros(horizon)
     ring = np.concatenate(([0], np.cumsum(steps)))
-    return Plan(coverage, steps, (1 + 2**-50) / steps, ring, left, share, initial)
+    return Plan(coverage, steps, ring, left, share, initial)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
@@ -83,7 +84,6 @@ def surround(
     steps: int,
     values: NDArray[np.float64],
     tick: int,
-    origin: NDArray[np.float64],
     scale: NDArray[np.float64],
     row: int,
     point: NDArray[np.float64],
@@ -96,33 +96,30 @@ def surround(
     The tick came ``steps`` after the one before it; at ``place`` 0 the series begins anew. A
     ``warm`` one is history, maybe that which the model was fitted on: it teaches only where the
     model brings no errors on unseen data to start from. All are raw: its ``values`` (n, at least
-    targets) at ``tick``, ``origin`` (series, targets) at ``slot``, ``scale`` (n, targets) at
-    ``row``, ``point`` (n, horizon, targets) and the ``quantiles`` (n, 2, horizon, targets) to be
-    written at ``to``.
+    targets) at ``tick``, ``scale`` (n, targets) at ``row``, ``point`` (n, horizon, targets) and the
+    ``quantiles`` (n, 2, horizon, targets) to be written at ``to``.
     """
-    pending, width, targets = bands.pending, bands.width, scale.shape[1]
+    pending, reach, width, targets = bands.pending, bands.reach, bands.width, scale.shape[1]
     for a in range(len(plan.steps)):
         k, ring = plan.steps[a], plan.ring[a]
         for missed in range(max(place - steps + 1, place - k), place):
             for j in range(targets):
-                pending[slot, ring + missed % k, j, 0] = np.nan
-        at = ring + place - k * np.int64(place * plan.inverse[a])
+                pending[slot, ring + missed % k, j] = np.nan
+        at = ring + place % k
         for j in range(targets):
             if place == 0:
                 width[slot, a, j] = plan.initial[a, j]
             elif place >= k and not (warm and plan.initial[a, j] >= 0.0):
                 # here lies what was issued k steps ago
-                forecast = origin[slot, j] + pending[slot, at, j, 0]
-                error = abs(values[tick, j] - forecast)
-                if error <= pending[slot, at, j, 1]:
+                error = abs(values[tick, j] - pending[slot, at, j])
+                if error <= reach[slot, at, j]:
                     width[slot, a, j] *= 1.0 - RATE * (1.0 - plan.coverage)
                 elif width[slot, a, j] > 0.0 and error > 0.0:
                     width[slot, a, j] *= 1.0 + RATE * plan.coverage
                 elif error >= 0.0:  # nothing to widen yet; NaN, after a gap, says nothing
                     width[slot, a, j] = error / scale[row, j]
-            half = width[slot, a, j] * scale[row, j]
-            pending[slot, at, j, 0] = np.float32(point[to, k - 1, j] - origin[slot, j])
-            pending[slot, at, j, 1] = np.float32(half)
+            pending[slot, at, j] = point[to, k - 1, j]
+            reach[slot, at, j] = np.float32(width[slot, a, j] * scale[row, j])
     for k in range(point.shape[1]):
         for j in range(targets):
             half = np.nan
@@ -146,12 +143,12 @@ def around(
     n, horizon = point.shape
     bands = Bands(*(np.zeros((1, *shape), dtype) for dtype, shape in bands_fields(layout).values()))
     quantiles = np.empty((n, 2, horizon, 1))
-    origin, scale = np.zeros((1, 1)), np.ones((1, 1))
+    scale = np.ones((1, 1))
     values, points = y[:, None], point[:, :, None]
     for i in range(n):
         steps = place[i] - place[i - 1] if i else 1
         surround(
-            layout, bands, 0, place[i], steps, values, i, origin, scale, 0, points, quantiles, i,
+            layout, bands, 0, place[i], steps, values, i, scale, 0, points, quantiles, i,
             False,
         )  # fmt: skip
     return quantiles[:, 0, :, 0], quantiles[:, 1, :, 0]

@@ -122,7 +122,9 @@ class Spec(BaseModel):
     )
     inputs: int = Field(default=1, ge=1, le=1024, description="measured values of a tick")
     targets: int = Field(default=1, ge=1, description="the first of them are forecast")
-    step_ns: int = Field(ge=0, description="nanoseconds between ticks; 0: not known")
+    step_ns: int = Field(
+        ge=0, le=10**19 // 10, description="nanoseconds between ticks; 0: not known"
+    )
     horizon: int = Field(ge=1, le=4096)
     season: int = Field(default=0, ge=0, le=1_000_000, description="in steps; 0: none")
     base: Literal["none", "last", "seasonal", "blend"] = "last"

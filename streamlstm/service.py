@@ -22,7 +22,7 @@ from streamlstm.metrics import Metrics, MetricsError, Server
 from streamlstm.model import ModelError, load_model
 from streamlstm.ticks import Ticks
 from streamlstm.transport import Publisher, Receiver, TransportError
-from streamlstm.wire import Decoder, Encoder
+from streamlstm.wire import Batch, Decoder, Encoder
 
 QUIET_MS = 20
 """Milliseconds without a tick after which, at the end, no more are expected."""
@@ -89,6 +89,7 @@ class Service:
         self._context = zmq.Context()
         self._no_room = 0
         self._complained: dict[str, float] = {}
+        self._dropped: dict[str, int] = {}
 
     def startup(self) -> None:
         """Bring everything up, compiled and restored.
@@ -180,6 +181,12 @@ class Service:
         decoded = time.perf_counter()
         forecasts = self.engine.step(ticks, now)
         stepped = time.perf_counter()
+        for reason, count in self.engine.drops.items():
+            if count > self._dropped.get(reason, 0):
+                self._dropped[reason] = count
+                self._complain(
+                    reason, "by the engine; of such ticks ticks_dropped_total counts all"
+                )
         names = self.engine.series.names(forecasts.slot)
         predictions = self.encoder.encode(forecasts, names)
         encoded = time.perf_counter()
@@ -205,6 +212,11 @@ class Service:
         if self.decoder.sample:
             self._complain(*self.decoder.sample)
             self.decoder.sample = None
+        sound = self.engine.sound(batch.ts, batch.values)
+        if not sound.all():
+            batch = Batch(
+                batch.keys.kept(sound), batch.ts[sound], batch.values[sound], batch.flags[sound]
+            )
         slots = self.engine.series.lookup(batch.keys)
         ticks = Ticks(slots, batch.ts, batch.values, batch.flags)
         placed = slots >= 0

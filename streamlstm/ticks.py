@@ -24,6 +24,11 @@ class Keys(NamedTuple):
         np.cumsum([len(name) for name in names], out=offsets[1:])
         return cls(np.frombuffer(b"".join(names), np.uint8), offsets)
 
+    def kept(self, mask: NDArray[np.bool_]) -> "Keys":
+        """Those names where ``mask``, (n,), is true."""
+        data, offsets = self.data.tobytes(), self.offsets.tolist()
+        return Keys.of([data[offsets[i] : offsets[i + 1]] for i in np.flatnonzero(mask)])
+
 
 class Ticks(NamedTuple):
     """A batch of ticks, in the order in which they arrived."""

@@ -392,9 +392,8 @@ class _Stage:
             block = late // max(short, self.spec.horizon)
         trust = trusted(target, naive, linear, full, block, self.spec.targets)
         off = np.abs(target - trust.answer(naive, linear, full))
-        # Split conformal's correction for n errors is (n + 1) / n. Rows of a block err together,
-        # though they do not repeat each other: each block is taken for two.
-        levels = np.minimum(LEVELS * (1 + 0.5 / len(np.unique(block))), 0.999)
+        # split conformal's correction for n errors is (n + 1) / n; those of a block err together
+        levels = np.minimum(LEVELS * (1 + 1 / len(np.unique(block))), 0.999)
         quantiles = np.zeros((len(LEVELS), self.spec.outputs), np.float32)
         skill = np.full(self.spec.outputs, np.nan)
         for k, errors in enumerate(off.T):

@@ -96,6 +96,7 @@ class Publisher:
         self.socket = context.socket(zmq.XPUB)
         self.socket.sndhwm = hwm
         self.socket.linger = 0
+        self.socket.maxmsgsize = 4096  # of what comes in here: subscriptions
         self.socket.setsockopt(zmq.XPUB_WELCOME_MSG, WELCOME)
         self.endpoints = _open(self.socket, bind, connect)
 

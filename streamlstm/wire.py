@@ -28,6 +28,8 @@ offset  type     what
 11      float64  one for each input of the model; NaN where it is missing
 ======  =======  ===================================================================================
 
+**Welcome.** A subscriber of ``streamlstm.welcome`` gets that topic alone, once it has connected.
+
 **Predictions, json and msgpack.** Two frames: the topic ``prediction.<series>``, and a map with
 ``series``, ``ts`` (Unix seconds, as near as a double comes), ``ts_ns`` (exact), ``forecast``,
 ``lower`` and ``upper`` (lists over the steps ahead; of lists where there are several targets; null,

@@ -121,3 +121,8 @@ def test_rows_that_leave_the_pool_are_refused() -> None:
         chunk.rows[2] = row
         with pytest.raises(ValueError, match="pool"):
             bptt.predict(net, theta, work, chunk)
+
+
+def test_other_cells_are_refused() -> None:
+    with pytest.raises(ValueError, match="gru"):
+        bptt.net_of(Spec(step_ns=1, horizon=1, hidden=4, cell="gru"))

@@ -6,6 +6,7 @@ from types import MappingProxyType
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from streamlstm import checkpoint
 from streamlstm.checkpoint import CheckpointError
@@ -63,7 +64,7 @@ def test_a_failed_write_leaves_the_one_before(tmp_path: Path) -> None:
     before = (tmp_path / "c").read_bytes()
 
     def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "save_file", full)
@@ -93,7 +94,8 @@ def test_damage_anywhere_is_noticed(tmp_path: Path) -> None:
     [
         ({"seed": 1}, "of model"),
         ({"max_series": 4}, "of 5 series, max_series is 4"),
-        ({"coverage": 0.0}, "made with other settings"),
+        ({"coverage": 0.5}, r"made at interval.coverage = 0.9, now 0.5"),
+        ({"max_key": 2}, "has keys of 3 bytes, max_key is 2; raise it"),
     ],
 )
 def test_of_another_engine(tmp_path: Path, other: dict[str, object], said: str) -> None:

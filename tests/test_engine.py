@@ -239,3 +239,44 @@ def test_more_series_than_memory_can_hold_are_refused_at_start() -> None:
 def test_unknown_backend() -> None:
     with pytest.raises(ValueError, match="unknown backend 'tpu'; there is: cpu, cuda, auto"):
         Engine(random_model(), backend="tpu")
+
+
+def test_the_smallest_timestamp_there_is_is_refused() -> None:
+    engine = opened(random_model())
+    smallest = np.array([np.iinfo(np.int64).min])
+    out = engine.step(
+        Ticks(np.zeros(1, np.int32), smallest, np.ones((1, 1)), np.zeros(1, np.uint8)), 0
+    )
+    assert len(out.slot) == 0
+    assert engine.drops["out_of_range"] == 1
+    assert not engine.sound(smallest, np.ones((1, 1)))[0]
+    assert engine.drops["out_of_range"] == 2
+
+
+def test_places_beyond_what_a_double_holds() -> None:
+    """A step of a nanosecond and clocks that leap: every place is still its own."""
+    engine = opened(random_model(step_ns=1, horizon=48))
+    rng = np.random.default_rng(0)
+    ts = np.cumsum(rng.integers(1, 1 << 51, 2000))
+    for i in range(0, 2000, 100):
+        part = ts[i : i + 100]
+        flags, slots = np.zeros(100, np.uint8), np.zeros(100, np.int32)
+        out = engine.step(Ticks(slots, part, rng.normal(size=(100, 1)), flags), 0)
+        assert np.isfinite(out.point).all()
+
+
+def test_one_absurd_first_value_does_not_blur_what_follows() -> None:
+    model = random_model(season=24, base="seasonal", scaling={"memory": 100})
+    engine = opened(model)
+    y = 100 + np.sin(np.arange(4000))
+    y[0] = 1e9
+    for i in range(0, 4000, 200):
+        hours = list(range(i, i + 200))
+        out = engine.step(ticks([0] * 200, hours, y[i : i + 200]), 0)
+    assert np.abs(engine.series.state["past"][0, :, 0] - 100).max() <= 1
+    assert np.abs(out.point[-1] - 100).max() < 20
+
+
+def test_more_ticks_than_there_is_room_for_are_refused() -> None:
+    with pytest.raises(ValueError, match="257 ticks exceed max_batch = 256"):
+        opened(random_model()).step(ticks([0] * 257, list(range(257)), np.ones(257)), 0)

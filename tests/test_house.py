@@ -30,9 +30,6 @@ LEVELS = {
 WITHIN_KERNELS = {
     "simd": 0, "cell": 1, "pool": 1, "reference": 2, "layers": 2, "cpu": 3, "warp": 2, "cuda": 3,
 }  # fmt: skip
-WITHIN_KERNELS = {
-    "simd": 0, "cell": 1, "pool": 1, "reference": 2, "layers": 2, "cpu": 3, "warp": 2, "cuda": 3,
-}  # fmt: skip
 
 
 def modules() -> list[Path]:
