@@ -176,11 +176,11 @@ def score(
     shown = tuple(k for k in steps if (k, "model") in errors)
     return Scores(
         shown,
-        {str(k): {name: _mean(errors[k, name]) for name in MODELS} for k in shown},
-        {str(k): {name: _mean(scaled[k, name]) for name in MODELS} for k in shown},
-        {str(k): _mean(parts) for k, parts in covered.items()},
-        _mean([part for parts in covered.values() for part in parts]),
-        {name: _mean(parts) for name, parts in winkler.items()},
+        {str(k): {name: mean(errors[k, name]) for name in MODELS} for k in shown},
+        {str(k): {name: mean(scaled[k, name]) for name in MODELS} for k in shown},
+        {str(k): mean(parts) for k, parts in covered.items()},
+        mean([part for parts in covered.values() for part in parts]),
+        {name: mean(parts) for name, parts in winkler.items()},
         sum(len(issued.place) for _, issued in pairs),
     )
 
@@ -192,7 +192,8 @@ def interval_score(target: Floats, lower: Floats, upper: Floats, coverage: float
     return score
 
 
-def _mean(parts: list[Floats]) -> float:
+def mean(parts: list[Floats]) -> float:
+    """Of all that is known; NaN of nothing."""
     values = np.concatenate(parts) if parts else np.zeros(0)
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else float("nan")

@@ -46,11 +46,13 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    compiled.choose_folder()
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
-        return int(options.call(options) or 0)
+        compiled.choose_folder()
+        code = int(options.call(options) or 0)
+        sys.stdout.flush()  # a reader that has left is noticed here, not at exit
+        return code
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
@@ -69,6 +71,7 @@ def _fail(options: argparse.Namespace, error: Exception, code: int) -> int:
     message = str(error)
     if isinstance(error, OSError) and error.filename and error.strerror:
         message = f"{error.filename}: {error.strerror}"
+    message = "".join(c if c.isprintable() else "\ufffd" for c in message)
     print(f"streamlstm {options.command}: {message}", file=sys.stderr)
     return code
 

@@ -11,6 +11,11 @@ from streamlstm.datasets.frames import SeriesData
 from streamlstm.transport import WELCOME, TransportError
 from streamlstm.wire import TOPIC, Format, Prediction, decode_prediction, encode_tick
 
+LINGER = 30.0
+"""Seconds in which what was sent may still go out."""
+_LOOK_UP = 200
+"""Milliseconds after which a feed that waits looks whether the daemon is still there."""
+
 
 class Feed:
     """Publishes ticks to a daemon; waits rather than drop when the daemon does not keep up."""
@@ -25,6 +30,8 @@ class Feed:
         self._context = zmq.Context()
         self.socket = self._context.socket(zmq.XPUB)
         self.socket.setsockopt(zmq.XPUB_NODROP, 1)
+        self.socket.sndtimeo = _LOOK_UP
+        self._events = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         try:
             (self.socket.bind if bind else self.socket.connect)(endpoint)
         except zmq.ZMQError as error:
@@ -46,10 +53,29 @@ class Feed:
             )
 
     def send(self, series: str, ts_ns: int, values: Sequence[float], *, warm: bool = False) -> None:
-        """Publish one tick."""
-        self.socket.send_multipart(encode_tick(self.format, series, ts_ns, values, warm=warm))
+        """Publish one tick.
 
-    def close(self, linger: float = 30) -> None:
+        Raises:
+            TransportError: the daemon went away, seen while waiting for it to take more.
+        """
+        message = encode_tick(self.format, series, ts_ns, values, warm=warm)
+        while True:
+            try:
+                self.socket.send_multipart(message)
+                return
+            except zmq.Again:
+                self.check()
+
+    def check(self, seconds: float = 0) -> None:
+        """Wait so long, and see whether the daemon is still there.
+
+        Raises:
+            TransportError: it went away; what was sent may not have reached it.
+        """
+        if self._events.poll(round(1000 * seconds)):
+            raise TransportError(f"{self.endpoint}: the daemon went away; see why it ended")
+
+    def close(self, linger: float = LINGER) -> None:
         """Leave, after what was sent has gone out, or after ``linger`` seconds."""
         self._context.destroy(round(1000 * linger))
 
@@ -102,6 +128,27 @@ class Listener:
     def close(self) -> None:
         """Leave."""
         self._context.destroy(0)
+
+
+class Continuity:
+    """Notices what a subscriber missed: each series' predictions are numbered."""
+
+    def __init__(self) -> None:
+        self._boot = -1
+        self._seq: dict[str, int] = {}
+
+    def broken(self, prediction: Prediction) -> str:
+        """What lies between this prediction and the one before it, in words; "" if nothing."""
+        series, boot, seq = prediction.series, prediction.boot, prediction.seq
+        before, self._seq[series] = self._seq.get(series), seq
+        if boot != self._boot:
+            said = f"the daemon was started anew: boot {self._boot}, now {boot}"
+            said, self._boot = said * (self._boot >= 0), boot
+            self._seq = {series: seq}
+            return said
+        if before is not None and seq != before + 1:
+            return f"{series}: seq {before} is followed by {seq}, predictions were missed"
+        return ""
 
 
 class Pace:

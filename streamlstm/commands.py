@@ -22,22 +22,27 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from streamlstm import demo as demonstration
-from streamlstm import speed
+from streamlstm import intervals, speed
 from streamlstm.backtest import Actual, BacktestError, Issued, Scores, run, score
-from streamlstm.client import Feed, Listener, Pace, in_time_order
+from streamlstm.client import LINGER, Continuity, Feed, Listener, Pace, in_time_order
 from streamlstm.config import ConfigError
 from streamlstm.datasets.bundled import DATASETS, load
-from streamlstm.datasets.frames import DataError, SeriesData, Table, read_table
-from streamlstm.engine import Engine
+from streamlstm.datasets.frames import SeriesData, Table, read_table
+from streamlstm.datasets.times import DataError
+from streamlstm.engine import state_fields
 from streamlstm.fit_options import FitOptions
-from streamlstm.golden import check_golden
+from streamlstm.golden import check_golden, network_of
 from streamlstm.kernels import cpu
 from streamlstm.model import Model, load_model, save_model
 from streamlstm.plot import check_plot, plot_forecasts
+from streamlstm.series import bytes_per_series
 from streamlstm.terminal import fan_chart, printable, scores_table, sparkline, when
 from streamlstm.train import fit as fit_model
+from streamlstm.transport import TransportError
 from streamlstm.wire import Prediction
 
+SERIES, KEY = 100_000, 64
+"""The daemon's defaults, for which ``inspect`` says the memory that a series takes."""
 LIVE_SECONDS = 12.0
 """How long the demo takes over the unseen ticks where someone looks on."""
 
@@ -175,9 +180,11 @@ def inspect(options: argparse.Namespace) -> None:
     if options.model is None:
         raise ConfigError("name a model file, or ask for --kernels")
     model = load_model(options.model)
-    engine = Engine(model, max_series=1)
-    per_series = Engine(model, max_series=100_000).bytes_per_series
-    del engine
+    check_golden(model, cpu)
+    spec = model.spec
+    fields = state_fields(spec, intervals.plan(spec.horizon, spec.targets, 0.9, model.errors))
+    per_series = {"recurrent": cpu.bytes_per_series(network_of(spec, model.weights))}
+    per_series |= bytes_per_series(fields, SERIES, KEY)
     report = {
         "model": model.id,
         "spec": model.spec.model_dump(mode="json"),
@@ -320,7 +327,7 @@ def publish(options: argparse.Namespace) -> None:
     which, rows = in_time_order(table.series)
     warm = np.array([round(options.warm * len(s.ts)) for s in table.series])
     feed = Feed(options.to, options.format, bind=options.bind)
-    sent, began = 0, time.monotonic()
+    sent, began, linger = 0, time.monotonic(), 0.0
     try:
         feed.wait(options.wait)
         pace = Pace(options.speed)
@@ -336,17 +343,30 @@ def publish(options: argparse.Namespace) -> None:
             for i, row in zip(which.tolist(), rows.tolist(), strict=True):
                 series, ts = table.series[i], int(table.series[i].ts[row])
                 history = row < warm[i]
-                if not history and (wait := pace.until(ts)):
+                while not history and (wait := pace.until(ts)):
                     bar.update(task, completed=sent)
-                    time.sleep(wait)
+                    feed.check(min(wait, 3600))
                 feed.send(series.name, ts, series.values[row].tolist(), warm=bool(history))
                 sent += 1
                 if sent % 1000 == 0:
                     bar.update(task, completed=sent)
+                    feed.check()
+        feed.check()
+        linger = LINGER
+    except KeyboardInterrupt:
+        linger = LINGER
+        raise
+    except TransportError as error:
+        if not sent:
+            raise
+        raise TransportError(
+            f"{error}; {sent:,} of {len(which):,} ticks were sent, how many came is not known"
+        ) from None
     finally:
-        feed.close()
-        seconds = time.monotonic() - began
-        console.print(f"{sent:,} of {len(which):,} ticks published in {seconds:.1f} s")
+        feed.close(linger)
+        if linger:
+            seconds = time.monotonic() - began
+            _print(console, f"{sent:,} of {len(which):,} ticks published in {seconds:.1f} s")
 
 
 def watch(options: argparse.Namespace) -> None:
@@ -364,23 +384,29 @@ def watch(options: argparse.Namespace) -> None:
 
 
 def _line(prediction: Prediction, as_json: bool) -> str:
-    if as_json:
-        parts = {
-            name: [None if np.isnan(v) else v for v in array.ravel().tolist()]
-            for name, array in zip(("forecast", "lower", "upper"), prediction[2:5], strict=True)
-        }
-        head = {"series": prediction.series, "ts_ns": prediction.ts_ns}
-        tail = {"model": prediction.model, "boot": prediction.boot, "seq": prediction.seq}
-        return json.dumps(head | parts | tail)
+    if as_json:  # as the daemon's own
+        said = prediction._asdict()
+        for name in ("forecast", "lower", "upper"):
+            steps = said[name]
+            said[name] = (steps[:, 0] if steps.shape[1] == 1 else steps).tolist()
+        ts = {"series": said.pop("series"), "ts": prediction.ts_ns / 1_000_000_000}
+        return msgspec.json.encode(ts | said).decode()  # NaN is null
     first = ", ".join(f"{part[0, 0]:.6g}" for part in prediction[2:5])
     return f"{when(prediction.ts_ns)} {printable(prediction.series)} {first}"
+
+
+def _warn(text: str) -> None:
+    if text:
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 def _watch_lines(listener: Listener, options: argparse.Namespace) -> None:
     """Time, series, and of the first step ahead forecast, lower and upper."""
     left = options.count or -1
+    continuity = Continuity()
     while left:
         for prediction in listener.receive(3600):
+            _warn(continuity.broken(prediction))
             print(_line(prediction, options.json), flush=True)
             left -= 1
             if not left:
@@ -389,10 +415,12 @@ def _watch_lines(listener: Listener, options: argparse.Namespace) -> None:
 
 def _watch_table(listener: Listener, options: argparse.Namespace) -> None:
     latest: dict[str, Prediction] = {}
+    continuity = Continuity()
     count, began = 0, time.monotonic()
     with Live(console=_Console(), refresh_per_second=8, transient=False) as live:
         while not options.count or count < options.count:
             for prediction in listener.receive(0.1):
+                _warn(continuity.broken(prediction))
                 latest.pop(prediction.series, None)
                 latest[prediction.series] = prediction  # the latest last
                 count += 1
@@ -408,8 +436,8 @@ def _watched(latest: dict[str, Prediction], count: int, most: int) -> RichTable:
     for prediction in list(latest.values())[: -max(1, most) - 1 : -1]:
         numbers = (f"{part[0, 0]:,.6g}" for part in prediction[2:5])
         ahead = sparkline(prediction.forecast[:48, 0].tolist())
-        name = Text(printable(prediction.series))
-        table.add_row(name, when(prediction.ts_ns), *numbers, ahead)
+        series = Text(printable(prediction.series))
+        table.add_row(series, when(prediction.ts_ns), *numbers, ahead)
     return table
 
 
@@ -468,15 +496,16 @@ def demo(options: argparse.Namespace) -> None:
 
     bar = _FitBar(show)
     try:
-        demonstration.demo(
-            table,
-            season,
-            on_fit=bar.__enter__(),
-            on_fitted=on_fitted,
-            on_tick=on_tick,
-            per_second=unseen / LIVE_SECONDS if watching else 0.0,
-            on_end=on_end,
-        )
+        with demonstration.ended_in_order():
+            demonstration.demo(
+                table,
+                season,
+                on_fit=bar.__enter__(),
+                on_fitted=on_fitted,
+                on_tick=on_tick,
+                per_second=unseen / LIVE_SECONDS if watching else 0.0,
+                on_end=on_end,
+            )
     finally:
         bar.__exit__(None, None, None)
         live.stop()
@@ -520,15 +549,15 @@ def _print_summary(
 def _keep_running(console: Console, stream: demonstration.Stream, reached: dict[str, Any]) -> None:
     """Go on sending: the same weeks again and again, their times moved on, two ticks a second."""
     (output,), metrics = reached["output"], reached["metrics"]
-    _print(
-        console,
-        f"the daemon goes on until Ctrl-C: streamlstm watch {output}, or see {metrics}/metrics",
-    )
     series, spec = stream.fitted.series[0], stream.fitted.model.spec
     season = spec.season or 1
     again = len(series.ts) - season * max(1, min(4, len(series.ts) // season - 1))
     ts = int(series.ts[-1])
     try:
+        _print(
+            console,
+            f"the daemon goes on until Ctrl-C: streamlstm watch {output}, or see {metrics}/metrics",
+        )
         for row in itertools.cycle(range(again, len(series.ts))):
             ts += spec.step_ns or 1_000_000_000
             stream.feed.send(series.name, ts, series.values[row].tolist())

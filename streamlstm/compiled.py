@@ -10,16 +10,34 @@ import zlib
 from pathlib import Path
 
 
+class NoFolderError(OSError):
+    """There is no place for compiled code; the message is one line and says the mend."""
+
+
 def choose_folder() -> Path:
-    """Point Numba, if not yet imported, below ``$NUMBA_CACHE_DIR`` or the user's cache folder."""
+    """Point Numba, if not yet imported, below ``$NUMBA_CACHE_DIR`` or the user's cache folder.
+
+    Raises:
+        NoFolderError: neither is set, and the user has no home.
+    """
     print_of_sources = 0
     for source in sorted(Path(__file__).parent.rglob("*.py")):
         print_of_sources = zlib.crc32(source.read_bytes(), print_of_sources)
     name = f"streamlstm-{print_of_sources:08x}"
     given = os.environ.get("NUMBA_CACHE_DIR")
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-    folder = Path(given) if given else home / "streamlstm"
+    folder = Path(given) if given else _cache_home() / "streamlstm"
     if folder.name != name:  # a child process was given the folder by its parent
         folder /= name
     os.environ["NUMBA_CACHE_DIR"] = str(folder)
     return folder
+
+
+def _cache_home() -> Path:
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given)
+    try:
+        return Path("~/.cache").expanduser()
+    except RuntimeError:  # no folder that others can write to: compiled code is run
+        raise NoFolderError(
+            "no home folder to keep compiled code in; set NUMBA_CACHE_DIR to a folder of your own"
+        ) from None

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import signal
 import subprocess
 import sys
 import tempfile
@@ -11,14 +12,14 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 
-from streamlstm.backtest import Actual, Issued, Scores, places, score
+from streamlstm.backtest import Actual, Issued, Scores, mean, places, score
 from streamlstm.client import Feed, Listener, in_time_order
 from streamlstm.datasets.frames import SeriesData, Table
 from streamlstm.model import Model, save_model
@@ -95,10 +96,28 @@ def fitted(table: Table, season: int | None, progress: Progress | None) -> Fitte
     horizon = max(1, min(HORIZON, min(map(len, (s.ts for s in table.series))) // 10))
     began = time.perf_counter()
     model, report = fit(past, FitOptions(horizon=horizon, season=season), progress, name=table.name)
+    if report.interrupted:
+        raise KeyboardInterrupt
     seconds = time.perf_counter() - began
-    return Fitted(
-        model, table.series, known, seconds, float(np.nanmean(report.skill)), report.notes
-    )
+    return Fitted(model, table.series, known, seconds, mean([np.array(report.skill)]), report.notes)
+
+
+@contextlib.contextmanager
+def ended_in_order() -> Iterator[None]:
+    """Take the signals that end a process, or its terminal, for Ctrl-C: the daemon ends too."""
+
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: old for number, old in before.items() if old is not signal.SIG_IGN}  # nohup
+    for number in before:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 @contextlib.contextmanager
@@ -126,10 +145,12 @@ def daemon(model: Path) -> Iterator[dict[str, Any]]:
         yield json.loads(announced)
     finally:
         process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(PATIENCE)
-        process.kill()
-        process.stdout.close()
+        try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(PATIENCE)
+        finally:  # a second Ctrl-C does not wait
+            process.kill()
+            process.stdout.close()
 
 
 class Stream:

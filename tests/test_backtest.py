@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from streamlstm.backtest import (
-    Actual, BacktestError, Issued, interval_score, places, run, score,
+    Actual,
+    BacktestError,
+    Issued,
+    interval_score,
+    places,
+    run,
+    score,
 )  # fmt: skip
 from streamlstm.engine import Engine
 from streamlstm.ticks import Keys, Ticks

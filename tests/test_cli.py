@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from streamlstm import commands
 from streamlstm.wire import Prediction
-from tests.daemon import start
+from tests.daemon import Client, start
 from tests.models import random_model_file
 
 COMMANDS = ("demo", "fit", "backtest", "inspect", "run", "check", "publish", "watch")
@@ -274,12 +275,16 @@ def test_paths_and_notes_are_no_markup(tmp_path: Path) -> None:
     assert "model" in streamlstm("inspect", out).stdout
 
 
-def test_series_that_cannot_be_judged_are_counted(fitted: tuple[Path, Path], tmp_path: Path) -> None:
+def test_series_that_cannot_be_judged_are_counted(
+    fitted: tuple[Path, Path], tmp_path: Path
+) -> None:
     data, model = fitted
     longer, brief = tmp_path / "longer.csv", "brief,2024-03-01 00:00:00,1\n"
     longer.write_text(f"{data.read_text()}\n{brief}none,2024-03-01 00:00:00,\n")
     done = streamlstm("backtest", model, longer, "--json")
-    assert json.loads(done.stdout) == json.loads(streamlstm("backtest", model, data, "--json").stdout)
+    assert json.loads(done.stdout) == json.loads(
+        streamlstm("backtest", model, data, "--json").stdout
+    )
     assert "1 of 3 series skipped" in streamlstm("backtest", model, longer).stderr
     longer.write_text(f"unique_id,ds,y\n{brief}")
     assert "no series is long enough" in complaint("backtest", model, longer)
@@ -311,3 +316,47 @@ def test_lags_and_calendar_may_be_none(tmp_path: Path, none: str) -> None:
 def test_a_misspelt_name_of_a_bundled_series() -> None:
     said = complaint("demo", "--data", "wether")
     assert said.endswith("did you mean the bundled series 'weather'?")
+
+
+def test_a_line_of_json_is_as_the_daemon_says_it() -> None:
+    two = np.array([[1.0, 2.0], [3.0, np.nan]])
+    line = commands._line(prediction("a", ts_ns=1_500_000_000, forecast=two), as_json=True)
+    said = json.loads(line)
+    assert list(said) == [
+        "series", "ts", "ts_ns", "forecast", "lower", "upper", "model", "boot", "seq",
+    ]  # fmt: skip
+    assert said["ts"] == 1.5
+    assert said["forecast"] == [[1, 2], [3, None]]
+    assert said["lower"] == [1, 1]
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(fitted: tuple[Path, Path]) -> None:
+    _, model = fitted
+    for flags in ([], ["--json"]):
+        read, write = os.pipe()
+        os.close(read)  # before the first line: the writer meets it for certain
+        done = subprocess.run(
+            [sys.executable, "-m", "streamlstm", "inspect", str(model), *flags],
+            stdout=write, stderr=subprocess.PIPE, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        os.close(write)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_publish_says_that_the_daemon_went_away(fitted: tuple[Path, Path], tmp_path: Path) -> None:
+    data, model = fitted
+    with start(tmp_path, model) as daemon:
+        command = ["publish", str(data), "--to", daemon.input, "--speed", "3600"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "streamlstm", *command], stderr=subprocess.PIPE, text=True
+        )
+        with Client(daemon) as client:
+            client.receive(1)
+        daemon.process.kill()
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "the daemon went away" in said
+    assert "of 600 ticks were sent, how many came is not known" in said
+    assert "published" not in said
+    endpoint = "tcp://127.0.0.1:9"
+    assert "no daemon" in complaint("publish", data, "--to", endpoint, "--wait", "0.1")

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import zmq
 
-from streamlstm.client import Feed, Listener, Pace, in_time_order
+from streamlstm.client import Continuity, Feed, Listener, Pace, in_time_order
 from streamlstm.datasets.frames import SeriesData
 from streamlstm.transport import TransportError
+from streamlstm.wire import Prediction
 
 NOWHERE = "tcp://127.0.0.1:9"
 
@@ -71,3 +72,39 @@ def test_pace() -> None:
     began = time.monotonic()
     assert pace.until(0) == 0
     assert pace.until(3600 * 10**9) == pytest.approx(1 - (time.monotonic() - began), abs=0.2)
+
+
+def test_a_feed_notices_that_the_daemon_has_gone() -> None:
+    context = zmq.Context()
+    sink = context.socket(zmq.SUB)
+    sink.rcvhwm = 1
+    sink.subscribe(b"")
+    port = sink.bind_to_random_port("tcp://127.0.0.1")
+    feed = Feed(f"tcp://127.0.0.1:{port}", "json")
+    while not feed.socket.poll(10):
+        sink.poll(0)  # which lets it subscribe
+    feed.check()
+    sink.close(0)
+
+    def fill() -> None:
+        for i in range(1_000_000):  # more than the queue holds: it must not wait forever
+            feed.send("s", i, [0.0])
+
+    with pytest.raises(TransportError, match="the daemon went away"):
+        fill()
+    context.destroy(linger=0)
+    feed.close(0)
+
+
+def test_what_a_watcher_missed_is_said() -> None:
+    def at(series: str, boot: int, seq: int) -> Prediction:
+        none = np.zeros((1, 1))
+        return Prediction(series, 0, none, none, none, "0" * 12, boot, seq)
+
+    continuity = Continuity()
+    assert [continuity.broken(at(*p)) for p in (("a", 1, 7), ("a", 1, 8), ("b", 1, 1))] == [""] * 3
+    assert continuity.broken(at("a", 1, 11)) == (
+        "a: seq 8 is followed by 11, predictions were missed"
+    )
+    assert continuity.broken(at("b", 2, 2)) == "the daemon was started anew: boot 1, now 2"
+    assert continuity.broken(at("a", 2, 30)) == ""

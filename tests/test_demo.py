@@ -1,13 +1,16 @@
 """The demo keeps its promises on weeks that the model has never seen; counted in its own JSON."""
 
 import json
+import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
 
-from streamlstm.demo import quantile, steps_shown
+from streamlstm.datasets.frames import read_table
+from streamlstm.demo import fitted, quantile, steps_shown
 from tests.test_cli import series_file, streamlstm
 
 
@@ -86,3 +89,31 @@ def test_quantiles_of_a_histogram_are_those_of_prometheus() -> None:
 def test_steps_shown_are_first_middle_last() -> None:
     assert steps_shown(48) == (1, 24, 48)
     assert steps_shown(1) == (1,)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_whatever_ends_the_demo_ends_its_daemon(number: signal.Signals, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "streamlstm", "demo", "--data", series_file(tmp_path, 200),
+         "--keep-running"],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    said = next(line for line in process.stdout if "goes on until Ctrl-C" in line)
+    url = next(word for word in said.split() if word.startswith("http://"))
+    with urllib.request.urlopen(url, timeout=30):
+        pass  # it is up
+    process.send_signal(number)
+    assert process.wait(60) == 0
+    process.stdout.close()
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(url, timeout=30)
+
+
+def test_an_interrupted_fit_ends_the_demo(tmp_path: Path) -> None:
+    def interrupt(done: int, *_: object) -> None:
+        raise KeyboardInterrupt
+
+    table = read_table(series_file(tmp_path, 200))
+    with pytest.raises(KeyboardInterrupt):
+        fitted(table, 24, interrupt)

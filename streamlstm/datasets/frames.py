@@ -247,7 +247,9 @@ class _Csv:
         self.label, self.notes = str(path), list[str]()
         self._bytes = _content(path)
         first = self._bytes.lstrip(b"\xef\xbb\xbf").split(b"\n", 1)[0].decode("utf-8", "replace")
-        counts = {separator: first.count(separator) for separator in ";\t|,"}  # a decimal comma never wins
+        counts = {
+            separator: first.count(separator) for separator in ";\t|,"
+        }  # a decimal comma never wins
         self._separator = max(counts, key=lambda separator: counts[separator])
         fields = next(csv.reader([first.strip("\r")], delimiter=self._separator), [])
         if not fields:
