@@ -93,10 +93,9 @@ def _restore(engine: Engine, path: Path, tensors: dict[str, NDArray[Any]]) -> No
     n, widest = len(lengths), index.names.shape[1]
     if n > series.capacity:
         raise _refused(path, f"of {n} series, max_series is {series.capacity}; raise it")
-    if len(names) != n or not n or lengths.min() < 1 or lengths.max() > names.shape[1]:
-        if n:
-            raise _refused(path, "with keys that cannot be")
-    elif lengths.max() > widest:
+    if len(names) != n or (n and not 1 <= lengths.min() <= lengths.max() <= names.shape[1]):
+        raise _refused(path, "with keys that cannot be")
+    if n and lengths.max() > widest:
         raise _refused(path, f"has keys of {lengths.max()} bytes, max_key is {widest}; raise it")
     slots = np.arange(n, dtype=np.int32)
     expected = {name: array[:0] for name, array in series.state.items()}

@@ -129,6 +129,14 @@ def test_nothing_a_peer_sends_stops_it(
     assert daemon.metric(DROPPED % reason) == before + 1
 
 
+def test_a_tick_that_cannot_be_taken_starts_no_series(daemon: Daemon, client: Client) -> None:
+    before = daemon.metric("streamlstm_active_series")
+    refused = daemon.metric(DROPPED % "nonfinite")
+    client.tick("never seen before", ts=HOUR, value=None)
+    eventually(lambda: daemon.metric(DROPPED % "nonfinite") == refused + 1)
+    assert daemon.metric("streamlstm_active_series") == before
+
+
 def test_late_and_duplicate_ticks_are_dropped(daemon: Daemon, client: Client) -> None:
     for hour in (5, 5, 4, 6):
         client.tick("late", ts=hour * HOUR, value=1)
