@@ -18,13 +18,14 @@ GRU, gate order r, z, n, as PyTorch (Cho et al. 2014; Keras has z, r, h):
 RNN (Elman 1990; Keras' SimpleRNN): h' = tanh(Wx + Uh + b).
 """
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from streamlstm.kernels.simd import fma, maximum, minimum, product
+from streamlstm.kernels.simd import fma, maximum, minimum, product, times_power
 
 UNITS = 16  # hidden units are padded to a multiple of this
 ACTIVATIONS = ("linear", "relu", "tanh", "sigmoid", "hard_sigmoid")  # a code is an index into these
@@ -120,53 +121,75 @@ class BackendError(RuntimeError):
     """A backend that cannot run here; the message is one line and says the mend."""
 
 
-# tanh(x) = x P(x^2) / Q(x^2): a minimax rational fit on [-LIMIT, LIMIT], its own error 5e-9, scaled
-# so that Q begins with x^8 (an addition less to multiply). With float32 rounding the largest error
-# over all numbers is 3.2e-7, and |tanh(x)| stays below 1. sigmoid(2x) = (x P + Q) / 2Q.
-LIMIT = np.float32(7.9)
-P4 = np.float32(0.017888281494379044)
-P3 = np.float32(25.676443099975586)
-P2 = np.float32(4186.94677734375)
-P1 = np.float32(157603.546875)
-P0 = np.float32(1172257.125)
-Q3 = np.float32(399.944091796875)
-Q2 = np.float32(30671.421875)
-Q1 = np.float32(548355.8125)
-Q0 = np.float32(1172257.125)
+# 2^z = 2^n (1 + r Q(r)) with n the nearest whole number and r the rest: Q is a minimax fit on
+# [-1/2, 1/2], its own error 9.2e-8 of 2^r, about that of float32. Divisions are few, since they take
+# as long as ten multiplications: sigmoid and tanh of weights that carry SIGMOID_SCALE and TANH_SCALE
+# come as fractions that are joined before they are divided.
+SIGMOID_SCALE = -1 / math.log(2)  # sigmoid(x) = 1 / (1 + 2^(x * SIGMOID_SCALE))
+TANH_SCALE = 2 / math.log(2)  # tanh(x) = m / (2 + m) with m = 2^(x * TANH_SCALE) - 1
+FOR_SIGMOID = np.float32(SIGMOID_SCALE)
+FOR_TANH = np.float32(TANH_SCALE)
+BOUND = np.float32(60)  # beyond it both are their limits to the last bit, or nearer than 1e-18
+SHIFT = np.float32(1.5 * 2**23)  # what is added to it is rounded to a whole number
+Q4 = np.float32(0.001326472712352283)
+Q3 = np.float32(0.009671512644821805)
+Q2 = np.float32(0.05550733743497211)
+Q1 = np.float32(0.24022242085262313)
+Q0 = np.float32(0.6931469775989928)
 ZERO = np.float32(0)
 HALF = np.float32(0.5)
 ONE = np.float32(1)
+TWO = np.float32(2)
 SIXTH = np.float32(1 / 6)
 
 
 @njit(cache=True)
-def _fraction(x: Any) -> Any:
-    """(x, P, Q) with x clamped. What is not a number counts as -infinity."""
-    x = minimum(maximum(x, -LIMIT), LIMIT)
-    s = product(x, x)
-    p = fma(fma(fma(fma(P4, s, P3), s, P2), s, P1), s, P0)
-    q = fma(fma(fma(s + Q3, s, Q2), s, Q1), s, Q0)
-    return x, p, q
+def _parts(z: Any) -> Any:
+    """(n + SHIFT, r, Q(r)). What is not a number counts as infinity."""
+    z = maximum(minimum(z, BOUND), -BOUND)
+    shifted = z + SHIFT
+    r = z - (shifted - SHIFT)
+    return shifted, r, fma(fma(fma(fma(Q4, r, Q3), r, Q2), r, Q1), r, Q0)
+
+
+@njit(cache=True)
+def _exp2(z: Any) -> Any:
+    """2^z."""
+    shifted, r, q = _parts(z)
+    return times_power(fma(q, r, ONE), shifted)
+
+
+@njit(cache=True)
+def _exp2_less_1(z: Any) -> Any:
+    """2^z - 1, near zero as exact as anywhere."""
+    shifted, r, q = _parts(z)
+    power = times_power(ONE, shifted)
+    return fma(power, product(q, r), power - ONE)
+
+
+@njit(cache=True)
+def scaled_tanh(z: Any) -> Any:
+    """tanh(x) where z = x * TANH_SCALE."""
+    m = _exp2_less_1(z)
+    return m / (TWO + m)
+
+
+@njit(cache=True)
+def scaled_sigmoid(z: Any) -> Any:
+    """sigmoid(x) where z = x * SIGMOID_SCALE."""
+    return ONE / (ONE + _exp2(z))
 
 
 @njit(cache=True)
 def tanh(x: Any) -> Any:
-    """Hyperbolic tangent; largest error 3.2e-7. What is not a number counts as -infinity."""
-    x, p, q = _fraction(x)
-    return x * p / q
-
-
-@njit(cache=True)
-def sigmoid_of_double(x: Any) -> Any:
-    """sigmoid(2 * x), for arguments that were halved beforehand (which is exact)."""
-    x, p, q = _fraction(x)
-    return fma(x, p, q) / (q + q)
+    """Hyperbolic tangent; largest error 1.7e-7. What is not a number counts as infinity."""
+    return scaled_tanh(product(x, FOR_TANH))
 
 
 @njit(cache=True)
 def sigmoid(x: Any) -> Any:
     """Logistic function, 1 / (1 + exp(-x)); largest error 1.9e-7."""
-    return sigmoid_of_double(x * HALF)
+    return scaled_sigmoid(product(x, FOR_SIGMOID))
 
 
 @njit(cache=True)
@@ -204,11 +227,12 @@ def update(activation: int, recurrent: int, i: Any, f: Any, g: Any, o: Any, c: A
 
 
 @njit(cache=True)
-def update_halved(i: Any, f: Any, g: Any, o: Any, c: Any) -> Any:
-    """`update` for tanh and sigmoid, where i, f and o come halved: the same bits, sooner."""
-    remembered = sigmoid_of_double(f) * c
-    new = fma(sigmoid_of_double(i), tanh(g), remembered)
-    return sigmoid_of_double(o) * tanh(new), new
+def update_scaled(i: Any, f: Any, g: Any, o: Any, c: Any) -> Any:
+    """`update` for tanh and sigmoid, where the pre-activations come scaled for them: sooner."""
+    m = _exp2_less_1(g)
+    new = c / (ONE + _exp2(f)) + m / product(ONE + _exp2(i), TWO + m)
+    m = _exp2_less_1(product(new, FOR_TANH))
+    return m / product(ONE + _exp2(o), TWO + m), new
 
 
 @njit(cache=True)
@@ -225,6 +249,7 @@ def gru(activation: int, recurrent: int, r: Any, z: Any, n: Any, u: Any, h: Any)
 
 
 @njit(cache=True)
-def gru_halved(r: Any, z: Any, n: Any, u: Any, h: Any) -> Any:
-    """`gru` for tanh and sigmoid, where r and z come halved: the same bits, sooner."""
-    return blend(sigmoid_of_double(z), tanh(fma(sigmoid_of_double(r), u, n)), h)
+def gru_scaled(r: Any, z: Any, n: Any, u: Any, h: Any) -> Any:
+    """`gru` for tanh and sigmoid, where the pre-activations come scaled for them: sooner."""
+    new = scaled_tanh(n + u / (ONE + _exp2(r)))
+    return new + (h - new) / (ONE + _exp2(z))

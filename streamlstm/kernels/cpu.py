@@ -121,7 +121,7 @@ def allocate(network: Network, capacity: int, threads: int | None = None) -> Buf
                 bias=keep(bias),
                 activation=cell.activation_code(layer.activation),
                 recurrent=cell.activation_code(layer.recurrent_activation),
-                halved=int(layers.is_halved(layer)),
+                scaled=int(layers.is_scaled(layer)),
                 state=place * parts * units,
                 tile=take(TILE * stride + UNITS),
                 stride=stride,
@@ -461,7 +461,7 @@ def _advance(block: Any, layer: Any, plan: int, scratch: int, count: int, full: 
         gated = scratch + own.gated * FLOAT_BYTES
         units = -(-own.hidden // UNITS) * UNITS
         place = layers.Place(
-            own.halved,
+            own.scaled,
             own.activation,
             own.recurrent,
             rows,

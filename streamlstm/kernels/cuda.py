@@ -265,7 +265,8 @@ def _by_group(layer: cell.Layer, terms: Floats) -> Floats:
     gates = np.zeros((4, padded(hidden), terms.shape[1]), np.float32)
     gates[:, :hidden] = terms.reshape(4, hidden, -1)
     if (layer.activation, layer.recurrent_activation) == ("tanh", "sigmoid"):
-        gates[[0, 1, 3]] *= np.float32(0.5)  # for `cell.update_halved`
+        scales = [cell.SIGMOID_SCALE] * 2 + [cell.TANH_SCALE, cell.SIGMOID_SCALE]
+        gates *= np.array(scales)[:, None, None]
     return gates.reshape(4, -1, UNITS, terms.shape[1]).transpose(1, 3, 2, 0)
 
 

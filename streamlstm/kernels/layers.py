@@ -26,7 +26,7 @@ class Plan(NamedTuple):
     bias: int  # address
     activation: int
     recurrent: int
-    halved: int  # 1 where weights of sigmoid gates are halved, for `cell.update_halved`
+    scaled: int  # 1 where the weights carry the scales of tanh and sigmoid
     state: int  # offset of h in a record; an LSTM's c follows `units` later
     tile: int  # offset in the scratch of a worker: rows of [h (H), inputs (padded I)]
     stride: int
@@ -36,7 +36,7 @@ class Plan(NamedTuple):
 class Place(NamedTuple):
     """Where the cells of a register tile find and leave what is theirs: addresses and strides."""
 
-    halved: int
+    scaled: int
     activation: int
     recurrent: int
     rows: int  # of the record addresses
@@ -52,8 +52,8 @@ class Place(NamedTuple):
 # --- weights --------------------------------------------------------------------------------------
 
 
-def is_halved(layer: cell.Layer) -> bool:
-    """Whether the quicker formulas of tanh and sigmoid serve."""
+def is_scaled(layer: cell.Layer) -> bool:
+    """Whether the quicker formulas of tanh and sigmoid serve, which want weights scaled for them."""
     return (layer.activation, layer.recurrent_activation) == ("tanh", "sigmoid")
 
 
@@ -63,15 +63,15 @@ def pack(layer: cell.Layer) -> tuple[Floats, Floats]:
     ih, hh = (w.reshape(-1, hidden, w.shape[1]) for w in (layer.weight_ih, layer.weight_hh))
     bias = layer.bias.reshape(-1, hidden, 1)
     if layer.cell == "lstm":
-        return _packed(layer, (0, 1, 3), _beside(hh, ih)), _packed(layer, (0, 1, 3), bias)
+        return _packed(layer, "ssts", _beside(hh, ih)), _packed(layer, "ssts", bias)
     if layer.cell == "rnn":
-        return _packed(layer, (), _beside(hh, ih)), _packed(layer, (), bias)
+        return _packed(layer, "t", _beside(hh, ih)), _packed(layer, "t", bias)
     if layer.reset_after:  # gates r, z, n of the input, n of h
         own = layer.bias_hh.reshape(3, hidden, 1)
         biases = np.concatenate([bias[:2] + own[:2], bias[2:], own[2:]])
-        return _packed(layer, (0, 1), hh, ih), _packed(layer, (0, 1), biases)
-    first = _packed(layer, (0, 1), _beside(hh[:2], ih[:2])), _packed(layer, (0, 1), bias[:2])
-    second = _packed(layer, (), hh[2:], ih[2:]), _packed(layer, (), bias[2:])
+        return _packed(layer, "sst", hh, ih), _packed(layer, "sstt", biases)
+    first = _packed(layer, "ss", _beside(hh[:2], ih[:2])), _packed(layer, "ss", bias[:2])
+    second = _packed(layer, "t", hh[2:], ih[2:]), _packed(layer, "t", bias[2:])
     return np.concatenate([first[0], second[0]]), np.concatenate([first[1], second[1]])
 
 
@@ -80,18 +80,19 @@ def _beside(hh: Floats, ih: Floats) -> Floats:
     return np.concatenate([hh, ih], axis=2)
 
 
-def _packed(layer: cell.Layer, sigmoids: tuple[int, ...], *products: Floats) -> Floats:
+def _packed(layer: cell.Layer, kinds: str, *products: Floats) -> Floats:
     """(G, H, K) each -> [group of 16 units] of each product's [K][G][16]; units beyond H are zero.
 
-    sigmoids: the gates to halve.
+    kinds: "s" for a gate of sigmoid, "t" of tanh.
     """
+    scales = [cell.SIGMOID_SCALE if kind == "s" else cell.TANH_SCALE for kind in kinds]
     parts = []
     for product in products:
         gates, hidden, terms = product.shape
         full = np.zeros((gates, padded(hidden), terms), np.float32)
         full[:, :hidden] = product
-        if is_halved(layer):
-            full[list(sigmoids)] *= np.float32(0.5)
+        if is_scaled(layer):
+            full *= np.array(scales)[:, None, None]
         lined = full.reshape(gates, -1, UNITS, terms).transpose(1, 3, 0, 2)
         parts.append(lined.reshape(padded(hidden) // UNITS, -1))
     return np.hstack(parts).ravel()
@@ -112,7 +113,7 @@ def _moved(place: Any, row: int, unit: int) -> Any:
     """The same place from a row and a unit of the tile on."""
     gated = (row * place.gated_stride + unit) * FLOAT_BYTES
     return Place(
-        place.halved,
+        place.scaled,
         place.activation,
         place.recurrent,
         place.rows + row * WORD_BYTES,
@@ -235,8 +236,8 @@ def _lstm_cells(place: Any, row: int, group: int, i: Any, f: Any, g: Any, o: Any
     record = simd.word(place.rows, row)
     at = group * UNITS
     c = simd.load_like(i, record, place.c + at)
-    if place.halved:
-        h, c = cell.update_halved(i, f, g, o, c)
+    if place.scaled:
+        h, c = cell.update_scaled(i, f, g, o, c)
     else:
         h, c = cell.update(place.activation, place.recurrent, i, f, g, o, c)
     simd.store(record, place.c + at, c)
@@ -246,7 +247,8 @@ def _lstm_cells(place: Any, row: int, group: int, i: Any, f: Any, g: Any, o: Any
 @njit(cache=True, forceinline=True)
 def _rnn_cells(place: Any, row: int, group: int, n: Any) -> None:
     record = simd.word(place.rows, row)
-    _leave(place, record, row, group * UNITS, cell.activate(place.activation, n))
+    h = cell.scaled_tanh(n) if place.scaled else cell.activate(place.activation, n)
+    _leave(place, record, row, group * UNITS, h)
 
 
 @njit(cache=True, forceinline=True)
@@ -254,8 +256,8 @@ def _gru_cells(place: Any, row: int, group: int, r: Any, z: Any, n: Any, u: Any)
     record = simd.word(place.rows, row)
     at = group * UNITS
     h = simd.load_like(r, record, place.h + at)
-    if place.halved:
-        h = cell.gru_halved(r, z, n, u, h)
+    if place.scaled:
+        h = cell.gru_scaled(r, z, n, u, h)
     else:
         h = cell.gru(place.activation, place.recurrent, r, z, n, u, h)
     _leave(place, record, row, at, h)
@@ -266,8 +268,8 @@ def _reset_cells(place: Any, row: int, group: int, r: Any, z: Any) -> None:
     record = simd.word(place.rows, row)
     at = group * UNITS
     h = simd.load_like(r, record, place.h + at)
-    if place.halved:
-        r, z = cell.sigmoid_of_double(r), cell.sigmoid_of_double(z)
+    if place.scaled:
+        r, z = cell.scaled_sigmoid(r), cell.scaled_sigmoid(z)
     else:
         r, z = cell.activate(place.recurrent, r), cell.activate(place.recurrent, z)
     simd.store(place.gated, row * place.gated_stride + at, r * h)
@@ -280,4 +282,5 @@ def _new_cells(place: Any, row: int, group: int, n: Any) -> None:
     at = group * UNITS
     h = simd.load_like(n, record, place.h + at)
     z = simd.load_like(n, place.z, row * place.gated_stride + at)
-    _leave(place, record, row, at, cell.blend(z, cell.activate(place.activation, n), h))
+    n = cell.scaled_tanh(n) if place.scaled else cell.activate(place.activation, n)
+    _leave(place, record, row, at, cell.blend(z, n, h))

@@ -473,6 +473,24 @@ def product(typing: Any, a: Any, b: Any) -> Any:
 
 
 @intrinsic
+def times_power(typing: Any, value: Any, shifted: Any) -> Any:
+    """times_power(x, n + 1.5 * 2^23) = x * 2^n: n, in the last bits, is added to the exponent.
+
+    Neither x nor the result may be zero or denormal.
+    """
+
+    def emit(builder: Any, value: Any, shifted: Any) -> Any:
+        kind = value.type
+        many = isinstance(kind, ir.VectorType)
+        word = ir.VectorType(ir.IntType(32), kind.count) if many else ir.IntType(32)
+        places = ir.Constant(word, [23] * kind.count if many else 23)
+        n = builder.shl(builder.bitcast(shifted, word), places)
+        return builder.bitcast(builder.add(builder.bitcast(value, word), n), kind)
+
+    return _lanewise((value, shifted), emit)
+
+
+@intrinsic
 def minimum(typing: Any, a: Any, b: Any) -> Any:
     """minimum(a, b): the smaller one; b where a is not a number."""
     return _lanewise((a, b), lambda ir, a, b: ir.select(ir.fcmp_ordered("<", a, b), a, b))

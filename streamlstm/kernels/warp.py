@@ -213,7 +213,7 @@ def _multiply(
 
 @_on_device
 def _update(
-    activation: int, recurrent: int, halved: bool, state: Any, record: int, slots: Any, row: int,
+    activation: int, recurrent: int, scaled: bool, state: Any, record: int, slots: Any, row: int,
     c_at: int, sums: Any, c: Any, shared: Any, to: int, stride: int,
 ) -> None:  # fmt: skip
     """The cells of a lane, from their pre-activations; c in place, h to shared memory."""
@@ -228,8 +228,8 @@ def _update(
         for u in range(2):
             n, s = r * 2 + u, r * CELLS + u * 4
             i, f, g, o = sums[s], sums[s + 1], sums[s + 2], sums[s + 3]
-            if halved:
-                h, new = cell.update_halved(i, f, g, o, c[n])
+            if scaled:
+                h, new = cell.update_scaled(i, f, g, o, c[n])
             else:
                 h, new = cell.update(activation, recurrent, i, f, g, o, c[n])
             c[n] = new
@@ -248,7 +248,7 @@ def define(rows: int, activation: int, recurrent: int) -> Device:
 
     It closes over numbers alone, so that Numba's cache knows it again in another process.
     """
-    halved = (activation, recurrent) == (cell.TANH, cell.SIGMOID)
+    scaled = (activation, recurrent) == (cell.TANH, cell.SIGMOID)
     own, cells = rows * CELLS, rows * 2
 
     def kernel(
@@ -324,7 +324,7 @@ def define(rows: int, activation: int, recurrent: int) -> Device:
                             to = new_at + u * stride + row
                             c_at = h_at + units + u
                             _update(
-                                activation, recurrent, halved, state, record, slots, row,
+                                activation, recurrent, scaled, state, record, slots, row,
                                 c_at, sums, c, shared, to, stride,
                             )  # fmt: skip
                         left += together
