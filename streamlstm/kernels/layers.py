@@ -222,65 +222,64 @@ def gru_before(block: Any, layer: Any, place: Any, tile: int, full: int) -> None
     )  # fmt: skip
 
 
-# The cells of one vector: activations and update, new state to the record, h onward.
+# The cells of some vectors: activations and update, new state to the records, h onward.
 
 
 @njit(cache=True, forceinline=True)
-def _leave(place: Any, record: int, row: int, at: int, h: Any) -> None:
-    simd.store(record, place.h + at, h)
-    simd.store(place.onward, row * place.stride + at, h)
+def _leave(place: Any, span: Any, row: int, at: int, h: Any) -> None:
+    simd.store_records(span, place.rows, row, place.h + at, h)
+    simd.store_rows(span, place.onward, place.stride, row, at, h)
 
 
 @njit(cache=True, forceinline=True)
-def _lstm_cells(place: Any, row: int, group: int, i: Any, f: Any, g: Any, o: Any) -> None:
-    record = simd.word(place.rows, row)
+def _lstm_cells(
+    place: Any, span: Any, row: int, group: int, i: Any, f: Any, g: Any, o: Any
+) -> None:
     at = group * UNITS
-    c = simd.load_like(i, record, place.c + at)
+    c = simd.load_records(span, place.rows, row, place.c + at)
     if place.scaled:
         h, c = cell.update_scaled(i, f, g, o, c)
     else:
         h, c = cell.update(place.activation, place.recurrent, i, f, g, o, c)
-    simd.store(record, place.c + at, c)
-    _leave(place, record, row, at, h)
+    simd.store_records(span, place.rows, row, place.c + at, c)
+    _leave(place, span, row, at, h)
 
 
 @njit(cache=True, forceinline=True)
-def _rnn_cells(place: Any, row: int, group: int, n: Any) -> None:
-    record = simd.word(place.rows, row)
+def _rnn_cells(place: Any, span: Any, row: int, group: int, n: Any) -> None:
     h = cell.scaled_tanh(n) if place.scaled else cell.activate(place.activation, n)
-    _leave(place, record, row, group * UNITS, h)
+    _leave(place, span, row, group * UNITS, h)
 
 
 @njit(cache=True, forceinline=True)
-def _gru_cells(place: Any, row: int, group: int, r: Any, z: Any, n: Any, u: Any) -> None:
-    record = simd.word(place.rows, row)
+def _gru_cells(
+    place: Any, span: Any, row: int, group: int, r: Any, z: Any, n: Any, u: Any
+) -> None:
     at = group * UNITS
-    h = simd.load_like(r, record, place.h + at)
+    h = simd.load_records(span, place.rows, row, place.h + at)
     if place.scaled:
         h = cell.gru_scaled(r, z, n, u, h)
     else:
         h = cell.gru(place.activation, place.recurrent, r, z, n, u, h)
-    _leave(place, record, row, at, h)
+    _leave(place, span, row, at, h)
 
 
 @njit(cache=True, forceinline=True)
-def _reset_cells(place: Any, row: int, group: int, r: Any, z: Any) -> None:
-    record = simd.word(place.rows, row)
+def _reset_cells(place: Any, span: Any, row: int, group: int, r: Any, z: Any) -> None:
     at = group * UNITS
-    h = simd.load_like(r, record, place.h + at)
+    h = simd.load_records(span, place.rows, row, place.h + at)
     if place.scaled:
         r, z = cell.scaled_sigmoid(r), cell.scaled_sigmoid(z)
     else:
         r, z = cell.activate(place.recurrent, r), cell.activate(place.recurrent, z)
-    simd.store(place.gated, row * place.gated_stride + at, r * h)
-    simd.store(place.z, row * place.gated_stride + at, z)
+    simd.store_rows(span, place.gated, place.gated_stride, row, at, r * h)
+    simd.store_rows(span, place.z, place.gated_stride, row, at, z)
 
 
 @njit(cache=True, forceinline=True)
-def _new_cells(place: Any, row: int, group: int, n: Any) -> None:
-    record = simd.word(place.rows, row)
+def _new_cells(place: Any, span: Any, row: int, group: int, n: Any) -> None:
     at = group * UNITS
-    h = simd.load_like(n, record, place.h + at)
-    z = simd.load_like(n, place.z, row * place.gated_stride + at)
+    h = simd.load_records(span, place.rows, row, place.h + at)
+    z = simd.load_rows(span, place.z, place.gated_stride, row, at)
     n = cell.scaled_tanh(n) if place.scaled else cell.activate(place.activation, n)
-    _leave(place, record, row, at, cell.blend(z, n, h))
+    _leave(place, span, row, at, cell.blend(z, n, h))

@@ -36,6 +36,7 @@ from __future__ import annotations
 import operator
 import platform
 from collections.abc import Callable, Mapping
+from itertools import product as pairs
 from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
@@ -106,18 +107,19 @@ register_model(Tile)(models.OpaqueModel)
 
 
 class Vector(types.Type):  # type: ignore[misc]
-    """Numba type of a register of `lanes` float32."""
+    """Numba type of `parts` registers of `lanes` float32 each."""
 
-    def __init__(self, lanes: int) -> None:
-        self.lanes = lanes
-        super().__init__(name=f"Vector({lanes})")
+    def __init__(self, lanes: int, parts: int = 1) -> None:
+        self.lanes, self.parts = lanes, parts
+        super().__init__(name=f"Vector({lanes}x{parts})")
 
 
 @register_model(Vector)
 class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
     def __init__(self, manager: Any, kind: Vector) -> None:
         register = ir.VectorType(FLOAT, kind.lanes)
-        super().__init__(manager, kind, register)
+        whole = register if kind.parts == 1 else ir.ArrayType(register, kind.parts)
+        super().__init__(manager, kind, whole)
 
 
 class Layout(types.Type):  # type: ignore[misc]
@@ -132,6 +134,17 @@ class Layout(types.Type):  # type: ignore[misc]
 
 
 register_model(Layout)(models.OpaqueModel)
+
+
+class Span(types.Type):  # type: ignore[misc]
+    """Numba type of rows x groups of units, a vector of `lanes` each; its values hold no data."""
+
+    def __init__(self, rows: int, groups: int, lanes: int) -> None:
+        self.rows, self.groups, self.lanes = rows, groups, lanes
+        super().__init__(name=f"Span({rows}x{groups}x{lanes})")
+
+
+register_model(Span)(models.OpaqueModel)
 
 
 class Function(types.Type):  # type: ignore[misc]
@@ -414,8 +427,33 @@ def _common(*kinds: Any) -> Any:
     return vectors.pop() if vectors else types.float32
 
 
+def _parts(builder: Any, value: Any, kind: Any) -> list[Any]:
+    """The registers of a vector, or as many copies of a scalar; where the kind is a scalar, it."""
+    if not isinstance(kind, Vector):
+        return [value]
+    if isinstance(value.type, ir.ArrayType):
+        return [builder.extract_value(value, part) for part in range(kind.parts)]
+    return [_splat(builder, value, kind)] * kind.parts
+
+
+def _whole(builder: Any, parts: list[Any]) -> Any:
+    """What `_parts` took apart."""
+    if len(parts) == 1:
+        return parts[0]
+    whole = ir.Constant(ir.ArrayType(parts[0].type, len(parts)), ir.Undefined)
+    for place, part in enumerate(parts):
+        whole = builder.insert_value(whole, part, place)
+    return whole
+
+
+def _each(builder: Any, kind: Any, args: Any, emit: Callable[..., Any]) -> Any:
+    """`emit` applied register by register: side by side, the core never waits on one of them."""
+    parts = [_parts(builder, arg, kind) for arg in args]
+    return _whole(builder, [emit(builder, *own) for own in zip(*parts, strict=True)])
+
+
 def _splat(builder: Any, value: Any, kind: Any) -> Any:
-    """The value itself, or a vector with a scalar in each lane."""
+    """The value itself, or a register with a scalar in each lane."""
     if not isinstance(kind, Vector) or isinstance(value.type, ir.VectorType):
         return value
     undefined = ir.Constant(ir.VectorType(value.type, kind.lanes), ir.Undefined)
@@ -440,7 +478,7 @@ def _lanewise(kinds: tuple[Any, ...], emit: Callable[..., Any]) -> Any:
         return None
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return emit(builder, *(_splat(builder, arg, kind) for arg in args))
+        return _each(builder, kind, args, emit)
 
     return kind(*kinds), generate
 
@@ -462,12 +500,11 @@ def product(typing: Any, a: Any, b: Any) -> Any:
         return None
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        factors = [_splat(builder, arg, kind) for arg in args]
         if context.target_name != "cuda":
-            return builder.fmul(*factors)
+            return _each(builder, kind, args, lambda ir, a, b: ir.fmul(a, b))
         signature = ir.FunctionType(FLOAT, [FLOAT, FLOAT])
         function = cgutils.get_or_insert_function(builder.module, signature, "llvm.nvvm.mul.rn.f")
-        return builder.call(function, factors)
+        return builder.call(function, args)
 
     return kind(a, b), generate
 
@@ -510,8 +547,7 @@ def _operator(symbol: Any, emit: Callable[..., Any]) -> None:
             return signature(kind, *args) if isinstance(kind, Vector) else None
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        kind = sig.return_type
-        return emit(builder, *(_splat(builder, arg, kind) for arg in args))
+        return _each(builder, sig.return_type, args, emit)
 
     for kinds in ((Vector, Vector), (Vector, types.Float), (types.Float, Vector)):
         lower_builtin(symbol, *kinds)(generate)
@@ -644,15 +680,18 @@ def gates(
 ) -> Any:
     """Pre-activations of the gates of `rows` series and `vectors` / gates groups of `lanes` units.
 
-    For each row and group calls `then(context, row, group, *gates)`, a `function` that takes the
-    gates in registers. Memory is by address. first, second: (terms, address of the inputs,
+    Calls `then(context, span, row, group, *gates)`, a `function` that takes the gates in registers,
+    for some rows and groups at a time: their computations wait much on themselves, and side by side
+    the core has always some to go on with. Memory is by address. first, second: (terms, address of the inputs,
     stride of their rows) of the products that the layout speaks of; weights: packed
     [terms][gates of the product][16 units], the first product before the second, the next group
     `panel` further on; bias: packed [group][gates][16]. Each sum starts from its bias; the second
     product goes on where the first ended.
     """
     number = layout.gates
-    kinds = (context, types.intp, types.intp, *[Vector(block.lanes)] * number)
+    span = _span(block.rows, block.vectors // number, block.lanes)
+    together = _span_vector(span)
+    kinds = (context, span, types.intp, types.intp, *[together] * number)
     called = then.dispatcher.get_call_type(typing, kinds, {})
 
     def generate(target: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -663,10 +702,10 @@ def gates(
         offsets = [(group * number + gate) * UNITS for group, gate in places]
         start = [_load(builder, cell, block.lanes) for cell in _cells(builder, bias_, offsets)]
         sums = [list(start) for _ in range(block.rows)]
-        for product, members in zip((first_, second_), layout.products, strict=True):
+        for terms, members in zip((first_, second_), layout.products, strict=True):
             if not members:
                 continue
-            count, a, a_row = (builder.extract_value(product, k) for k in range(3))
+            count, a, a_row = (builder.extract_value(terms, k) for k in range(3))
             vectors = []
             for group in range(groups):
                 here = builder.gep(weights_, [builder.mul(panel_, ir.Constant(INDEX, group))])
@@ -681,15 +720,108 @@ def gates(
                     old[at] = value
             weights_ = builder.gep(weights_, [builder.mul(count, line)])
         function = target.get_function(then.dispatcher, called)
-        for r, values in enumerate(sums):
-            for group in range(groups):
-                place = ir.Constant(INDEX, r), ir.Constant(INDEX, group)
-                function(builder, (context_, *place, *values[group * number :][:number]))
+        for r, group in pairs(
+            range(0, block.rows, span.rows), range(0, groups, span.groups)
+        ):
+            cells = [
+                row[g * number :][:number]
+                for row in sums[r:][: span.rows]
+                for g in range(group, group + span.groups)
+            ]
+            values = [_whole(builder, list(gate)) for gate in zip(*cells, strict=True)]
+            place = ir.Constant(INDEX, r), ir.Constant(INDEX, group)
+            function(builder, (context_, target.get_dummy_value(), *place, *values))
         return target.get_dummy_value()
 
     i = types.intp
     terms = types.UniTuple(i, 3)
     return types.void(block, layout, terms, terms, i, i, i, then, context), generate
+
+
+def _span(rows: int, groups: int, lanes: int) -> Span:
+    """Of a register block, what its cells are computed in: three vectors or so."""
+    return Span(next(n for n in (3, 2, 1) if rows % n == 0), groups if rows == 1 else 1, lanes)
+
+
+def _of_records(builder: Any, span: Span, table: Any, row: Any, at: Any) -> list[Any]:
+    """Pointers to the vectors of a span in records whose addresses stand in a table."""
+    words = builder.gep(builder.inttoptr(table, INDEX.as_pointer()), [row])
+    cells = []
+    for r in range(span.rows):
+        record = builder.load(builder.gep(words, [ir.Constant(INDEX, r)]))
+        start = builder.gep(builder.inttoptr(record, POINTER), [at])
+        cells += _cells(builder, start, [g * UNITS for g in range(span.groups)])
+    return cells
+
+
+def _of_rows(builder: Any, span: Span, memory: Any, stride: Any, row: Any, at: Any) -> list[Any]:
+    """Pointers to the vectors of a span in rows of a stride."""
+    first = builder.gep(builder.inttoptr(memory, POINTER), [builder.mul(stride, row)])
+    cells = []
+    for r in range(span.rows):
+        start = builder.gep(first, [builder.add(at, builder.mul(stride, ir.Constant(INDEX, r)))])
+        cells += _cells(builder, start, [g * UNITS for g in range(span.groups)])
+    return cells
+
+
+def _span_vector(span: Any) -> Vector:
+    return Vector(span.lanes, span.rows * span.groups)
+
+
+def _load_all(builder: Any, span: Any, cells: list[Any]) -> Any:
+    return _whole(builder, [_load(builder, cell, span.lanes) for cell in cells])
+
+
+def _store_all(builder: Any, span: Any, cells: list[Any], vector: Any) -> None:
+    for cell, part in zip(cells, _parts(builder, vector, _span_vector(span)), strict=True):
+        _store(builder, part, cell)
+
+
+@intrinsic
+def load_records(typing: Any, span: Any, table: Any, row: Any, at: Any) -> Any:
+    """load_records(span, table, row, at) -> a span of records, from element `at` of each on.
+
+    table: address of the records' int64 addresses.
+    """
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _load_all(builder, span, _of_records(builder, span, *args[1:]))
+
+    return _span_vector(span)(span, *[types.intp] * 3), generate
+
+
+@intrinsic
+def store_records(typing: Any, span: Any, table: Any, row: Any, at: Any, vector: Any) -> Any:
+    """store_records(span, table, row, at, vector): what `load_records` reads."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        _store_all(builder, span, _of_records(builder, span, *args[1:4]), args[4])
+        return context.get_dummy_value()
+
+    return types.void(span, *[types.intp] * 3, _span_vector(span)), generate
+
+
+@intrinsic
+def load_rows(typing: Any, span: Any, memory: Any, stride: Any, row: Any, at: Any) -> Any:
+    """load_rows(span, address, stride, row, at) -> a span of rows, from element `at` of each on."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _load_all(builder, span, _of_rows(builder, span, *args[1:]))
+
+    return _span_vector(span)(span, *[types.intp] * 4), generate
+
+
+@intrinsic
+def store_rows(
+    typing: Any, span: Any, memory: Any, stride: Any, row: Any, at: Any, vector: Any
+) -> Any:
+    """store_rows(span, address, stride, row, at, vector): what `load_rows` reads."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        _store_all(builder, span, _of_rows(builder, span, *args[1:5]), args[5])
+        return context.get_dummy_value()
+
+    return types.void(span, *[types.intp] * 4, _span_vector(span)), generate
 
 
 @intrinsic
