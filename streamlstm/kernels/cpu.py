@@ -25,10 +25,11 @@ from streamlstm.kernels import cell, layers, pool, simd
 from streamlstm.kernels.cell import UNITS, Floats, Network, padded, record_shape, state_shape
 
 TILE = 48  # rows of a tile at most; a multiple of every host's register block
+BLOCK = 384  # float32 of a register block at most
 SUM_COST = 9  # of adding up the lanes of a vector, in multiply-adds of vectors
 SHARED_FLOPS = 500_000  # a round of less work than this stays in the caller's thread
 LINE = 64  # bytes of a cache line
-FLOAT_BYTES = layers.FLOAT_BYTES
+FLOAT_BYTES, WORD_BYTES = layers.FLOAT_BYTES, 8
 
 
 class _Plan(NamedTuple):
@@ -46,7 +47,7 @@ class _Plan(NamedTuple):
     record: int  # float32 of one
     scratch: int  # address
     share: int  # float32 of scratch per worker
-    rows: int  # offset in the scratch of a worker of int64 record addresses
+    rows: int  # offset in the scratch of a worker: int64 record addresses of two tiles
     states: int  # one for rows that are none; with a window also one for each row
     state_size: int
     head: int  # rows of [h (padded H), inputs (padded I)]
@@ -59,6 +60,7 @@ class _Plan(NamedTuple):
     result: int  # rows of padded outputs
     result_stride: int
     head_terms: int
+    sums: int  # room for the pre-activations of a register block
 
 
 @dataclass
@@ -106,7 +108,7 @@ def allocate(network: Network, capacity: int, threads: int | None = None) -> Buf
         start, at = at, at + padded(count)
         return start
 
-    rows, states = take(2 * TILE), take(state_size * (1 + TILE * (network.window > 0)))
+    rows, states = take(4 * TILE), take(state_size * (1 + TILE * (network.window > 0)))
     kind = cell.kind_of(network)
     plans = []
     for place, layer in enumerate(network.layers):
@@ -170,6 +172,7 @@ def allocate(network: Network, capacity: int, threads: int | None = None) -> Buf
         result=take(TILE * result_stride),
         result_stride=result_stride,
         head_terms=terms,
+        sums=take(BLOCK),
         share=at,
         scratch=keep(np.zeros(at * threads, np.float32)),
     )
@@ -241,14 +244,14 @@ def _plan_at(plan: int) -> Any:
         w(plan, 0), w(plan, 1), w(plan, 2), w(plan, 3), w(plan, 4), w(plan, 5), w(plan, 6),
         w(plan, 7), w(plan, 8), w(plan, 9), w(plan, 10), w(plan, 11), w(plan, 12), w(plan, 13),
         w(plan, 14), w(plan, 15), w(plan, 16), w(plan, 17), w(plan, 18), w(plan, 19), w(plan, 20),
-        w(plan, 21), w(plan, 22), w(plan, 23), w(plan, 24),
+        w(plan, 21), w(plan, 22), w(plan, 23), w(plan, 24), w(plan, 25),
     )  # fmt: skip
 
 
 @njit(cache=True)
 def _layer_at(plan: int, number: int) -> Any:
     w = simd.word
-    at = 25 + 11 * number
+    at = 26 + 11 * number
     return layers.Plan(
         w(plan, at), w(plan, at + 1), w(plan, at + 2), w(plan, at + 3), w(plan, at + 4),
         w(plan, at + 5), w(plan, at + 6), w(plan, at + 7), w(plan, at + 8), w(plan, at + 9),
@@ -375,54 +378,68 @@ def _rows(
     block: Any, layer: Any, plan: int, worker: int, ticks: Any, start: int, stop: int
 ) -> None:
     """Rows start:stop of a round in one thread, a tile at a time."""
-    at = start
-    while at < stop:
-        count = min(TILE, stop - at)
+    p = _plan_at(plan)
+    rows = p.scratch + (worker * p.share + p.rows) * FLOAT_BYTES
+    ahead = rows + TILE * WORD_BYTES
+    at, count = start, min(TILE, stop - start)
+    _look_up(p, worker, rows, ticks, at, count, simd.rows_of(block))
+    while count > 0:
+        left = min(TILE, stop - at - count)
+        if left > 0:
+            _look_up(p, worker, ahead, ticks, at + count, left, TILE)
         if count == 1:
             single = simd.with_vectors(simd.with_rows(block, 1), 8)
-            _tile(single, layer, plan, worker, ticks, at, 1)
+            _tile(single, layer, plan, worker, ticks, at, 1, rows, 0)
+        elif left == 0 or p.window:
+            _tile(block, layer, plan, worker, ticks, at, count, rows, 0)
         else:
-            _prefetch(plan, ticks, at + count, min(TILE, stop - at - count))
-            _tile(block, layer, plan, worker, ticks, at, count)
-        at += count
+            _tile(block, layer, plan, worker, ticks, at, count, rows, ahead)
+        rows, ahead = ahead, rows
+        at, count = at + count, left
 
 
 @njit(cache=True)
-def _prefetch(plan: int, ticks: Any, at: int, count: int) -> None:
-    """Call the records of the next tile from a table that may be far larger than the caches."""
-    p = _plan_at(plan)
+def _look_up(
+    p: Any, worker: int, rows: int, ticks: Any, at: int, count: int, multiple: int
+) -> None:
+    """Addresses of the records of a tile; up to a multiple, of the spare one."""
     for r in range(count):
-        record = p.state + simd.short_word(ticks.slots, at + r) * p.record * FLOAT_BYTES
-        for byte in range(0, p.record * FLOAT_BYTES, LINE):
-            simd.prefetch(record + byte)
+        slot = simd.short_word(ticks.slots, at + r)
+        simd.set_word(rows, r, p.state + slot * p.record * FLOAT_BYTES)
+    spare = p.scratch + (worker * p.share + p.states) * FLOAT_BYTES
+    for r in range(count, -(-count // multiple) * multiple):
+        simd.set_word(rows, r, spare)
 
 
 @njit(cache=True)
-def _tile(block: Any, layer: Any, plan: int, worker: int, ticks: Any, at: int, count: int) -> None:
+def _tile(
+    block: Any,
+    layer: Any,
+    plan: int,
+    worker: int,
+    ticks: Any,
+    at: int,
+    count: int,
+    rows: int,
+    ahead: int,
+) -> None:
     """`count` rows from row `at` on, up to TILE of them."""
     p = _plan_at(plan)
     block_rows = simd.rows_of(block)
     scratch = p.scratch + worker * p.share * FLOAT_BYTES
-    rows = scratch + p.rows * FLOAT_BYTES
     full = -(-count // block_rows) * block_rows
-    spare = scratch + p.states * FLOAT_BYTES
-    for r in range(count, full):
-        simd.set_word(rows, r, spare)
     head = scratch + p.head * FLOAT_BYTES
     for r in range(count):
         for k in range(p.inputs):
             value = simd.number(ticks.inputs, (at + r) * p.inputs + k)
             simd.set_number(head, r * p.head_stride + p.head_inputs + k, value)
     if p.window:
-        longest = _remember(p, rows, spare, head, ticks, at, count)
+        longest = _remember(p, rows, scratch, head, ticks, at, count)
         for back in range(longest - 1, -1, -1):
             _recall(block, p, rows, head, ticks, at, count, back)
-            _advance(block, layer, plan, scratch, count, full)
+            _advance(block, layer, plan, scratch, count, full, rows, 0)
     else:
-        for r in range(count):
-            slot = simd.short_word(ticks.slots, at + r)
-            simd.set_word(rows, r, p.state + slot * p.record * FLOAT_BYTES)
-        _advance(block, layer, plan, scratch, count, full)
+        _advance(block, layer, plan, scratch, count, full, rows, ahead)
     _head(block, p, scratch, full)
     result = scratch + p.result * FLOAT_BYTES
     for r in range(count):
@@ -432,10 +449,11 @@ def _tile(block: Any, layer: Any, plan: int, worker: int, ticks: Any, at: int, c
 
 
 @njit(cache=True)
-def _advance(block: Any, layer: Any, plan: int, scratch: int, count: int, full: int) -> None:
+def _advance(
+    block: Any, layer: Any, plan: int, scratch: int, count: int, full: int, rows: int, ahead: int
+) -> None:
     """One step of every layer, from the states that the rows point at."""
     p = _plan_at(plan)
-    rows = scratch + p.rows * FLOAT_BYTES
     head = scratch + p.head * FLOAT_BYTES
     for number in range(p.layers):
         own = _layer_at(plan, number)
@@ -472,6 +490,9 @@ def _advance(block: Any, layer: Any, plan: int, scratch: int, count: int, full: 
             gated,
             gated + TILE * units * FLOAT_BYTES,
             units,
+            scratch + p.sums * FLOAT_BYTES,
+            ahead,
+            p.state_size // (p.layers * p.units),
         )
         simd.call(layer, block, own, place, scratch + own.tile * FLOAT_BYTES, full)
 
@@ -485,7 +506,7 @@ def _ring(p: Any, ticks: Any, row: int) -> Any:
 
 
 @njit(cache=True)
-def _remember(p: Any, rows: int, spare: int, head: int, ticks: Any, at: int, count: int) -> int:
+def _remember(p: Any, rows: int, scratch: int, head: int, ticks: Any, at: int, count: int) -> int:
     """Inputs of the tile to their rings; rows point at states in scratch. The longest history."""
     longest = 1
     for r in range(count):
@@ -499,7 +520,7 @@ def _remember(p: Any, rows: int, spare: int, head: int, ticks: Any, at: int, cou
             seen = p.window
         simd.set_number(ring, p.record - 1, np.float32(seen))
         longest = max(longest, min(seen, p.window))
-        simd.set_word(rows, r, spare + (1 + r) * p.state_size * FLOAT_BYTES)
+        simd.set_word(rows, r, scratch + (p.states + (1 + r) * p.state_size) * FLOAT_BYTES)
     return longest
 
 

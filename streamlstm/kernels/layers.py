@@ -14,7 +14,7 @@ from numba import njit
 from streamlstm.kernels import cell, simd
 from streamlstm.kernels.cell import UNITS, Floats, padded
 
-FLOAT_BYTES, WORD_BYTES = 4, 8
+FLOAT_BYTES = 4
 
 
 class Plan(NamedTuple):
@@ -47,6 +47,9 @@ class Place(NamedTuple):
     gated: int
     z: int
     gated_stride: int
+    sums: int  # room for the pre-activations of a register block
+    ahead: int  # of the record addresses of the tile after this one, or 0
+    parts: int  # h, and of an LSTM c
 
 
 # --- weights --------------------------------------------------------------------------------------
@@ -109,25 +112,6 @@ def flops(layer: cell.Layer) -> int:
 
 
 @njit(cache=True)
-def _moved(place: Any, row: int, unit: int) -> Any:
-    """The same place from a row and a unit of the tile on."""
-    gated = (row * place.gated_stride + unit) * FLOAT_BYTES
-    return Place(
-        place.scaled,
-        place.activation,
-        place.recurrent,
-        place.rows + row * WORD_BYTES,
-        place.h + unit,
-        place.c + unit,
-        place.onward + (row * place.stride + unit) * FLOAT_BYTES,
-        place.stride,
-        place.gated + gated,
-        place.z + gated,
-        place.gated_stride,
-    )
-
-
-@njit(cache=True)
 def _groups(
     block: Any,
     layout: Any,
@@ -144,22 +128,42 @@ def _groups(
     """`simd.gates` over a tile: groups of units outside, so that their weights stay near."""
     together = simd.groups_of(block, layout)
     single = simd.one_group(block, layout)
+    rows = simd.rows_of(block)
     groups = -(-hidden // UNITS)
     group = 0
     while group < groups:
         some = together if group + together <= groups else 1
         for lane in range(0, UNITS, simd.lanes_of(block)):
+            unit = group * UNITS + lane
             w = weights + (group * panel + lane) * FLOAT_BYTES
             b = bias + (group * simd.gates_of(layout) * UNITS + lane) * FLOAT_BYTES
-            for r in range(0, full, simd.rows_of(block)):
-                here = _moved(place, r, group * UNITS + lane)
-                one = first[0], first[1] + r * first[2] * FLOAT_BYTES, first[2]
-                two = second[0], second[1] + r * second[2] * FLOAT_BYTES, second[2]
+            for r in range(0, full, rows):
+                if place.ahead and lane == 0:
+                    _prefetch(place, r, rows, unit)
+                x = first[0], first[1] + r * first[2] * FLOAT_BYTES, first[2]
+                y = second[0], second[1] + r * second[2] * FLOAT_BYTES, second[2]
                 if some == together:
-                    simd.gates(block, layout, one, two, w, panel, b, then, here)
+                    simd.gates(
+                        block, layout, x, y, w, panel, b, place.sums, then, place, r, unit
+                    )
                 else:
-                    simd.gates(single, layout, one, two, w, panel, b, then, here)
+                    simd.gates(
+                        single, layout, x, y, w, panel, b, place.sums, then, place, r, unit
+                    )
         group += some
+
+
+@njit(cache=True)
+def _prefetch(place: Any, row: int, rows: int, unit: int) -> None:
+    """Call a part of the next tile's records, from a table that may be far larger than the caches.
+
+    A little at a time, since a core has only so many lines under way.
+    """
+    for r in range(row, row + rows):
+        record = simd.word(place.ahead, r)
+        simd.prefetch(record + (place.h + unit) * FLOAT_BYTES)
+        if place.parts > 1:
+            simd.prefetch(record + (place.c + unit) * FLOAT_BYTES)
 
 
 @njit(cache=True)
@@ -233,9 +237,8 @@ def _leave(place: Any, span: Any, row: int, at: int, h: Any) -> None:
 
 @njit(cache=True, forceinline=True)
 def _lstm_cells(
-    place: Any, span: Any, row: int, group: int, i: Any, f: Any, g: Any, o: Any
+    place: Any, span: Any, row: int, at: int, i: Any, f: Any, g: Any, o: Any
 ) -> None:
-    at = group * UNITS
     c = simd.load_records(span, place.rows, row, place.c + at)
     if place.scaled:
         h, c = cell.update_scaled(i, f, g, o, c)
@@ -246,16 +249,15 @@ def _lstm_cells(
 
 
 @njit(cache=True, forceinline=True)
-def _rnn_cells(place: Any, span: Any, row: int, group: int, n: Any) -> None:
+def _rnn_cells(place: Any, span: Any, row: int, at: int, n: Any) -> None:
     h = cell.scaled_tanh(n) if place.scaled else cell.activate(place.activation, n)
-    _leave(place, span, row, group * UNITS, h)
+    _leave(place, span, row, at, h)
 
 
 @njit(cache=True, forceinline=True)
 def _gru_cells(
-    place: Any, span: Any, row: int, group: int, r: Any, z: Any, n: Any, u: Any
+    place: Any, span: Any, row: int, at: int, r: Any, z: Any, n: Any, u: Any
 ) -> None:
-    at = group * UNITS
     h = simd.load_records(span, place.rows, row, place.h + at)
     if place.scaled:
         h = cell.gru_scaled(r, z, n, u, h)
@@ -265,8 +267,7 @@ def _gru_cells(
 
 
 @njit(cache=True, forceinline=True)
-def _reset_cells(place: Any, span: Any, row: int, group: int, r: Any, z: Any) -> None:
-    at = group * UNITS
+def _reset_cells(place: Any, span: Any, row: int, at: int, r: Any, z: Any) -> None:
     h = simd.load_records(span, place.rows, row, place.h + at)
     if place.scaled:
         r, z = cell.scaled_sigmoid(r), cell.scaled_sigmoid(z)
@@ -277,8 +278,7 @@ def _reset_cells(place: Any, span: Any, row: int, group: int, r: Any, z: Any) ->
 
 
 @njit(cache=True, forceinline=True)
-def _new_cells(place: Any, span: Any, row: int, group: int, n: Any) -> None:
-    at = group * UNITS
+def _new_cells(place: Any, span: Any, row: int, at: int, n: Any) -> None:
     h = simd.load_records(span, place.rows, row, place.h + at)
     z = simd.load_rows(span, place.z, place.gated_stride, row, at)
     n = cell.scaled_tanh(n) if place.scaled else cell.activate(place.activation, n)

@@ -42,7 +42,7 @@ STARTED, CORE = STOP + 1, STOP + 2
 HELPER, CORES, CORE_WORDS = 3 * LINE, LINE, 2 * LINE  # of a helper's part
 BYTES = 8
 ROWS = (1 << 32) - 1  # mask of the row count in the job's word
-LARGEST = 48  # rows claimed at a time, at most
+LARGEST = 192  # rows claimed at a time, at most
 SPINS = 1000  # looks for a new job before a helper goes to sleep: some 20 us
 
 # callable in compiled code alone

@@ -36,7 +36,6 @@ from __future__ import annotations
 import operator
 import platform
 from collections.abc import Callable, Mapping
-from itertools import product as pairs
 from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
@@ -392,14 +391,14 @@ def store(typing: Any, memory: Any, at: Any, vector: Any) -> Any:
 
 @intrinsic
 def prefetch(typing: Any, memory: Any) -> Any:
-    """prefetch(address): bring the cache line of an integer address near."""
+    """prefetch(address): bring the cache line of an integer address near, to be written."""
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         byte = ir.IntType(8).as_pointer()
         word = ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
         hint = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        constants = [ir.Constant(word, value) for value in (0, 3, 1)]
+        constants = [ir.Constant(word, value) for value in (1, 3, 1)]
         builder.call(hint, [builder.inttoptr(args[0], byte), *constants])
         return context.get_dummy_value()
 
@@ -675,37 +674,41 @@ def gates(
     weights: Any,
     panel: Any,
     bias: Any,
+    out: Any,
     then: Any,
     context: Any,
+    row: Any,
+    unit: Any,
 ) -> Any:
     """Pre-activations of the gates of `rows` series and `vectors` / gates groups of `lanes` units.
 
-    Calls `then(context, span, row, group, *gates)`, a `function` that takes the gates in registers,
-    for some rows and groups at a time: their computations wait much on themselves, and side by side
-    the core has always some to go on with. Memory is by address. first, second: (terms, address of the inputs,
-    stride of their rows) of the products that the layout speaks of; weights: packed
-    [terms][gates of the product][16 units], the first product before the second, the next group
-    `panel` further on; bias: packed [group][gates][16]. Each sum starts from its bias; the second
-    product goes on where the first ended.
+    Memory is by address. first, second: (terms, address of the inputs, stride of their rows) of the
+    products that the layout speaks of; weights: packed [terms][gates of the product][16 units], the
+    first product before the second, the next group `panel` further on; bias: packed
+    [group][gates][16]. Each sum starts from its bias; the second product goes on where the first
+    ended. The sums pass through `out`, which has room for a register block.
+
+    Then calls `then(context, span, row, unit, *gates)`, a `function`, for some rows and groups at a
+    time, counted from `row` and `unit`: the cells wait much on themselves, and side by side the
+    core always has some to go on with.
     """
     number = layout.gates
     span = _span(block.rows, block.vectors // number, block.lanes)
-    together = _span_vector(span)
-    kinds = (context, span, types.intp, types.intp, *[together] * number)
+    kinds = (context, span, types.intp, types.intp, *[_span_vector(span)] * number)
     called = then.dispatcher.get_call_type(typing, kinds, {})
 
     def generate(target: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _, _, first_, second_, weights_, panel_, bias_, _, context_ = args
-        weights_, bias_ = (builder.inttoptr(value, POINTER) for value in (weights_, bias_))
+        _, _, first_, second_, weights_, panel_, bias_, out_, _, context_, row_, unit_ = args
+        weights_, bias_, out_ = (builder.inttoptr(at, POINTER) for at in (weights_, bias_, out_))
         groups = block.vectors // number
         places = [(group, gate) for group in range(groups) for gate in range(number)]
         offsets = [(group * number + gate) * UNITS for group, gate in places]
         start = [_load(builder, cell, block.lanes) for cell in _cells(builder, bias_, offsets)]
         sums = [list(start) for _ in range(block.rows)]
-        for terms, members in zip((first_, second_), layout.products, strict=True):
+        for product, members in zip((first_, second_), layout.products, strict=True):
             if not members:
                 continue
-            count, a, a_row = (builder.extract_value(terms, k) for k in range(3))
+            count, a, a_row = (builder.extract_value(product, k) for k in range(3))
             vectors = []
             for group in range(groups):
                 here = builder.gep(weights_, [builder.mul(panel_, ir.Constant(INDEX, group))])
@@ -719,23 +722,38 @@ def gates(
                 for at, value in zip(own, new, strict=True):
                     old[at] = value
             weights_ = builder.gep(weights_, [builder.mul(count, line)])
-        function = target.get_function(then.dispatcher, called)
-        for r, group in pairs(
-            range(0, block.rows, span.rows), range(0, groups, span.groups)
+        # through memory, so that the code of the cells is there once and has all registers
+        registers = [value for row in sums for value in row]
+        for cell, value in zip(
+            _cells(builder, out_, [k * block.lanes for k in range(len(registers))]),
+            registers,
+            strict=True,
         ):
-            cells = [
-                row[g * number :][:number]
-                for row in sums[r:][: span.rows]
-                for g in range(group, group + span.groups)
-            ]
-            values = [_whole(builder, list(gate)) for gate in zip(*cells, strict=True)]
-            place = ir.Constant(INDEX, r), ir.Constant(INDEX, group)
-            function(builder, (context_, target.get_dummy_value(), *place, *values))
+            _store(builder, value, cell)
+        parts = span.rows * span.groups
+        turns = ir.Constant(INDEX, block.rows * groups // parts)
+        size = ir.Constant(INDEX, parts * number * block.lanes)
+        with cgutils.for_range(builder, turns) as loop:
+            here = builder.gep(out_, [builder.mul(loop.index, size)])
+            cells = _cells(builder, here, [k * block.lanes for k in range(parts * number)])
+            values = [_load(builder, cell, block.lanes) for cell in cells]
+            own_row = builder.add(row_, builder.mul(loop.index, ir.Constant(INDEX, span.rows)))
+            target.get_function(then.dispatcher, called)(
+                builder,
+                (
+                    context_,
+                    target.get_dummy_value(),
+                    own_row,
+                    unit_,
+                    *(_whole(builder, values[gate::number]) for gate in range(number)),
+                ),
+            )
         return target.get_dummy_value()
 
     i = types.intp
     terms = types.UniTuple(i, 3)
-    return types.void(block, layout, terms, terms, i, i, i, then, context), generate
+    kinds = (block, layout, terms, terms, i, i, i, i, then, context, i, i)
+    return types.void(*kinds), generate
 
 
 def _span(rows: int, groups: int, lanes: int) -> Span:
