@@ -265,10 +265,9 @@ class _Ticks(NamedTuple):
     slots: int  # int32 (n,)
     inputs: int  # float32 (n, I)
     outputs: int  # float32 (n, O)
-    stop: int  # the row after the last
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def step_on(
     block: Any, layer: Any, plan: int, slots: Any, inputs: Any, rounds: Any, outputs: Any
 ) -> None:
@@ -277,22 +276,24 @@ def step_on(
     caller = np.int64(0)  # a plain 0 would have the callees compiled once more
     for number in range(len(rounds) - 1):
         start, stop = rounds[number], rounds[number + 1]
-        ticks = _Ticks(simd.address(slots), simd.address(inputs), simd.address(outputs), stop)
+        ticks = _Ticks(simd.address(slots), simd.address(inputs), simd.address(outputs))
         if p.threads == 1 or (stop - start) * p.flops < SHARED_FLOPS:
-            _rows(block, layer, plan, caller, ticks, start, stop)
+            _rows(block, layer, plan, caller, ticks, start, stop, stop)
         else:
-            pool.offer(p.pool, stop - start, ticks)
+            pool.offer(p.pool, p.threads, start, stop, simd.rows_of(block), ticks)
             pool.wake(p.pool, p.threads)
             _share(block, layer, plan, caller)
             pool.finish(p.pool, stop - start)
 
 
-@njit(cache=True)
-def _serve(block: Any, layer: Any, plan: int, helper: int) -> None:
+@njit(cache=True, inline="always")
+def _serve(block: Any, layer: Any, plan: int, worker: int) -> None:
     """The life of a helper of the pool."""
     memory = _plan_at(plan).pool
-    while pool.wait(memory, helper):
-        _share(block, layer, plan, helper + 1)
+    job = pool.wait(memory, worker, 0)
+    while job >= 0:
+        _share(block, layer, plan, worker)
+        job = pool.wait(memory, worker, job)
 
 
 # Of each kind of cell what is entered from Python, so that only the one needed is compiled.
@@ -321,23 +322,23 @@ def _step_rnn(plan: int, slots: Any, inputs: Any, rounds: Any, outputs: Any) -> 
 
 
 @njit(cache=True, nogil=True)
-def _help_lstm(plan: int, helper: int) -> None:
-    _serve(simd.host_tile(), simd.function(layers.lstm), plan, helper)
+def _help_lstm(plan: int, worker: int) -> None:
+    _serve(simd.host_tile(), simd.function(layers.lstm), plan, worker)
 
 
 @njit(cache=True, nogil=True)
-def _help_gru(plan: int, helper: int) -> None:
-    _serve(simd.host_tile(), simd.function(layers.gru), plan, helper)
+def _help_gru(plan: int, worker: int) -> None:
+    _serve(simd.host_tile(), simd.function(layers.gru), plan, worker)
 
 
 @njit(cache=True, nogil=True)
-def _help_gru_before(plan: int, helper: int) -> None:
-    _serve(simd.host_tile(), simd.function(layers.gru_before), plan, helper)
+def _help_gru_before(plan: int, worker: int) -> None:
+    _serve(simd.host_tile(), simd.function(layers.gru_before), plan, worker)
 
 
 @njit(cache=True, nogil=True)
-def _help_rnn(plan: int, helper: int) -> None:
-    _serve(simd.host_tile(), simd.function(layers.rnn), plan, helper)
+def _help_rnn(plan: int, worker: int) -> None:
+    _serve(simd.host_tile(), simd.function(layers.rnn), plan, worker)
 
 
 _STEPS = {
@@ -354,46 +355,40 @@ _HELPS = {
 }
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _share(block: Any, layer: Any, plan: int, worker: int) -> None:
     """Rows of the open job, as long as there are any."""
     p = _plan_at(plan)
-    left, count = pool.claim(p.pool, p.threads, simd.rows_of(block))
-    while count > 0:
+    step = simd.rows_of(block)
+    start, stop, last = pool.take(p.pool, p.threads, worker, step, TILE)
+    while stop > 0:
         w = pool.WORDS
-        ticks = _Ticks(
-            simd.word(p.pool, w),
-            simd.word(p.pool, w + 1),
-            simd.word(p.pool, w + 2),
-            simd.word(p.pool, w + 3),
-        )
-        start = ticks.stop - left
-        _rows(block, layer, plan, worker, ticks, start, start + count)
-        pool.add(p.pool, pool.DONE, count)
-        left, count = pool.claim(p.pool, p.threads, simd.rows_of(block))
+        ticks = _Ticks(simd.word(p.pool, w), simd.word(p.pool, w + 1), simd.word(p.pool, w + 2))
+        _rows(block, layer, plan, worker, ticks, start, stop, last)
+        pool.add(p.pool, pool.DONE, stop - start)
+        start, stop, last = pool.take(p.pool, p.threads, worker, step, TILE)
 
 
 @njit(cache=True)
 def _rows(
-    block: Any, layer: Any, plan: int, worker: int, ticks: Any, start: int, stop: int
+    block: Any, layer: Any, plan: int, worker: int, ticks: Any, start: int, stop: int, last: int
 ) -> None:
-    """Rows start:stop of a round in one thread, a tile at a time."""
+    """Rows start:stop of a round in one thread, a tile at a time; up to `last` more may follow."""
     p = _plan_at(plan)
     rows = p.scratch + (worker * p.share + p.rows) * FLOAT_BYTES
     ahead = rows + TILE * WORD_BYTES
     at, count = start, min(TILE, stop - start)
     _look_up(p, worker, rows, ticks, at, count, simd.rows_of(block))
     while count > 0:
-        left = min(TILE, stop - at - count)
-        if left > 0:
-            _look_up(p, worker, ahead, ticks, at + count, left, TILE)
+        left, more = min(TILE, stop - at - count), min(TILE, last - at - count)
+        if more > 0:
+            _look_up(p, worker, ahead, ticks, at + count, more, TILE)
+        near = ahead if more > 0 and not p.window else np.int64(0)
         if count == 1:
             single = simd.with_vectors(simd.with_rows(block, 1), 8)
-            _tile(single, layer, plan, worker, ticks, at, 1, rows, 0)
-        elif left == 0 or p.window:
-            _tile(block, layer, plan, worker, ticks, at, count, rows, 0)
+            _tile(single, layer, plan, worker, ticks, at, count, rows, near)
         else:
-            _tile(block, layer, plan, worker, ticks, at, count, rows, ahead)
+            _tile(block, layer, plan, worker, ticks, at, count, rows, near)
         rows, ahead = ahead, rows
         at, count = at + count, left
 
@@ -437,7 +432,7 @@ def _tile(
         longest = _remember(p, rows, scratch, head, ticks, at, count)
         for back in range(longest - 1, -1, -1):
             _recall(block, p, rows, head, ticks, at, count, back)
-            _advance(block, layer, plan, scratch, count, full, rows, 0)
+            _advance(block, layer, plan, scratch, count, full, rows, ahead)
     else:
         _advance(block, layer, plan, scratch, count, full, rows, ahead)
     _head(block, p, scratch, full)

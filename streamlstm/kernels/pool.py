@@ -5,17 +5,22 @@ caller goes on, which costs milliseconds where other processes want the cores to
 works through the job itself and whoever else is awake helps: it waits only for rows that another
 thread has begun. A job costs a fraction of a microsecond to offer.
 
+Each worker, the caller first, has rows of its own and takes them from their front, so that it knows
+what comes next, and who gets the same rows of the next job finds them in its core's cache. Who is
+done with its own takes from the back of another's: of one that is slow, or asleep.
+
 The pool is a block of int64, a cache line a part:
 
-    line 0        the open job: number << 32 | rows not yet claimed
+    line 0        number of the job
     line 1        rows done
     line 2        the job's words, as `offer` was given them; 8 of them
     line 3        stop flag; whether the helpers were started; the caller's core
-    line 4 + 3w   helper w: word 0 is 1 while it sleeps; a semaphore from word 1 on; in the next
-                  two lines the cores that it may use, a bit each
+    line 4 + 4w   worker w: rows not yet taken, begin << 32 | end
+    next          worker w: word 0 is 1 while it sleeps; a semaphore from word 1 on
+    next two      the cores that it may use, a bit each
 
-The count of unclaimed rows and the job's number change in one atomic step, so that a helper that
-comes late can never take rows of one job by the words of another.
+Rows are taken in one atomic step, and a job stays open until they are done: who has taken some may
+read its words.
 """
 
 from __future__ import annotations
@@ -37,12 +42,11 @@ from numpy.typing import NDArray
 from streamlstm.kernels.simd import INDEX, intrinsic, set_word, word
 
 LINE = 8  # words of a cache line
-JOB, DONE, WORDS, STOP, HELPERS = 0, LINE, 2 * LINE, 3 * LINE, 4 * LINE
+JOB, DONE, WORDS, STOP, WORKERS = 0, LINE, 2 * LINE, 3 * LINE, 4 * LINE
 STARTED, CORE = STOP + 1, STOP + 2
-HELPER, CORES, CORE_WORDS = 3 * LINE, LINE, 2 * LINE  # of a helper's part
+WORKER, ASLEEP, CORES, CORE_WORDS = 4 * LINE, LINE, 2 * LINE, 2 * LINE  # of a worker's part
 BYTES = 8
-ROWS = (1 << 32) - 1  # mask of the row count in the job's word
-LARGEST = 192  # rows claimed at a time, at most
+END = (1 << 32) - 1  # mask of the end in a worker's rows
 SPINS = 1000  # looks for a new job before a helper goes to sleep: some 20 us
 
 # callable in compiled code alone
@@ -141,35 +145,60 @@ def pause(typing: Any) -> Any:
 
 
 @njit(cache=True)
-def claim(pool: int, threads: int, step: int) -> Any:
-    """(rows not yet claimed, how many of them are yours): shares shrink towards the end."""
+def take(pool: int, threads: int, worker: int, step: int, most: int) -> Any:
+    """(begin, end) of rows that are now yours, and the end of what else is; end 0: none are left.
+
+    Half of what is left, a multiple of `step`, at most `most`: small ones in the end, so that all
+    workers end together.
+    """
+    own = WORKERS + worker * WORKER
     while True:
-        job = read(pool, JOB)
-        left = job & ROWS
-        if left == 0:
-            return 0, 0
-        share = left // (2 * threads) // step * step
-        share = min(max(share, step), LARGEST // step * step, left)
-        if replace(pool, JOB, job, job - share):
-            return left, share
+        rows = read(pool, own)
+        begin, end = rows >> 32, rows & END
+        if begin >= end:
+            break
+        some = _some(end - begin, step, most)
+        if replace(pool, own, rows, begin + some << 32 | end):
+            return begin, begin + some, end
+    for other in range(1, threads):
+        at = WORKERS + (worker + other) % threads * WORKER
+        while True:
+            rows = read(pool, at)
+            begin, end = rows >> 32, rows & END
+            if begin >= end:
+                break
+            some = _some(end - begin, step, most)
+            if replace(pool, at, rows, begin << 32 | end - some):
+                return end - some, end, end
+    return 0, 0, 0
 
 
 @njit(cache=True)
-def offer(pool: int, rows: int, words: Any) -> None:
-    """Open a job of `rows` rows to the helpers that are awake."""
+def _some(left: int, step: int, most: int) -> int:
+    return min(max(left // 2 // step * step, step), most, left)
+
+
+@njit(cache=True)
+def offer(pool: int, threads: int, start: int, stop: int, step: int, words: Any) -> None:
+    """Open a job of the rows start:stop to the helpers that are awake."""
     for k in range(len(words)):
         set_word(pool, WORDS + k, words[k])
     write(pool, DONE, 0)
     set_word(pool, CORE, this_core())
-    number = (read(pool, JOB) >> 32) + 1
-    write(pool, JOB, (number & 0x7FFFFFFF) << 32 | rows)
+    begin = start
+    for worker in range(threads):
+        share = (stop - begin) // (threads - worker)
+        end = min(begin + -(-share // step) * step, stop)
+        write(pool, WORKERS + worker * WORKER, begin << 32 | end)
+        begin = end
+    write(pool, JOB, read(pool, JOB) + 1)
 
 
 @njit(cache=True)
 def wake(pool: int, threads: int) -> None:
     """Wake the helpers that sleep."""
-    for helper in range(threads - 1):
-        at = HELPERS + helper * HELPER
+    for worker in range(1, threads):
+        at = WORKERS + worker * WORKER + ASLEEP
         if word(pool, at) == 1 and exchange(pool, at, 0) == 1:
             semaphore_post(pool + (at + 1) * BYTES)
 
@@ -186,29 +215,29 @@ def finish(pool: int, rows: int) -> None:
 
 
 @njit(cache=True)
-def wait(pool: int, helper: int) -> bool:
-    """Return when a job is open; False where the pool is to stop."""
-    at = HELPERS + helper * HELPER
+def wait(pool: int, worker: int, job: int) -> int:
+    """Return when the job of this number is over and another is there: its number, -1 to stop."""
+    at = WORKERS + worker * WORKER + ASLEEP
     while True:
         for _ in range(SPINS):
-            if read(pool, JOB) & ROWS:
-                return True
+            if read(pool, JOB) != job:
+                return read(pool, JOB)
             pause()
         write(pool, at, 1)
         if read(pool, STOP):
-            return False
-        if read(pool, JOB) & ROWS:
+            return -1
+        if read(pool, JOB) != job:
             exchange(pool, at, 0)
-            return True
+            return read(pool, JOB)
         semaphore_wait(pool + (at + 1) * BYTES)
         if this_core() == word(pool, CORE):
-            _leave(pool, helper, word(pool, CORE))
+            _leave(pool, worker, word(pool, CORE))
 
 
 @njit(cache=True)
-def _leave(pool: int, helper: int, core: int) -> None:
+def _leave(pool: int, worker: int, core: int) -> None:
     """Move from the caller's core to any other: there a helper would only hold the caller up."""
-    cores = HELPERS + helper * HELPER + CORES
+    cores = WORKERS + worker * WORKER + CORES
     at, bit = cores + core // 64, 1 << core % 64
     allowed = word(pool, at)
     set_word(pool, at, allowed & ~bit)
@@ -218,8 +247,8 @@ def _leave(pool: int, helper: int, core: int) -> None:
 
 @njit(cache=True)
 def _prepare(pool: int, threads: int) -> None:
-    for helper in range(threads - 1):
-        semaphore_init(pool + (HELPERS + helper * HELPER + 1) * BYTES, 0, 0)
+    for worker in range(1, threads):
+        semaphore_init(pool + (WORKERS + worker * WORKER + ASLEEP + 1) * BYTES, 0, 0)
 
 
 @njit(cache=True)
@@ -230,7 +259,7 @@ def _stop(pool: int, threads: int) -> None:
 
 def block(threads: int) -> NDArray[np.int64]:
     """Memory for a pool of `threads`, the caller's included; its helpers are not there yet."""
-    words = np.zeros(HELPERS + (threads - 1) * HELPER + LINE, np.int64)
+    words = np.zeros(WORKERS + threads * WORKER + LINE, np.int64)
     start = -words.ctypes.data % (LINE * BYTES) // BYTES
     return words[start:]
 
@@ -242,21 +271,21 @@ def start(
     help_: Callable[[int, int], None],
     argument: int,
 ) -> None:
-    """Start the helpers, once; each runs `help_(argument, number)`, compiled and without the GIL.
+    """Start the helpers, once; each runs `help_(argument, worker)`, compiled and without the GIL.
 
     They stop when `owner` is collected or the interpreter ends.
     """
     if memory[STARTED]:
         return
     memory[STARTED] = 1
-    for helper, core in product(range(threads - 1), os.sched_getaffinity(0)):
+    for worker, core in product(range(1, threads), os.sched_getaffinity(0)):
         if core < CORE_WORDS * 64:
-            at = HELPERS + helper * HELPER + CORES + core // 64
+            at = WORKERS + worker * WORKER + CORES + core // 64
             memory[at : at + 1].view(np.uint64)[0] |= np.uint64(1 << core % 64)
     _prepare(memory.ctypes.data, threads)
     helpers = [
-        threading.Thread(target=help_, args=(argument, n), name=f"step-{n + 1}", daemon=True)
-        for n in range(threads - 1)
+        threading.Thread(target=help_, args=(argument, n), name=f"step-{n}", daemon=True)
+        for n in range(1, threads)
     ]
     for thread in helpers:
         thread.start()

@@ -16,28 +16,30 @@ class Owner:
 
 
 @njit(nogil=True, cache=True)
-def count_rows(memory, mine):
-    """Claim rows of the open job; count each and who took it."""
-    threads = simd.word(memory, pool.WORDS + 2)
-    left, share = pool.claim(memory, threads, 6)
-    while share > 0:
-        counts, stop = simd.word(memory, pool.WORDS), simd.word(memory, pool.WORDS + 1)
-        for row in range(stop - left, stop - left + share):
-            simd.set_word(counts, row, simd.word(counts, row) + 1 + 1000 * mine)
-        pool.add(memory, pool.DONE, share)
-        left, share = pool.claim(memory, threads, 6)
+def count_rows(memory, worker):
+    """Take rows of the open job; count each and who took it."""
+    threads = simd.word(memory, pool.WORDS + 1)
+    start, stop, _ = pool.take(memory, threads, worker, 6, 48)
+    while stop > 0:
+        counts = simd.word(memory, pool.WORDS)
+        for row in range(start, stop):
+            simd.set_word(counts, row, simd.word(counts, row) + 1 + 1000 * worker)
+        pool.add(memory, pool.DONE, stop - start)
+        start, stop, _ = pool.take(memory, threads, worker, 6, 48)
 
 
 @njit(nogil=True, cache=True)
-def helper(memory, number):
-    while pool.wait(memory, number):
-        count_rows(memory, number + 1)
+def helper(memory, worker):
+    job = pool.wait(memory, worker, 0)
+    while job >= 0:
+        count_rows(memory, worker)
+        job = pool.wait(memory, worker, job)
 
 
 @njit(nogil=True, cache=True)
 def jobs(memory, threads, counts, times, wake):
     for _ in range(times):
-        pool.offer(memory, len(counts), (simd.address(counts), len(counts), threads))
+        pool.offer(memory, threads, 0, len(counts), 6, (simd.address(counts), threads))
         if wake:
             pool.wake(memory, threads)
         count_rows(memory, 0)
