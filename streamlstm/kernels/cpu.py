@@ -280,7 +280,7 @@ def step_on(
         if p.threads == 1 or (stop - start) * p.flops < SHARED_FLOPS:
             _rows(block, layer, plan, caller, ticks, start, stop, stop)
         else:
-            pool.offer(p.pool, p.threads, start, stop, simd.rows_of(block), ticks)
+            pool.offer(p.pool, p.threads, start, stop, max(simd.rows_of(block) // 3, 1), ticks)
             pool.wake(p.pool, p.threads)
             _share(block, layer, plan, caller)
             pool.finish(p.pool, stop - start)
@@ -432,9 +432,9 @@ def _tile(
         longest = _remember(p, rows, scratch, head, ticks, at, count)
         for back in range(longest - 1, -1, -1):
             _recall(block, p, rows, head, ticks, at, count, back)
-            _advance(block, layer, plan, scratch, count, full, rows, ahead)
+            _advance(block, layer, plan, scratch, count, rows, ahead)
     else:
-        _advance(block, layer, plan, scratch, count, full, rows, ahead)
+        _advance(block, layer, plan, scratch, count, rows, ahead)
     _head(block, p, scratch, full)
     result = scratch + p.result * FLOAT_BYTES
     for r in range(count):
@@ -445,7 +445,7 @@ def _tile(
 
 @njit(cache=True)
 def _advance(
-    block: Any, layer: Any, plan: int, scratch: int, count: int, full: int, rows: int, ahead: int
+    block: Any, layer: Any, plan: int, scratch: int, count: int, rows: int, ahead: int
 ) -> None:
     """One step of every layer, from the states that the rows point at."""
     p = _plan_at(plan)
@@ -489,6 +489,7 @@ def _advance(
             ahead,
             p.state_size // (p.layers * p.units),
         )
+        full = layers.whole(block, count)
         simd.call(layer, block, own, place, scratch + own.tile * FLOAT_BYTES, full)
 
 

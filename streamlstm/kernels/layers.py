@@ -125,10 +125,15 @@ def _groups(
     then: Any,
     place: Any,
 ) -> None:
-    """`simd.gates` over a tile: groups of units outside, so that their weights stay near."""
+    """`simd.gates` over a tile: groups of units outside, so that their weights stay near.
+
+    full: as `whole` gives it.
+    """
     together = simd.groups_of(block, layout)
     single = simd.one_group(block, layout)
-    rows = simd.rows_of(block)
+    short = simd.shorter(block)
+    short_single = simd.one_group(short, layout)
+    few = simd.rows_of(short)
     groups = -(-hidden // UNITS)
     group = 0
     while group < groups:
@@ -137,20 +142,32 @@ def _groups(
             unit = group * UNITS + lane
             w = weights + (group * panel + lane) * FLOAT_BYTES
             b = bias + (group * simd.gates_of(layout) * UNITS + lane) * FLOAT_BYTES
-            for r in range(0, full, rows):
+            r = 0
+            while r < full:
+                tall = full - r != few and full - r != 2 * few
+                rows = simd.rows_of(block) if tall else few
                 if place.ahead and lane == 0:
                     _prefetch(place, r, rows, unit)
                 x = first[0], first[1] + r * first[2] * FLOAT_BYTES, first[2]
                 y = second[0], second[1] + r * second[2] * FLOAT_BYTES, second[2]
-                if some == together:
-                    simd.gates(
-                        block, layout, x, y, w, panel, b, place.sums, then, place, r, unit
-                    )
+                out = place.sums
+                if some == together and tall:
+                    simd.gates(block, layout, x, y, w, panel, b, out, then, place, r, unit)
+                elif some == together:
+                    simd.gates(short, layout, x, y, w, panel, b, out, then, place, r, unit)
+                elif tall:
+                    simd.gates(single, layout, x, y, w, panel, b, out, then, place, r, unit)
                 else:
-                    simd.gates(
-                        single, layout, x, y, w, panel, b, place.sums, then, place, r, unit
-                    )
+                    simd.gates(short_single, layout, x, y, w, panel, b, out, then, place, r, unit)
+                r += rows
         group += some
+
+
+@njit(cache=True)
+def whole(block: Any, rows: int) -> int:
+    """A number of rows rounded up to what register blocks make up: tall ones, at last short ones."""
+    step = max(simd.rows_of(block) // 3, 1)
+    return max(-(-rows // step) * step, simd.rows_of(simd.shorter(block)))
 
 
 @njit(cache=True)

@@ -148,7 +148,7 @@ def pause(typing: Any) -> Any:
 def take(pool: int, threads: int, worker: int, step: int, most: int) -> Any:
     """(begin, end) of rows that are now yours, and the end of what else is; end 0: none are left.
 
-    Half of what is left, a multiple of `step`, at most `most`: small ones in the end, so that all
+    Two thirds of what is left, a multiple of `step`, at most `most`: small ones in the end, so that all
     workers end together.
     """
     own = WORKERS + worker * WORKER
@@ -175,7 +175,9 @@ def take(pool: int, threads: int, worker: int, step: int, most: int) -> Any:
 
 @njit(cache=True)
 def _some(left: int, step: int, most: int) -> int:
-    return min(max(left // 2 // step * step, step), most, left)
+    if left <= step + step // 3:
+        return left
+    return min(max(left * 2 // 3 // step * step, step), most)
 
 
 @njit(cache=True)

@@ -231,6 +231,12 @@ def with_rows(typing: Any, block: Any, rows: Any) -> Any:
 
 
 @intrinsic
+def shorter(typing: Any, block: Any) -> Any:
+    """shorter(tile) -> the same tile with two thirds of its rows, for what is left of a batch."""
+    return Tile(max(block.rows * 2 // 3, 1), block.vectors, block.lanes)(block), _no_data
+
+
+@intrinsic
 def with_vectors(typing: Any, block: Any, vectors: Any) -> Any:
     """with_vectors(tile, vectors) -> the same tile with another constant number of vectors."""
     return Tile(block.rows, vectors.literal_value, block.lanes)(block, vectors), _no_data
