@@ -763,8 +763,8 @@ def gates(
 
 
 def _span(rows: int, groups: int, lanes: int) -> Span:
-    """Of a register block, what its cells are computed in: three vectors or so."""
-    return Span(next(n for n in (3, 2, 1) if rows % n == 0), groups if rows == 1 else 1, lanes)
+    """Of a register block, what its cells are computed in: three vectors or so, all of its groups."""
+    return Span(next(n for n in (3, 2, 1) if groups == 1 and rows % n == 0 or n == 1), groups, lanes)
 
 
 def _of_records(builder: Any, span: Span, table: Any, row: Any, at: Any) -> list[Any]:
