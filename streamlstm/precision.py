@@ -12,7 +12,7 @@ from numba import njit, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
-from streamlstm.kernels import cell, simd
+from streamlstm.kernels import cell, products, simd
 from streamlstm.kernels.simd import intrinsic
 
 Array = NDArray[Any]
@@ -92,14 +92,14 @@ def _product(
     b: int, b_at: int, b_k: int, c: int, c_at: int, c_row: int,
 ) -> None:  # fmt: skip
     apart()
-    simd.gemm(_tile(), m, n, k, a, a_at, a_row, a_k, b, b_at, b_k, c, c_at, c_row)
+    products.gemm(_tile(), m, n, k, a, a_at, a_row, a_k, b, b_at, b_k, c, c_at, c_row)
 
 
 def multiply(
     m: int, n: int, k: int, a: Any, a_at: int, a_row: int, a_k: int,
     b: Any, b_at: int, b_k: int, c: Any, c_at: int, c_row: int,
 ) -> None:  # fmt: skip
-    """C (m, n) += A (m, k) @ B (k, n), offsets and strides as in :mod:`streamlstm.kernels.simd`."""
+    """C (m, n) += A (m, k) @ B (k, n), strided as :mod:`streamlstm.kernels.products` says."""
     raise NotImplementedError
 
 

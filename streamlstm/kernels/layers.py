@@ -1,7 +1,7 @@
 """One layer over a tile of series, for each kind of cell: packed weights and compiled step.
 
 Sixteen units at a time, the pre-activations of all gates meet a function of the cell in registers
-(`simd.gates`), which writes the new state straight to the records.
+(`gates.preactivate`), which writes the new state straight to the records.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from streamlstm.kernels import cell, simd
+from streamlstm.kernels import cell, gates, simd
 from streamlstm.kernels.cell import UNITS, Floats, padded
 
 FLOAT_BYTES = 4
@@ -56,7 +56,7 @@ class Place(NamedTuple):
 
 
 def is_scaled(layer: cell.Layer) -> bool:
-    """Whether the quicker formulas of tanh and sigmoid serve, which want weights scaled for them."""
+    """Whether the quicker formulas of tanh and sigmoid serve; they want scaled weights."""
     return (layer.activation, layer.recurrent_activation) == ("tanh", "sigmoid")
 
 
@@ -91,21 +91,21 @@ def _packed(layer: cell.Layer, kinds: str, *products: Floats) -> Floats:
     scales = [cell.SIGMOID_SCALE if kind == "s" else cell.TANH_SCALE for kind in kinds]
     parts = []
     for product in products:
-        gates, hidden, terms = product.shape
-        full = np.zeros((gates, padded(hidden), terms), np.float32)
+        number, hidden, terms = product.shape
+        full = np.zeros((number, padded(hidden), terms), np.float32)
         full[:, :hidden] = product
         if is_scaled(layer):
             full *= np.array(scales)[:, None, None]
-        lined = full.reshape(gates, -1, UNITS, terms).transpose(1, 3, 0, 2)
+        lined = full.reshape(number, -1, UNITS, terms).transpose(1, 3, 0, 2)
         parts.append(lined.reshape(padded(hidden) // UNITS, -1))
     return np.hstack(parts).ravel()
 
 
 def flops(layer: cell.Layer) -> int:
     """Operations of one step, padding included."""
-    gates, inputs = layer.weight_ih.shape[0] // layer.weight_hh.shape[1], layer.weight_ih.shape[1]
+    number, inputs = layer.weight_ih.shape[0] // layer.weight_hh.shape[1], layer.weight_ih.shape[1]
     hidden = layer.weight_hh.shape[1]
-    return 2 * gates * padded(hidden) * (hidden + inputs)
+    return 2 * number * padded(hidden) * (hidden + inputs)
 
 
 # --- compiled -------------------------------------------------------------------------------------
@@ -125,14 +125,14 @@ def _groups(
     then: Any,
     place: Any,
 ) -> None:
-    """`simd.gates` over a tile: groups of units outside, so that their weights stay near.
+    """`gates.preactivate` over a tile: groups of units outside, so that their weights stay near.
 
     full: as `whole` gives it.
     """
-    together = simd.groups_of(block, layout)
-    single = simd.one_group(block, layout)
+    together = gates.groups_of(block, layout)
+    single = gates.one_group(block, layout)
     short = simd.shorter(block)
-    short_single = simd.one_group(short, layout)
+    short_single = gates.one_group(short, layout)
     few = simd.rows_of(short)
     groups = -(-hidden // UNITS)
     group = 0
@@ -141,7 +141,7 @@ def _groups(
         for lane in range(0, UNITS, simd.lanes_of(block)):
             unit = group * UNITS + lane
             w = weights + (group * panel + lane) * FLOAT_BYTES
-            b = bias + (group * simd.gates_of(layout) * UNITS + lane) * FLOAT_BYTES
+            b = bias + (group * gates.number_of(layout) * UNITS + lane) * FLOAT_BYTES
             r = 0
             while r < full:
                 tall = full - r != few and full - r != 2 * few
@@ -152,20 +152,22 @@ def _groups(
                 y = second[0], second[1] + r * second[2] * FLOAT_BYTES, second[2]
                 out = place.sums
                 if some == together and tall:
-                    simd.gates(block, layout, x, y, w, panel, b, out, then, place, r, unit)
+                    gates.preactivate(block, layout, x, y, w, panel, b, out, then, place, r, unit)
                 elif some == together:
-                    simd.gates(short, layout, x, y, w, panel, b, out, then, place, r, unit)
+                    gates.preactivate(short, layout, x, y, w, panel, b, out, then, place, r, unit)
                 elif tall:
-                    simd.gates(single, layout, x, y, w, panel, b, out, then, place, r, unit)
+                    gates.preactivate(single, layout, x, y, w, panel, b, out, then, place, r, unit)
                 else:
-                    simd.gates(short_single, layout, x, y, w, panel, b, out, then, place, r, unit)
+                    gates.preactivate(
+                        short_single, layout, x, y, w, panel, b, out, then, place, r, unit
+                    )
                 r += rows
         group += some
 
 
 @njit(cache=True)
 def whole(block: Any, rows: int) -> int:
-    """A number of rows rounded up to what register blocks make up: tall ones, at last short ones."""
+    """Rows rounded up to what register blocks make up: tall ones and, at last, short ones."""
     step = max(simd.rows_of(block) // 3, 1)
     return max(-(-rows // step) * step, simd.rows_of(simd.shorter(block)))
 
@@ -189,9 +191,9 @@ def lstm(block: Any, layer: Any, place: Any, tile: int, full: int) -> None:
     terms = layer.hidden + layer.inputs
     both, none = (terms, tile, layer.stride), (0, 0, 0)
     panel = terms * 4 * UNITS
-    gates = simd.layout(0b1111, 0)
+    layout = gates.layout(0b1111, 0)
     _groups(
-        block, gates, layer.hidden, full, both, none,
+        block, layout, layer.hidden, full, both, none,
         layer.weights, panel, layer.bias, simd.function(_lstm_cells), place,
     )  # fmt: skip
 
@@ -201,9 +203,9 @@ def rnn(block: Any, layer: Any, place: Any, tile: int, full: int) -> None:
     """A layer of simple recurrent cells."""
     terms = layer.hidden + layer.inputs
     both, none = (terms, tile, layer.stride), (0, 0, 0)
-    gates = simd.layout(0b1, 0)
+    layout = gates.layout(0b1, 0)
     _groups(
-        block, gates, layer.hidden, full, both, none,
+        block, layout, layer.hidden, full, both, none,
         layer.weights, terms * UNITS, layer.bias, simd.function(_rnn_cells), place,
     )  # fmt: skip
 
@@ -214,9 +216,9 @@ def gru(block: Any, layer: Any, place: Any, tile: int, full: int) -> None:
     h = layer.hidden, tile, layer.stride
     x = layer.inputs, tile + layer.hidden * FLOAT_BYTES, layer.stride
     panel = (layer.hidden + layer.inputs) * 3 * UNITS
-    gates = simd.layout(0b1011, 0b0111)
+    layout = gates.layout(0b1011, 0b0111)
     _groups(
-        block, gates, layer.hidden, full, h, x,
+        block, layout, layer.hidden, full, h, x,
         layer.weights, panel, layer.bias, simd.function(_gru_cells), place,
     )  # fmt: skip
 
@@ -226,9 +228,9 @@ def gru_before(block: Any, layer: Any, place: Any, tile: int, full: int) -> None
     """A layer of GRU cells that reset h before the product: all of r * h, then n."""
     terms = layer.hidden + layer.inputs
     both, none = (terms, tile, layer.stride), (0, 0, 0)
-    gates = simd.layout(0b11, 0)
+    layout = gates.layout(0b11, 0)
     _groups(
-        block, gates, layer.hidden, full, both, none,
+        block, layout, layer.hidden, full, both, none,
         layer.weights, terms * 2 * UNITS, layer.bias, simd.function(_reset_cells), place,
     )  # fmt: skip
     units = place.gated_stride
@@ -236,7 +238,7 @@ def gru_before(block: Any, layer: Any, place: Any, tile: int, full: int) -> None
     bias = layer.bias + 2 * units * FLOAT_BYTES
     h = layer.hidden, place.gated, units
     x = layer.inputs, tile + layer.hidden * FLOAT_BYTES, layer.stride
-    new = simd.layout(0b1, 0b1)
+    new = gates.layout(0b1, 0b1)
     _groups(
         block, new, layer.hidden, full, h, x,
         weights, terms * UNITS, bias, simd.function(_new_cells), place,
@@ -248,20 +250,18 @@ def gru_before(block: Any, layer: Any, place: Any, tile: int, full: int) -> None
 
 @njit(cache=True, forceinline=True)
 def _leave(place: Any, span: Any, row: int, at: int, h: Any) -> None:
-    simd.store_records(span, place.rows, row, place.h + at, h)
-    simd.store_rows(span, place.onward, place.stride, row, at, h)
+    gates.store_records(span, place.rows, row, place.h + at, h)
+    gates.store_rows(span, place.onward, place.stride, row, at, h)
 
 
 @njit(cache=True, forceinline=True)
-def _lstm_cells(
-    place: Any, span: Any, row: int, at: int, i: Any, f: Any, g: Any, o: Any
-) -> None:
-    c = simd.load_records(span, place.rows, row, place.c + at)
+def _lstm_cells(place: Any, span: Any, row: int, at: int, i: Any, f: Any, g: Any, o: Any) -> None:
+    c = gates.load_records(span, place.rows, row, place.c + at)
     if place.scaled:
         h, c = cell.update_scaled(i, f, g, o, c)
     else:
         h, c = cell.update(place.activation, place.recurrent, i, f, g, o, c)
-    simd.store_records(span, place.rows, row, place.c + at, c)
+    gates.store_records(span, place.rows, row, place.c + at, c)
     _leave(place, span, row, at, h)
 
 
@@ -272,10 +272,8 @@ def _rnn_cells(place: Any, span: Any, row: int, at: int, n: Any) -> None:
 
 
 @njit(cache=True, forceinline=True)
-def _gru_cells(
-    place: Any, span: Any, row: int, at: int, r: Any, z: Any, n: Any, u: Any
-) -> None:
-    h = simd.load_records(span, place.rows, row, place.h + at)
+def _gru_cells(place: Any, span: Any, row: int, at: int, r: Any, z: Any, n: Any, u: Any) -> None:
+    h = gates.load_records(span, place.rows, row, place.h + at)
     if place.scaled:
         h = cell.gru_scaled(r, z, n, u, h)
     else:
@@ -285,18 +283,18 @@ def _gru_cells(
 
 @njit(cache=True, forceinline=True)
 def _reset_cells(place: Any, span: Any, row: int, at: int, r: Any, z: Any) -> None:
-    h = simd.load_records(span, place.rows, row, place.h + at)
+    h = gates.load_records(span, place.rows, row, place.h + at)
     if place.scaled:
         r, z = cell.scaled_sigmoid(r), cell.scaled_sigmoid(z)
     else:
         r, z = cell.activate(place.recurrent, r), cell.activate(place.recurrent, z)
-    simd.store_rows(span, place.gated, place.gated_stride, row, at, r * h)
-    simd.store_rows(span, place.z, place.gated_stride, row, at, z)
+    gates.store_rows(span, place.gated, place.gated_stride, row, at, r * h)
+    gates.store_rows(span, place.z, place.gated_stride, row, at, z)
 
 
 @njit(cache=True, forceinline=True)
 def _new_cells(place: Any, span: Any, row: int, at: int, n: Any) -> None:
-    h = simd.load_records(span, place.rows, row, place.h + at)
-    z = simd.load_rows(span, place.z, place.gated_stride, row, at)
+    h = gates.load_records(span, place.rows, row, place.h + at)
+    z = gates.load_rows(span, place.z, place.gated_stride, row, at)
     n = cell.scaled_tanh(n) if place.scaled else cell.activate(place.activation, n)
     _leave(place, span, row, at, cell.blend(z, n, h))

@@ -148,8 +148,8 @@ def pause(typing: Any) -> Any:
 def take(pool: int, threads: int, worker: int, step: int, most: int) -> Any:
     """(begin, end) of rows that are now yours, and the end of what else is; end 0: none are left.
 
-    Two thirds of what is left, a multiple of `step`, at most `most`: small ones in the end, so that all
-    workers end together.
+    They are two thirds of what is left, a multiple of `step`, at most `most`: few in the end, so
+    that all workers end together.
     """
     own = WORKERS + worker * WORKER
     while True:

@@ -54,7 +54,7 @@ def test_activation_is_accurate_and_the_same_bits_in_every_width(name):
         assert row.tobytes() == alone.tobytes()
     finite = np.isfinite(NUMBERS)
     exact = ACTIVATIONS[name](NUMBERS[finite].astype(float))
-    assert np.abs(alone[finite] - exact).max() <= 3.3e-7
+    assert np.abs(alone[finite] - exact).max() <= 1.6e-7
 
 
 @pytest.mark.parametrize("name", ["tanh", "sigmoid", "hard_sigmoid"])
@@ -65,6 +65,42 @@ def test_bounded_activations_stay_in_their_bounds_for_any_number(name):
     assert np.isfinite(y).all()
     assert y.min() >= low
     assert y.max() <= 1
+
+
+@njit(cache=True)
+def updates(gates, c, h, new):
+    for k in range(len(c)):
+        i, f, g, o = gates[0, k], gates[1, k], gates[2, k], gates[3, k]
+        h[k], new[k] = cell.update_scaled(i, f, g, o, c[k])
+
+
+def scaled(x):
+    """Pre-activations of i, f, g, o as weights that carry the scales give them."""
+    scales = np.full(4, cell.SIGMOID_SCALE)
+    scales[2] = cell.TANH_SCALE
+    return (x * scales[:, None]).astype(np.float32)
+
+
+@pytest.mark.parametrize("spread", [0.01, 1, 5, 100, 1e30])
+def test_scaled_update_is_the_cell_in_float64(spread):
+    random = np.random.default_rng(0)
+    gates = scaled(random.standard_normal((4, 100_000)) * spread)
+    c = random.standard_normal(100_000).astype(np.float32)
+    h, new = np.zeros_like(c), np.zeros_like(c)
+    updates(gates, c, h, new)
+    with np.errstate(over="ignore"):
+        i, f, o = (1 / (1 + np.exp2(gates[k].astype(float))) for k in (0, 1, 3))
+    exact = f * c + i * np.tanh(gates[2] / cell.TANH_SCALE)
+    assert np.abs(new - exact).max() <= 5e-7
+    assert np.abs(h - o * np.tanh(exact)).max() <= 4e-7
+
+
+def test_a_cell_that_forgets_nothing_and_lets_nothing_in_keeps_its_state_to_the_last_bit():
+    c = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
+    h, new = np.zeros_like(c), np.zeros_like(c)
+    gates = scaled(np.array([-50.0, 50, 1, 0])[:, None] * np.ones(1000))
+    updates(gates, c, h, new)
+    assert new.tobytes() == c.tobytes()
 
 
 def test_an_unknown_activation_is_refused_by_name():
