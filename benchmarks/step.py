@@ -18,12 +18,14 @@ import math
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba import njit
 
-from streamlstm.kernels import cpu
-from streamlstm.kernels.cell import Head, Layer, Network, padded
+from streamlstm.kernels import cpu, products, simd
+from streamlstm.kernels.cell import Head, Layer, Network
 
 SERIES = 16_384  # in our table, at least
 HIDDEN = (32, 64, 128, 256)
@@ -61,10 +63,14 @@ def states(hidden: int, batch: int) -> tuple[Any, Any, Any]:
 # --- competitors ----------------------------------------------------------------------------------
 
 
-def ours(weights: Weights, hidden: int, batch: int) -> Call:
+def network(weights: Weights, hidden: int) -> Network:
     head = Head(*(np.ones(shape, np.float32) for shape in ((1, hidden), (1,), (1, 1))))
+    return Network((Layer(*weights),), head)
+
+
+def ours(weights: Weights, hidden: int, batch: int) -> Call:
     table = max(SERIES, batch)
-    buffers = cpu.allocate(Network((Layer(*weights),), head), table)
+    buffers = cpu.allocate(network(weights, hidden), table)
     cpu.warm_up(buffers)
     random = np.random.default_rng(0)
     choices = [random.permutation(table)[:batch].astype(np.int32) for _ in range(16)]
@@ -245,6 +251,26 @@ def sgemm_call() -> tuple[Call, float]:
     return call, 2.0 * n**3
 
 
+@njit(nogil=True)
+def multiply_in_registers(terms: int, a: Any, c: Any) -> None:
+    """A register block of products without a load or a store."""
+    products.multiply_add(simd.host_tile(), terms, a, 0, 0, 0, a, 0, 0, c, 0, 64)
+
+
+def fma_gflops(repeats: int = 20, terms: int = 500_000) -> float:
+    """What all cores can multiply and add, if nothing else is to be done."""
+    threads, shape = os.cpu_count() or 1, simd.host_shape()
+    a = np.zeros((threads, 64 * shape.rows), np.float32)
+    multiply_in_registers(1, a[0], a[0])
+    best = math.inf
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(repeats):
+            start = time.perf_counter()
+            list(pool.map(multiply_in_registers, [terms] * threads, a, a))
+            best = min(best, time.perf_counter() - start)
+    return 2.0 * math.prod(shape) * terms * threads / best / 1e9
+
+
 def measure(hidden: int, batch: int, repeats: int, budget: float) -> dict[str, Any]:
     """A row of the table."""
     weights = random_weights(hidden)
@@ -261,7 +287,7 @@ def measure(hidden: int, batch: int, repeats: int, budget: float) -> dict[str, A
         "missing_peers": missing_peers(),
         "gflops": 8 * hidden * (hidden + 1) * batch / float(np.median(own)) / 1e9,
         "sgemm_gflops": operations / float(np.median(product)) / 1e9,
-        "state_bytes_per_series": 2 * padded(hidden) * 4,
+        "state_bytes_per_series": cpu.bytes_per_series(network(weights, hidden)),
     }
     if times:
         best = min(times, key=lambda name: float(np.median(times[name])))
@@ -275,8 +301,7 @@ def hot_key(hidden: int, repeats: int, budget: float) -> dict[str, Any]:
     """64 ticks of one series in one call against single steps inside one call of 64 series."""
     weights, ticks = random_weights(hidden), 64
     single = ours(weights, hidden, 1)
-    head = Head(*(np.ones(shape, np.float32) for shape in ((1, hidden), (1,), (1, 1))))
-    buffers = cpu.allocate(Network((Layer(*weights),), head), SERIES)
+    buffers = cpu.allocate(network(weights, hidden), SERIES)
     slots, inputs = np.zeros(ticks, np.int32), states(hidden, ticks)[0]
     rounds, outputs = np.arange(ticks + 1), np.zeros((ticks, 1), np.float32)
     calls = {
@@ -325,6 +350,8 @@ def main() -> None:
     options = parser.parse_args()
     for name in missing_peers():
         print(f"{name}: not installed, not run")
+    if options.device == "cpu":
+        print(f"multiply-adds in registers, all cores: {fma_gflops():.0f} GFLOP/s")
     on_cuda = importlib.import_module("benchmarks.step_cuda") if options.device == "cuda" else None
     rows = []
     for hidden in options.hidden:
