@@ -84,18 +84,34 @@ def accumulate(
         sums.append([builder.phi(value.type) for value in row])
         for phi, value in zip(sums[-1], row, strict=True):
             phi.add_incoming(value, before)
-    at = builder.mul(k, b_step)
-    b = [emit_load(builder, builder.gep(pointer, [at]), block.lanes) for pointer in b_vectors]
-    at = builder.mul(k, a_step)
-    new = []
-    for pointer, row in zip(a_rows, sums, strict=True):
-        here = builder.gep(pointer, [at])
+    # what there is less of is held in registers, so that the other needs but one at a time
+    at, a_at = builder.mul(k, b_step), builder.mul(k, a_step)
+    new: list[list[Any]] = [[None] * len(b_vectors) for _ in sums]
+
+    def element(row: int, vector: int) -> Any:
+        here = builder.gep(a_rows[row], [a_at])
         if lane_by_lane:
-            cells = cell_pointers(builder, here, [v * block.lanes for v in range(len(b))])
-            a = [emit_load(builder, cell, block.lanes) for cell in cells]
-        else:
-            a = [emit_splat(builder, builder.load(here), Vector(block.lanes))] * len(b)
-        new.append([emit_fma(builder, *terms) for terms in zip(a, b, row, strict=True)])
+            cell = builder.gep(here, [ir.Constant(INDEX, vector * block.lanes)])
+            return emit_load(builder, cell, block.lanes)
+        return emit_splat(builder, builder.load(here), Vector(block.lanes))
+
+    def line(vector: int) -> Any:
+        return emit_load(builder, builder.gep(b_vectors[vector], [at]), block.lanes)
+
+    rows, vectors = range(len(a_rows)), range(len(b_vectors))
+    if len(rows) < len(vectors) and not lane_by_lane:
+        held = [element(row, 0) for row in rows]
+        for vector in vectors:
+            b = line(vector)
+            for row in rows:
+                new[row][vector] = emit_fma(builder, held[row], b, sums[row][vector])
+    else:
+        held = [line(vector) for vector in vectors]
+        for row in rows:
+            a = None if lane_by_lane else element(row, 0)
+            for vector in vectors:
+                own = element(row, vector) if a is None else a
+                new[row][vector] = emit_fma(builder, own, held[vector], sums[row][vector])
     following = builder.add(k, ir.Constant(INDEX, 1))
     k.add_incoming(following, loop)
     for row, updated in zip(sums, new, strict=True):
