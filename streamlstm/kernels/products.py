@@ -26,6 +26,8 @@ nothing else. All strides and offsets are plain integers.
 
 from __future__ import annotations
 
+from functools import cache
+from operator import itemgetter
 from typing import Any
 
 from llvmlite import ir
@@ -84,34 +86,28 @@ def accumulate(
         sums.append([builder.phi(value.type) for value in row])
         for phi, value in zip(sums[-1], row, strict=True):
             phi.add_incoming(value, before)
-    # what there is less of is held in registers, so that the other needs but one at a time
     at, a_at = builder.mul(k, b_step), builder.mul(k, a_step)
-    new: list[list[Any]] = [[None] * len(b_vectors) for _ in sums]
 
-    def element(row: int, vector: int) -> Any:
-        here = builder.gep(a_rows[row], [a_at])
+    @cache
+    def left(r: int, v: int) -> Any:
+        here = builder.gep(a_rows[r], [a_at])
         if lane_by_lane:
-            cell = builder.gep(here, [ir.Constant(INDEX, vector * block.lanes)])
+            cell = builder.gep(here, [ir.Constant(INDEX, v * block.lanes)])
             return emit_load(builder, cell, block.lanes)
         return emit_splat(builder, builder.load(here), Vector(block.lanes))
 
-    def line(vector: int) -> Any:
-        return emit_load(builder, builder.gep(b_vectors[vector], [at]), block.lanes)
+    @cache
+    def right(v: int) -> Any:
+        return emit_load(builder, builder.gep(b_vectors[v], [at]), block.lanes)
 
-    rows, vectors = range(len(a_rows)), range(len(b_vectors))
-    if len(rows) < len(vectors) and not lane_by_lane:
-        held = [element(row, 0) for row in rows]
-        for vector in vectors:
-            b = line(vector)
-            for row in rows:
-                new[row][vector] = emit_fma(builder, held[row], b, sums[row][vector])
-    else:
-        held = [line(vector) for vector in vectors]
-        for row in rows:
-            a = None if lane_by_lane else element(row, 0)
-            for vector in vectors:
-                own = element(row, vector) if a is None else a
-                new[row][vector] = emit_fma(builder, own, held[vector], sums[row][vector])
+    # what there is less of is held in registers; then one is enough for the other
+    cells = [(r, v) for r in range(len(sums)) for v in range(len(sums[0]))]
+    if len(sums) < len(sums[0]):
+        cells.sort(key=itemgetter(1))
+    new: list[list[Any]] = [[None] * len(row) for row in sums]
+    for r, v in cells:
+        a = left(r, v if lane_by_lane else 0)
+        new[r][v] = emit_fma(builder, a, right(v), sums[r][v])
     following = builder.add(k, ir.Constant(INDEX, 1))
     k.add_incoming(following, loop)
     for row, updated in zip(sums, new, strict=True):
