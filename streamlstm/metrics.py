@@ -36,6 +36,7 @@ COUNTERS: Mapping[str, str] = MappingProxyType(
         "series_started": "Series seen for the first time.",
         "input_gaps": "Ticks that came after at least one was missed.",
         "checkpoint_failures": "Checkpoints that could not be written.",
+        "functions_compiled": "Functions compiled since the start; none are once ready.",
     }
 )
 GAUGES: Mapping[str, str] = MappingProxyType(

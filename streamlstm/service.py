@@ -12,6 +12,7 @@ import sys
 import time
 
 import zmq
+from numba.core import event
 
 from streamlstm import checkpoint
 from streamlstm.checkpoint import CheckpointError
@@ -81,12 +82,14 @@ class Service:
     """One daemon in the main thread of its process."""
 
     def __init__(self, config: Config) -> None:
-        """Do nothing yet."""
+        """Do nothing yet but count what is compiled."""
         self.config = config
         self.stopping = False
         self.metrics = Metrics()
         self.server: Server | None = None
         self._context = zmq.Context()
+        self._compiles = event.RecordingListener()
+        event.register("numba:compile", self._compiles)
         self._no_room = 0
         self._complained: dict[str, float] = {}
         self._dropped: dict[str, int] = {}
@@ -122,7 +125,13 @@ class Service:
         if self.server:
             self.server.ready = True
         notify("READY=1", f"STATUS=serving model {model.id}")
-        _event(logging.INFO, "ready", model=model.id, **self.whereabouts)
+        _event(
+            logging.INFO,
+            "ready",
+            model=model.id,
+            **self.whereabouts,
+            functions_compiled=self.functions_compiled,
+        )
 
     def main_loop(self) -> None:
         """Serve whatever waits, a batch at a time, until a signal."""
@@ -151,13 +160,24 @@ class Service:
         self._save()
         self.publisher.close(linger=share)
         self.close()
-        _event(logging.INFO, "stopped", seconds=round(time.monotonic() - began, 3))
+        _event(
+            logging.INFO,
+            "stopped",
+            seconds=round(time.monotonic() - began, 3),
+            functions_compiled=self.functions_compiled,
+        )
 
     def close(self) -> None:
         """Let go of all sockets, however far startup came."""
         self._context.destroy(linger=0)
         if self.server:
             self.server.close()
+        event.unregister("numba:compile", self._compiles)
+
+    @property
+    def functions_compiled(self) -> int:
+        """Functions that Numba compiled for the CPU, those that it calls included."""
+        return sum(what.is_start for _, what in self._compiles.buffer)
 
     @property
     def whereabouts(self) -> dict[str, object]:
@@ -306,6 +326,7 @@ class Service:
         }
         self.metrics.counters["series_started"] = active - self._restored
         self.metrics.counters["input_gaps"] = self.engine.gaps
+        self.metrics.counters["functions_compiled"] = self.functions_compiled
         self.metrics.gauges["active_series"] = active
         self.metrics.gauges["state_bytes"] = active * sum(self.engine.bytes_per_series.values())
 

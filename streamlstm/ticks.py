@@ -13,7 +13,7 @@ class Keys(NamedTuple):
     """Names of series in UTF-8, end to end: ``data[offsets[i]:offsets[i + 1]]`` is name ``i``."""
 
     data: NDArray[np.uint8]
-    """(bytes,)"""
+    """(bytes,) writable, whoever made it: to Numba a read-only array is another type"""
     offsets: NDArray[np.int64]
     """(n + 1,)"""
 
@@ -22,7 +22,7 @@ class Keys(NamedTuple):
         """Lay ``names`` end to end."""
         offsets = np.zeros(len(names) + 1, np.int64)
         np.cumsum([len(name) for name in names], out=offsets[1:])
-        return cls(np.frombuffer(b"".join(names), np.uint8), offsets)
+        return cls(np.frombuffer(bytearray().join(names), np.uint8), offsets)
 
     def kept(self, mask: NDArray[np.bool_]) -> "Keys":
         """Those names where ``mask``, (n,), is true."""

@@ -1,0 +1,196 @@
+"""Nothing is compiled once the daemon is ready, whatever it meets.
+
+Seen in the real process, by the daemon's own count of Numba's compile events. Code in the cache
+folder would hide what the warm-up forgot, so the folder is emptied when the daemon says it is
+ready: what it needs from there on and does not have, it has to compile.
+"""
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from streamlstm import wire
+from streamlstm.engine import Engine
+from streamlstm.model import load_model
+from tests.daemon import Client, Daemon, start
+from tests.models import random_model_file
+
+STEP = 3600 * 10**9
+BEGIN = 1_700_000_000 * 10**9
+SECOND = BEGIN // 10**9
+COUNTER = "streamlstm_functions_compiled_total"
+SERIES = 300
+
+KINDS: dict[str, tuple[wire.Format, wire.Format, dict[str, object]]] = {
+    "plain": ("json", "json", {}),
+    "wide": ("binary", "binary", {"hidden": 96}),
+    "deep": (
+        "msgpack", "msgpack",
+        {
+            "layers": 2, "horizon": 6, "season": 4, "base": "seasonal", "lags": (1, 4),
+            "calendar": ("hour", "week", "year"), "timezone": "Europe/Paris",
+        },
+    ),
+    "many targets": (
+        "binary", "json",
+        {
+            "inputs": 3, "targets": 2, "lags": (1, 7), "base": "none",
+            "scaling": {"kind": "fixed", "loc": (0, 1, 2), "scale": (1, 2, 3)},
+        },
+    ),
+    "many inputs": ("json", "msgpack", {"inputs": 2, "scaling": {"kind": "none"}}),
+    "gru": ("json", "binary", {"cell": "gru"}),
+    "gru, reset before": ("msgpack", "binary", {"cell": "gru", "reset_after": False, "layers": 2}),
+    "rnn, blend": (
+        "msgpack", "json",
+        {
+            "cell": "rnn", "activation": "relu", "base": "blend",
+            "blend": {"short": 2, "long": 6, "weights": ((0.1, 0.2, 0.3),) * 3},
+        },
+    ),
+    "window": ("binary", "msgpack", {"window": 5, "step_ns": 0}),
+}  # fmt: skip
+
+
+def good(format: wire.Format, series: str, ts_ns: int, inputs: int) -> list[bytes]:
+    return wire.encode_tick(format, series, ts_ns, [1.0 + k for k in range(inputs)])
+
+
+def odd(format: wire.Format, inputs: int) -> list[list[bytes]]:
+    """Every way to say a tick, and every reason to refuse one; each of a series of its own."""
+    numbers = [1.0 + k for k in range(inputs)]
+
+    def plain(series: str, ts_ns: int | None, values: list[float] = numbers, **flags: bool) -> None:
+        messages.append(wire.encode_tick(format, series, ts_ns, values, **flags))
+
+    messages: list[list[bytes]] = []
+    plain("arrival", None)
+    plain("warm", BEGIN, warm=True)
+    plain("warm arrival", None, warm=True)
+    plain("before 1970", -BEGIN)
+    for hour in (5, 5, 4, 9, 6):  # duplicate, late, after a gap
+        plain("out of order", BEGIN + hour * STEP)
+    for value in (float("nan"), float("inf"), 1e38):
+        plain("impossible", BEGIN, [value, *numbers[1:]])
+    plain("far future", 2**63 - 1)
+    plain("k" * 65, BEGIN)
+    plain("", BEGIN)
+    plain("é", BEGIN)
+    plain("too many", BEGIN, [*numbers, 0.0])
+    plain("too few", BEGIN, numbers[1:])
+    messages += [[b"\xff\x00"], [b"bad", b"\x00"], [b"a", b"b", b"c"], [b""], [b"x" * 70_000]]
+    if format == "binary":
+        (frame,) = wire.encode_tick(format, "series", BEGIN, numbers)
+        head = len(b"series\0")
+        messages += [
+            [frame[:head] + b"\x02" + frame[head + 1 :]],  # another version
+            [frame[: head + 1] + b"\x80" + frame[head + 2 :]],  # an unknown flag
+            [frame[: head + 4]],
+            [b"\xc3\x28" + frame[len(b"series") :]],
+        ]
+        return messages
+
+    encode = msgspec.json.encode if format == "json" else msgspec.msgpack.encode
+    values: dict[str, Any] = {"values": numbers} if inputs > 1 else {"value": 1.0}
+    for at, ts in enumerate(
+        (SECOND, SECOND + 0.25, f"{SECOND}", "2024-06-10T06:13:20.5Z", "2024-06-10 06:13:20+02:00",
+         None, -1.5, "1.7e9", "today", 1e300, True, [1]),
+    ):  # fmt: skip
+        messages.append([b"ts %d" % at, encode({"ts": ts} | values)])
+    messages += [
+        [encode({"series": "one frame", "ts": SECOND, "seq": 7} | values)],
+        [b"list", encode({"ts_ns": BEGIN, "values": numbers})],
+        [b"missing", encode({"ts_ns": BEGIN, "values": [None] * inputs})],
+        [b"no values", encode({"ts_ns": BEGIN})],
+        [b"reset", encode({"reset": True} | values)],
+        [b"\xc3\x28", encode(values)],
+        [b"large", encode({"pad": "x" * 70_000} | values)],
+    ]
+    if format == "json":
+        messages += [
+            [b"exponent", b'{"ts": 17e8, "values": %s}' % encode(numbers)],
+            [b"digits", b'{"ts": 1700000000.123456789012, "values": %s}' % encode(numbers)],
+            [b"NaN", b'{"ts": 1, "value": NaN}'],
+            [b"lines", b'{"ts":\n[1,\n2], "values": %s}' % encode(numbers)],
+        ]
+    return messages
+
+
+def batches(format: wire.Format, inputs: int) -> list[list[list[bytes]]]:
+    """Of every size: of many series, of one, and of a few; then new series beyond the limit."""
+    found, hour = [], 10
+    for size in (1, 2, 3, 7, 48, 1000):
+        for series in (200, 1, 3):
+            batch = []
+            for i in range(size):
+                ts_ns = BEGIN + (hour + i // series) * STEP
+                batch.append(good(format, f"s{i % series}", ts_ns, inputs))
+            found.append(batch)
+            hour += size + 1
+    found.append([good(format, f"n{i}", BEGIN, inputs) for i in range(SERIES)])
+    return found
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    """Wait until ``holds``; it asks the daemon, which takes its time."""
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
+
+
+def send_at_once(daemon: Daemon, client: Client, messages: list[list[bytes]], before: int) -> int:
+    """Have all of ``messages`` wait when the daemon looks next; returns how many it took so far."""
+    os.kill(daemon.process.pid, signal.SIGSTOP)
+    for message in messages:
+        client.send(*message)
+    os.kill(daemon.process.pid, signal.SIGCONT)
+    taken = before + len(messages)
+    eventually(lambda: daemon.metric("streamlstm_ticks_received_total") == taken)
+    return taken
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_compiled_once_ready(kind: str, tmp_path: Path) -> None:
+    given, wanted, spec = KINDS[kind]
+    path = random_model_file(tmp_path, **spec)
+    model = load_model(path)
+    Engine(model, max_series=1).warm_up()  # so that the cache of all tests has most of it
+    cache = tmp_path / "compiled"
+    shutil.copytree(os.environ["NUMBA_CACHE_DIR"], cache)
+    options = {
+        "input__format": given,
+        "output__format": wanted,
+        "engine__max_series": SERIES,
+        "checkpoint__path": tmp_path / "checkpoint",
+        "checkpoint__interval": 0.05,
+        "interval__coverage": 0 if kind == "many inputs" else 0.9,
+    }
+    env = {"NUMBA_CACHE_DIR": str(cache)}
+    with start(tmp_path, path, env=env, **options) as daemon, Client(daemon) as client:
+        for file in list(cache.rglob("*.nb?")):
+            file.unlink()
+        compiled = daemon.metric(COUNTER)
+        inputs = model.spec.inputs
+        storm = odd(given, inputs)
+        taken = 0
+        for message in storm:
+            taken = send_at_once(daemon, client, [message], taken)
+        for batch in (storm, *batches(given, inputs)):
+            taken = send_at_once(daemon, client, batch, taken)
+        assert daemon.metric('streamlstm_batch_size_bucket{le="1.0"}') >= len(storm)
+        assert daemon.metric('streamlstm_batch_size_bucket{le="256.0"}') < daemon.metric(
+            "streamlstm_batch_size_count"
+        )
+        assert daemon.metric("streamlstm_predictions_published_total") > 3000
+        assert daemon.metric("streamlstm_active_series") == SERIES
+        eventually(lambda: "checkpoint_last_success" in daemon.get("/metrics"))
+        assert daemon.metric(COUNTER) == compiled
+        assert daemon.stop() == 0
+        assert f"functions_compiled={compiled:.0f}\n" in daemon.log.splitlines(True)[-1]
