@@ -6,8 +6,11 @@ and a changed source finds no stale code.
 """
 
 import os
+import tempfile
 import zlib
 from pathlib import Path
+
+_MEND = "set NUMBA_CACHE_DIR to a folder of your own"
 
 
 class NoFolderError(OSError):
@@ -17,8 +20,11 @@ class NoFolderError(OSError):
 def choose_folder() -> Path:
     """Point Numba, if not yet imported, below ``$NUMBA_CACHE_DIR`` or the user's cache folder.
 
+    The folder is made. Numba would pass over one that it cannot write to, and look for another
+    place or none, so that every start would compile.
+
     Raises:
-        NoFolderError: neither is set, and the user has no home.
+        NoFolderError: it cannot be written to, or none is set and the user has no home.
     """
     print_of_sources = 0
     for source in sorted(Path(__file__).parent.rglob("*.py")):
@@ -28,6 +34,13 @@ def choose_folder() -> Path:
     folder = Path(given) if given else _cache_home() / "streamlstm"
     if folder.name != name:  # a child process was given the folder by its parent
         folder /= name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise NoFolderError(
+            f"{folder}: no compiled code can be kept there ({error.strerror}); {_MEND}"
+        ) from None
     os.environ["NUMBA_CACHE_DIR"] = str(folder)
     return folder
 
@@ -38,6 +51,4 @@ def _cache_home() -> Path:
     try:
         return Path("~/.cache").expanduser()
     except RuntimeError:  # no folder that others can write to: compiled code is run
-        raise NoFolderError(
-            "no home folder to keep compiled code in; set NUMBA_CACHE_DIR to a folder of your own"
-        ) from None
+        raise NoFolderError(f"no home folder to keep compiled code in; {_MEND}") from None

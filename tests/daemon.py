@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,6 +15,8 @@ import zmq
 
 COMMAND = """
 import sys
+from streamlstm import compiled
+compiled.choose_folder()
 from streamlstm import checkpoint, config, service
 {before}
 options = dict(option.split("=", 1) for option in sys.argv[1:])
@@ -64,11 +66,14 @@ def start(
     *,
     env: Mapping[str, str] = MappingProxyType({}),
     before: str = "",
+    launcher: Sequence[str] = (),
+    cwd: Path | None = None,
     **options: object,
 ) -> Iterator[Daemon]:
     """Run the daemon on free local ports; ``options`` as ``input__format="binary"``.
 
-    ``before`` is Python to execute first.
+    ``before`` is Python to execute first; ``launcher`` a command that starts a given one. The
+    package is that in ``cwd``.
     """
     given = {"input.bind": LOCAL, "output.bind": LOCAL, "metrics.port": 0, "model": model}
     given |= {name.replace("__", "."): value for name, value in options.items()}
@@ -76,6 +81,7 @@ def start(
     with log.open("w") as stderr:
         process = subprocess.Popen(
             [
+                *launcher,
                 sys.executable,
                 "-c",
                 COMMAND.format(before=before),
@@ -84,6 +90,7 @@ def start(
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
+            cwd=cwd,
             env={k: v for k, v in os.environ.items() if not k.startswith("STREAMLSTM_")} | {**env},
         )
     try:

@@ -1,4 +1,4 @@
-"""Compiled code of one state of the sources is never used for another."""
+"""Compiled code of one state of the sources is never used for another, and is always kept."""
 
 import os
 import pwd
@@ -11,8 +11,11 @@ import pytest
 
 import streamlstm
 from streamlstm import compiled
+from tests.daemon import Client, start
+from tests.models import random_model_file
 
 CODE = "from streamlstm import compiled; print(compiled.choose_folder())"
+PACKAGE = Path(streamlstm.__file__).parent
 
 
 def folder(package: Path, **env: str) -> str:
@@ -23,35 +26,103 @@ def folder(package: Path, **env: str) -> str:
     return done.stdout.strip()
 
 
+def install(to: Path) -> None:
+    """Put the package below ``to``."""
+    ignored = shutil.ignore_patterns("*.gz", "__pycache__")
+    shutil.copytree(PACKAGE, to / "streamlstm", ignore=ignored)
+
+
+def bound_by_permissions() -> list[str]:
+    """What starts a command that may not write where permissions forbid it, even as root."""
+    if os.geteuid():
+        return []
+    if not shutil.which("setpriv"):
+        pytest.skip("setpriv is not installed")
+    return ["setpriv", "--bounding-set", "-dac_override"]
+
+
 def test_a_changed_source_gets_a_folder_of_its_own(tmp_path: Path) -> None:
-    shutil.copytree(
-        Path(streamlstm.__file__).parent, tmp_path / "streamlstm",
-        ignore=shutil.ignore_patterns("*.gz", "__pycache__"),
-    )  # fmt: skip
-    before = folder(tmp_path, NUMBA_CACHE_DIR="/given")
-    assert before.startswith("/given/streamlstm-")
-    assert folder(tmp_path, NUMBA_CACHE_DIR="/given") == before
+    install(tmp_path)
+    given = str(tmp_path / "given")
+    before = folder(tmp_path, NUMBA_CACHE_DIR=given)
+    assert before.startswith(f"{given}/streamlstm-")
+    assert folder(tmp_path, NUMBA_CACHE_DIR=given) == before
     assert folder(tmp_path, NUMBA_CACHE_DIR=before) == before, "a child keeps its parent's"
     with (tmp_path / "streamlstm" / "kernels" / "cell.py").open("a") as source:
         source.write("# changed\n")
-    assert folder(tmp_path, NUMBA_CACHE_DIR="/given") != before
+    assert folder(tmp_path, NUMBA_CACHE_DIR=given) != before
 
 
 def test_by_default_it_is_the_users_cache_folder(tmp_path: Path) -> None:
-    root = Path(streamlstm.__file__).parent.parent
-    assert folder(root, XDG_CACHE_HOME="/cache").startswith("/cache/streamlstm/streamlstm-")
-    assert folder(root, HOME="/home/me").startswith("/home/me/.cache/streamlstm/streamlstm-")
+    root, home = PACKAGE.parent, str(tmp_path)
+    at = folder(root, XDG_CACHE_HOME=f"{home}/cache")
+    assert at.startswith(f"{home}/cache/streamlstm/streamlstm-")
+    assert folder(root, HOME=home).startswith(f"{home}/.cache/streamlstm/streamlstm-")
 
 
-def test_without_a_home_a_folder_must_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_home_a_folder_must_be_given(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def nobody(uid: int) -> None:
         raise KeyError(uid)
 
     monkeypatch.setattr(pwd, "getpwuid", nobody)
     for name in ("HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NUMBA_CACHE_DIR", "/given")
-    assert compiled.choose_folder().parent == Path("/given")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    assert compiled.choose_folder().parent == tmp_path
     monkeypatch.delenv("NUMBA_CACHE_DIR")
     with pytest.raises(compiled.NoFolderError, match="set NUMBA_CACHE_DIR"):
         compiled.choose_folder()
+
+
+@pytest.mark.parametrize("where", ["read-only", "a file"])
+def test_a_folder_that_cannot_be_written_to_is_one_line_with_the_mend(
+    where: str, tmp_path: Path
+) -> None:
+    """Not a daemon that compiles at every start, or keeps its code elsewhere."""
+    given, launcher = tmp_path / "given", bound_by_permissions()
+    if where == "read-only":
+        given.mkdir(mode=0o555)
+    else:
+        given.write_text("a file")
+    done = subprocess.run(
+        [*launcher, sys.executable, "-m", "streamlstm", "run", "--set", "model=any"],
+        capture_output=True, text=True, env=os.environ | {"NUMBA_CACHE_DIR": str(given)},
+    )  # fmt: skip
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"streamlstm run: {given}/streamlstm-")
+    assert line.endswith("; set NUMBA_CACHE_DIR to a folder of your own")
+    assert done.returncode == 1
+
+
+def test_a_read_only_install_compiles_once(tmp_path: Path) -> None:
+    root, cache = tmp_path / "root", tmp_path / "cache"
+    install(root)
+    for path in [root, *root.rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    launcher = bound_by_permissions()
+    refused = subprocess.run(
+        [*launcher, "touch", root / "streamlstm" / "x"], capture_output=True, text=True
+    )
+    assert "Permission denied" in refused.stderr
+    model = random_model_file(tmp_path, cell="rnn")
+    counts = []
+    for _ in range(2):
+        with (
+            start(
+                tmp_path, model, launcher=launcher, cwd=root,
+                env={"NUMBA_CACHE_DIR": str(cache), "PYTHONPATH": ""},
+                checkpoint__path=tmp_path / "checkpoint",
+            ) as daemon,
+            Client(daemon) as client,
+        ):  # fmt: skip
+            client.tick("a", value=1.0)
+            client.predictions(1)
+            counts.append(daemon.metric("streamlstm_functions_compiled_total"))
+            assert daemon.stop() == 0
+            assert f"functions_compiled={counts[-1]:.0f}\n" in daemon.log
+    assert counts[0] > 50
+    assert counts[1] == 0
+    (kept,) = cache.iterdir()
+    assert any(kept.rglob("*.nbc"))

@@ -162,8 +162,9 @@ def test_nothing_is_compiled_once_ready(kind: str, tmp_path: Path) -> None:
     path = random_model_file(tmp_path, **spec)
     model = load_model(path)
     Engine(model, max_series=1).warm_up()  # so that the cache of all tests has most of it
-    cache = tmp_path / "compiled"
-    shutil.copytree(os.environ["NUMBA_CACHE_DIR"], cache)
+    everything = Path(os.environ["NUMBA_CACHE_DIR"])
+    cache = tmp_path / everything.name
+    shutil.copytree(everything, cache)
     options = {
         "input__format": given,
         "output__format": wanted,
