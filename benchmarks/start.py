@@ -4,7 +4,7 @@
 
 Beside it each peer that is installed: a fresh process until its first LSTM step of one series is
 done. They are libraries, not daemons: no socket, no metrics, no store of series, no proof of the
-model. Seconds by the clock, resident memory at that moment.
+model. Seconds by the clock and of the processor, resident memory at that moment.
 """
 
 from __future__ import annotations
@@ -64,12 +64,13 @@ class Start(NamedTuple):
     """One process, from its start on."""
 
     seconds: float
+    processor: float  # seconds
     resident: int  # bytes
     compiled: int  # functions
 
 
-def timed(command: list[str], cwd: Path, **env: str) -> tuple[Start, str]:
-    """Run until a first line of output comes, and what it says; then end the process."""
+def timed(command: list[str], cwd: Path, **env: str) -> Start:
+    """Run until a first line of output comes; then end the process."""
     begin = perf_counter()
     with subprocess.Popen(
         command, cwd=cwd, text=True, env=os.environ | env,
@@ -80,11 +81,13 @@ def timed(command: list[str], cwd: Path, **env: str) -> tuple[Start, str]:
         seconds = perf_counter() - begin
         if not line:
             raise SystemExit(process.communicate()[1])
-        resident = psutil.Process(process.pid).memory_info().rss
+        seen = psutil.Process(process.pid)
+        processor = sum(seen.cpu_times()[:2])
+        resident = seen.memory_info().rss
         compiled = functions_compiled(json.loads(line)["metrics"]) if "metrics" in line else 0
         process.terminate()
         process.communicate()
-    return Start(seconds, resident, compiled), line
+    return Start(seconds, processor, resident, compiled)
 
 
 def functions_compiled(url: str) -> int:
@@ -100,7 +103,7 @@ def daemon(model: Path, cache: Path) -> Start:
     options |= dict.fromkeys(("input.bind", "output.bind"), "tcp://127.0.0.1:*")
     command = [sys.executable, "-m", "streamlstm", "run", "--announce"]
     command += [part for name, value in options.items() for part in ("--set", f"{name}={value}")]
-    return timed(command, ROOT, NUMBA_CACHE_DIR=str(cache))[0]
+    return timed(command, ROOT, NUMBA_CACHE_DIR=str(cache))
 
 
 def random_model(spec: Spec) -> Model:
@@ -120,6 +123,7 @@ def summary(name: str, starts: list[Start]) -> dict[str, Any]:
         "seconds": statistics.median(seconds),
         "lowest": min(seconds),
         "highest": max(seconds),
+        "processor_seconds": statistics.median(start.processor for start in starts),
         "resident_bytes": max(start.resident for start in starts),
         "functions_compiled": max(start.compiled for start in starts),
     }
@@ -131,7 +135,8 @@ def show(row: dict[str, Any]) -> None:
         return
     print(
         f"{row['what']:54} {row['seconds']:6.2f} s [{row['lowest']:.2f}, {row['highest']:.2f}]"
-        f" {row['resident_bytes'] / 1e6:5.0f} MB {row['functions_compiled']:4d} compiled",
+        f" {row['processor_seconds']:6.2f} s CPU {row['resident_bytes'] / 1e6:5.0f} MB"
+        f" {row['functions_compiled']:4d} compiled",
         flush=True,
     )
 
@@ -145,7 +150,7 @@ def peer(name: str, folder: Path, repeats: int) -> dict[str, Any]:
         step = importlib.import_module("benchmarks.step")
         model.write_bytes(step.onnx_model(step.random_weights(HIDDEN), HIDDEN))
     code = PEERS[name].replace("HIDDEN", str(HIDDEN)) + "print('done', flush=True); input()"
-    starts = [timed([sys.executable, "-c", code], folder)[0] for _ in range(repeats)]
+    starts = [timed([sys.executable, "-c", code], folder) for _ in range(repeats)]
     return summary(f"{name}, first LSTM step, H {HIDDEN}", starts)
 
 
