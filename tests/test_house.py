@@ -28,7 +28,8 @@ LEVELS = {
     "__main__": 12,
 }  # fmt: skip
 WITHIN_KERNELS = {
-    "simd": 0, "cell": 1, "pool": 1, "reference": 2, "layers": 2, "cpu": 3, "warp": 2, "cuda": 3,
+    "simd": 0, "cell": 1, "pool": 1, "reference": 2, "layers": 2, "cpu": 3,
+    "device": 1, "warp": 3, "block": 4, "cuda": 5,
 }  # fmt: skip
 
 
