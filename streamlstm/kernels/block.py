@@ -360,9 +360,7 @@ def _gather(
 
 
 @on_device
-def _scatter(
-    state: Any, plan: Any, slots: Any, shared: Any, told: int, new_at: int
-) -> None:
+def _scatter(state: Any, plan: Any, slots: Any, shared: Any, told: int, new_at: int) -> None:
     """New h from shared memory to the states of the tile; a warp as in `_gather`."""
     size, tile, h_at = plan[4], plan[6], plan[told + 6]
     units = (plan[told] + UNITS - 1) // UNITS * UNITS

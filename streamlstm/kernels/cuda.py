@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 
 from streamlstm.kernels import block, cell, warp
 from streamlstm.kernels.block import PAD
-from streamlstm.kernels.cell import BackendError, Floats, Network, padded
+from streamlstm.kernels.cell import BackendError, Floats, Network
 from streamlstm.kernels.device import SIMULATED
 from streamlstm.kernels.warp import GROUP, LANE_ROWS, LANES
 

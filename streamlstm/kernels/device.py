@@ -37,22 +37,22 @@ def fma(a: Any, b: Any, c: Any) -> Any:
 
 if SIMULATED:
 
-    @register_jitable  # type: ignore[untyped-decorator]
+    @register_jitable
     def load(array: Any, at: Any) -> Any:
         """Element `at`."""
         return array[at]
 
-    @register_jitable  # type: ignore[untyped-decorator]
+    @register_jitable
     def load4(array: Any, at: Any) -> Any:
         """Four float32 from element `at` on, a multiple of four."""
         return array[at], array[at + 1], array[at + 2], array[at + 3]
 
-    @register_jitable  # type: ignore[untyped-decorator]
+    @register_jitable
     def store(array: Any, at: Any, value: Any) -> None:
         """Set element `at`."""
         array[at] = value
 
-    @register_jitable  # type: ignore[untyped-decorator]
+    @register_jitable
     def store4(array: Any, at: Any, a: Any, b: Any, c: Any, d: Any) -> None:
         """Set four float32 from element `at` on, a multiple of four."""
         array[at], array[at + 1], array[at + 2], array[at + 3] = a, b, c, d

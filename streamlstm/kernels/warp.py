@@ -208,7 +208,7 @@ def update(
     kind: Any, state: Any, size: int, slots: Any, of: int, unit: int, units: int,
     sums: Any, old: Any, shared: Any, p: Any,
 ) -> None:  # fmt: skip
-    """The cells of a lane, whose first unit is `unit` of `units`; of: where c or h is in the states.
+    """The cells of a lane, its first unit `unit` of `units`; of: where c or h is in the states.
 
     As many rows at a time as `old` has room for: all of an LSTM's, so that every c is under way at
     once. The compiler would not unroll a loop over the others.

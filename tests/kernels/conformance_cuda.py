@@ -20,7 +20,7 @@ from tests.models import random_model
 
 SIMULATED = bool(os.environ.get("NUMBA_ENABLE_CUDASIM"))
 if SIMULATED:
-    sys.setswitchinterval(1e-5)  # the simulator polls its threads, and keeps them from running
+    sys.setswitchinterval(1e-4)  # the simulator polls its threads, and keeps them from running
 ROOMY = cuda.Limits(1, 200_000, 400_000, 0)  # weights stay, of two blocks
 NARROW = cuda.Limits(1, 30_000, 30_000, 0)  # weights come in chunks of 32 terms
 LEAST = cuda.Limits(1, 9_500, 9_500, 0)  # of 8
@@ -98,8 +98,10 @@ def test_a_window_of_inputs_is_run_afresh(window, cell):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("recurrent", ["sigmoid", "hard_sigmoid"])
+@pytest.mark.parametrize(
+    ("activation", "recurrent"),
+    list(zip(ACTIVATIONS, ("sigmoid", "tanh", "hard_sigmoid", "relu", "linear"), strict=True)),
+)
 def test_every_activation(activation, recurrent, cell):
     network = random_network(
         6, 2, 1, 2, activation, recurrent, head_activation=activation, **CELLS[cell]
@@ -175,9 +177,8 @@ def check_any_order(alone, seed, cuts):
     assert own.tobytes() == records.tobytes()
 
 
-@pytest.mark.parametrize("cuts", [0, 2])
-def test_a_series_has_the_same_bits_in_any_batch_place_and_round(alone, cuts):
-    check_any_order(alone, cuts, cuts)
+def test_a_series_has_the_same_bits_in_any_batch_place_and_round(alone):
+    check_any_order(alone, 0, cuts=2)
 
 
 def test_a_batch_larger_than_pinned_memory_goes_in_parts(alone, monkeypatch):
@@ -205,8 +206,9 @@ def test_every_shape_gives_the_same_bits(monkeypatch, kind):
     assert {shape.together for shape in shapes} == ({1} if few else {1, 2})
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("room", [ROOMY, NARROW], ids=["roomy", "narrow"])
+@pytest.mark.parametrize(
+    ("room", "kind"), [*((ROOMY, kind) for kind in KINDS), (NARROW, "lstm"), (NARROW, "gru_before")]
+)
 def test_large_rounds_have_the_records_of_the_cpu(monkeypatch, room, kind):
     network = random_network(18, 2, layers=2, outputs=2, **KINDS[kind])
     random = np.random.default_rng(0)
