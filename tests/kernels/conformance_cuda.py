@@ -20,7 +20,7 @@ from tests.models import random_model
 
 SIMULATED = bool(os.environ.get("NUMBA_ENABLE_CUDASIM"))
 if SIMULATED:
-    sys.setswitchinterval(1e-4)  # the simulator polls its threads, and keeps them from running
+    sys.setswitchinterval(3e-4)  # the simulator polls its threads, and keeps them from running
 ROOMY = cuda.Limits(1, 200_000, 400_000, 0)  # weights stay, of two blocks
 NARROW = cuda.Limits(1, 30_000, 30_000, 0)  # weights come in chunks of 32 terms
 LEAST = cuda.Limits(1, 9_500, 9_500, 0)  # of 8
@@ -194,13 +194,12 @@ def test_every_shape_gives_the_same_bits(monkeypatch, kind):
     given = (some_records(9, network), slots, inputs, rounds)
     expected = stepped(cuda, network, *given)
     shapes = set()
-    for room in (ROOMY, NARROW, LEAST):
-        for side in (1, 2):
-            monkeypatch.setattr(cuda, "limits", lambda room=room: room)
-            monkeypatch.setattr(cuda, "SIDE", {cuda.MANY: side, cuda.FEW: side})
-            shapes.add(cuda.allocate(network, 1).few.shape)
-            for own, theirs in zip(stepped(cuda, network, *given), expected, strict=True):
-                assert own.tobytes() == theirs.tobytes()
+    for room, side in ((ROOMY, 1), (NARROW, 1), (NARROW, 2), (LEAST, 2)):
+        monkeypatch.setattr(cuda, "limits", lambda room=room: room)
+        monkeypatch.setattr(cuda, "SIDE", {cuda.MANY: side, cuda.FEW: side})
+        shapes.add(cuda.allocate(network, 1).few.shape)
+        for own, theirs in zip(stepped(cuda, network, *given), expected, strict=True):
+            assert own.tobytes() == theirs.tobytes()
     few = network.layers[0].cell == "rnn"  # whose weights are
     assert {shape.chunk for shape in shapes} == ({8, 40} if few else {8, 32, 40})
     assert {shape.together for shape in shapes} == ({1} if few else {1, 2})
