@@ -5,7 +5,7 @@ beside the inputs, gates in registers, activations and cell update, new states s
 does 64 gates of 4 * `rows` series: each lane holds 8 gates for `rows` series, so that 8 * `rows`
 multiply-adds need 8 weights and `rows` inputs from shared memory. Cells differ in how many gates a
 unit has, which of them a product adds to, and what becomes of them (`warp`); a GRU that resets
-before the product takes two passes. With a window the states of the tiles under way live in scratch.
+before the product takes two passes. With a window the states of the tiles under way are in scratch.
 
 Every pre-activation is one chain of `fma` from its bias over h, then x, as on the CPU (see `simd`),
 in one lane, whatever the tile; divisions are IEEE ones and nothing is flushed to zero. So a state
@@ -16,10 +16,10 @@ The head sums up over the inputs, then h.
 **Reasoning** (H100, LSTM, H = 64, I = 1, a million series). A step takes 2 * 4 * 64 * 65 flops and
 moves 4 * 4 * 64 bytes: 33 flops a byte where the machine has 20, so arithmetic binds. For 64 gates
 of 32 series a warp needs 4160 multiply-adds. Of what ptxas 13.5 makes for sm_90 it issues about
-7500 instructions: 4630 for the products (shared memory is read 4 times, 16 bytes a lane, for each
-64 multiply-adds), 1890 for the cells (118 for each of 16: five powers of two, three exact divisions),
-1000 to gather, scatter and keep books. So 55 % of the FP32 peak is the roof, of one instruction a
-cycle; a kernel that waits now and then, as all do, should come near half of it, not far beyond. The
+7700 instructions: 4630 for the products (shared memory is read 4 times, 16 bytes a lane, for each
+64 multiply-adds), 1890 for the cells (118 for each of 16: five powers of two, three divisions) and
+1200 or so to gather, scatter and keep books. At one instruction a cycle that is 54 % of the FP32
+peak, the roof of this design; waits cost some of it, so half of the peak is near and not sure. The
 weights stay in shared memory where they fit beside the tiles of two blocks, or of one large block;
 where they do not, they come through it in chunks, from the second-level cache: `tile` / 2 flops for
 each byte read there. Not yet timed on a GPU.
