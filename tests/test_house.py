@@ -29,7 +29,7 @@ LEVELS = {
 }  # fmt: skip
 WITHIN_KERNELS = {
     "simd": 0, "cell": 1, "pool": 1, "products": 1, "reference": 2, "gates": 2, "layers": 3,
-    "tiles": 4, "cpu": 5, "warp": 2, "cuda": 3,
+    "tiles": 4, "cpu": 5, "device": 1, "warp": 4, "block": 5, "cuda": 6,
 }  # fmt: skip
 
 

@@ -1,9 +1,11 @@
-"""The step on an NVIDIA GPU: one fused kernel a round, states in device memory from step to step.
+"""The step on an NVIDIA GPU: one fused kernel a round, records in device memory from step to step.
 
 A block of warps moves a tile of series at a time through all layers and the head: gather old states
 beside the inputs, gates in registers, activations and cell update, new states scattered. A warp
-does 16 units of 4 * `rows` series: each lane holds the four gates of 2 units for `rows` series, so
-that 8 * `rows` multiply-adds need 8 weights and `rows` inputs from shared memory.
+does 64 gates of 4 * `rows` series: each lane holds 8 gates for `rows` series, so that 8 * `rows`
+multiply-adds need 8 weights and `rows` inputs from shared memory. Cells differ in how many gates a
+unit has, which of them a product adds to, and what becomes of them (`warp`); a GRU that resets
+before the product takes two passes. With a window the states of the tiles under way are in scratch.
 
 Every pre-activation is one chain of `fma` from its bias over h, then x, as on the CPU (see `simd`),
 in one lane, whatever the tile; divisions are IEEE ones and nothing is flushed to zero. So a state
@@ -11,15 +13,16 @@ is the same bits in any batch, place and round; and as the formulas are those of
 should have the CPU's bits too (in the simulator they have; `golden.TOLERANCE` is what is promised).
 The head sums up over the inputs, then h.
 
-**Reasoning** (H100, H = 64, I = 1, a million series). A step takes 2 * 4 * 64 * 65 flops and moves
-4 * 4 * 64 bytes: 33 flops a byte where the machine has 20, so arithmetic binds. For 16 units of 32
-series a warp needs 4160 multiply-adds. Of what ptxas makes for sm_90 it issues about 8000
-instructions: 4750 for the products (shared memory is read 4 times, 16 bytes a lane, for each 64
-multiply-adds), 2260 for the cells (five rational functions with an exact division each), 1000 to
-gather, scatter and keep books. So 52 % of the FP32 peak is the roof, and the divisions are what to
-look at next. The weights stay in shared memory where they fit beside the tiles of two blocks, or of
-one large block; where they do not, they come through it in chunks, from the second-level cache:
-`tile` / 2 flops for each byte read there. Not yet timed on a GPU.
+**Reasoning** (H100, LSTM, H = 64, I = 1, a million series). A step takes 2 * 4 * 64 * 65 flops and
+moves 4 * 4 * 64 bytes: 33 flops a byte where the machine has 20, so arithmetic binds. For 64 gates
+of 32 series a warp needs 4160 multiply-adds. Of what ptxas 13.5 makes for sm_90 it issues about
+7700 instructions: 4630 for the products (shared memory is read 4 times, 16 bytes a lane, for each
+64 multiply-adds), 1890 for the cells (118 for each of 16: five powers of two, three divisions) and
+1200 or so to gather, scatter and keep books. At one instruction a cycle that is 54 % of the FP32
+peak, the roof of this design; waits cost some of it, so half of the peak is near and not sure. The
+weights stay in shared memory where they fit beside the tiles of two blocks, or of one large block;
+where they do not, they come through it in chunks, from the second-level cache: `tile` / 2 flops for
+each byte read there. Not yet timed on a GPU.
 
 Slots, inputs and outputs are in pinned host memory that the device reads and writes itself, while
 it computes: no copy is launched. Two sets of it: the host fills one while the device works on the
@@ -36,12 +39,14 @@ import numpy as np
 from numba import cuda
 from numpy.typing import NDArray
 
-from streamlstm.kernels import cell, warp
-from streamlstm.kernels.cell import UNITS, BackendError, Floats, Network, padded
-from streamlstm.kernels.warp import GROUP, LANE_ROWS, LANES, PAD, SIMULATED
+from streamlstm.kernels import block, cell, warp
+from streamlstm.kernels.block import PAD
+from streamlstm.kernels.cell import BackendError, Floats, Network
+from streamlstm.kernels.device import SIMULATED
+from streamlstm.kernels.warp import GROUP, LANE_ROWS, LANES
 
 MANY, FEW = 8, 2  # rows of a lane, for large rounds and for small ones
-SIDE = {MANY: 4, FEW: 8}  # groups of 16 units side by side in a block, at most
+SIDE = {MANY: 4, FEW: 8}  # warps side by side in a block, at most
 WARPS = 8  # of a block of large rounds
 PINNED = 1 << 24  # float32 of a set of pinned memory at most
 SUBMIT = 65_536  # ticks of a set at most
@@ -61,7 +66,7 @@ class Shape(NamedTuple):
     """How a round is cut; offsets and sizes in float32 of shared memory."""
 
     rows: int  # of a lane
-    together: int  # groups of 16 units side by side in a block
+    together: int  # warps side by side in a block, 64 gates each
     tile: int  # series of a block
     chunk: int  # terms of a product at a time
     resident: int  # weights that stay in shared memory: all, or 0
@@ -92,14 +97,14 @@ class _Pinned(NamedTuple):
 class Buffers:
     """State and packed weights of a network, on the device.
 
-    state: float32 (capacity * record,), record = layers * 2 * units: [layer][h, c][unit].
+    state: float32 (capacity * record,), each record of `shape`, which is `cell.record_shape`.
     """
 
     state: Any
-    record: int
+    shape: tuple[int, ...]
+    record: int  # float32 of one
     weights: Any
-    layers: int
-    units: int
+    scratch: tuple[Any, Any]  # with a window: states and inputs of the tiles that are under way
     many: _Variant
     few: _Variant
     pinned: tuple[_Pinned, _Pinned]
@@ -122,42 +127,42 @@ def unusable() -> str:
 
 def bytes_per_series(network: Network) -> int:
     """Bytes of device memory that `allocate` takes for each series."""
-    return math.prod(cell.state_shape(network)) * FLOAT_BYTES
+    return math.prod(cell.record_shape(network)) * FLOAT_BYTES
 
 
 def allocate(network: Network, capacity: int, threads: int | None = None) -> Buffers:
     """Buffers on the current device for `capacity` series at zero state; `threads` is the CPU's.
 
     Raises:
-        BackendError: no usable GPU, not enough memory on it, or a network that is none of LSTM
-            layers with the same activations.
+        BackendError: no usable GPU, not enough memory on it, or layers of different activations.
     """
-    activations = _refuse_others(network)
+    activations = _activations(network)
     if reason := unusable():
         raise BackendError(
             f"backend 'cuda': no usable GPU ({reason}); install its driver or set backend = 'cpu'"
         )
-    units = cell.state_shape(network)[-1]
-    record = math.prod(cell.state_shape(network))
+    shape, (number, parts, units) = cell.record_shape(network), cell.state_shape(network)
+    record, size = math.prod(shape), number * parts * units
     inputs, outputs = network.head.skip.shape[::-1]
     device, room = 0 if SIMULATED else cuda.get_current_device().id, limits()
-    weights, head, layers = _packed(network, units)
+    weights, head, layers = _packed(network)
+    shapes = {rows: shape_for(network, rows, len(weights), room) for rows in (MANY, FEW)}
+    under_way = max(each.blocks * each.tile for each in shapes.values()) if network.window else 0
     free = cuda.current_context().get_memory_info().free
-    needed = (capacity * record + len(weights)) * FLOAT_BYTES
-    if needed > free:
+    floats = capacity * record + len(weights) + under_way * (size + inputs)
+    if floats * FLOAT_BYTES > free:
         raise BackendError(
-            f"backend 'cuda': {capacity} series need {needed / 2**30:.1f} GiB on the device,"
-            f" {free / 2**30:.1f} are free; lower max_series"
+            f"backend 'cuda': {capacity} series need {floats * FLOAT_BYTES / 2**30:.1f} GiB on the"
+            f" device, {free / 2**30:.1f} are free; lower max_series"
         )
 
-    def variant(rows: int) -> _Variant:
-        shape = shape_for(network, rows, len(weights), room)
-        plan = warp.Plan(
-            layers=len(layers),
+    def variant(shape: Shape) -> _Variant:
+        plan = block.Plan(
+            layers=number,
             inputs=inputs,
             outputs=outputs,
             units=units,
-            record=record,
+            size=size,
             together=shape.together,
             tile=shape.tile,
             chunk=shape.chunk,
@@ -166,9 +171,14 @@ def allocate(network: Network, capacity: int, threads: int | None = None) -> Buf
             head_bias=head[1],
             head_activation=cell.activation_code(network.head.activation),
             head_shift=_shift(outputs),
+            window=network.window,
+            ring=record,
         )
         words = np.array([*plan, *(value for layer in layers for value in layer)], np.int32)
-        kernel = warp.compiled(shape.rows, *activations, device, room.shared_per_block)
+        first, windowed = warp.PASSES[cell.kind_of(network)][0], network.window > 0
+        kernel = block.compiled(
+            first, windowed, shape.rows, *activations, device, room.shared_per_block
+        )
         return _Variant(shape, cuda.to_device(words), kernel)
 
     count = min(SUBMIT, max(1024, capacity), max(1, PINNED // (inputs + outputs + 1)))
@@ -179,16 +189,19 @@ def allocate(network: Network, capacity: int, threads: int | None = None) -> Buf
         state[at : at + len(zeros)].copy_to_device(zeros[: len(state) - at])
     return Buffers(
         state=state,
+        shape=shape,
         record=record,
         weights=cuda.to_device(weights),
-        layers=len(layers),
-        units=units,
-        many=variant(MANY),
-        few=variant(FEW),
+        scratch=(
+            cuda.device_array(max(1, under_way * size), np.float32),
+            cuda.device_array(max(1, under_way * inputs), np.float32),
+        ),
+        many=variant(shapes[MANY]),
+        few=variant(shapes[FEW]),
         pinned=(_pinned(count, inputs, outputs), _pinned(count, inputs, outputs)),
         moved=cuda.mapped_array((moved, record), np.float32),
         moved_slots=cuda.mapped_array(moved, np.int32),
-        move=warp.compiled_move(device),
+        move=block.compiled_move(device),
         stream=cuda.stream(),
     )
 
@@ -204,14 +217,8 @@ def _pinned(count: int, inputs: int, outputs: int) -> _Pinned:
     )
 
 
-def _refuse_others(network: Network) -> tuple[int, int]:
-    """The codes of the activations of all layers; BackendError where it cannot run them."""
-    kind = cell.kind_of(network)
-    if kind != "lstm" or network.window:
-        what = "a window" if network.window else f"cell {kind!r}"
-        raise BackendError(
-            f"backend 'cuda' runs LSTM layers alone, this model has {what}; set backend = 'cpu'"
-        )
+def _activations(network: Network) -> tuple[int, int]:
+    """The codes of the activations of all layers; BackendError where they differ."""
     codes = {
         (cell.activation_code(layer.activation), cell.activation_code(layer.recurrent_activation))
         for layer in network.layers
@@ -223,7 +230,7 @@ def _refuse_others(network: Network) -> tuple[int, int]:
     return codes.pop()
 
 
-def _packed(network: Network, units: int) -> tuple[Floats, tuple[int, int], list[warp.Layer]]:
+def _packed(network: Network) -> tuple[Floats, tuple[int, int], list[block.Layer]]:
     """All weights in one array, where the head's are in it, and the layers."""
     parts: list[Floats] = []
     at = 0
@@ -235,17 +242,21 @@ def _packed(network: Network, units: int) -> tuple[Floats, tuple[int, int], list
         parts.append(np.append(array.ravel(), np.zeros(at - start - array.size, np.float32)))
         return start
 
+    _, states, units = cell.state_shape(network)
     layers = []
     for number, layer in enumerate(network.layers):
-        terms = np.hstack([layer.weight_hh, layer.weight_ih])
+        places = [keep(array) for both in warp.pack(layer) for array in both]
+        weights, bias, then_weights, then_bias = [*places, 0, 0][:4]
         layers.append(
-            warp.Layer(
+            block.Layer(
                 hidden=layer.weight_hh.shape[1],
                 inputs=layer.weight_ih.shape[1],
-                weights=keep(_by_group(layer, terms)),
-                bias=keep(_by_group(layer, layer.bias[:, None])),
-                state=number * 2 * units,
-                source=(number - 1) * 2 * units if number else -1,
+                weights=weights,
+                bias=bias,
+                then_weights=then_weights,
+                then_bias=then_bias,
+                state=number * states * units,
+                source=(number - 1) * states * units if number else -1,
                 shift=_shift(layer.weight_ih.shape[1]),
             )
         )
@@ -257,17 +268,6 @@ def _packed(network: Network, units: int) -> tuple[Floats, tuple[int, int], list
 def _shift(wide: int) -> int:
     """The least power of two that is as wide, or a warp."""
     return min((wide - 1).bit_length(), (LANES - 1).bit_length())
-
-
-def _by_group(layer: cell.Layer, terms: Floats) -> Floats:
-    """(4H, K) by gate and unit -> [group of 16 units][K][unit][gate]; units beyond H are zero."""
-    hidden = layer.weight_hh.shape[1]
-    gates = np.zeros((4, padded(hidden), terms.shape[1]), np.float32)
-    gates[:, :hidden] = terms.reshape(4, hidden, -1)
-    if (layer.activation, layer.recurrent_activation) == ("tanh", "sigmoid"):
-        scales = [cell.SIGMOID_SCALE] * 2 + [cell.TANH_SCALE, cell.SIGMOID_SCALE]
-        gates *= np.array(scales)[:, None, None]
-    return gates.reshape(4, -1, UNITS, terms.shape[1]).transpose(1, 3, 2, 0)
 
 
 def limits() -> Limits:
@@ -288,7 +288,10 @@ def shape_for(network: Network, rows: int, weights: int, room: Limits) -> Shape:
 
     weights: float32 of all. BackendError where even the least shape does not fit.
     """
-    groups = max(padded(layer.weight_hh.shape[1]) for layer in network.layers) // UNITS
+    kind, units = cell.kind_of(network), cell.state_shape(network)[-1]
+    gates = warp.GATES[warp.PASSES[kind][0]]
+    groups = max(-(-layer.weight_hh.shape[1] * gates // GROUP) for layer in network.layers)
+    kept = units * len(warp.PASSES[kind])  # h' of the units, and r * h
     terms = max(
         sum(layer.weight_hh.shape[1:] + layer.weight_ih.shape[1:]) for layer in network.layers
     )
@@ -305,7 +308,8 @@ def shape_for(network: Network, rows: int, weights: int, room: Limits) -> Shape:
         ):
             tile = LANE_ROWS * lane_rows * above
             held = resident or together * chunk * GROUP
-            shared = (tile + (chunk + groups * UNITS) * (tile + PAD) + held) * FLOAT_BYTES
+            slots = tile * (2 if network.window else 1)
+            shared = (slots + (chunk + kept) * (tile + PAD) + held) * FLOAT_BYTES
             each = room.shared_per_multiprocessor // blocks - room.shared_reserved
             if shared <= min(each, room.shared_per_block):
                 return Shape(
@@ -319,7 +323,7 @@ def shape_for(network: Network, rows: int, weights: int, room: Limits) -> Shape:
                     shared=shared,
                 )
     raise BackendError(
-        f"backend 'cuda': {groups * UNITS} units do not fit in {room.shared_per_block} bytes of"
+        f"backend 'cuda': {units} units do not fit in {room.shared_per_block} bytes of"
         " shared memory; set backend = 'cpu'"
     )
 
@@ -366,7 +370,8 @@ def launch(buffers: Buffers, pinned: _Pinned, sizes: list[int]) -> None:
         blocks = min(-(-size // shape.tile), shape.blocks)
         variant.kernel[blocks, shape.threads, buffers.stream, shape.shared](
             buffers.state, buffers.weights, variant.plan,
-            pinned.slots, pinned.inputs, pinned.bounds, pinned.outputs, number, last,
+            pinned.slots, pinned.inputs, pinned.bounds, pinned.outputs, *buffers.scratch,
+            number, last,
         )  # fmt: skip
         number = last
 
@@ -378,17 +383,17 @@ def _finish(pinned: _Pinned, start: int, stop: int, outputs: Floats) -> None:
 
 
 def to_host(buffers: Buffers, slots: NDArray[np.int32]) -> Floats:
-    """A copy of the records of some slots, (n, layers, 2, units)."""
+    """A copy of the records of some slots, (n, *cell.record_shape)."""
     records = np.empty((len(slots), buffers.record), np.float32)
     for at in range(0, len(slots), len(buffers.moved)):
         part = records[at : at + len(buffers.moved)]
         _move(buffers, slots[at : at + len(part)], down=1)
         part[:] = buffers.moved[: len(part)]
-    return records.reshape(len(slots), buffers.layers, 2, buffers.units)
+    return records.reshape(len(slots), *buffers.shape)
 
 
 def from_host(buffers: Buffers, slots: NDArray[np.int32], records: Floats) -> None:
-    """Set the records of some slots from (n, layers, 2, units); units beyond H must be zero."""
+    """Set the records of some slots from (n, *cell.record_shape); units beyond H must be zero."""
     flat = records.reshape(len(slots), buffers.record)
     for at in range(0, len(slots), len(buffers.moved)):
         part = flat[at : at + len(buffers.moved)]
@@ -411,6 +416,7 @@ def warm_up(buffers: Buffers) -> None:
         shape, pinned = variant.shape, buffers.pinned[0]
         variant.kernel[1, shape.threads, buffers.stream, shape.shared](
             buffers.state, buffers.weights, variant.plan,
-            pinned.slots, pinned.inputs, pinned.bounds, pinned.outputs, 0, 0,
+            pinned.slots, pinned.inputs, pinned.bounds, pinned.outputs, *buffers.scratch,
+            0, 0,
         )  # fmt: skip
     _move(buffers, np.zeros(0, np.int32), down=1)

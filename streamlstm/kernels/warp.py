@@ -1,185 +1,105 @@
-"""What runs on the GPU: the kernel of a round, and the copy of records.
+"""What a warp does: 64 gates of 4 * `rows` series, from a product to new states.
 
-A block takes a tile of series through all layers and the head. In it a warp has the 4 gates of 16
-units for 4 * `rows` series: lane `p + 8 * q` those of units p and p + 8, rows `q * rows` and on.
-Shared memory holds, one after the other:
-
-    slots    int32 (tile,)             of the series; -1: no series
-    terms    (chunk, tile + 4)         old h and inputs, transposed, a chunk of the terms at a time
-    new      (units, tile + 4)         new h, transposed, until all of the old h has been used
-    weights  all of them, or those of a chunk: [group of the block][chunk][16 units][4 gates]
-
-Rows are 4 words longer than the tile, so that 4 of them stand in different banks.
+Lane `p + 8 * q` has the gates p * 4 and on, and 32 + p * 4 and on, four each, of rows `q * rows`
+and on. The gates of a unit stand side by side, so a lane has 2 units of an LSTM or GRU, 4 of a
+GRU's r and z, 8 of what has one gate.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from llvmlite import ir
-from numba import config, cuda, float32, int32, int64, njit, types, void
+import numpy as np
+from numba import float32, int64
 
-from streamlstm.kernels import cell, simd
-from streamlstm.kernels.cell import UNITS
+from streamlstm.kernels import cell, layers
+from streamlstm.kernels.cell import Floats, padded
+from streamlstm.kernels.device import fma, in_lane, load, load4, on_device, store
 
-if not config.ENABLE_CUDASIM:
-    from numba.cuda.extending import intrinsic
-
-SIMULATED = bool(config.ENABLE_CUDASIM)
 LANES = 32
-LANE_UNITS = 8  # lanes side by side in a warp; each has a unit there and the one 8 further on
+LANE_UNITS = 8  # lanes side by side in a warp
 LANE_ROWS = 4  # lanes above each other
-CELLS = 2 * 4  # gates of the units of a lane
-GROUP = UNITS * 4  # weights of a term for the units of a warp
-THREADS = 512  # of a block at most, which leaves each 128 registers
-PAD = 4
+CELLS = 2 * 4  # gates of a lane
+GROUP = LANE_UNITS * CELLS  # gates of a warp, and its weights for a term
+ALL, OF_H, OF_X = 0b1111, 0b1011, 0b0111  # what a product adds to; a GRU's gates are r, z, n, u
+
+LSTM, GRU, RNN, RESET, NEW = range(5)  # passes over a layer; a GRU that resets before has two
+GATES = (4, 4, 1, 2, 1)  # of a unit in each pass
+PASSES = {"lstm": (LSTM,), "gru": (GRU,), "rnn": (RNN,), "gru_before": (RESET, NEW)}
 
 
-class Plan(NamedTuple):
-    """What the kernel is told, as int64; the layers follow."""
+class Kind(NamedTuple):
+    """What is known of a pass when it is compiled."""
 
-    layers: int
-    inputs: int
-    outputs: int
-    units: int
-    record: int  # float32 of a series
-    together: int  # groups of 16 units side by side in a block
-    tile: int  # series of a block
-    chunk: int  # terms of a product at a time
-    resident: int  # weights that stay in shared memory: all, or 0
-    head: int  # offset in the weights of [I + H][O]
-    head_bias: int
-    head_activation: int
-    head_shift: int  # outputs side by side in a warp, as a power of two
+    code: int
+    gates: int  # of a unit
+    activation: int
+    recurrent: int
+    scaled: bool  # whether weights carry the scales of tanh and sigmoid
 
 
-class Layer(NamedTuple):
-    """What the kernel is told of a layer."""
+class Places(NamedTuple):
+    """Where things stand in shared memory, and where the lane is."""
 
-    hidden: int
-    inputs: int
-    weights: int  # offset of [group][H + I][16 units][4 gates]
-    bias: int  # offset of [group][16][4]
-    state: int  # offset of h in a record; c follows `units` later
-    source: int  # offset in a record of the layer's inputs; -1: those of the tick
-    shift: int  # inputs side by side in a warp, as a power of two
-
-
-PLAN, LAYER = len(Plan._fields), len(Layer._fields)
-
-SIGNATURE = void(
-    float32[::1],  # state (capacity, record)
-    float32[::1],  # weights
-    int32[::1],  # plan
-    int32[::1],  # slots (n,)
-    float32[::1],  # inputs (n, I)
-    int64[::1],  # bounds of rounds
-    float32[::1],  # outputs (n, O)
-    int64,  # the first round
-    int64,  # the round after the last; several only where one block is launched
-)
-MOVE = void(float32[::1], int32[::1], float32[:, ::1], int64, int64)
-
-Device = Callable[..., Any]
+    stride: int  # from a term, or unit, to the next
+    terms: int
+    new: int  # h', and z until there is an h'
+    gated: int  # r * h
+    weights: int
+    column: int  # of the warp's gates, the first of the lane
+    row: int  # of the tile
+    beside: int  # warps to the left
 
 
-def _on_device(function: Device) -> Any:
-    """A device function, inlined into its callers."""
-    return cuda.jit(device=True, **({} if SIMULATED else {"forceinline": True}))(function)
+# --- weights --------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
-def _fma(a: Any, b: Any, c: Any) -> Any:
-    """fma(a, b, c); the simulator can call this, and not the intrinsic."""
-    return simd.fma(a, b, c)
+def pack(layer: cell.Layer) -> list[tuple[Floats, Floats]]:
+    """(weights [group of 64 gates][H + I][unit][gate], bias [group][unit][gate]) of each pass."""
+    hidden = layer.weight_hh.shape[1]
+    ih, hh = (w.reshape(-1, hidden, w.shape[1]) for w in (layer.weight_ih, layer.weight_hh))
+    bias = layer.bias.reshape(-1, hidden, 1)
+    if layer.cell == "gru" and layer.reset_after:
+        own = layer.bias_hh.reshape(3, hidden, 1)
+        bias = np.concatenate([bias[:2] + own[:2], bias[2:], own[2:]])
+        hh = np.concatenate([hh[:2], np.zeros_like(hh[:1]), hh[2:]])
+        ih = np.concatenate([ih, np.zeros_like(ih[:1])])
+    terms = np.concatenate([hh, ih], axis=2)
+    if layer.cell == "gru" and not layer.reset_after:
+        parts = [("ss", slice(2)), ("t", slice(2, 3))]
+    else:
+        parts = [({"lstm": "ssts", "gru": "sstt", "rnn": "t"}[layer.cell], slice(None))]
+    return [
+        (_by_group(layer, kinds, terms[gates]), _by_group(layer, kinds, bias[gates]))
+        for kinds, gates in parts
+    ]
 
 
-if SIMULATED:
+def _by_group(layer: cell.Layer, kinds: str, terms: Floats) -> Floats:
+    """(G, H, K) -> [group][K][unit][gate]; units beyond H are zero.
 
-    def load(array: Any, at: Any) -> Any:
-        """Element `at`."""
-        return array[at]
-
-    def load4(array: Any, at: Any) -> Any:
-        """Four float32 from element `at` on, a multiple of four."""
-        return array[at], array[at + 1], array[at + 2], array[at + 3]
-
-    def store(array: Any, at: Any, value: Any) -> None:
-        """Set element `at`."""
-        array[at] = value
-
-    def store4(array: Any, at: Any, a: Any, b: Any, c: Any, d: Any) -> None:
-        """Set four float32 from element `at` on, a multiple of four."""
-        array[at], array[at + 1], array[at + 2], array[at + 3] = a, b, c, d
-
-else:
-    # The same without a look at the sign of the index, and four by one instruction.
-    FOUR = ir.VectorType(ir.FloatType(), 4)
-
-    def _start(context: Any, builder: Any, kind: Any, array: Any, at: Any) -> Any:
-        return builder.gep(context.make_array(kind)(context, builder, array).data, [at])
-
-    def _start4(context: Any, builder: Any, kind: Any, array: Any, at: Any) -> Any:
-        start = _start(context, builder, kind, array, at)
-        return builder.bitcast(start, FOUR.as_pointer(start.type.addrspace))
-
-    @intrinsic
-    def load(typing: Any, array: Any, at: Any) -> Any:
-        """Element `at`."""
-
-        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            return builder.load(_start(context, builder, array, *args))
-
-        return array.dtype(array, types.int64), generate
-
-    @intrinsic
-    def load4(typing: Any, array: Any, at: Any) -> Any:
-        """Four float32 from element `at` on, a multiple of four."""
-        kind = types.UniTuple(types.float32, 4)
-
-        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            four = builder.load(_start4(context, builder, array, *args), align=16)
-            lanes = (ir.Constant(ir.IntType(32), lane) for lane in range(4))
-            values = [builder.extract_element(four, lane) for lane in lanes]
-            return context.make_tuple(builder, kind, values)
-
-        return kind(array, types.int64), generate
-
-    @intrinsic
-    def store(typing: Any, array: Any, at: Any, value: Any) -> Any:
-        """Set element `at`."""
-
-        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            builder.store(args[2], _start(context, builder, array, *args[:2]))
-            return context.get_dummy_value()
-
-        return types.void(array, types.int64, array.dtype), generate
-
-    @intrinsic
-    def store4(typing: Any, array: Any, at: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
-        """Set four float32 from element `at` on, a multiple of four."""
-
-        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            four = ir.Constant(FOUR, ir.Undefined)
-            for lane in range(4):
-                place = ir.Constant(ir.IntType(32), lane)
-                four = builder.insert_element(four, args[2 + lane], place)
-            builder.store(four, _start4(context, builder, array, *args[:2]), align=16)
-            return context.get_dummy_value()
-
-        return types.void(array, types.int64, *[types.float32] * 4), generate
+    kinds: "s" for a gate of sigmoid, "t" of tanh.
+    """
+    gates, hidden, width = terms.shape
+    units = GROUP // gates
+    full = np.zeros((gates, -(-padded(hidden) // units) * units, width), np.float32)
+    full[:, :hidden] = terms
+    if layers.is_scaled(layer):
+        scales = [cell.SIGMOID_SCALE if kind == "s" else cell.TANH_SCALE for kind in kinds]
+        full *= np.array(scales)[:, None, None]
+    return full.reshape(gates, -1, units, width).transpose(1, 3, 2, 0)
 
 
-# Local arrays stand in registers: their lengths are constants wherever these functions are inlined.
-# A `range` whose step is no constant would divide 64-bit integers, which takes a GPU a hundred
-# instructions: there are `while` loops instead.
+# --- compiled -------------------------------------------------------------------------------------
+
+# Local arrays stand in registers: their lengths are constants wherever these functions are inlined,
+# and so are kinds, gates and masks. A `range` whose step is no constant would divide 64-bit
+# integers, which takes a GPU a hundred instructions: there are `while` loops instead.
 
 
-@_on_device
-def _term(shared: Any, a: int, w: int, x: Any, y: Any, sums: Any) -> None:
-    """sums[row][unit][gate] += input * weight of one term; x, y: room for the row and the gates."""
+@in_lane
+def _term(shared: Any, a: int, w: int, mask: int, x: Any, y: Any, sums: Any) -> None:
+    """sums[row][gate] += input * weight of one term; x, y: room for the row and the gates."""
     if len(x) % 4 == 0:
         for r in range(0, len(x), 4):
             x[r], x[r + 1], x[r + 2], x[r + 3] = load4(shared, a + r)
@@ -190,311 +110,149 @@ def _term(shared: Any, a: int, w: int, x: Any, y: Any, sums: Any) -> None:
     y[4], y[5], y[6], y[7] = load4(shared, w + GROUP // 2)
     for r in range(len(x)):
         for k in range(CELLS):
-            sums[r * CELLS + k] = _fma(x[r], y[k], sums[r * CELLS + k])
+            if mask >> k % 4 & 1:
+                sums[r * CELLS + k] = fma(x[r], y[k], sums[r * CELLS + k])
 
 
-@_on_device
-def _multiply(
-    shared: Any, a: int, stride: int, w: int, terms: int, x: Any, y: Any, sums: Any
+@in_lane
+def _four_terms(
+    shared: Any, a: int, stride: int, w: int, mask: int, x: Any, y: Any, sums: Any
 ) -> None:
-    """`_term` after term, four in a turn of the loop."""
-    for _ in range(terms // 4):
-        _term(shared, a, w, x, y, sums)
-        _term(shared, a + stride, w + GROUP, x, y, sums)
-        _term(shared, a + 2 * stride, w + 2 * GROUP, x, y, sums)
-        _term(shared, a + 3 * stride, w + 3 * GROUP, x, y, sums)
-        a += 4 * stride
-        w += 4 * GROUP
-    for _ in range(terms % 4):
-        _term(shared, a, w, x, y, sums)
+    _term(shared, a, w, mask, x, y, sums)
+    _term(shared, a + stride, w + GROUP, mask, x, y, sums)
+    _term(shared, a + 2 * stride, w + 2 * GROUP, mask, x, y, sums)
+    _term(shared, a + 3 * stride, w + 3 * GROUP, mask, x, y, sums)
+
+
+@in_lane
+def _multiply(
+    shared: Any, a: int, stride: int, w: int, terms: int, mask: int, x: Any, y: Any, sums: Any
+) -> None:
+    """`_term` after term, eight in a turn of the loop; mask: the gates, of each four."""
+    for _ in range(terms // 8):
+        _four_terms(shared, a, stride, w, mask, x, y, sums)
+        _four_terms(shared, a + 4 * stride, stride, w + 4 * GROUP, mask, x, y, sums)
+        a += 8 * stride
+        w += 8 * GROUP
+    for _ in range(terms % 8):
+        _term(shared, a, w, mask, x, y, sums)
         a += stride
         w += GROUP
 
 
-@_on_device
-def _update(
-    activation: int, recurrent: int, scaled: bool, state: Any, record: int, slots: Any, row: int,
-    c_at: int, sums: Any, c: Any, shared: Any, to: int, stride: int,
+@in_lane
+def multiply(
+    kind: Any, shared: Any, p: Any, w: int, k: int, count: int, hidden: int,
+    x: Any, y: Any, sums: Any,
 ) -> None:  # fmt: skip
-    """The cells of a lane, from their pre-activations; c in place, h to shared memory."""
-    rows = len(c) // 2
-    for r in range(rows):
-        slot = load(slots, row + r)
-        c[r * 2], c[r * 2 + 1] = float32(0), float32(0)
-        if slot >= 0:
-            at = int64(slot) * record + c_at
-            c[r * 2], c[r * 2 + 1] = load(state, at), load(state, at + LANE_UNITS)
-    for r in range(rows):
-        for u in range(2):
-            n, s = r * 2 + u, r * CELLS + u * 4
-            i, f, g, o = sums[s], sums[s + 1], sums[s + 2], sums[s + 3]
-            if scaled:
-                h, new = cell.update_scaled(i, f, g, o, c[n])
-            else:
-                h, new = cell.update(activation, recurrent, i, f, g, o, c[n])
-            c[n] = new
-            store(shared, to + r + u * (LANE_UNITS * stride), h)
-    for r in range(rows):
-        slot = load(slots, row + r)
-        if slot >= 0:
-            at = int64(slot) * record + c_at
-            store(state, at, c[r * 2])
-            store(state, at + LANE_UNITS, c[r * 2 + 1])
+    """sums += terms k:k + count of a pass over h, then x; w: where the lane's weights of k are."""
+    a = p.terms + p.row
+    if kind.code == GRU or kind.code == NEW:
+        of_h = min(max(hidden - k, 0), count)
+        if kind.code == GRU:
+            _multiply(shared, a, p.stride, w, of_h, OF_H, x, y, sums)
+        else:
+            _multiply(shared, p.gated + k * p.stride + p.row, p.stride, w, of_h, ALL, x, y, sums)
+        mask = OF_X if kind.code == GRU else ALL
+        a, w, rest = a + of_h * p.stride, w + of_h * GROUP, count - of_h
+        _multiply(shared, a, p.stride, w, rest, mask, x, y, sums)
+    else:
+        _multiply(shared, a, p.stride, w, count, ALL, x, y, sums)
 
 
-@functools.cache
-def define(rows: int, activation: int, recurrent: int) -> Device:
-    """The kernel whose lanes hold `rows` series, as Python; activations by code.
+@in_lane
+def unit_of(gates: int, n: int) -> int:
+    """The n-th unit of a lane, counted from its first."""
+    each = 4 // gates  # of each half
+    return n // each * (GROUP // 2 // gates) + n % each
 
-    It closes over numbers alone, so that Numba's cache knows it again in another process.
+
+@in_lane
+def _cells(
+    kind: Any, first: int, rows: int, sums: Any, old: Any, shared: Any, p: Any, to: int, units: int
+) -> None:
+    """New states of some rows of a lane from its pre-activations, to shared memory; c in place.
+
+    old: c of an LSTM, h of a GRU; units: how many there are from that of `to` on.
     """
-    scaled = (activation, recurrent) == (cell.TANH, cell.SIGMOID)
-    own, cells = rows * CELLS, rows * 2
-
-    def kernel(
-        state: Any, weights: Any, plan: Any, ticks: Any, inputs: Any, bounds: Any, outputs: Any,
-        first: int, stop: int,
-    ) -> None:  # fmt: skip
-        slots = cuda.shared.array(0, int32)
-        shared = cuda.shared.array(0, float32)
-        sums = cuda.local.array(own, float32)
-        c = cuda.local.array(cells, float32)
-        x = cuda.local.array(rows, float32)
-        y = cuda.local.array(CELLS, float32)
-        thread, threads = cuda.threadIdx.x, cuda.blockDim.x
-        layers, units, record, together = plan[0], plan[3], plan[4], plan[5]
-        tile, chunk, resident = plan[6], plan[7], plan[8]
-        stride = tile + PAD
-        terms_at = tile
-        new_at = terms_at + chunk * stride
-        weights_at = new_at + units * stride
-        lane, warp = thread % LANES, thread // LANES
-        unit, row = lane % LANE_UNITS, lane // LANE_UNITS * rows
-        row += warp // together * (LANE_ROWS * rows)
-        beside = warp % together
-        _copy(weights, 0, shared, weights_at, resident)
-
-        for number in range(first, stop):
-            start, end = bounds[number], bounds[number + 1]
-            at = start + cuda.blockIdx.x * tile
-            while at < end:
-                cuda.syncthreads()  # the tile before is done with
-                r = thread
-                while r < tile:
-                    slots[r] = ticks[at + r] if at + r < end else -1
-                    r += threads
-                for layer in range(layers):
-                    told = PLAN + layer * LAYER
-                    hidden, terms = plan[told], plan[told] + plan[told + 1]
-                    panel, bias, h_at = plan[told + 2], plan[told + 3], plan[told + 4]
-                    groups = (hidden + UNITS - 1) // UNITS
-                    left = 0
-                    while left < groups:
-                        group = left + beside
-                        if group < groups:
-                            b = bias + group * GROUP + unit * 4
-                            for r in range(0, own, CELLS):
-                                for k in range(4):
-                                    sums[r + k] = load(weights, b + k)
-                                    sums[r + 4 + k] = load(weights, b + GROUP // 2 + k)
-                        k = 0
-                        while k < terms:
-                            count = min(chunk, terms - k)
-                            if left == 0 or terms > chunk or resident == 0:
-                                cuda.syncthreads()  # the chunk before is done with
-                                _gather(
-                                    state, plan, slots, inputs, shared, terms_at, told, at, k, count
-                                )
-                                if resident == 0:
-                                    for n in range(min(together, groups - left)):
-                                        _copy(
-                                            weights, panel + ((left + n) * terms + k) * GROUP,
-                                            shared, weights_at + n * chunk * GROUP, count * GROUP,
-                                        )  # fmt: skip
-                                cuda.syncthreads()
-                            if group < groups:
-                                w = weights_at + beside * chunk * GROUP
-                                if resident > 0:
-                                    w = weights_at + panel + (group * terms + k) * GROUP
-                                w += unit * 4
-                                _multiply(shared, terms_at + row, stride, w, count, x, y, sums)
-                            k += chunk
-                        if group < groups:
-                            u = group * UNITS + unit
-                            to = new_at + u * stride + row
-                            c_at = h_at + units + u
-                            _update(
-                                activation, recurrent, scaled, state, record, slots, row,
-                                c_at, sums, c, shared, to, stride,
-                            )  # fmt: skip
-                        left += together
-                    cuda.syncthreads()
-                    _scatter(state, plan, slots, shared, new_at, h_at, groups)
-                _head(weights, plan, inputs, outputs, shared, new_at, at, min(tile, end - at))
-                at += cuda.gridDim.x * tile
-
-    return kernel
+    activation, recurrent = kind.activation, kind.recurrent
+    for r in range(rows):
+        for n in range(CELLS // kind.gates):
+            u = unit_of(kind.gates, n)
+            if kind.gates == 4 or u < units:
+                s, o = (first + r) * CELLS + n * kind.gates, r * (CELLS // kind.gates) + n
+                at = to + r + u * p.stride
+                if kind.code == LSTM:
+                    a, b, c, d = sums[s], sums[s + 1], sums[s + 2], sums[s + 3]
+                    if kind.scaled:
+                        h, old[o] = cell.update_scaled(a, b, c, d, old[o])
+                    else:
+                        h, old[o] = cell.update(activation, recurrent, a, b, c, d, old[o])
+                elif kind.code == GRU:
+                    a, b, c, d = sums[s], sums[s + 1], sums[s + 2], sums[s + 3]
+                    if kind.scaled:
+                        h = cell.gru_scaled(a, b, c, d, old[o])
+                    else:
+                        h = cell.gru(activation, recurrent, a, b, c, d, old[o])
+                elif kind.code == RESET:
+                    if kind.scaled:
+                        reset, h = cell.scaled_sigmoid(sums[s]), cell.scaled_sigmoid(sums[s + 1])
+                    else:
+                        reset = cell.activate(recurrent, sums[s])
+                        h = cell.activate(recurrent, sums[s + 1])  # z, until there is an h
+                    store(shared, at + p.gated - p.new, reset * old[o])
+                else:
+                    if kind.scaled:
+                        h = cell.scaled_tanh(sums[s])
+                    else:
+                        h = cell.activate(activation, sums[s])
+                    if kind.code == NEW:
+                        h = cell.blend(load(shared, at), h, old[o])
+                store(shared, at, h)
 
 
-@_on_device
-def _copy(source: Any, source_at: int, shared: Any, at: int, count: int) -> None:
-    """`count` float32, a multiple of four, by all threads of the block."""
-    k = 4 * cuda.threadIdx.x
-    while k < count:
-        a, b, c, d = load4(source, source_at + k)
-        store4(shared, at + k, a, b, c, d)
-        k += 4 * cuda.blockDim.x
-
-
-@_on_device
-def _gather(
-    state: Any, plan: Any, slots: Any, inputs: Any, shared: Any, terms_at: int,
-    told: int, at: int, start: int, count: int,
+@on_device
+def update(
+    kind: Any, state: Any, size: int, slots: Any, of: int, unit: int, units: int,
+    sums: Any, old: Any, shared: Any, p: Any,
 ) -> None:  # fmt: skip
-    """Terms start:start + count of the rows of a tile, transposed: h, then the inputs.
+    """The cells of a lane, its first unit `unit` of `units`; of: where c or h is in the states.
 
-    A warp takes 8 rows by 4 pieces of 16 bytes, which are whole sectors of device memory.
+    As many rows at a time as `old` has room for: all of an LSTM's, so that every c is under way at
+    once. The compiler would not unroll a loop over the others.
     """
-    record, tile = plan[4], plan[6]
-    hidden, entries, h_at, source = plan[told], plan[told + 1], plan[told + 4], plan[told + 5]
-    shift = plan[told + 6]
-    stride = tile + PAD
-    lane, warp, warps = (
-        cuda.threadIdx.x % LANES,
-        cuda.threadIdx.x // LANES,
-        cuda.blockDim.x // LANES,
-    )
-    stop = min(start + count, hidden)
-    row = 8 * warp + lane % 8
-    while row < tile:
-        slot = load(slots, row)
-        of = int64(slot) * record + h_at
-        for k in range(start + lane // 8 * 4, stop, 16):
-            to = terms_at + (k - start) * stride + row
-            a, b, c, d = float32(0), float32(0), float32(0), float32(0)
+    rows = len(sums) // CELLS
+    n = min(rows, len(old) * kind.gates // CELLS)
+    _rows(kind, state, size, slots, of, unit, units, sums, old, shared, p, 0, n)
+    if n < rows:
+        _rows(kind, state, size, slots, of, unit, units, sums, old, shared, p, n, n)
+    if 2 * n < rows:
+        _rows(kind, state, size, slots, of, unit, units, sums, old, shared, p, 2 * n, n)
+        _rows(kind, state, size, slots, of, unit, units, sums, old, shared, p, 3 * n, n)
+
+
+@on_device
+def _rows(
+    kind: Any, state: Any, size: int, slots: Any, of: int, unit: int, units: int,
+    sums: Any, old: Any, shared: Any, p: Any, first: int, rows: int,
+) -> None:  # fmt: skip
+    """`update` of `rows` rows from row `first` on."""
+    cells = CELLS // kind.gates
+    if kind.code != RNN:
+        for r in range(rows):
+            slot = load(slots, p.row + first + r)
+            at = int64(slot) * size + of + unit
+            for n in range(cells):
+                u = unit_of(kind.gates, n)
+                old[r * cells + n] = float32(0)
+                if slot >= 0 and (kind.gates == 4 or unit + u < units):
+                    old[r * cells + n] = load(state, at + u)
+    to = p.new + unit * p.stride + p.row + first
+    _cells(kind, first, rows, sums, old, shared, p, to, units - unit)
+    if kind.code == LSTM:
+        for r in range(rows):
+            slot = load(slots, p.row + first + r)
             if slot >= 0:
-                a, b, c, d = load4(state, of + k)
-            store(shared, to, a)
-            if k + 1 < stop:
-                store(shared, to + stride, b)
-            if k + 2 < stop:
-                store(shared, to + 2 * stride, c)
-            if k + 3 < stop:
-                store(shared, to + 3 * stride, d)
-        row += 8 * warps
-    begin, stop = max(start, hidden), start + count
-    wide = 1 << shift  # lanes side by side, the others above each other
-    row = (warp * LANES + lane) >> shift
-    while row < tile:
-        slot = load(slots, row)
-        k = begin + (lane & (wide - 1))
-        while k < stop:
-            value = float32(0)
-            if slot >= 0:
-                if source >= 0:
-                    value = load(state, int64(slot) * record + source + k - hidden)
-                else:
-                    value = load(inputs, (at + row) * entries + k - hidden)
-            store(shared, terms_at + (k - start) * stride + row, value)
-            k += wide
-        row += (warps * LANES) >> shift
-
-
-@_on_device
-def _scatter(
-    state: Any, plan: Any, slots: Any, shared: Any, new_at: int, h_at: int, groups: int
-) -> None:
-    """New h from shared memory to the records of the tile; a warp as in `_gather`."""
-    record, tile = plan[4], plan[6]
-    stride = tile + PAD
-    lane, warp, warps = (
-        cuda.threadIdx.x % LANES,
-        cuda.threadIdx.x // LANES,
-        cuda.blockDim.x // LANES,
-    )
-    row = 8 * warp + lane % 8
-    while row < tile:
-        slot = load(slots, row)
-        if slot >= 0:
-            to = int64(slot) * record + h_at
-            for unit in range(lane // 8 * 4, groups * UNITS, 16):
-                of = new_at + unit * stride + row
-                store4(
-                    state, to + unit, load(shared, of), load(shared, of + stride),
-                    load(shared, of + 2 * stride), load(shared, of + 3 * stride),
-                )  # fmt: skip
-        row += 8 * warps
-
-
-@_on_device
-def _head(
-    weights: Any, plan: Any, inputs: Any, outputs: Any, shared: Any, new_at: int, at: int, rows: int
-) -> None:
-    """outputs = activation(skip @ inputs + weight @ h + bias), a thread for each number."""
-    entries, width, stride = plan[1], plan[2], plan[6] + PAD
-    head, bias, activation, shift = plan[9], plan[10], plan[11], plan[12]
-    hidden = plan[PLAN + (plan[0] - 1) * LAYER]
-    wide = 1 << shift
-    sums = cuda.local.array(1, float32)
-    row = cuda.threadIdx.x >> shift
-    while row < rows:
-        output = cuda.threadIdx.x & (wide - 1)
-        while output < width:
-            sums[0] = load(weights, bias + output)
-            w = head + output
-            x = (at + row) * entries
-            for _ in range(entries):
-                sums[0] = _fma(load(inputs, x), load(weights, w), sums[0])
-                x += 1
-                w += width
-            h = new_at + row
-            for _ in range(hidden):
-                sums[0] = _fma(load(shared, h), load(weights, w), sums[0])
-                h += stride
-                w += width
-            store(outputs, (at + row) * width + output, cell.activate(activation, sums[0]))
-            output += wide
-        row += cuda.blockDim.x >> shift
-
-
-@functools.cache
-def compiled(rows: int, activation: int, recurrent: int, device: int, shared: int) -> Any:
-    """The kernel on a device (by number), whose blocks may have `shared` bytes of shared memory."""
-    kernel = cuda.jit(
-        SIGNATURE, **({} if SIMULATED else {"launch_bounds": THREADS, "lto": False, "cache": True})
-    )(define(rows, activation, recurrent))
-    if not SIMULATED:
-        _allow_shared(kernel, shared)
-    return kernel
-
-
-def _allow_shared(kernel: Any, size: int) -> None:
-    """More than 48 KiB of dynamic shared memory has to be asked for, which Numba does not."""
-    from cuda.bindings.driver import CUfunction_attribute
-    from numba.cuda.cudadrv.driver import driver
-
-    function = next(iter(kernel.overloads.values()))._codelibrary.get_cufunc()
-    attribute = CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    driver.cuKernelSetAttribute(attribute, size, function.handle, function.device.id)
-
-
-def define_move() -> Device:
-    """The kernel that copies records between the state and `moved` (n, record)."""
-
-    def move(state: Any, slots: Any, moved: Any, count: int, down: int) -> None:
-        for n in range(cuda.blockIdx.x, count, cuda.gridDim.x):
-            slot = slots[n]
-            for k in range(cuda.threadIdx.x, moved.shape[1], cuda.blockDim.x):
-                at = int64(slot) * moved.shape[1] + k
-                if down:
-                    moved[n, k] = state[at]
-                else:
-                    state[at] = moved[n, k]
-
-    return move
-
-
-@functools.cache
-def compiled_move(device: int) -> Any:
-    """The copy of records, on a device."""
-    return cuda.jit(MOVE, **({} if SIMULATED else {"cache": True}))(define_move())
+                at = int64(slot) * size + of + unit
+                for n in range(cells):
+                    store(state, at + unit_of(kind.gates, n), old[r * cells + n])

@@ -53,31 +53,43 @@ import sys
 from types import SimpleNamespace
 import numba.cuda.dispatcher
 from numba import cuda
-from streamlstm.kernels import warp
+from streamlstm.kernels import block
 target, *constants = eval(sys.argv[1])
 # device functions ask the device that is not there what it is
 numba.cuda.dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=target)
-python = warp.define(*constants)
-print(cuda.compile_ptx(python, warp.SIGNATURE.args, cc=target, launch_bounds=warp.THREADS)[0])
-print(cuda.compile_ptx(warp.define_move(), warp.MOVE.args, cc=target)[0])
+python = block.define(*constants)
+print(cuda.compile_ptx(python, block.SIGNATURE.args, cc=target, launch_bounds=block.THREADS)[0])
+print(cuda.compile_ptx(block.define_move(), block.MOVE.args, cc=target)[0])
 """
+
+
+LSTM, GRU, RNN, RESET, _ = range(5)  # the first pass over a layer, as `warp` counts them
 
 
 @needs_numba_cuda
 @pytest.mark.parametrize(
-    ("target", "rows", "activation"),
-    [((8, 0), 8, "tanh"), ((9, 0), 8, "tanh"), ((9, 0), 2, "tanh"), ((9, 0), 8, "relu")],
+    ("target", "kind", "windowed", "rows", "activation", "divisions"),
+    [
+        ((9, 0), LSTM, False, 8, "tanh", 3 * 16),
+        ((8, 0), LSTM, True, 2, "relu", 3 * 4),
+        ((8, 0), GRU, True, 8, "tanh", 3 * 16),
+        ((9, 0), RESET, False, 8, "tanh", 2 * 32 + 64),
+        ((9, 0), RNN, False, 2, "tanh", 16),
+    ],
 )
-def test_ptx_keeps_sums_in_registers_and_divides_exactly(target, rows, activation):
+def test_ptx_keeps_sums_in_registers_and_divides_exactly(
+    target, kind, windowed, rows, activation, divisions
+):
     codes = cell.activation_code(activation), cell.SIGMOID
-    ptx = python("-c", COMPILE, repr((target, rows, *codes)))
+    ptx = python("-c", COMPILE, repr((target, kind, windowed, rows, *codes)))
     assert f".target sm_{target[0]}{target[1]}" in ptx
     assert ".maxntid 512" in ptx
     assert ptx.count(".visible .entry") == 2
-    assert ptx.count("fma.rn.f32") >= rows * 8 * 5
+    assert ptx.count("fma.rn.f32") >= rows * 6 * 5
     assert ".local" not in ptx  # no array of a lane in memory
     assert ptx.count("ld.shared.v4.f32") >= 10
-    assert "div.rn.f32" in ptx
+    exact = len(re.findall(r"(?:div|rcp)\.rn\.f32", ptx))
+    assert exact - divisions in (2, 4)  # tanh and sigmoid of the head
     assert not {"call", "div.approx.f32", "rcp.approx.ftz.f32", "ex2.approx"} & set(ptx.split())
     assert ".ftz" not in ptx
     # ptxas may fuse what has no rounding of its own: no such product is added to anything
