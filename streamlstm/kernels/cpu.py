@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 
 from streamlstm.kernels import cell, layers, pool, simd, tiles
 from streamlstm.kernels.cell import UNITS, Floats, Network, padded, record_shape, state_shape
-from streamlstm.kernels.tiles import FLOAT_BYTES, LINE, TILE
+from streamlstm.kernels.tiles import FLOAT_BYTES, TILE
 
 BLOCK = 384  # float32 of a register block at most
 SUM_COST = 9  # of adding up the lanes of a vector, in multiply-adds of vectors
+LINE = 64  # bytes of a cache line
 SHARED_FLOPS = 500_000  # a round of less work than this stays in the caller's thread
 
 

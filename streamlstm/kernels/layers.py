@@ -185,29 +185,31 @@ def _prefetch(place: Any, row: int, rows: int, unit: int) -> None:
             simd.prefetch(record + (place.c + unit) * FLOAT_BYTES)
 
 
+@njit(cache=True, inline="always")
+def _joined(
+    block: Any, layout: Any, layer: Any, place: Any, tile: int, full: int, then: Any
+) -> None:
+    """`_groups` of one product, over h and then the inputs."""
+    terms = layer.hidden + layer.inputs
+    both, none = (terms, tile, layer.stride), (0, 0, 0)
+    panel = terms * gates.number_of(layout) * UNITS
+    _groups(
+        block, layout, layer.hidden, full, both, none,
+        layer.weights, panel, layer.bias, then, place,
+    )  # fmt: skip
+
+
 @njit(cache=True)
 def lstm(block: Any, layer: Any, place: Any, tile: int, full: int) -> None:
     """A layer of LSTM cells over the first `full` rows of a tile."""
-    terms = layer.hidden + layer.inputs
-    both, none = (terms, tile, layer.stride), (0, 0, 0)
-    panel = terms * 4 * UNITS
     layout = gates.layout(0b1111, 0)
-    _groups(
-        block, layout, layer.hidden, full, both, none,
-        layer.weights, panel, layer.bias, simd.function(_lstm_cells), place,
-    )  # fmt: skip
+    _joined(block, layout, layer, place, tile, full, simd.function(_lstm_cells))
 
 
 @njit(cache=True)
 def rnn(block: Any, layer: Any, place: Any, tile: int, full: int) -> None:
     """A layer of simple recurrent cells."""
-    terms = layer.hidden + layer.inputs
-    both, none = (terms, tile, layer.stride), (0, 0, 0)
-    layout = gates.layout(0b1, 0)
-    _groups(
-        block, layout, layer.hidden, full, both, none,
-        layer.weights, terms * UNITS, layer.bias, simd.function(_rnn_cells), place,
-    )  # fmt: skip
+    _joined(block, gates.layout(0b1, 0), layer, place, tile, full, simd.function(_rnn_cells))
 
 
 @njit(cache=True)
@@ -227,12 +229,7 @@ def gru(block: Any, layer: Any, place: Any, tile: int, full: int) -> None:
 def gru_before(block: Any, layer: Any, place: Any, tile: int, full: int) -> None:
     """A layer of GRU cells that reset h before the product: all of r * h, then n."""
     terms = layer.hidden + layer.inputs
-    both, none = (terms, tile, layer.stride), (0, 0, 0)
-    layout = gates.layout(0b11, 0)
-    _groups(
-        block, layout, layer.hidden, full, both, none,
-        layer.weights, terms * 2 * UNITS, layer.bias, simd.function(_reset_cells), place,
-    )  # fmt: skip
+    _joined(block, gates.layout(0b11, 0), layer, place, tile, full, simd.function(_reset_cells))
     units = place.gated_stride
     weights = layer.weights + terms * 2 * units * FLOAT_BYTES
     bias = layer.bias + 2 * units * FLOAT_BYTES

@@ -15,7 +15,6 @@ from streamlstm.kernels import cell, layers, products, simd
 from streamlstm.kernels.cell import UNITS
 
 TILE = 48  # rows of a tile at most; a multiple of every host's register block
-LINE = 64  # bytes of a cache line
 FLOAT_BYTES, WORD_BYTES = layers.FLOAT_BYTES, 8
 
 
