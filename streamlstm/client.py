@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from streamlstm.datasets.frames import SeriesData
 from streamlstm.transport import WELCOME, TransportError
-from streamlstm.wire import TOPIC, Format, Prediction, decode_prediction, encode_tick
+from streamlstm.wire.format import TOPIC, Format
+from streamlstm.wire.peer import Prediction, decode_prediction, encode_tick
 
 LINGER = 30.0
 """Seconds in which what was sent may still go out."""

@@ -39,7 +39,7 @@ from streamlstm.series import bytes_per_series
 from streamlstm.terminal import fan_chart, printable, scores_table, sparkline, when
 from streamlstm.train import fit as fit_model
 from streamlstm.transport import TransportError
-from streamlstm.wire import Prediction
+from streamlstm.wire.peer import Prediction
 
 SERIES, KEY = 100_000, 64
 """The daemon's defaults, for which ``inspect`` says the memory that a series takes."""

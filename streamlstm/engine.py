@@ -20,12 +20,13 @@ from streamlstm.golden import check_golden, network_of
 from streamlstm.kernels import cpu
 from streamlstm.kernels.cell import BackendError
 from streamlstm.model import Model, ModelError, Spec
-from streamlstm.series import Series, bytes_per_series
-from streamlstm.ticks import WARM, Forecasts, Ticks
+from streamlstm.series import Index, Series, bytes_per_series, find
+from streamlstm.ticks import WARM, Arrivals, Forecasts, Keys, Ticks
 
 BACKENDS = ("cpu", "cuda", "auto")
-DROPS = ("nonfinite", "out_of_range", "late", "duplicate")
-"""Reasons for which the engine drops a tick."""
+DROPS = ("nonfinite", "out_of_range", "late", "duplicate", "series_limit")
+"""Reasons for which the engine drops a tick; ``series_limit``: no room for its series."""
+LATE, DUPLICATE, SERIES_LIMIT = 2, 3, 4
 MOMENT = 1 << 62
 """Nanoseconds from 1970 beyond which no timestamp is taken: their differences would overflow."""
 LIMIT = 1e37
@@ -117,6 +118,12 @@ class Engine:
         self._schedule = Schedule.empty(max_batch)
         self._rows = features.Rows.empty(spec, max_batch)
         self._outputs = np.zeros((max_batch, spec.outputs), np.float32)
+        self._ticks = Ticks(
+            np.zeros(max_batch, np.int32),
+            np.zeros(max_batch, np.int64),
+            np.zeros((max_batch, spec.inputs)),
+            np.zeros(max_batch, np.uint8),
+        )
         self._forecasts = Forecasts(
             np.zeros(max_batch + 1, np.int32),
             np.zeros(max_batch + 1, np.int64),
@@ -140,30 +147,26 @@ class Engine:
     def warm_up(self) -> None:
         """Compile all that :meth:`step` can need; no series is begun or moved."""
         self.kernels.warm_up(self.buffers)
-        nothing = Ticks(
-            np.zeros(0, np.int32),
-            np.zeros(0, np.int64),
-            np.zeros((0, self.model.spec.inputs)),
-            np.zeros(0, np.uint8),
-        )
-        self.sound(nothing.ts, nothing.values)
-        self.step(nothing, 0)
+        nothing = np.zeros(0, np.int64)
+        keys = Keys(np.zeros(0, np.uint8), nothing, nothing)
+        values, flags = np.zeros((0, self.model.spec.inputs)), np.zeros(0, np.uint8)
+        self.step(self.place(Arrivals(keys, nothing, values, flags)), 0)
 
-    def sound(self, ts: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Which ticks, (n,), no series would refuse for themselves; the others count as dropped.
+    def place(self, arrivals: Arrivals) -> Ticks:
+        """Find the series of each of at most ``max_batch`` ticks, or begin it.
 
-        To be asked before :meth:`Series.lookup`, so that a tick that cannot be taken starts no
-        series. ``ts`` (n,) ns, ``values`` (n, inputs).
+        A tick that no series could take is dropped, and begins none; so is one for whose series
+        there is no room. What is returned is valid until the next call.
         """
-        sound = np.empty(len(ts), np.bool_)
-        _screen(ts, values, sound, self._drops)
-        return sound
+        count = _place(self.series.index, arrivals, self._ticks, self._drops)
+        slot, ts, values, flags = self._ticks
+        return Ticks(slot[:count], ts[:count], values[:count], flags[:count])
 
     def step(self, ticks: Ticks, now: int) -> Forecasts:
         """Move each series by its ticks, in order of arrival, and forecast.
 
         Args:
-            ticks: at most ``max_batch``, slots as :meth:`Series.lookup` gave them, none refused.
+            ticks: at most ``max_batch``, as :meth:`place` gives them.
             now: ns since the epoch; no policy asks yet how old a tick is.
 
         Returns:
@@ -256,7 +259,7 @@ def _refuse_what_does_not_fit(declared: int, max_series: int) -> None:
 
 
 # _nrt=False: nothing here owns an array, and reference counts would cost more than the work.
-@njit(cache=True, error_model="numpy", _nrt=False)
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _admit(
     step_ns: int,
     clock: Clock,
@@ -274,10 +277,10 @@ def _admit(
     bounds[0] = bounds[1] = 0
     for i in range(len(ticks.slot)):
         slot, ts = ticks.slot[i], ticks.ts[i]
-        reason = _fault(ticks.values[i], ts)
+        reason = _fault(ticks.values, i, ts)
         begun = clock.seen[slot] > 0 or clock.rank[slot] > 0
         if reason < 0 and begun and ts <= clock.last_ts[slot]:
-            reason = 3 if ts == clock.last_ts[slot] else 2
+            reason = DUPLICATE if ts == clock.last_ts[slot] else LATE
         if reason >= 0:
             drops[reason] += 1
             schedule.round[i] = -1
@@ -311,33 +314,41 @@ def _admit(
     return taken, rounds, published
 
 
-@njit(cache=True, error_model="numpy", _nrt=False)
-def _screen(
-    ts: NDArray[np.int64],
-    values: NDArray[np.float64],
-    sound: NDArray[np.bool_],
-    drops: NDArray[np.int64],
-) -> None:
-    for i in range(len(ts)):
-        reason = _fault(values[i], ts[i])
-        sound[i] = reason < 0
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _place(index: Index, arrivals: Arrivals, ticks: Ticks, drops: NDArray[np.int64]) -> int:
+    """Ticks of those arrivals that a series can take; how many they are."""
+    keys, data, count = arrivals.keys, arrivals.keys.data.ctypes.data, 0
+    for i in range(len(arrivals.ts)):
+        reason = _fault(arrivals.values, i, arrivals.ts[i])
+        slot = np.int64(-1)
+        if reason < 0:
+            slot = find(index, data + keys.begin[i], keys.end[i] - keys.begin[i])
+            if slot < 0:
+                reason = SERIES_LIMIT
         if reason >= 0:
             drops[reason] += 1
+            continue
+        ticks.slot[count], ticks.ts[count] = slot, arrivals.ts[i]
+        ticks.flags[count] = arrivals.flags[i]
+        for k in range(arrivals.values.shape[1]):
+            ticks.values[count, k] = arrivals.values[i, k]
+        count += 1
+    return count
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
-def _fault(values: NDArray[np.float64], ts: int) -> int:
+def _fault(values: NDArray[np.float64], tick: int, ts: int) -> int:
     """The reason for which no series can take this tick; -1: none."""
-    for value in values:
-        if not np.isfinite(value):
+    for k in range(values.shape[1]):
+        if not np.isfinite(values[tick, k]):
             return 0
-    for value in values:
-        if abs(value) > LIMIT:
+    for k in range(values.shape[1]):
+        if abs(values[tick, k]) > LIMIT:
             return 1
     return -1 if -MOMENT < ts < MOMENT else 1
 
 
-@njit(cache=True, error_model="numpy", _nrt=False)
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _forecast(
     plan: intervals.Plan,
     bands: intervals.Bands,

@@ -8,7 +8,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from streamlstm.ticks import Keys
+from streamlstm.memory import load_u8, load_u64
+from streamlstm.ticks import Keys, Names
 
 Fields = Mapping[str, tuple[type, tuple[int, ...]]]
 """Name -> dtype and shape of what one series keeps."""
@@ -63,20 +64,19 @@ class Series:
 
         Keys must be 1 to ``max_key`` bytes long and free of NUL.
         """
-        slots = np.empty(len(keys.offsets) - 1, np.int32)
-        _lookup(self.index, keys.data, keys.offsets, slots)
+        slots = np.empty(len(keys.begin), np.int32)
+        _lookup(self.index, keys, slots)
         return slots
 
-    def names(self, slots: NDArray[np.int32]) -> list[bytes]:
-        """The keys of slots in use, (n,)."""
-        padded = self.index.names[slots]
-        return padded.view(f"S{padded.shape[1]}")[:, 0].tolist()  # no key ends in NUL
+    @property
+    def names(self) -> Names:
+        """The key of each slot in use."""
+        return Names(self.index.names, self.index.lengths)
 
     def restore(self, names: NDArray[np.uint8], lengths: NDArray[np.uint16]) -> None:
         """Give slots 0, 1, ... of an empty store to these keys, (n, bytes) zero-padded and (n,)."""
-        data = names[np.arange(names.shape[1]) < lengths[:, None]]
-        offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
-        self.lookup(Keys(data, offsets))
+        begin = np.arange(len(lengths)) * names.shape[1]
+        self.lookup(Keys(names.copy().ravel(), begin, begin + lengths))
 
 
 def bytes_per_series(fields: Fields, capacity: int, max_key: int) -> dict[str, int]:
@@ -95,45 +95,49 @@ def _places(capacity: int) -> int:
 
 
 # _nrt=False: nothing here owns an array, and reference counts would cost more than the work.
-@njit(cache=True, error_model="numpy", _nrt=False)
-def _lookup(
-    index: Index,
-    data: NDArray[np.uint8],
-    offsets: NDArray[np.int64],
-    slots: NDArray[np.int32],
-) -> None:
-    mask = len(index.table) - 1
-    capacity = len(index.hashes)
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _lookup(index: Index, keys: Keys, slots: NDArray[np.int32]) -> None:
+    data = keys.data.ctypes.data
     for i in range(len(slots)):
-        begin, end = offsets[i], offsets[i + 1]
-        hashed = _siphash(index.seed, data, begin, end)
-        at = np.int64(hashed & np.uint64(mask))
-        slots[i] = REFUSED
-        while True:
-            slot = index.table[at] - 1
-            if slot < 0:
-                slot = index.used[0]
-                if slot < capacity:
-                    index.used[0] = slot + 1
-                    index.table[at] = slot + 1
-                    index.hashes[slot] = hashed
-                    index.lengths[slot] = end - begin
-                    for b in range(begin, end):
-                        index.names[slot, b - begin] = data[b]
-                    slots[i] = slot
-                break
-            if index.hashes[slot] == hashed and _same(index, slot, data, begin, end):
-                slots[i] = slot
-                break
-            at = (at + 1) & mask
+        slots[i] = find(index, data + keys.begin[i], keys.end[i] - keys.begin[i])
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
-def _same(index: Index, slot: int, data: NDArray[np.uint8], begin: int, end: int) -> bool:
-    if index.lengths[slot] != end - begin:
+def find(index: Index, key: int, length: int) -> int:
+    """The slot of the key at an address; a new key is given one, ``REFUSED`` if none is free."""
+    mask = len(index.table) - 1
+    hashed = _siphash(index.seed[0], index.seed[1], key, length)
+    at = np.int64(hashed & np.uint64(mask))
+    while True:
+        slot = np.int64(index.table[at]) - 1
+        if slot < 0:
+            return _begin(index, at, hashed, key, length)
+        if index.hashes[slot] == hashed and _same(index, slot, key, length):
+            return slot
+        at = (at + 1) & mask
+
+
+@njit(cache=True, error_model="numpy", _nrt=False)
+def _begin(index: Index, at: int, hashed: np.uint64, key: int, length: int) -> int:
+    """Give a new key the next free slot, its place in the table being known."""
+    slot = index.used[0]
+    if slot == len(index.hashes):
+        return np.int64(REFUSED)
+    index.used[0] = slot + 1
+    index.table[at] = slot + 1
+    index.hashes[slot] = hashed
+    index.lengths[slot] = length
+    for byte in range(length):
+        index.names[slot, byte] = load_u8(key + byte)
+    return slot
+
+
+@njit(cache=True, error_model="numpy", _nrt=False)
+def _same(index: Index, slot: int, key: int, length: int) -> bool:
+    if index.lengths[slot] != length:
         return False
-    for b in range(begin, end):
-        if index.names[slot, b - begin] != data[b]:
+    for byte in range(length):
+        if index.names[slot, byte] != load_u8(key + byte):
             return False
     return True
 
@@ -161,29 +165,23 @@ def _sip_round(
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
-def _siphash(seed: NDArray[np.uint64], data: NDArray[np.uint8], begin: int, end: int) -> np.uint64:
+def _siphash(k0: np.uint64, k1: np.uint64, key: int, length: int) -> np.uint64:
     """SipHash-1-3 (Aumasson & Bernstein 2012, fewer rounds as in Rust and Python) of a key."""
-    k0, k1 = seed[0], seed[1]
     a = k0 ^ np.uint64(0x736F6D6570736575)
     b = k1 ^ np.uint64(0x646F72616E646F6D)
     c = k0 ^ np.uint64(0x6C7967656E657261)
     d = k1 ^ np.uint64(0x7465646279746573)
-    length = end - begin
-    at = begin
-    while True:
-        word = np.uint64(0)
-        count = min(8, end - at)
-        for byte in range(count):
-            word |= np.uint64(data[at + byte]) << np.uint64(8 * byte)
-        at += count
-        last = count < 8
-        if last:
-            word |= np.uint64(length & 0xFF) << np.uint64(56)
+    for at in range(0, length - 7, 8):
+        word = load_u64(key + at)
         d ^= word
         a, b, c, d = _sip_round(a, b, c, d)
         a ^= word
-        if last:
-            break
+    word = np.uint64(length & 0xFF) << np.uint64(56)
+    for at in range(length & ~7, length):
+        word |= np.uint64(load_u8(key + at)) << np.uint64(8 * (at & 7))
+    d ^= word
+    a, b, c, d = _sip_round(a, b, c, d)
+    a ^= word
     c ^= np.uint64(0xFF)
     for _ in range(3):
         a, b, c, d = _sip_round(a, b, c, d)

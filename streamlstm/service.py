@@ -14,16 +14,17 @@ import time
 import zmq
 from numba.core import event
 
-from streamlstm import checkpoint
+from streamlstm import checkpoint, transport
 from streamlstm.checkpoint import CheckpointError
 from streamlstm.config import Config
 from streamlstm.engine import Engine
 from streamlstm.kernels.cell import BackendError
 from streamlstm.metrics import Metrics, MetricsError, Server
 from streamlstm.model import ModelError, load_model
-from streamlstm.ticks import Ticks
+from streamlstm.ticks import Forecasts, Messages
 from streamlstm.transport import Publisher, Receiver, TransportError
-from streamlstm.wire import Batch, Decoder, Encoder
+from streamlstm.wire.codec import Decoder, Encoder
+from streamlstm.wire.format import Shape
 
 QUIET_MS = 20
 """Milliseconds without a tick after which, at the end, no more are expected."""
@@ -90,7 +91,6 @@ class Service:
         self._context = zmq.Context()
         self._compiles = event.RecordingListener()
         event.register("numba:compile", self._compiles)
-        self._no_room = 0
         self._complained: dict[str, float] = {}
         self._dropped: dict[str, int] = {}
 
@@ -111,10 +111,21 @@ class Service:
         self.decoder = Decoder(
             config.input.format,
             model.spec.inputs,
+            most=config.engine.max_batch,
             max_key=config.input.max_key,
             max_frame=config.input.max_frame,
         )
-        self.encoder = Encoder(config.output.format, model.id, secrets.randbits(32))
+        self.encoder = Encoder(
+            config.output.format,
+            Shape(
+                model.id,
+                secrets.randbits(32),
+                model.spec.horizon,
+                model.spec.targets,
+                config.input.max_key,
+                config.engine.max_batch,
+            ),
+        )
         self._warm_up()
         self._open_sockets()
         self._heed_signals()
@@ -192,60 +203,57 @@ class Service:
     def _serve_batch(self) -> int:
         """Receive -> decode -> step -> encode -> publish; returns how many messages there were."""
         received = time.perf_counter()
-        messages = self.receiver.receive(self.config.engine.max_batch)
-        if not messages:
+        count = self.receiver.receive(self.config.engine.max_batch)
+        if not count:
             return 0
         now = time.time_ns()
         begun = time.perf_counter()
-        ticks = self._decode(messages, now)
+        arrivals = self.decoder.decode(self.receiver.messages, count, now)
+        ticks = self.engine.place(arrivals)
         decoded = time.perf_counter()
         forecasts = self.engine.step(ticks, now)
         stepped = time.perf_counter()
+        encoding = self._publish(forecasts)
+        published = time.perf_counter()
+        self._sample()
+
+        counters, histograms = self.metrics.counters, self.metrics.histograms
+        predictions = len(forecasts.slot)
+        counters["ticks_received"] += count
+        counters["predictions_published"] += predictions
+        counters["batches"] += 1
+        histograms["batch_size"].observe(count)
+        histograms["decode_duration_seconds"].observe(decoded - begun)
+        histograms["step_duration_seconds"].observe(stepped - decoded)
+        histograms["encode_duration_seconds"].observe(encoding)
+        histograms["publish_duration_seconds"].observe(published - stepped - encoding)
+        histograms["tick_to_publish_seconds"].observe(published - received, predictions)
+        if len(ticks.ts):
+            self.metrics.gauges["event_lag_seconds"] = (now - int(ticks.ts.max())) / 1e9
+        return count
+
+    def _publish(self, forecasts: Forecasts) -> float:
+        """Encode and send, as many at once as there is room for; seconds that encoding took."""
+        sent, encoding, names = 0, 0.0, self.engine.series.names
+        while sent < len(forecasts.slot):
+            begun = time.perf_counter()
+            end = self.encoder.encode(forecasts, names, sent)
+            encoding += time.perf_counter() - begun
+            self.publisher.send(self.encoder.messages, end - sent)
+            sent = end
+        return encoding
+
+    def _sample(self) -> None:
+        """Log one of the ticks dropped."""
+        if self.decoder.sample:
+            self._complain(*self.decoder.sample)
+            self.decoder.sample = None
         for reason, count in self.engine.drops.items():
             if count > self._dropped.get(reason, 0):
                 self._dropped[reason] = count
                 self._complain(
                     reason, "by the engine; of such ticks ticks_dropped_total counts all"
                 )
-        names = self.engine.series.names(forecasts.slot)
-        predictions = self.encoder.encode(forecasts, names)
-        encoded = time.perf_counter()
-        self.publisher.send(predictions)
-        published = time.perf_counter()
-
-        counters, histograms = self.metrics.counters, self.metrics.histograms
-        counters["ticks_received"] += len(messages)
-        counters["predictions_published"] += len(predictions)
-        counters["batches"] += 1
-        histograms["batch_size"].observe(len(messages))
-        histograms["decode_duration_seconds"].observe(decoded - begun)
-        histograms["step_duration_seconds"].observe(stepped - decoded)
-        histograms["encode_duration_seconds"].observe(encoded - stepped)
-        histograms["publish_duration_seconds"].observe(published - encoded)
-        histograms["tick_to_publish_seconds"].observe(published - received, len(predictions))
-        if len(ticks.ts):
-            self.metrics.gauges["event_lag_seconds"] = (now - int(ticks.ts.max())) / 1e9
-        return len(messages)
-
-    def _decode(self, messages: list[list[bytes]], now: int) -> Ticks:
-        batch = self.decoder.decode(messages, now)
-        if self.decoder.sample:
-            self._complain(*self.decoder.sample)
-            self.decoder.sample = None
-        sound = self.engine.sound(batch.ts, batch.values)
-        if not sound.all():
-            batch = Batch(
-                batch.keys.kept(sound), batch.ts[sound], batch.values[sound], batch.flags[sound]
-            )
-        slots = self.engine.series.lookup(batch.keys)
-        ticks = Ticks(slots, batch.ts, batch.values, batch.flags)
-        placed = slots >= 0
-        if not placed.all():
-            self._no_room += int((~placed).sum())
-            limit = self.config.engine.max_series
-            self._complain("series_limit", f"engine.max_series = {limit} is reached")
-            ticks = Ticks._make(column[placed] for column in ticks)
-        return ticks
 
     def _save(self) -> None:
         """Write a checkpoint, if asked for; a failure is logged and tried again next time."""
@@ -268,8 +276,11 @@ class Service:
     def _warm_up(self) -> None:
         """Compile all that a tick meets on its way; no series is begun or moved."""
         self.engine.warm_up()
-        self.decoder.warm_up()
-        self.encoder.encode(self.engine.step(self._decode([], 0), 0), [])
+        transport.warm_up()
+        arrivals = self.decoder.decode(Messages.of([]), 0, 0)
+        self.encoder.encode(
+            self.engine.step(self.engine.place(arrivals), 0), self.engine.series.names
+        )
 
     def _open_sockets(self) -> None:
         wire_in, wire_out = self.config.input, self.config.output
@@ -283,6 +294,7 @@ class Service:
             topics=wire_in.topics,
             hwm=wire_in.hwm,
             max_frame=wire_in.max_frame,
+            most=self.config.engine.max_batch,
         )
         self._poller = zmq.Poller()
         self._poller.register(self.receiver.socket, zmq.POLLIN)
@@ -319,11 +331,7 @@ class Service:
     def _refresh(self) -> None:
         """Fetch what others count; runs in the thread of a scrape, and only reads."""
         active = self.engine.series.active
-        self.metrics.dropped = {
-            **self.decoder.drops,
-            "series_limit": self._no_room,
-            **self.engine.drops,
-        }
+        self.metrics.dropped = self.decoder.drops | self.engine.drops
         self.metrics.counters["series_started"] = active - self._restored
         self.metrics.counters["input_gaps"] = self.engine.gaps
         self.metrics.counters["functions_compiled"] = self.functions_compiled

@@ -1,5 +1,6 @@
 """The arrays that travel from receive to publish: one row a tick, never an object a tick."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,26 +9,77 @@ from numpy.typing import NDArray
 WARM = np.uint8(1)
 """Flag of a tick that moves its series without a forecast being published."""
 
+FRAMES = 3
+"""Frames of a message that are kept: one more than any format has, so that too many are seen."""
+
+
+class Messages(NamedTuple):
+    """Room for a batch of ZeroMQ messages, used again and again; how many it holds goes beside it.
+
+    Message m has the frames ``first[m]:first[m + 1]``; frame f is ``data[frames[f]:frames[f + 1]]``.
+    """
+
+    data: NDArray[np.uint8]
+    """(bytes,)"""
+    frames: NDArray[np.int64]
+    """(at most FRAMES * messages, + 1)"""
+    first: NDArray[np.int64]
+    """(at most messages, + 1)"""
+
+    @classmethod
+    def room(cls, most: int, size: int) -> "Messages":
+        """For ``most`` messages of ``size`` bytes together."""
+        return cls(
+            np.zeros(size, np.uint8),
+            np.zeros(FRAMES * most + 1, np.int64),
+            np.zeros(most + 1, np.int64),
+        )
+
+    @classmethod
+    def of(cls, messages: Sequence[Sequence[bytes]]) -> "Messages":
+        """Lay out ``messages``, of at most ``FRAMES`` frames each."""
+        frames = [frame for message in messages for frame in message]
+        room = cls.room(len(messages), sum(map(len, frames)))
+        room.data[:] = np.frombuffer(b"".join(frames), np.uint8)
+        room.frames[1 : len(frames) + 1] = np.cumsum([len(frame) for frame in frames])
+        room.first[1:] = np.cumsum([len(message) for message in messages])
+        return room
+
+    def message(self, m: int) -> list[bytes]:
+        """The frames of message ``m``."""
+        begin, end = self.first[m : m + 2].tolist()
+        bounds = self.frames[begin : end + 1].tolist()
+        return [self.data[a:b].tobytes() for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+
 
 class Keys(NamedTuple):
-    """Names of series in UTF-8, end to end: ``data[offsets[i]:offsets[i + 1]]`` is name ``i``."""
+    """Names of series in UTF-8: name ``i`` is ``data[begin[i]:end[i]]``."""
 
     data: NDArray[np.uint8]
     """(bytes,) writable, whoever made it: to Numba a read-only array is another type"""
-    offsets: NDArray[np.int64]
-    """(n + 1,)"""
+    begin: NDArray[np.int64]
+    """(n,)"""
+    end: NDArray[np.int64]
+    """(n,)"""
 
     @classmethod
-    def of(cls, names: list[bytes]) -> "Keys":
+    def of(cls, names: Sequence[bytes]) -> "Keys":
         """Lay ``names`` end to end."""
         offsets = np.zeros(len(names) + 1, np.int64)
         np.cumsum([len(name) for name in names], out=offsets[1:])
-        return cls(np.frombuffer(bytearray().join(names), np.uint8), offsets)
+        return cls(np.frombuffer(bytearray().join(names), np.uint8), offsets[:-1], offsets[1:])
 
-    def kept(self, mask: NDArray[np.bool_]) -> "Keys":
-        """Those names where ``mask``, (n,), is true."""
-        data, offsets = self.data.tobytes(), self.offsets.tolist()
-        return Keys.of([data[offsets[i] : offsets[i + 1]] for i in np.flatnonzero(mask)])
+
+class Arrivals(NamedTuple):
+    """Ticks as messages say them, in their order; which series each is of, its name tells."""
+
+    keys: Keys
+    ts: NDArray[np.int64]
+    """(n,) nanoseconds since the Unix epoch, UTC"""
+    values: NDArray[np.float64]
+    """(n, inputs) raw, in the series' own unit; NaN and infinities are the engine's to refuse"""
+    flags: NDArray[np.uint8]
+    """(n,) ``WARM`` or 0"""
 
 
 class Ticks(NamedTuple):
@@ -38,7 +90,7 @@ class Ticks(NamedTuple):
     ts: NDArray[np.int64]
     """(n,) nanoseconds since the Unix epoch, UTC"""
     values: NDArray[np.float64]
-    """(n, inputs) raw, in the series' own unit; NaN and infinities are the engine's to refuse"""
+    """(n, inputs) raw, finite or for the engine to refuse"""
     flags: NDArray[np.uint8]
     """(n,) ``WARM`` or 0"""
 
@@ -56,3 +108,12 @@ class Forecasts(NamedTuple):
     """(n, horizon, targets) raw units"""
     quantiles: NDArray[np.float64]
     """(n, 2, horizon, targets): lower and upper end of the interval; NaN where not yet known"""
+
+
+class Names(NamedTuple):
+    """The name of the series in each slot."""
+
+    text: NDArray[np.uint8]
+    """(slots, longest) UTF-8, zero-padded"""
+    lengths: NDArray[np.uint16]
+    """(slots,) bytes of each"""

@@ -1,14 +1,33 @@
-"""ZeroMQ sockets: SUB in, XPUB out. The thread that uses one creates it."""
+"""ZeroMQ sockets: SUB or PULL in, XPUB out. The thread that uses one creates it.
 
-import contextlib
+pyzmq owns contexts, options and endpoints; batches of messages pass between a socket and an array
+in compiled code, which calls the C functions of the very library that pyzmq uses. Where these
+cannot be found, pyzmq passes the messages one by one, at a third of the speed.
+"""
+
+import ctypes
 import errno
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from types import MappingProxyType
+from typing import Any, Literal
 
+import llvmlite.binding as llvm
+import numpy as np
 import zmq
+import zmq.backend.cython._zmq
+from numba import njit, types
+from numpy.typing import NDArray
+
+from streamlstm.memory import copy
+from streamlstm.ticks import FRAMES, Messages
 
 WELCOME = b"streamlstm.welcome"
 """What a subscriber is sent once it is connected, if it subscribed to that too."""
+ROOM = 1 << 20
+"""Bytes of messages taken at once."""
+MESSAGE = 64
+"""Bytes of a zmq_msg_t, as zmq.h has it."""
 _CUT_OFF = 16
 """Frames of so many times the limit are not even read: their sender is disconnected."""
 _MENDS: Mapping[int, str] = MappingProxyType(
@@ -22,51 +41,103 @@ _MENDS: Mapping[int, str] = MappingProxyType(
         errno.EACCES: "choose a port or folder that this user may use",
     }
 )
+_FUNCTIONS = (
+    "zmq_errno",
+    "zmq_msg_close",
+    "zmq_msg_data",
+    "zmq_msg_init",
+    "zmq_msg_more",
+    "zmq_msg_recv",
+    "zmq_msg_size",
+    "zmq_send",
+    "zmq_setsockopt",
+)
 
 
 class TransportError(OSError):
     """An endpoint that cannot be used; the message is one line and says the mend."""
 
 
+@cache
+def compiled() -> bool:
+    """Whether libzmq's functions were found and made known to compiled code."""
+    try:
+        library = ctypes.CDLL(zmq.backend.cython._zmq.__file__)  # and what it was linked with
+        found = {name: ctypes.cast(library[name], ctypes.c_void_p) for name in _FUNCTIONS}
+    except (OSError, AttributeError):
+        return False
+    for name, address in found.items():
+        llvm.add_symbol(name, address.value)
+    return True
+
+
 class Receiver:
-    """A SUB socket: messages from every publisher, each in turn."""
+    """A SUB or PULL socket: messages from every publisher, each in turn.
+
+    Attributes:
+        messages: those received last.
+    """
 
     def __init__(
         self,
         context: "zmq.Context[zmq.Socket[bytes]]",
         *,
+        kind: Literal["sub", "pull"] = "sub",
         bind: Iterable[str] = (),
         connect: Iterable[str] = (),
         topics: Sequence[str] = (),
         hwm: int = 100_000,
         max_frame: int = 65_536,
+        most: int = 1024,
     ) -> None:
-        """Open the endpoints; ``hwm`` messages may wait for each.
+        """Open the endpoints; ``hwm`` messages may wait for each, ``most`` are taken at once.
 
         Raises:
             TransportError: an endpoint is malformed, in use, or not this machine's.
         """
-        self.socket = context.socket(zmq.SUB)
+        self.socket = context.socket(zmq.SUB if kind == "sub" else zmq.PULL)
         self.socket.rcvhwm = hwm
         self.socket.maxmsgsize = _CUT_OFF * max_frame
         self.socket.linger = 0
-        for topic in topics or ("",):
-            self.socket.subscribe(topic)
+        if kind == "sub":
+            for topic in topics or ("",):
+                self.socket.subscribe(topic)
         self.endpoints = _open(self.socket, bind, connect)
+        self._longest = max_frame + 1
+        self.messages = Messages.room(most, max(ROOM, FRAMES * self._longest))
+        self._receive = self._drain if compiled() else self._receive_one_by_one
+        self._message = np.zeros(MESSAGE // 8, np.int64)
 
-    def receive(self, most: int) -> list[list[bytes]]:
-        """Take what waits, ``most`` messages at most, as lists of frames; none where none waits."""
-        receive, now = self.socket.recv, zmq.NOBLOCK
-        messages: list[list[bytes]] = []
-        with contextlib.suppress(zmq.Again):
-            while len(messages) < most:
-                frame = receive(now, copy=False)
-                message = [frame.bytes]
-                while frame.more:
-                    frame = receive(now, copy=False)
-                    message.append(frame.bytes)
-                messages.append(message)
-        return messages
+    def receive(self, most: int) -> int:
+        """Take what waits to :attr:`messages`, ``most`` at most, and return how many.
+
+        Of a message, ``FRAMES`` frames are kept, and of a frame one byte more than ``max_frame``.
+        There may be fewer than wait, where they are large; none only where none waits.
+        """
+        return self._receive(min(most, len(self.messages.first) - 1))
+
+    def _drain(self, most: int) -> int:
+        got = _drain(self.socket.underlying, self._message, self.messages, most, self._longest)
+        if got < 0:
+            raise zmq.ZMQError(-got)
+        return got
+
+    def _receive_one_by_one(self, most: int) -> int:
+        data, frames, first = self.messages
+        count = frame = at = 0
+        while count < most and at + FRAMES * self._longest <= len(data):
+            try:
+                parts = self.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            for part in parts[:FRAMES]:
+                kept = part[: self._longest]
+                data[at : at + len(kept)] = np.frombuffer(kept, np.uint8)
+                at, frame = at + len(kept), frame + 1
+                frames[frame] = at
+            count += 1
+            first[count] = frame
+        return count
 
     def close(self) -> None:
         """Let go of what still waits, and of the endpoints."""
@@ -98,25 +169,56 @@ class Publisher:
         self.socket.linger = 0
         self.socket.maxmsgsize = 4096  # of what comes in here: subscriptions
         self.socket.setsockopt(zmq.XPUB_WELCOME_MSG, WELCOME)
+        self.socket.setsockopt(zmq.XPUB_NODROP, 1)  # says where it would drop
         self.endpoints = _open(self.socket, bind, connect)
+        self._send = self._flush if compiled() else self._send_one_by_one
+        self._overflows = np.zeros(1, np.int64)
 
-    def send(self, messages: Iterable[Sequence[bytes]]) -> None:
-        """Send each message, a sequence of frames; returns at once."""
-        send, more = self.socket.send, zmq.SNDMORE
-        for *first, last in messages:
-            for frame in first:
-                send(frame, more)
-            send(last)
+    @property
+    def overflows(self) -> int:
+        """Times that a subscriber was found with ``hwm`` messages waiting for it.
+
+        From there on it loses what is sent, until it has read half of them; how many these are
+        ZeroMQ tells nobody.
+        """
+        return int(self._overflows[0])
+
+    def send(self, messages: Messages, count: int) -> None:
+        """Send the first ``count`` messages; returns at once."""
+        self._send(messages, count)
+
+    def _flush(self, messages: Messages, count: int) -> None:
+        error = _flush(self.socket.underlying, messages, count, _OPTION, self._overflows)
+        if error:
+            raise zmq.ZMQError(error)
+
+    def _send_one_by_one(self, messages: Messages, count: int) -> None:
+        for m in range(count):
+            frames = messages.message(m)
+            try:
+                self.socket.send_multipart(frames, zmq.NOBLOCK)
+            except zmq.Again:
+                self._overflows += 1
+                self.socket.setsockopt(zmq.XPUB_NODROP, 0)
+                self.socket.send_multipart(frames, zmq.NOBLOCK)
+                self.socket.setsockopt(zmq.XPUB_NODROP, 1)
 
     def forget_subscriptions(self) -> None:
         """Throw away the notices of new subscriptions, which would pile up otherwise."""
-        with contextlib.suppress(zmq.Again):
-            while True:
-                self.socket.recv(zmq.NOBLOCK)
+        while self.socket.get(zmq.EVENTS) & zmq.POLLIN:
+            self.socket.recv(zmq.NOBLOCK)
 
     def close(self, linger: float = 0) -> None:
         """Leave; subscribers have ``linger`` seconds to take what waits for them."""
         self.socket.close(round(1000 * linger))
+
+
+def warm_up() -> None:
+    """Compile what receiving and sending need."""
+    if compiled():
+        nothing = Messages.room(0, 0)
+        _drain(0, np.zeros(MESSAGE // 8, np.int64), nothing, 0, 1)
+        _flush(0, nothing, 0, _OPTION, np.zeros(1, np.int64))
 
 
 def _open(
@@ -146,3 +248,90 @@ def _try(open_endpoint: Callable[[str], object], endpoint: str) -> None:
         raise TransportError(
             f"{endpoint or 'an empty endpoint'}: {zmq.strerror(code)}; {mend}"
         ) from None
+
+
+# --- compiled -------------------------------------------------------------------------------------
+
+_OPTION = np.array([0, 1], np.int32)
+_NOBLOCK, _MORE, _NODROP = int(zmq.NOBLOCK), int(zmq.SNDMORE), int(zmq.XPUB_NODROP)
+_AGAIN, _INTERRUPTED = errno.EAGAIN, errno.EINTR
+
+_errno: Any = types.ExternalFunction("zmq_errno", types.int32())
+_init: Any = types.ExternalFunction("zmq_msg_init", types.int32(types.intp))
+_close: Any = types.ExternalFunction("zmq_msg_close", types.int32(types.intp))
+_data: Any = types.ExternalFunction("zmq_msg_data", types.intp(types.intp))
+_size: Any = types.ExternalFunction("zmq_msg_size", types.intp(types.intp))
+_more: Any = types.ExternalFunction("zmq_msg_more", types.int32(types.intp))
+_recv: Any = types.ExternalFunction(
+    "zmq_msg_recv", types.int32(types.intp, types.intp, types.int32)
+)
+_send: Any = types.ExternalFunction(
+    "zmq_send", types.int32(types.intp, types.intp, types.intp, types.int32)
+)
+_set: Any = types.ExternalFunction(
+    "zmq_setsockopt", types.int32(types.intp, types.int32, types.intp, types.intp)
+)
+
+
+@njit(cache=True, nogil=True, _nrt=False)
+def _drain(
+    socket: int, message: NDArray[np.int64], messages: Messages, most: int, longest: int
+) -> int:
+    """Take what waits, ``most`` messages at most; how many, or an error number below 0."""
+    part, data, room = message.ctypes.data, messages.data.ctypes.data, len(messages.data)
+    count, frame, at, error = 0, 0, 0, 0
+    _init(part)
+    while count < most and at + FRAMES * longest <= room:
+        if _recv(part, socket, _NOBLOCK) < 0:
+            error = _errno()
+            if error == _INTERRUPTED:
+                continue
+            break
+        kept = 0
+        while True:
+            if kept < FRAMES:
+                size = min(_size(part), longest)
+                copy(data + at, _data(part), size)
+                at, frame, kept = at + size, frame + 1, kept + 1
+                messages.frames[frame] = at
+            if not _more(part):
+                break
+            while _recv(part, socket, _NOBLOCK) < 0:  # the rest of a message is always there
+                error = _errno()
+                if error != _INTERRUPTED:
+                    return -error
+        count += 1
+        messages.first[count] = frame
+    _close(part)
+    if error not in (0, _AGAIN, _INTERRUPTED) and count == 0:
+        return -error
+    return count
+
+
+@njit(cache=True, nogil=True, _nrt=False)
+def _flush(
+    socket: int,
+    messages: Messages,
+    count: int,
+    option: NDArray[np.int32],
+    overflows: NDArray[np.int64],
+) -> int:
+    """Send ``count`` messages; 0, or an error number."""
+    data, off, on = messages.data.ctypes.data, option.ctypes.data, option.ctypes.data + 4
+    for m in range(count):
+        last = messages.first[m + 1] - 1
+        dropping = False
+        for frame in range(messages.first[m], last + 1):
+            begin = messages.frames[frame]
+            flags = _NOBLOCK if frame == last else _NOBLOCK | _MORE
+            while _send(socket, data + begin, messages.frames[frame + 1] - begin, flags) < 0:
+                error = _errno()
+                if error == _AGAIN and not dropping:  # a subscriber is full: the others get it
+                    overflows[0] += 1
+                    dropping = True
+                    _set(socket, _NODROP, off, 4)
+                elif error != _INTERRUPTED:
+                    return error
+        if dropping:
+            _set(socket, _NODROP, on, 4)
+    return 0

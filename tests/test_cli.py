@@ -14,7 +14,7 @@ from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
 from streamlstm import commands
-from streamlstm.wire import Prediction
+from streamlstm.wire.peer import Prediction
 from tests.daemon import Client, start
 from tests.models import random_model_file
 

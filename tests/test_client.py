@@ -10,7 +10,7 @@ import zmq
 from streamlstm.client import Continuity, Feed, Listener, Pace, in_time_order
 from streamlstm.datasets.frames import SeriesData
 from streamlstm.transport import TransportError
-from streamlstm.wire import Prediction
+from streamlstm.wire.peer import Prediction
 
 NOWHERE = "tcp://127.0.0.1:9"
 

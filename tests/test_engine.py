@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from streamlstm.engine import Engine
 from streamlstm.model import Model, ModelError, save_model
-from streamlstm.ticks import WARM, Forecasts, Keys, Ticks
+from streamlstm.ticks import WARM, Arrivals, Forecasts, Keys, Ticks
 from tests.models import HOUR, random_model
 from tests.oracle import Oracle
 
@@ -249,7 +249,9 @@ def test_the_smallest_timestamp_there_is_is_refused() -> None:
     )
     assert len(out.slot) == 0
     assert engine.drops["out_of_range"] == 1
-    assert not engine.sound(smallest, np.ones((1, 1)))[0]
+    arrivals = Arrivals(Keys.of([b"new"]), smallest, np.ones((1, 1)), np.zeros(1, np.uint8))
+    assert len(engine.place(arrivals).slot) == 0
+    assert engine.drops["out_of_range"] == 2
     assert engine.drops["out_of_range"] == 2
 
 

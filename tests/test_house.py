@@ -12,6 +12,7 @@ import streamlstm
 ROOT = Path(streamlstm.__file__).parent
 LEVELS = {
     "config": 0, "model": 0, "ticks": 0, "timestamps": 0, "metrics": 0, "compiled": 0, "kernels": 0,
+    "memory": 0,
     "fit_options": 1, "features": 1, "golden": 1, "wire": 1, "series": 1, "transport": 1,
     "intervals": 1,
     "engine": 2,
@@ -31,6 +32,8 @@ WITHIN_KERNELS = {
     "simd": 0, "cell": 1, "pool": 1, "products": 1, "reference": 2, "gates": 2, "layers": 3,
     "tiles": 4, "cpu": 5, "device": 1, "warp": 4, "block": 5, "cuda": 6,
 }  # fmt: skip
+WITHIN_WIRE = {"format": 0, "binary": 1, "maps": 1, "json": 2, "msgpack": 2, "codec": 3, "peer": 3}
+WITHIN = {"kernels": WITHIN_KERNELS, "wire": WITHIN_WIRE}
 
 
 def modules() -> list[Path]:
@@ -60,8 +63,9 @@ def test_every_import_points_down(path: Path) -> None:
     for target in imports(path):
         if target[0] != room:
             assert LEVELS[target[0]] < LEVELS[room], f"{'.'.join(parts)} imports {target[0]}"
-        elif room == "kernels":
-            assert WITHIN_KERNELS[target[1]] < WITHIN_KERNELS[parts[1]], f"{parts} <- {target}"
+        elif room in WITHIN:
+            within = WITHIN[room]
+            assert within[target[1]] < within[parts[1]], f"{parts} <- {target}"
 
 
 def test_level_0_imports_nothing_of_ours() -> None:

@@ -16,9 +16,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from streamlstm import wire
 from streamlstm.engine import Engine
 from streamlstm.model import load_model
+from streamlstm.wire.format import Format
+from streamlstm.wire.peer import encode_tick
 from tests.daemon import Client, Daemon, start
 from tests.models import random_model_file
 
@@ -28,7 +29,7 @@ SECOND = BEGIN // 10**9
 COUNTER = "streamlstm_functions_compiled_total"
 SERIES = 300
 
-KINDS: dict[str, tuple[wire.Format, wire.Format, dict[str, object]]] = {
+KINDS: dict[str, tuple[Format, Format, dict[str, object]]] = {
     "plain": ("json", "json", {}),
     "wide": ("binary", "binary", {"hidden": 96}),
     "deep": (
@@ -59,16 +60,16 @@ KINDS: dict[str, tuple[wire.Format, wire.Format, dict[str, object]]] = {
 }  # fmt: skip
 
 
-def good(format: wire.Format, series: str, ts_ns: int, inputs: int) -> list[bytes]:
-    return wire.encode_tick(format, series, ts_ns, [1.0 + k for k in range(inputs)])
+def good(format: Format, series: str, ts_ns: int, inputs: int) -> list[bytes]:
+    return encode_tick(format, series, ts_ns, [1.0 + k for k in range(inputs)])
 
 
-def odd(format: wire.Format, inputs: int) -> list[list[bytes]]:
+def odd(format: Format, inputs: int) -> list[list[bytes]]:
     """Every way to say a tick, and every reason to refuse one; each of a series of its own."""
     numbers = [1.0 + k for k in range(inputs)]
 
     def plain(series: str, ts_ns: int | None, values: list[float] = numbers, **flags: bool) -> None:
-        messages.append(wire.encode_tick(format, series, ts_ns, values, **flags))
+        messages.append(encode_tick(format, series, ts_ns, values, **flags))
 
     messages: list[list[bytes]] = []
     plain("arrival", None)
@@ -87,7 +88,7 @@ def odd(format: wire.Format, inputs: int) -> list[list[bytes]]:
     plain("too few", BEGIN, numbers[1:])
     messages += [[b"\xff\x00"], [b"bad", b"\x00"], [b"a", b"b", b"c"], [b""], [b"x" * 70_000]]
     if format == "binary":
-        (frame,) = wire.encode_tick(format, "series", BEGIN, numbers)
+        (frame,) = encode_tick(format, "series", BEGIN, numbers)
         head = len(b"series\0")
         messages += [
             [frame[:head] + b"\x02" + frame[head + 1 :]],  # another version
@@ -123,7 +124,7 @@ def odd(format: wire.Format, inputs: int) -> list[list[bytes]]:
     return messages
 
 
-def batches(format: wire.Format, inputs: int) -> list[list[list[bytes]]]:
+def batches(format: Format, inputs: int) -> list[list[list[bytes]]]:
     """Of every size: of many series, of one, and of a few; then new series beyond the limit."""
     found, hour = [], 10
     for size in (1, 2, 3, 7, 48, 1000):

@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 import zmq
 
-from streamlstm import service, wire
+from streamlstm import service
 from streamlstm.checkpoint import CheckpointError
 from streamlstm.config import Config
 from streamlstm.engine import Engine
 from streamlstm.model import ModelError, load_model
 from streamlstm.ticks import Keys, Ticks
+from streamlstm.wire.format import Format
+from streamlstm.wire.peer import encode_tick
 from tests.daemon import Client, Daemon, start
 from tests.models import random_model_file
 
@@ -229,13 +231,13 @@ def test_promtool_finds_nothing(daemon: Daemon, client: Client) -> None:
 
 
 @pytest.mark.parametrize("format", ["msgpack", "binary"])
-def test_the_other_formats(format: wire.Format, model: Path, tmp_path: Path) -> None:
+def test_the_other_formats(format: Format, model: Path, tmp_path: Path) -> None:
     ticks = walk(["a", "b", "é"], 5)
     options = {"input__format": format, "output__format": format}
     with start(tmp_path, model, **options) as daemon, Client(daemon) as client:
         for name, hour, value in ticks:
-            client.send(*wire.encode_tick(format, name, hour * HOUR * 10**9, [value]))
-        read = [wire.decode_prediction(format, each) for each in client.receive(len(ticks))]
+            client.send(*encode_tick(format, name, hour * HOUR * 10**9, [value]))
+        read = [decode_prediction(format, each) for each in client.receive(len(ticks))]
         assert client.silent()
     for prediction, engine in zip(read, expected(model, ticks), strict=True):
         assert (prediction.series, prediction.seq) == (engine["series"], engine["seq"])

@@ -1,4 +1,3 @@
-import itertools
 import json
 import struct
 from collections.abc import Callable
@@ -10,16 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamlstm.ticks import WARM, Forecasts
-from streamlstm.wire import (
-    REASONS,
-    Batch,
-    Decoder,
-    Encoder,
-    WireError,
-    decode_prediction,
-    encode_tick,
-)
+from streamlstm.ticks import FRAMES, WARM, Arrivals, Forecasts, Messages, Names
+from streamlstm.wire.codec import Decoder, Encoder
+from streamlstm.wire.format import REASONS, Shape, WireError
+from streamlstm.wire.peer import decode_prediction, encode_tick
 
 FORMATS = ("json", "msgpack", "binary")
 NOW = 1_700_000_000_000_000_000
@@ -29,19 +22,23 @@ PACK: dict[str, Callable[[Any], bytes]] = {
 }
 
 
-def names(batch: Batch) -> list[bytes]:
-    data, offsets = batch.keys.data.tobytes(), batch.keys.offsets.tolist()
-    return [data[a:b] for a, b in itertools.pairwise(offsets)]
+def names(batch: Arrivals) -> list[bytes]:
+    data, begin, end = batch.keys
+    return [data[a:b].tobytes() for a, b in zip(begin, end, strict=True)]
+
+
+def arrivals(decoder: Decoder, messages: list[list[bytes]], now: int = NOW) -> Arrivals:
+    return decoder.decode(Messages.of(messages), len(messages), now)
 
 
 def decode(decoder: Decoder, *messages: list[bytes]) -> list[tuple[bytes, int, list[float], int]]:
-    batch = decoder.decode(messages, NOW)
+    batch = arrivals(decoder, list(messages))
     assert batch.values.shape == (len(messages) - dropped(decoder), decoder_inputs(batch))
     rows = zip(names(batch), batch.ts, batch.values, batch.flags, strict=True)
     return [(key, int(ts), row.tolist(), int(flag)) for key, ts, row, flag in rows]
 
 
-def decoder_inputs(batch: Batch) -> int:
+def decoder_inputs(batch: Arrivals) -> int:
     return batch.values.shape[1]
 
 
@@ -132,13 +129,15 @@ def test_binary_as_the_table_says() -> None:
 def test_arrival_times_rise_even_when_the_clock_steps_back(format: str) -> None:
     decoder = Decoder(format, 1)
     messages = [encode_tick(format, "a", None, [1.0])] * 3
-    ts = np.concatenate([decoder.decode(messages, now).ts for now in (NOW, NOW - 500, NOW + 50)])
+    ts = np.concatenate(
+        [arrivals(decoder, messages, now).ts.copy() for now in (NOW, NOW - 500, NOW + 50)]
+    )
     assert ts.tolist() == [NOW + at for at in (0, 1, 2, 3, 4, 5, 50, 51, 52)]
 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_nothing_makes_nothing(format: str) -> None:
-    batch = Decoder(format, 2).decode([], NOW)
+    batch = arrivals(Decoder(format, 2), [])
     assert names(batch) == []
     assert batch.values.shape == (0, 2)
 
@@ -281,10 +280,10 @@ def test_no_bytes_raise_and_every_message_is_accounted_for(
     format: str, inputs: int, data: st.DataObject
 ) -> None:
     good = encode_tick(format, "key", 1, [1.0] * inputs)
-    frames = st.lists(st.binary(max_size=64), min_size=1, max_size=3)
+    frames = st.lists(st.binary(max_size=64), min_size=1, max_size=FRAMES)
     messages = data.draw(st.lists(frames | mutated(good) | st.just(good), max_size=6))
     decoder = Decoder(format, inputs, max_key=16, max_frame=60)
-    batch = decoder.decode(messages, NOW)
+    batch = arrivals(decoder, messages)
     kept = names(batch)
     assert len(kept) == len(messages) - dropped(decoder)
     assert kept.count(b"key") >= messages.count(good)
@@ -322,7 +321,7 @@ def test_fields_of_any_kind_raise_nothing(format: str, ticks: list[Any]) -> None
         except OverflowError:  # msgpack has no such integer
             continue
         messages += [[b"k", payload], [payload]]
-    batch = decoder.decode(messages, NOW)
+    batch = arrivals(decoder, messages)
     assert len(batch.ts) == len(messages) - dropped(decoder)
 
 
@@ -343,12 +342,22 @@ def forecasts(horizon: int, targets: int, *, known: bool = True) -> tuple[Foreca
     ), [b"a", "é\n\"'".encode(), b"c"]
 
 
+def encode(format: str, rows: Forecasts, names: list[bytes], boot: int = 7) -> list[list[bytes]]:
+    width = 16
+    text = np.frombuffer(bytearray().join(name.ljust(width, b"\0") for name in names), np.uint8)
+    table = Names(text.reshape(-1, width), np.array([len(name) for name in names], np.uint16))
+    horizon, targets = rows.point.shape[1:]
+    encoder = Encoder(format, Shape("0123456789ab", boot, horizon, targets, width, len(names)))
+    assert encoder.encode(rows, table) == len(names)
+    return [encoder.messages.message(m) for m in range(len(names))]
+
+
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("targets", [1, 2])
 @pytest.mark.parametrize("known", [True, False])
 def test_predictions_come_back_as_they_were(format: str, targets: int, known: bool) -> None:
     rows, names = forecasts(4, targets, known=known)
-    messages = Encoder(format, "0123456789ab", 4_000_000_000).encode(rows, names)
+    messages = encode(format, rows, names, 4_000_000_000)
     assert len(messages) == 3
     for i, message in enumerate(messages):
         read = decode_prediction(format, message)
@@ -362,7 +371,7 @@ def test_predictions_come_back_as_they_were(format: str, targets: int, known: bo
 
 def test_a_json_prediction_by_its_fields() -> None:
     rows, names = forecasts(2, 1)
-    (topic, payload), *_ = Encoder("json", "0123456789ab", 7).encode(rows, names)
+    (topic, payload), *_ = encode("json", rows, names)
     assert topic == b"prediction.a"
     assert json.loads(payload) == {
         "series": "a",
@@ -379,7 +388,7 @@ def test_a_json_prediction_by_its_fields() -> None:
 
 def test_an_unknown_interval_is_null_in_json() -> None:
     rows, names = forecasts(2, 2, known=False)
-    (_, payload), *_ = Encoder("json", "0123456789ab", 7).encode(rows, names)
+    (_, payload), *_ = encode("json", rows, names)
     read = json.loads(payload, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert read["lower"] == read["upper"] == [[None, None], [None, None]]
     assert read["forecast"] == rows.point[0].tolist()
@@ -391,13 +400,13 @@ def test_seconds_of_a_microsecond_come_back_as_they_were_sent(microseconds: int)
     sent = float(f"{whole}.{fraction:06d}")
     rows, names = forecasts(1, 1)
     rows.ts[0] = microseconds * 1000
-    payload = Encoder("json", "0123456789ab", 7).encode(rows, names)[0][1]
+    payload = encode("json", rows, names)[0][1]
     assert json.loads(payload)["ts"] == sent
 
 
 def test_a_binary_prediction_as_the_table_says() -> None:
     rows, names = forecasts(2, 3)
-    (frame,) = Encoder("binary", "0123456789ab", 7).encode(rows, names)[1]
+    (frame,) = encode("binary", rows, names)[1]
     topic, _, rest = frame.partition(b"\0")
     assert topic == b"prediction." + names[1]
     head = struct.unpack_from("<BBHHB6sIQq", b"\0" + rest)

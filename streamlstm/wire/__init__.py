@@ -1,0 +1,1 @@
+"""Bytes <-> arrays: the formats in which ticks come and predictions go, one a module."""

@@ -1,0 +1,201 @@
+"""binary: one frame, little endian, nothing aligned; what is fixed comes after the name.
+
+**Ticks.** After the series, of any length:
+
+======  =======  ===================================================================================
+offset  type     what
+======  =======  ===================================================================================
+0       uint8    0, which ends the series (and lets a subscription select exactly one)
+1       uint8    version, 1
+2       uint8    flags: 1 warm; 2 ``ts`` is to be the arrival time; all others 0
+3       int64    ts, Unix nanoseconds
+11      float64  one for each input of the model; NaN where it is missing
+======  =======  ===================================================================================
+
+**Predictions.** After the topic ``prediction.<series>``:
+
+======  =======  ===================================================================================
+offset  type     what
+======  =======  ===================================================================================
+0       uint8    0, which ends the topic
+1       uint8    version, 1
+2       uint16   horizon H: steps ahead
+4       uint16   targets T
+6       uint8    levels, 2: lower and upper follow the forecast
+7       6 bytes  model; written as hexadecimal digits elsewhere
+13      uint32   boot
+17      uint64   seq
+25      int64    ts, Unix nanoseconds
+33      float64  forecast[H][T], then lower[H][T], then upper[H][T]; NaN where not known
+======  =======  ===================================================================================
+"""
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from streamlstm.memory import (
+    copy,
+    load_f64,
+    load_i64,
+    load_u8,
+    store_f64,
+    store_u64,
+)
+from streamlstm.ticks import WARM, Forecasts, Messages, Names
+from streamlstm.wire.format import (
+    ARRIVAL,
+    FRAME_TOO_LARGE,
+    MALFORMED,
+    SOUND,
+    TOPIC,
+    TOPIC_SIZE,
+    UNSUPPORTED,
+    WRONG_VALUES,
+    Columns,
+    Limits,
+    Reader,
+    Shape,
+    Writer,
+    key_fault,
+)
+
+VERSION = 1
+TICK, VALUES = 11, 8
+"""Bytes of a tick after its series, without values; of each value."""
+HEAD, SEQ = 33, 17
+"""Bytes of a prediction after its topic, without numbers; where ``seq`` lies, ``ts`` after it."""
+
+
+class BinaryReader(Reader):
+    """Reads all in compiled code."""
+
+    def read(self, messages: Messages, count: int) -> tuple[Columns, int]:
+        """As :meth:`Reader.read`."""
+        _read(messages, count, self.columns, self.limits)
+        return self.columns, count
+
+
+class BinaryWriter(Writer):
+    """Writes all in compiled code."""
+
+    def __init__(self, shape: Shape) -> None:
+        """As :class:`Writer`."""
+        outputs = shape.horizon * shape.targets
+        super().__init__(shape, TOPIC_SIZE + shape.max_key + HEAD + 3 * VALUES * outputs)
+        head = np.zeros(1, prediction_layout(0, 0))
+        head["version"], head["levels"], head["boot"] = VERSION, 2, shape.boot
+        head["horizon"], head["targets"] = shape.horizon, shape.targets
+        head["model"] = np.frombuffer(bytes.fromhex(shape.model), np.uint8)
+        self._head = np.frombuffer(bytearray(head.tobytes()), np.uint8)
+
+    def write(self, forecasts: Forecasts, names: Names, begin: int) -> int:
+        """As :meth:`Writer.write`."""
+        return _write(self.messages, self._head, forecasts, names, begin)
+
+
+def prediction_layout(horizon: int, targets: int) -> np.dtype[np.void]:
+    """What follows the topic in a prediction."""
+    return np.dtype(
+        [
+            ("end", "u1"),
+            ("version", "u1"),
+            ("horizon", "<u2"),
+            ("targets", "<u2"),
+            ("levels", "u1"),
+            ("model", "u1", (6,)),
+            ("boot", "<u4"),
+            ("seq", "<u8"),
+            ("ts", "<i8"),
+            ("forecast", "<f8", (horizon, targets)),
+            ("interval", "<f8", (2, horizon, targets)),
+        ]
+    )
+
+
+# --- compiled -------------------------------------------------------------------------------------
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _read(messages: Messages, count: int, columns: Columns, limits: Limits) -> None:
+    data, inputs = messages.data.ctypes.data, columns.values.shape[1]
+    for m in range(count):
+        frame = messages.first[m]
+        begin, end = messages.frames[frame], messages.frames[frame + 1]
+        columns.fault[m] = SOUND
+        if end - begin > limits.max_frame:
+            columns.fault[m] = FRAME_TOO_LARGE
+            continue
+        # the end is where it is in a sound tick of few bytes, which is quick to see
+        stop = end - TICK - VALUES * inputs
+        if not (stop > begin and load_u8(data + stop) == 0 and _none(data + begin, data + stop)):
+            stop = begin
+            while stop < end and load_u8(data + stop) != 0:
+                stop += 1
+        at = data + stop
+        if messages.first[m + 1] - frame > 1 or end - stop < TICK:
+            columns.fault[m] = MALFORMED
+        elif load_u8(at + 1) != VERSION or load_u8(at + 2) & ~(WARM | ARRIVAL):
+            columns.fault[m] = UNSUPPORTED
+        elif end - stop != TICK + VALUES * inputs:
+            columns.fault[m] = WRONG_VALUES
+        else:
+            columns.fault[m] = key_fault(data + begin, stop - begin, limits.max_key)
+            columns.begin[m], columns.end[m] = begin, stop
+            columns.flags[m] = load_u8(at + 2)
+            columns.ts[m] = load_i64(at + 3)
+            for k in range(inputs):
+                columns.values[m, k] = load_f64(at + TICK + VALUES * k)
+
+
+@njit(cache=True, _nrt=False, inline="always")
+def _none(begin: int, end: int) -> bool:
+    """Whether no byte is 0."""
+    for at in range(begin, end):
+        if load_u8(at) == 0:
+            return False
+    return True
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _write(
+    messages: Messages,
+    head: NDArray[np.uint8],
+    forecasts: Forecasts,
+    names: Names,
+    begin: int,
+) -> int:
+    data, source, longest = messages.data.ctypes.data, names.text.ctypes.data, names.text.shape[1]
+    horizon, targets = forecasts.point.shape[1], forecasts.point.shape[2]
+    body = HEAD + 3 * 8 * horizon * targets
+    most = min(len(messages.first) - 1, len(forecasts.slot) - begin)
+    at = 0
+    for m in range(most):
+        row = begin + m
+        slot = forecasts.slot[row]
+        length = np.int64(names.lengths[slot])
+        size = TOPIC_SIZE + length + body
+        if m and at + size > len(messages.data):
+            return row
+        to = data + at
+        for k in range(TOPIC_SIZE):
+            messages.data[at + k] = TOPIC[k]
+        to += TOPIC_SIZE
+        copy(to, source + slot * longest, length)
+        to += length
+        copy(to, head.ctypes.data, HEAD)
+        store_u64(to + SEQ, np.uint64(forecasts.seq[row]))
+        store_u64(to + SEQ + 8, np.uint64(forecasts.ts[row]))
+        to += HEAD
+        for k in range(horizon):
+            for t in range(targets):
+                store_f64(to, forecasts.point[row, k, t])
+                to += 8
+        for level in range(2):
+            for k in range(horizon):
+                for t in range(targets):
+                    store_f64(to, forecasts.quantiles[row, level, k, t])
+                    to += 8
+        at += size
+        messages.frames[m + 1], messages.first[m + 1] = at, m + 1
+    return begin + most

@@ -1,0 +1,185 @@
+"""What the formats have in common: the reader and the writer that each of them offers.
+
+**Welcome.** A subscriber of ``streamlstm.welcome`` gets that topic alone, once it has connected.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from streamlstm.memory import load_u8, load_u64
+from streamlstm.ticks import Forecasts, Messages, Names
+
+Format = Literal["json", "msgpack", "binary"]
+
+TOPIC = b"prediction."
+"""What the topic of a prediction begins with, before the series."""
+TOPIC_SIZE = len(TOPIC)
+REASONS = (
+    "malformed",
+    "wrong_values",
+    "bad_timestamp",
+    "bad_key",
+    "key_too_long",
+    "frame_too_large",
+    "unsupported",
+)
+"""Why a message is dropped. ``wrong_values``: not as many as the model has inputs. ``bad_key``:
+empty, not UTF-8, or with a NUL. ``unsupported``: a version, flag or field of a later release."""
+ARRIVAL = np.uint8(2)
+"""Flag of a tick whose ``ts`` is to be its arrival time."""
+SOUND = np.uint8(0)
+MALFORMED, WRONG_VALUES, BAD_TIMESTAMP, BAD_KEY, KEY_TOO_LONG, FRAME_TOO_LARGE, UNSUPPORTED = (
+    np.uint8(1 + k) for k in range(len(REASONS))
+)
+"""The faults of a row: 1 + the index of its reason."""
+ROOM = 1 << 18
+"""Bytes of predictions written at once: few enough to stay in the cache until they are sent."""
+UNREAD = np.uint8(255)
+"""The fault of a row that compiled code leaves to a library to read."""
+
+
+class WireError(ValueError):
+    """A prediction that cannot be read."""
+
+
+class Limits(NamedTuple):
+    """What is taken."""
+
+    max_key: int
+    """bytes"""
+    max_frame: int
+    """bytes; a longer frame may be cut, but to more than these"""
+
+
+class Columns(NamedTuple):
+    """Ticks as read, one row each. Where ``fault`` is not ``SOUND`` the rest means nothing."""
+
+    begin: NDArray[np.int64]
+    """(rows,) where the key begins in the data of the messages"""
+    end: NDArray[np.int64]
+    """(rows,)"""
+    ts: NDArray[np.int64]
+    """(rows,) nanoseconds since the Unix epoch, UTC"""
+    values: NDArray[np.float64]
+    """(rows, inputs)"""
+    flags: NDArray[np.uint8]
+    """(rows,) of ``WARM`` and ``ARRIVAL``"""
+    fault: NDArray[np.uint8]
+    """(rows,)"""
+
+    @classmethod
+    def room(cls, rows: int, inputs: int) -> "Columns":
+        """For so many ticks."""
+        return cls(
+            np.zeros(rows, np.int64),
+            np.zeros(rows, np.int64),
+            np.zeros(rows, np.int64),
+            np.zeros((rows, inputs)),
+            np.zeros(rows, np.uint8),
+            np.zeros(rows, np.uint8),
+        )
+
+
+class Reader(ABC):
+    """Reads the ticks of one format."""
+
+    def __init__(self, inputs: int, limits: Limits, most: int) -> None:
+        """Expect ``inputs`` values a tick, and ``most`` messages at once."""
+        self.inputs, self.limits = inputs, limits
+        self.columns = Columns.room(most, inputs)
+
+    @abstractmethod
+    def read(self, messages: Messages, count: int) -> tuple[Columns, int]:
+        """Ticks of the first ``count`` messages, good or bad, and how many; none raises."""
+
+
+class Shape(NamedTuple):
+    """What is the same in all predictions of a daemon."""
+
+    model: str
+    """12 hexadecimal digits"""
+    boot: int
+    """below 2**32"""
+    horizon: int
+    targets: int
+    max_key: int
+    """bytes of a name at most"""
+    most: int
+    """messages at once"""
+
+
+class Writer(ABC):
+    """Writes the predictions of one format.
+
+    Attributes:
+        messages: room for those written last.
+    """
+
+    def __init__(self, shape: Shape, largest: int) -> None:
+        """Make room for messages of ``largest`` bytes."""
+        self.shape = shape
+        self.messages = Messages.room(shape.most, max(ROOM, largest))
+
+    @abstractmethod
+    def write(self, forecasts: Forecasts, names: Names, begin: int) -> int:
+        """Write one message each for forecasts from ``begin`` on, as many as there is room for.
+
+        Returns where the rest begins.
+        """
+
+
+# --- compiled -------------------------------------------------------------------------------------
+
+
+@njit(cache=True, _nrt=False)
+def key_fault(address: int, length: int, max_key: int) -> int:
+    """The fault of a key: ``BAD_KEY``, ``KEY_TOO_LONG`` or ``SOUND``."""
+    if length > max_key:
+        return KEY_TOO_LONG
+    if length == 0 or not _is_text(address, length):
+        return BAD_KEY
+    return SOUND
+
+
+@njit(cache=True, _nrt=False)
+def _is_text(address: int, length: int) -> bool:
+    """Whether bytes are UTF-8 (RFC 3629) without NUL."""
+    at, end = address, address + length
+    while at < end:
+        if end - at >= 8:  # eight ASCII characters, none of them NUL
+            word = load_u64(at)
+            low = np.uint64(0x7F7F7F7F7F7F7F7F)
+            if word & ~low == 0 and (word + low) & ~low == ~low:
+                at += 8
+                continue
+        lead = np.int64(load_u8(at))
+        at += 1
+        if lead == 0:
+            return False
+        if lead < 0x80:
+            continue
+        if 0xC2 <= lead <= 0xDF:
+            more = 1
+        elif 0xE0 <= lead <= 0xEF:
+            more = 2
+        elif 0xF0 <= lead <= 0xF4:
+            more = 3
+        else:
+            return False
+        if end - at < more:
+            return False
+        # the second byte rules out longer forms than needed, surrogates, and what is beyond Unicode
+        second = np.int64(load_u8(at))
+        least = 0xA0 if lead == 0xE0 else 0x90 if lead == 0xF0 else 0x80
+        greatest = 0x9F if lead == 0xED else 0x8F if lead == 0xF4 else 0xBF
+        if not least <= second <= greatest:
+            return False
+        for k in range(1, more):
+            if load_u8(at + k) & 0xC0 != 0x80:
+                return False
+        at += more
+    return True

@@ -1,0 +1,97 @@
+"""The other ends of the wire: a tick as a publisher writes it, a prediction as a subscriber reads.
+
+One at a time, and no part of the daemon.
+"""
+
+import struct
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from streamlstm.ticks import WARM
+from streamlstm.wire import maps
+from streamlstm.wire.binary import VERSION, prediction_layout
+from streamlstm.wire.format import ARRIVAL, TOPIC, Format, WireError
+
+
+class Prediction(NamedTuple):
+    """A prediction as a subscriber reads it."""
+
+    series: str
+    ts_ns: int
+    forecast: NDArray[np.float64]
+    """(horizon, targets)"""
+    lower: NDArray[np.float64]
+    """(horizon, targets); NaN where no interval is known"""
+    upper: NDArray[np.float64]
+    """(horizon, targets); NaN where no interval is known"""
+    model: str
+    boot: int
+    seq: int
+
+
+def encode_tick(
+    format: Format,
+    series: str,
+    ts_ns: int | None,
+    values: Sequence[float],
+    *,
+    warm: bool = False,
+) -> list[bytes]:
+    """Write one tick, as a publisher does; without ``ts_ns`` it has its arrival time."""
+    key = series.encode()
+    if format == "binary":
+        flags = warm * int(WARM) | (ts_ns is None) * int(ARRIVAL)
+        head = struct.pack("<BBBq", 0, VERSION, flags, ts_ns or 0)
+        return [key + head + struct.pack(f"<{len(values)}d", *values)]
+    tick: dict[str, Any] = {} if ts_ns is None else {"ts_ns": ts_ns}
+    numbers = list(map(float, values))
+    tick |= {"value": numbers[0]} if len(numbers) == 1 else {"values": numbers}
+    if warm:
+        tick["warm"] = True
+    return [key, msgspec.json.encode(tick) if format == "json" else msgspec.msgpack.encode(tick)]
+
+
+def decode_prediction(format: Format, message: Sequence[bytes]) -> Prediction:
+    """Read one prediction, as a subscriber does.
+
+    Raises:
+        WireError: it is not one, or not of this format.
+    """
+    try:
+        if format == "binary":
+            return _readprediction_layout(*message)
+        _, payload = message
+        decoder = msgspec.json if format == "json" else msgspec.msgpack
+        read = decoder.decode(payload, type=maps.Prediction)
+        steps = (np.array(part, np.float64) for part in (read.forecast, read.lower, read.upper))
+        forecast, lower, upper = (part.reshape(len(part), -1) for part in steps)
+        return Prediction(
+            read.series, read.ts_ns, forecast, lower, upper, read.model, read.boot, read.seq
+        )
+    except (msgspec.MsgspecError, ValueError, TypeError) as error:
+        raise WireError(f"not a prediction in {format}: {error}") from error
+
+
+def _readprediction_layout(frame: bytes) -> Prediction:
+    topic, _, rest = frame.partition(b"\0")
+    head = np.frombuffer(b"\0" + rest, prediction_layout(0, 0), count=1)[0]
+    if not topic.startswith(TOPIC) or head["version"] != VERSION or head["levels"] != 2:
+        raise ValueError("another topic, version or number of levels")
+    whole = prediction_layout(int(head["horizon"]), int(head["targets"]))
+    (row,) = np.frombuffer(b"\0" + rest, whole)
+    lower, upper = row["interval"]
+    series = topic.removeprefix(TOPIC).decode()
+    numbers = (int(row["boot"]), int(row["seq"]))
+    return Prediction(
+        series,
+        int(row["ts"]),
+        row["forecast"],
+        lower,
+        upper,
+        row["model"].tobytes().hex(),
+        *numbers,
+    )
