@@ -1,6 +1,7 @@
 """The arrays that travel from receive to publish: one row a tick, never an object a tick."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ FRAMES = 3
 class Messages(NamedTuple):
     """Room for a batch of ZeroMQ messages, used again and again; how many it holds goes beside it.
 
-    Message m has the frames ``first[m]:first[m + 1]``; frame f is ``data[frames[f]:frames[f + 1]]``.
+    Message m has frames ``first[m]:first[m + 1]``; frame f is ``data[frames[f]:frames[f + 1]]``.
     """
 
     data: NDArray[np.uint8]
@@ -49,7 +50,7 @@ class Messages(NamedTuple):
         """The frames of message ``m``."""
         begin, end = self.first[m : m + 2].tolist()
         bounds = self.frames[begin : end + 1].tolist()
-        return [self.data[a:b].tobytes() for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        return [self.data[a:b].tobytes() for a, b in pairwise(bounds)]
 
 
 class Keys(NamedTuple):

@@ -20,7 +20,7 @@ from streamlstm.engine import Engine
 from streamlstm.model import ModelError, load_model
 from streamlstm.ticks import Keys, Ticks
 from streamlstm.wire.format import Format
-from streamlstm.wire.peer import encode_tick
+from streamlstm.wire.peer import decode_prediction, encode_tick
 from tests.daemon import Client, Daemon, start
 from tests.models import random_model_file
 
