@@ -318,6 +318,14 @@ def _eight(number: np.uint64) -> np.uint64:
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
+def _with_point(word: np.uint64, before: int) -> np.uint64:
+    """The first seven bytes of a word, with a point after as many of them."""
+    point = U(8 * before)
+    front = word & ((U(1) << point) - U(1))
+    return front | (U(_POINT) << point) | ((word - front) << U(8))
+
+
+@njit(cache=True, error_model="numpy", _nrt=False)
 def _to_odd(factor: np.uint64, row: int) -> np.uint64:
     """factor * power / 2^128, rounded to odd: cut, and the last bit set where that lost anything."""
     high, low = _product(factor, _POWERS[row, 0], _POWERS[row, 1])
@@ -388,21 +396,26 @@ def write(data: Bytes, at: int, value: float) -> int:
     count = 17 - (_leading_zeros(third) >> 3)
     if third == U(0):
         count -= _leading_zeros(second) >> 3
+    second += _ZEROS
+    third += _ZEROS
     plain = -5 <= exponent < 16
-    place = at + 1
     if plain and exponent < 0:
         _store(data, at, _ZEROS)
         data[at + 1] = _POINT
-        place = at + 1 - exponent
-    data[place] = _ZERO + first
-    _store(data, place + 1, second + _ZEROS)
-    _store(data, place + 9, third + _ZEROS)
-    if plain and exponent < 0:
-        return place + count
-    before = exponent if plain else 0
-    for i in range(at, at + 1 + before):  # make room for the point
-        data[i] = data[i + 1]
-    data[at + 1 + before] = _POINT
+        at += 1 - exponent
+        data[at] = _ZERO + first
+        _store(data, at + 1, second)
+        _store(data, at + 9, third)
+        return at + count
+    before = exponent if plain else 0  # digits before the point, beside the first
+    data[at] = _ZERO + first
+    _store(data, at + 10, third)
+    if before < 8:
+        data[at + 9] = second >> U(56)
+        _store(data, at + 1, _with_point(second, before))
+    else:
+        _store(data, at + 1, second)
+        _store(data, at + 9, _with_point(third, before - 8))
     if plain:
         return at + 1 + max(count, exponent + 2)
     at += 1 + count if count > 1 else 1
