@@ -29,13 +29,20 @@ WIDEST, WIDEST_INT = 24, 20
 """The most bytes that `write` and `write_int` touch: -2.2250738585072014e-308 and -2^63."""
 
 U = np.uint64
-_ZEROS, _LOW_NIBBLES, _HIGH_BITS = U(0x3030303030303030), U(0x0F0F0F0F0F0F0F0F), U(0x8080808080808080)
+_ZEROS, _LOW_NIBBLES, _HIGH_BITS = (
+    U(0x3030303030303030),
+    U(0x0F0F0F0F0F0F0F0F),
+    U(0x8080808080808080),
+)
 _NULL = U(int.from_bytes(b"null", "little"))
 _TEN_8, _TEN_16 = U(10**8), U(10**16)
 _TENS = np.array([10**n for n in range(20)], U)
 _EXACT_TENS = 10.0 ** np.arange(23)  # all the powers of ten that are float64
 _MINUS, _POINT, _ZERO, _NINE, _E, _LARGE_E, _PLUS = b"-.09eE+"
-_LOWEST, _HIGHEST = -326, 324  # 19 digits make a normal float64 from the one, Schubfach ends at the other
+_LOWEST, _HIGHEST = (
+    -326,
+    324,
+)  # 19 digits make a normal float64 from the one, Schubfach ends at the other
 
 
 def _powers() -> NDArray[np.uint64]:
@@ -63,7 +70,7 @@ def _pointer(context: Any, builder: Any, kind: Any, array: Any, at: Any) -> Any:
     return builder.bitcast(builder.gep(data, [at]), _WORD.as_pointer())
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def _load(typing: Any, data: Any, at: Any) -> Any:
     """_load(data, at) -> the eight bytes from element `at` on as a word."""
 
@@ -73,7 +80,7 @@ def _load(typing: Any, data: Any, at: Any) -> Any:
     return types.uint64(data, types.intp), generate
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def _store(typing: Any, data: Any, at: Any, word: Any) -> Any:
     """_store(data, at, word): the eight bytes from element `at` on."""
 
@@ -84,7 +91,7 @@ def _store(typing: Any, data: Any, at: Any, word: Any) -> Any:
     return types.void(data, types.intp, types.uint64), generate
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def _leading_zeros(typing: Any, word: Any) -> Any:
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return builder.ctlz(args[0], ir.Constant(ir.IntType(1), 0))
@@ -92,7 +99,7 @@ def _leading_zeros(typing: Any, word: Any) -> Any:
     return types.int64(types.uint64), generate
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def _trailing_zeros(typing: Any, word: Any) -> Any:
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return builder.cttz(args[0], ir.Constant(ir.IntType(1), 0))
@@ -100,7 +107,15 @@ def _trailing_zeros(typing: Any, word: Any) -> Any:
     return types.int64(types.uint64), generate
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
+def _signed(typing: Any, word: Any) -> Any:
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return args[0]
+
+    return types.int64(types.uint64), generate
+
+
+@intrinsic
 def _bits(typing: Any, value: Any) -> Any:
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return builder.bitcast(args[0], _WORD)
@@ -108,7 +123,7 @@ def _bits(typing: Any, value: Any) -> Any:
     return types.uint64(types.float64), generate
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def _double(typing: Any, bits: Any) -> Any:
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return builder.bitcast(args[0], ir.DoubleType())
@@ -116,7 +131,7 @@ def _double(typing: Any, bits: Any) -> Any:
     return types.float64(types.uint64), generate
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def _product(typing: Any, factor: Any, high: Any, low: Any) -> Any:
     """_product(factor, high, low) -> the upper two of the three words of factor * (high:low)."""
     words = types.UniTuple(types.uint64, 2)
@@ -185,7 +200,7 @@ def _nearest(significand: np.uint64, exponent: int) -> tuple[float, bool]:
     Undecided: too close to halfway, below the normal float64, above the largest or nearly so.
     """
     if significand < U(2**53) and -22 <= exponent <= 22:
-        value = np.float64(np.int64(significand))
+        value: float = np.float64(_signed(significand))
         if exponent < 0:
             return value / _EXACT_TENS[-exponent], True
         return value * _EXACT_TENS[exponent], True
@@ -194,7 +209,7 @@ def _nearest(significand: np.uint64, exponent: int) -> tuple[float, bool]:
     zeros = _leading_zeros(significand)
     row = exponent - _LOWEST
     high, low = _product(significand << U(zeros), _POWERS[row, 0], _POWERS[row, 1])
-    top = np.int64(high >> U(63))
+    top = _signed(high >> U(63))
     drop = U(9 + top)
     mantissa = high >> drop  # 54 bits: what is kept, and whether at least half was cut
     # The table is rounded up by less than one, so the exact product is within +-1 of (high:low),
@@ -206,7 +221,7 @@ def _nearest(significand: np.uint64, exponent: int) -> tuple[float, bool]:
         mantissa -= (mantissa >> U(1) & U(1)) ^ U(1)  # down where the bit above is even
     mantissa = (mantissa + U(1)) >> U(1)
     biased = _floor_log2_of_ten_to(exponent) + 63 + top - zeros + 1023
-    biased += np.int64(mantissa >> U(53))  # rounded up to a power of two: its lower bits are 0
+    biased += _signed(mantissa >> U(53))  # rounded up to a power of two: its lower bits are 0
     if not 0 < biased < 2047:
         return 0.0, False
     return _double((mantissa & U(2**52 - 1)) | (U(biased) << U(52))), True
@@ -256,8 +271,8 @@ def read(data: Bytes, at: int, end: int) -> tuple[int, float, int, int]:
     if count > 19:
         return UNDECIDED, 0.0, 0, at
     if whole and significand < U(2**63) + U(negative):
-        integer = np.int64(significand)  # -2^63 wraps to itself
-        value = np.float64(significand)
+        integer = _signed(significand)  # -2^63 wraps to itself
+        value: float = np.float64(significand)
         return INTEGER, -value if negative else value, -integer if negative else integer, at
     value, decided = 0.0, True
     if significand != U(0):
@@ -299,7 +314,7 @@ def read_seconds(data: Bytes, at: int, end: int) -> tuple[int, int, int]:
         decided = False
     if not decided:
         return UNDECIDED, 0, at
-    ns = np.int64(whole * U(10**9) + nanos)
+    ns = _signed(whole * U(10**9) + nanos)
     return NUMBER, -ns if negative else ns, at
 
 
@@ -327,7 +342,7 @@ def _with_point(word: np.uint64, before: int) -> np.uint64:
 
 @njit(cache=True, error_model="numpy", _nrt=False)
 def _to_odd(factor: np.uint64, row: int) -> np.uint64:
-    """factor * power / 2^128, rounded to odd: cut, and the last bit set where that lost anything."""
+    """factor * power / 2^128, rounded to odd: cut, the last bit set where anything was lost."""
     high, low = _product(factor, _POWERS[row, 0], _POWERS[row, 1])
     return high | U(low != U(0))
 
@@ -340,7 +355,7 @@ def _shortest(bits: np.uint64) -> tuple[np.uint64, int]:
     paper, with the power of ten of 128 instead of 126 bits.
     """
     mantissa = bits & U(2**52 - 1)
-    biased = np.int64(bits >> U(52))
+    biased = _signed(bits >> U(52))
     significand = mantissa | U(2**52) if biased else mantissa
     binary = max(biased, 1) - 1075
     odd = significand & U(1)  # then the ends of the interval round elsewhere
@@ -377,10 +392,9 @@ def write(data: Bytes, at: int, value: float) -> int:
     if bits >> U(52) & U(0x7FF) == U(0x7FF):
         _store(data, at, _NULL)
         return at + 4
-    if bits >> U(63):
-        data[at] = _MINUS
-        at += 1
-        bits &= U(2**63 - 1)
+    data[at] = _MINUS  # a digit overwrites it where there is no sign: cheaper than a branch
+    at += _signed(bits >> U(63))
+    bits &= U(2**63 - 1)
     number, exponent = U(0), 1
     if bits:
         number, exponent = _shortest(bits)
