@@ -1,7 +1,8 @@
-"""Decimal text <-> float64 and int64 in compiled code: JSON numbers (RFC 8259) in uint8 arrays.
+"""Decimal text <-> float64 and int64 in compiled code: JSON numbers (RFC 8259) in byte arrays.
 
 What is read is the float64 nearest to the text (ties to even), what is written is the shortest
-decimal that reads back as the same float64; neither calls a library or makes an object.
+decimal that reads back as the same float64; neither calls a library or makes an object. Arrays are
+of uint8 and contiguous.
 
 Both directions are one product of an integer with a 128-bit power of ten. Reading follows Clinger
 (1990), "How to read floating point numbers accurately", where float64 arithmetic is exact, else
@@ -29,20 +30,13 @@ WIDEST, WIDEST_INT = 24, 20
 """The most bytes that `write` and `write_int` touch: -2.2250738585072014e-308 and -2^63."""
 
 U = np.uint64
-_ZEROS, _LOW_NIBBLES, _HIGH_BITS = (
-    U(0x3030303030303030),
-    U(0x0F0F0F0F0F0F0F0F),
-    U(0x8080808080808080),
-)
+_ZEROS = U(int.from_bytes(b"00000000", "little"))
 _NULL = U(int.from_bytes(b"null", "little"))
 _TEN_8, _TEN_16 = U(10**8), U(10**16)
 _TENS = np.array([10**n for n in range(20)], U)
 _EXACT_TENS = 10.0 ** np.arange(23)  # all the powers of ten that are float64
 _MINUS, _POINT, _ZERO, _NINE, _E, _LARGE_E, _PLUS = b"-.09eE+"
-_LOWEST, _HIGHEST = (
-    -326,
-    324,
-)  # 19 digits make a normal float64 from the one, Schubfach ends at the other
+_LOWEST, _HIGHEST = -326, 324  # the first at which 19 digits are normal; the last written with
 
 
 def _powers() -> NDArray[np.uint64]:
@@ -161,11 +155,11 @@ def _digits(data: Bytes, at: int, end: int, number: np.uint64) -> tuple[np.uint6
     while at + 8 <= end:
         word = _load(data, at)
         # a byte below "0" borrows, one above "9" carries: the lowest mark is the first such byte
-        stray = ((word + U(0x4646464646464646)) | (word - _ZEROS)) & _HIGH_BITS
+        stray = ((word + U(0x4646464646464646)) | (word - _ZEROS)) & U(0x8080808080808080)
         count = _trailing_zeros(stray) >> 3
         if count == 0:
             return number, at
-        word = (word & _LOW_NIBBLES) << U(64 - 8 * count)
+        word = (word & U(0x0F0F0F0F0F0F0F0F)) << U(64 - 8 * count)
         word = (word * U(10) + (word >> U(8))) & U(0x00FF00FF00FF00FF)
         word = (word * U(100) + (word >> U(16))) & U(0x0000FFFF0000FFFF)
         word = (word * U(10000) + (word >> U(32))) & U(0x00000000FFFFFFFF)
@@ -181,14 +175,14 @@ def _digits(data: Bytes, at: int, end: int, number: np.uint64) -> tuple[np.uint6
 
 @njit(cache=True, error_model="numpy", _nrt=False)
 def _exponent(data: Bytes, at: int, end: int) -> tuple[int, int]:
-    """The exponent whose "e" is at `at`, cut at +-9999, and the place after it (-1: malformed)."""
+    """The exponent whose "e" is at `at`, cut at +-10^15, and the place after it (-1: malformed)."""
     at += 1
     negative = at < end and data[at] == _MINUS
     if negative or (at < end and data[at] == _PLUS):
         at += 1
     first, exponent = at, 0
     while at < end and _ZERO <= data[at] <= _NINE:
-        exponent = min(10 * exponent + data[at] - _ZERO, 9999)
+        exponent = min(10 * exponent + data[at] - _ZERO, 10**15)  # no text has as many zeros
         at += 1
     return -exponent if negative else exponent, at if at > first else -1
 
@@ -197,7 +191,7 @@ def _exponent(data: Bytes, at: int, end: int) -> tuple[int, int]:
 def _nearest(significand: np.uint64, exponent: int) -> tuple[float, bool]:
     """(significand * 10^exponent rounded; whether that is decided), with 0 < significand < 10^19.
 
-    Undecided: too close to halfway, below the normal float64, above the largest or nearly so.
+    Undecided: too near to halfway, below the normal float64, above the largest.
     """
     if significand < U(2**53) and -22 <= exponent <= 22:
         value: float = np.float64(_signed(significand))
@@ -233,7 +227,8 @@ def read(data: Bytes, at: int, end: int) -> tuple[int, float, int, int]:
 
     It ends before the first byte that does not belong to it, or at `end`. UNDECIDED: a number,
     complete at the next place, that this does not round: of more than 19 significant digits, below
-    the normal float64, above the largest, or too near to halfway between two.
+    the normal float64, above the largest, or too near to halfway between two. Where MALFORMED, the
+    place says nothing.
     """
     negative = at < end and data[at] == _MINUS
     at += negative
@@ -417,12 +412,12 @@ def write(data: Bytes, at: int, value: float) -> int:
         _store(data, at, _ZEROS)
         data[at + 1] = _POINT
         at += 1 - exponent
-        data[at] = _ZERO + first
+        data[at] = U(_ZERO) + first
         _store(data, at + 1, second)
         _store(data, at + 9, third)
         return at + count
     before = exponent if plain else 0  # digits before the point, beside the first
-    data[at] = _ZERO + first
+    data[at] = U(_ZERO) + first
     _store(data, at + 10, third)
     if before < 8:
         data[at + 9] = second >> U(56)
