@@ -77,7 +77,11 @@ class Schedule(NamedTuple):
 
 
 class Engine:
-    """A model, the series that it moves, and room for a batch."""
+    """A model, the series that it moves, and room for a batch.
+
+    Attributes:
+        dropped: ticks dropped since the engine was opened.
+    """
 
     def __init__(
         self,
@@ -131,12 +135,13 @@ class Engine:
             np.zeros((max_batch + 1, spec.horizon, spec.targets)),
             np.zeros((max_batch + 1, 2, spec.horizon, spec.targets)),
         )
+        self.dropped = 0
         self._drops = np.zeros(len(DROPS), np.int64)
         self._gaps = np.zeros(1, np.int64)
 
     @property
     def drops(self) -> dict[str, int]:
-        """Ticks dropped since the engine was opened, by reason."""
+        """Those ticks by reason."""
         return dict(zip(DROPS, self._drops.tolist(), strict=True))
 
     @property
@@ -159,6 +164,7 @@ class Engine:
         there is no room. What is returned is valid until the next call.
         """
         count = _place(self.series.index, arrivals, self._ticks, self._drops)
+        self.dropped += len(arrivals.ts) - count
         slot, ts, values, flags = self._ticks
         return Ticks(slot[:count], ts[:count], values[:count], flags[:count])
 
@@ -178,6 +184,7 @@ class Engine:
         taken, rounds, published = _admit(
             self._features.step_ns, self._clock, ticks, schedule, self._drops, self._gaps
         )
+        self.dropped += len(ticks.slot) - taken
         if taken or not len(ticks.slot):  # an empty batch compiles all
             features.advance(
                 self._features,

@@ -93,6 +93,7 @@ class Service:
         event.register("numba:compile", self._compiles)
         self._complained: dict[str, float] = {}
         self._dropped: dict[str, int] = {}
+        self._dropped_by_engine = 0
 
     def startup(self) -> None:
         """Bring everything up, compiled and restored.
@@ -216,20 +217,17 @@ class Service:
         encoding = self._publish(forecasts)
         published = time.perf_counter()
         self._sample()
-
-        counters, histograms = self.metrics.counters, self.metrics.histograms
-        predictions = len(forecasts.slot)
-        counters["ticks_received"] += count
-        counters["predictions_published"] += predictions
-        counters["batches"] += 1
-        histograms["batch_size"].observe(count)
-        histograms["decode_duration_seconds"].observe(decoded - begun)
-        histograms["step_duration_seconds"].observe(stepped - decoded)
-        histograms["encode_duration_seconds"].observe(encoding)
-        histograms["publish_duration_seconds"].observe(published - stepped - encoding)
-        histograms["tick_to_publish_seconds"].observe(published - received, predictions)
-        if len(ticks.ts):
-            self.metrics.gauges["event_lag_seconds"] = (now - int(ticks.ts.max())) / 1e9
+        self.metrics.record(
+            received=count,
+            published=len(forecasts.slot),
+            decode=decoded - begun,
+            step=stepped - decoded,
+            encode=encoding,
+            publish=published - stepped - encoding,
+            tick_to_publish=published - received,
+            ts=ticks.ts,
+            now=now,
+        )
         return count
 
     def _publish(self, forecasts: Forecasts) -> float:
@@ -248,6 +246,9 @@ class Service:
         if self.decoder.sample:
             self._complain(*self.decoder.sample)
             self.decoder.sample = None
+        if self.engine.dropped == self._dropped_by_engine:
+            return
+        self._dropped_by_engine = self.engine.dropped
         for reason, count in self.engine.drops.items():
             if count > self._dropped.get(reason, 0):
                 self._dropped[reason] = count
@@ -263,10 +264,10 @@ class Service:
         try:
             checkpoint.save(self.engine, path)
         except OSError as error:
-            self.metrics.counters["checkpoint_failures"] += 1
+            self.metrics.values["checkpoint_failures"] += 1
             _log.error("no checkpoint: %s; free space there or set checkpoint.path", error)
         else:
-            self.metrics.gauges["checkpoint_last_success_timestamp_seconds"] = time.time()
+            self.metrics.values["checkpoint_last_success_timestamp_seconds"] = time.time()
         self._plan_checkpoint()
 
     def _plan_checkpoint(self) -> None:
@@ -277,6 +278,7 @@ class Service:
         """Compile all that a tick meets on its way; no series is begun or moved."""
         self.engine.warm_up()
         transport.warm_up()
+        self.metrics.warm_up()
         arrivals = self.decoder.decode(Messages.of([]), 0, 0)
         self.encoder.encode(
             self.engine.step(self.engine.place(arrivals), 0), self.engine.series.names
@@ -330,13 +332,14 @@ class Service:
 
     def _refresh(self) -> None:
         """Fetch what others count; runs in the thread of a scrape, and only reads."""
-        active = self.engine.series.active
+        values, active = self.metrics.values, self.engine.series.active
         self.metrics.dropped = self.decoder.drops | self.engine.drops
-        self.metrics.counters["series_started"] = active - self._restored
-        self.metrics.counters["input_gaps"] = self.engine.gaps
-        self.metrics.counters["functions_compiled"] = self.functions_compiled
-        self.metrics.gauges["active_series"] = active
-        self.metrics.gauges["state_bytes"] = active * sum(self.engine.bytes_per_series.values())
+        values["series_started"] = active - self._restored
+        values["input_gaps"] = self.engine.gaps
+        values["subscriber_overflows"] = self.publisher.overflows
+        values["functions_compiled"] = self.functions_compiled
+        values["active_series"] = active
+        values["state_bytes"] = active * sum(self.engine.bytes_per_series.values())
 
     def _complain(self, reason: str, content: str) -> None:
         now = time.monotonic()
