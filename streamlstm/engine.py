@@ -76,11 +76,34 @@ class Schedule(NamedTuple):
         )
 
 
+class Work(NamedTuple):
+    """All that the compiled stages of a step look at and write to."""
+
+    features: features.Plan
+    intervals: intervals.Plan
+    index: Index
+    clock: Clock
+    memory: features.Memory
+    bands: intervals.Bands
+    seq: NDArray[np.int64]
+    """(series,) predictions made of each"""
+    rows: features.Rows
+    schedule: Schedule
+    outputs: NDArray[np.float32]
+    """(n, outputs) of the network"""
+    forecasts: Forecasts
+    """the last row of which is for those that nobody is to see"""
+    drops: NDArray[np.int64]
+    """(reasons,)"""
+    gaps: NDArray[np.int64]
+    """(1,)"""
+
+
 class Engine:
     """A model, the series that it moves, and room for a batch.
 
     Attributes:
-        dropped: ticks dropped since the engine was opened.
+        work: what the compiled stages are given.
     """
 
     def __init__(
@@ -105,9 +128,8 @@ class Engine:
         self.model = model
         self.max_batch, self.coverage = max_batch, coverage
         spec = model.spec
-        self._features = features.plan(spec)
-        self._intervals = intervals.plan(spec.horizon, spec.targets, coverage, model.errors)
-        fields = state_fields(spec, self._intervals)
+        bands = intervals.plan(spec.horizon, spec.targets, coverage, model.errors)
+        fields = state_fields(spec, bands)
         network = network_of(spec, model.weights)
         self.bytes_per_series = {"recurrent": self.kernels.bytes_per_series(network)}
         self.bytes_per_series |= bytes_per_series(fields, max_series, max_key)
@@ -116,38 +138,38 @@ class Engine:
         self.series = Series(fields, max_series, max_key)
         self.buffers = self.kernels.allocate(network, max_series, threads or None)
         state = self.series.state
-        self._clock = Clock(state["last_ts"], state["seen"], state["rank"])
-        self._memory = features.Memory(*(state[name] for name in features.Memory._fields))
-        self._bands = intervals.Bands(*(state[name] for name in intervals.Bands._fields))
-        self._schedule = Schedule.empty(max_batch)
-        self._rows = features.Rows.empty(spec, max_batch)
-        self._outputs = np.zeros((max_batch, spec.outputs), np.float32)
-        self._ticks = Ticks(
-            np.zeros(max_batch, np.int32),
-            np.zeros(max_batch, np.int64),
-            np.zeros((max_batch, spec.inputs)),
-            np.zeros(max_batch, np.uint8),
+        self.work = Work(
+            features.plan(spec),
+            bands,
+            self.series.index,
+            Clock(state["last_ts"], state["seen"], state["rank"]),
+            features.Memory(*(state[name] for name in features.Memory._fields)),
+            intervals.Bands(*(state[name] for name in intervals.Bands._fields)),
+            state["seq"],
+            features.Rows.empty(spec, max_batch),
+            Schedule.empty(max_batch),
+            np.zeros((max_batch, spec.outputs), np.float32),
+            Forecasts(
+                np.zeros(max_batch + 1, np.int32),
+                np.zeros(max_batch + 1, np.int64),
+                np.zeros(max_batch + 1, np.int64),
+                np.zeros((max_batch + 1, spec.horizon, spec.targets)),
+                np.zeros((max_batch + 1, 2, spec.horizon, spec.targets)),
+            ),
+            np.zeros(len(DROPS), np.int64),
+            np.zeros(1, np.int64),
         )
-        self._forecasts = Forecasts(
-            np.zeros(max_batch + 1, np.int32),
-            np.zeros(max_batch + 1, np.int64),
-            np.zeros(max_batch + 1, np.int64),
-            np.zeros((max_batch + 1, spec.horizon, spec.targets)),
-            np.zeros((max_batch + 1, 2, spec.horizon, spec.targets)),
-        )
-        self.dropped = 0
-        self._drops = np.zeros(len(DROPS), np.int64)
-        self._gaps = np.zeros(1, np.int64)
+        self._ticks = Ticks.room(max_batch, spec.inputs)
 
     @property
     def drops(self) -> dict[str, int]:
-        """Those ticks by reason."""
-        return dict(zip(DROPS, self._drops.tolist(), strict=True))
+        """Ticks dropped since the engine was opened, by reason."""
+        return dict(zip(DROPS, self.work.drops.tolist(), strict=True))
 
     @property
     def gaps(self) -> int:
         """Ticks that came after at least one was missed."""
-        return int(self._gaps[0])
+        return int(self.work.gaps[0])
 
     def warm_up(self) -> None:
         """Compile all that :meth:`step` can need; no series is begun or moved."""
@@ -163,10 +185,8 @@ class Engine:
         A tick that no series could take is dropped, and begins none; so is one for whose series
         there is no room. What is returned is valid until the next call.
         """
-        count = _place(self.series.index, arrivals, self._ticks, self._drops)
-        self.dropped += len(arrivals.ts) - count
-        slot, ts, values, flags = self._ticks
-        return Ticks(slot[:count], ts[:count], values[:count], flags[:count])
+        count = place(self.work, arrivals, self._ticks, 0)
+        return self._ticks.rows(0, count)
 
     def step(self, ticks: Ticks, now: int) -> Forecasts:
         """Move each series by its ticks, in order of arrival, and forecast.
@@ -180,42 +200,17 @@ class Engine:
         """
         if len(ticks.slot) > self.max_batch:
             raise ValueError(f"{len(ticks.slot)} ticks exceed max_batch = {self.max_batch}")
-        schedule = self._schedule
-        taken, rounds, published = _admit(
-            self._features.step_ns, self._clock, ticks, schedule, self._drops, self._gaps
+        work = self.work
+        taken, rounds, published = prepare(work, ticks)
+        self.kernels.step(
+            self.buffers,
+            work.schedule.slot[:taken],
+            work.rows.x[:taken],
+            work.schedule.bounds[: rounds + 1],
+            work.outputs[:taken],
         )
-        self.dropped += len(ticks.slot) - taken
-        if taken or not len(ticks.slot):  # an empty batch compiles all
-            features.advance(
-                self._features,
-                self._memory,
-                self._rows,
-                schedule.tick[:taken],
-                schedule.slot[:taken],
-                schedule.steps,
-                ticks.ts,
-                ticks.values,
-                schedule.place,
-            )
-            self.kernels.step(
-                self.buffers,
-                schedule.slot[:taken],
-                self._rows.x[:taken],
-                schedule.bounds[: rounds + 1],
-                self._outputs[:taken],
-            )
-            _forecast(
-                self._intervals,
-                self._bands,
-                self.series.state["seq"],
-                ticks,
-                schedule,
-                self._rows,
-                self._outputs,
-                self._forecasts,
-                taken,
-            )
-        slot, ts, seq, point, quantiles = (array[:published] for array in self._forecasts)
+        finish(work, ticks, taken)
+        slot, ts, seq, point, quantiles = (array[:published] for array in work.forecasts)
         return Forecasts(slot, ts, seq, point, quantiles)  # type: ignore[arg-type]
 
 
@@ -267,6 +262,71 @@ def _refuse_what_does_not_fit(declared: int, max_series: int) -> None:
 
 # _nrt=False: nothing here owns an array, and reference counts would cost more than the work.
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def place(work: Work, arrivals: Arrivals, ticks: Ticks, at: int) -> int:
+    """Write those arrivals that a series can take to ``ticks``, row ``at`` on; how many they are.
+
+    As :meth:`Engine.place`.
+    """
+    keys, data, begin = arrivals.keys, arrivals.keys.data.ctypes.data, at
+    for i in range(len(arrivals.ts)):
+        reason = _fault(arrivals.values, i, arrivals.ts[i])
+        slot = -1
+        if reason < 0:
+            slot = find(work.index, data + keys.begin[i], keys.end[i] - keys.begin[i])
+            if slot < 0:
+                reason = SERIES_LIMIT
+        if reason >= 0:
+            work.drops[reason] += 1
+            continue
+        ticks.slot[at], ticks.ts[at] = slot, arrivals.ts[i]
+        ticks.flags[at] = arrivals.flags[i]
+        for k in range(arrivals.values.shape[1]):
+            ticks.values[at, k] = arrivals.values[i, k]
+        at += 1
+    return at - begin
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def prepare(work: Work, ticks: Ticks) -> tuple[int, int, int]:
+    """Admit ticks and compute their features: all of a step before the network's.
+
+    Returns how many are taken, in how many rounds, and how many are to be published.
+    """
+    schedule = work.schedule
+    taken, rounds, published = _admit(
+        work.features.step_ns, work.clock, ticks, schedule, work.drops, work.gaps
+    )
+    features.advance(
+        work.features,
+        work.memory,
+        work.rows,
+        schedule.tick[:taken],
+        schedule.slot[:taken],
+        schedule.steps,
+        ticks.ts,
+        ticks.values,
+        schedule.place,
+    )
+    return taken, rounds, published
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def finish(work: Work, ticks: Ticks, taken: int) -> None:
+    """Forecast from what the network says: all of a step after the network's."""
+    _forecast(
+        work.intervals,
+        work.bands,
+        work.seq,
+        ticks,
+        work.schedule,
+        work.rows,
+        work.outputs,
+        work.forecasts,
+        taken,
+    )
+
+
+@njit(cache=True, error_model="numpy", _nrt=False)
 def _admit(
     step_ns: int,
     clock: Clock,
@@ -321,28 +381,6 @@ def _admit(
     return taken, rounds, published
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def _place(index: Index, arrivals: Arrivals, ticks: Ticks, drops: NDArray[np.int64]) -> int:
-    """Ticks of those arrivals that a series can take; how many they are."""
-    keys, data, count = arrivals.keys, arrivals.keys.data.ctypes.data, 0
-    for i in range(len(arrivals.ts)):
-        reason = _fault(arrivals.values, i, arrivals.ts[i])
-        slot = np.int64(-1)
-        if reason < 0:
-            slot = find(index, data + keys.begin[i], keys.end[i] - keys.begin[i])
-            if slot < 0:
-                reason = SERIES_LIMIT
-        if reason >= 0:
-            drops[reason] += 1
-            continue
-        ticks.slot[count], ticks.ts[count] = slot, arrivals.ts[i]
-        ticks.flags[count] = arrivals.flags[i]
-        for k in range(arrivals.values.shape[1]):
-            ticks.values[count, k] = arrivals.values[i, k]
-        count += 1
-    return count
-
-
 @njit(cache=True, error_model="numpy", _nrt=False)
 def _fault(values: NDArray[np.float64], tick: int, ts: int) -> int:
     """The reason for which no series can take this tick; -1: none."""
@@ -355,7 +393,7 @@ def _fault(values: NDArray[np.float64], tick: int, ts: int) -> int:
     return -1 if -MOMENT < ts < MOMENT else 1
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+@njit(cache=True, error_model="numpy", _nrt=False)
 def _forecast(
     plan: intervals.Plan,
     bands: intervals.Bands,
@@ -367,10 +405,7 @@ def _forecast(
     forecasts: Forecasts,
     taken: int,
 ) -> None:
-    """Raw forecasts, the intervals around them, and what was learnt of those made before.
-
-    The last row of ``forecasts`` is for those that nobody is to see.
-    """
+    """Raw forecasts, the intervals around them, and what was learnt of those made before."""
     point, targets = forecasts.point, rows.scale.shape[1]
     for j in range(taken):
         i, slot, row = schedule.tick[j], schedule.slot[j], schedule.row[schedule.tick[j]]

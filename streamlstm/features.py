@@ -142,7 +142,7 @@ def steps_since(step_ns: int, last_ts: int, ts: int) -> int:
     return min(max(1, (ts - last_ts + step_ns // 2) // step_ns), FARTHEST)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+@njit(cache=True, error_model="numpy", _nrt=False)
 def advance(
     plan: Plan,
     memory: Memory,

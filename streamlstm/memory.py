@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import typeof, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 copy: Any = types.ExternalFunction("memcpy", types.intp(types.intp, types.intp, types.uintp))
@@ -49,3 +50,37 @@ store_u16: Callable[[int, Any], None] = _storer(types.uint16, ir.IntType(16))
 store_u32: Callable[[int, Any], None] = _storer(types.uint32, ir.IntType(32))
 store_u64: Callable[[int, Any], None] = _storer(types.uint64, ir.IntType(64))
 store_f64: Callable[[int, Any], None] = _storer(types.float64, ir.DoubleType())
+
+
+def address_of(compiled: Any, *like: Any) -> int:
+    """Where the machine code of a compiled function lies, for arguments of the types of ``like``.
+
+    What is called by its address is compiled once, on its own, however many callers it has.
+    """
+    kinds = tuple(map(typeof, like))
+    compiled.compile(kinds)
+    found = compiled.overloads[kinds]
+    return found.library.get_pointer_to_function(found.fndesc.llvm_func_name)
+
+
+def _caller(result: Any) -> Any:
+    def call(typing: Any, address: Any, *args: Any) -> Any:
+        kinds = args[0].types if len(args) == 1 and isinstance(args[0], types.BaseTuple) else args
+
+        def generate(context: Any, builder: Any, sig: Any, values: Any) -> Any:
+            convention = context.call_conv
+            native = convention.get_function_type(result, kinds).as_pointer()
+            pointer = builder.inttoptr(values[0], native)
+            given = cgutils.unpack_tuple(builder, values[1])
+            _, returned = convention.call_function(builder, pointer, result, kinds, given)
+            return context.get_dummy_value() if result is types.void else returned
+
+        return result(types.intp, types.BaseTuple.from_types(kinds)), generate
+
+    return intrinsic(call)
+
+
+call: Callable[..., None] = _caller(types.none)
+"""call(address, ...) of a compiled function that returns nothing and raises nothing"""
+call_for_int: Callable[..., int] = _caller(types.int64)
+"""call_for_int(address, ...) of a compiled function that returns an int64 and raises nothing"""

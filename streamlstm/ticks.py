@@ -91,9 +91,24 @@ class Ticks(NamedTuple):
     ts: NDArray[np.int64]
     """(n,) nanoseconds since the Unix epoch, UTC"""
     values: NDArray[np.float64]
-    """(n, inputs) raw, finite or for the engine to refuse"""
+    """(n, inputs) raw, in the series' own unit"""
     flags: NDArray[np.uint8]
     """(n,) ``WARM`` or 0"""
+
+    @classmethod
+    def room(cls, n: int, inputs: int) -> "Ticks":
+        """For ``n`` ticks."""
+        return cls(
+            np.zeros(n, np.int32),
+            np.zeros(n, np.int64),
+            np.zeros((n, inputs)),
+            np.zeros(n, np.uint8),
+        )
+
+    def rows(self, begin: int, end: int) -> "Ticks":
+        """Those from ``begin`` to ``end``."""
+        slot, ts, values, flags = self
+        return Ticks(slot[begin:end], ts[begin:end], values[begin:end], flags[begin:end])
 
 
 class Forecasts(NamedTuple):

@@ -11,7 +11,7 @@ import errno
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -50,6 +50,7 @@ _FUNCTIONS = (
     "zmq_msg_more",
     "zmq_msg_recv",
     "zmq_msg_size",
+    "zmq_poll",
     "zmq_send",
     "zmq_setsockopt",
 )
@@ -57,6 +58,27 @@ _FUNCTIONS = (
 
 class TransportError(OSError):
     """An endpoint that cannot be used; the message is one line and says the mend."""
+
+
+class Source(NamedTuple):
+    """A socket for compiled code to receive from."""
+
+    socket: int
+    messages: Messages
+    longest: int
+    """bytes of a frame that are kept"""
+    part: NDArray[np.int64]
+    """(8,) a zmq_msg_t"""
+
+
+class Sink(NamedTuple):
+    """A socket for compiled code to send to."""
+
+    socket: int
+    overflows: NDArray[np.int64]
+    """(1,)"""
+    option: NDArray[np.int32]
+    """(2,) off and on"""
 
 
 @cache
@@ -104,10 +126,10 @@ class Receiver:
             for topic in topics or ("",):
                 self.socket.subscribe(topic)
         self.endpoints = _open(self.socket, bind, connect)
-        self._longest = max_frame + 1
-        self.messages = Messages.room(most, max(ROOM, FRAMES * self._longest))
+        self.messages = Messages.room(most, max(ROOM, FRAMES * (max_frame + 1)))
+        part = np.zeros(MESSAGE // 8, np.int64)
+        self.source = Source(self.socket.underlying, self.messages, max_frame + 1, part)
         self._receive = self._drain if compiled() else self._receive_one_by_one
-        self._message = np.zeros(MESSAGE // 8, np.int64)
 
     def receive(self, most: int) -> int:
         """Take what waits to :attr:`messages`, ``most`` at most, and return how many.
@@ -118,21 +140,22 @@ class Receiver:
         return self._receive(min(most, len(self.messages.first) - 1))
 
     def _drain(self, most: int) -> int:
-        got = _drain(self.socket.underlying, self._message, self.messages, most, self._longest)
+        got = drain(self.source, most)
         if got < 0:
             raise zmq.ZMQError(-got)
         return got
 
     def _receive_one_by_one(self, most: int) -> int:
         data, frames, first = self.messages
+        longest = self.source.longest
         count = frame = at = 0
-        while count < most and at + FRAMES * self._longest <= len(data):
+        while count < most and at + FRAMES * longest <= len(data):
             try:
                 parts = self.socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 break
             for part in parts[:FRAMES]:
-                kept = part[: self._longest]
+                kept = part[:longest]
                 data[at : at + len(kept)] = np.frombuffer(kept, np.uint8)
                 at, frame = at + len(kept), frame + 1
                 frames[frame] = at
@@ -172,8 +195,9 @@ class Publisher:
         self.socket.setsockopt(zmq.XPUB_WELCOME_MSG, WELCOME)
         self.socket.setsockopt(zmq.XPUB_NODROP, 1)  # says where it would drop
         self.endpoints = _open(self.socket, bind, connect)
+        overflows, option = np.zeros(1, np.int64), np.array([0, 1], np.int32)
+        self.sink = Sink(self.socket.underlying, overflows, option)
         self._send = self._flush if compiled() else self._send_one_by_one
-        self._overflows = np.zeros(1, np.int64)
 
     @property
     def overflows(self) -> int:
@@ -182,14 +206,14 @@ class Publisher:
         From there on it loses what is sent, until it has read half of them; how many these are
         ZeroMQ tells nobody.
         """
-        return int(self._overflows[0])
+        return int(self.sink.overflows[0])
 
     def send(self, messages: Messages, count: int) -> None:
         """Send the first ``count`` messages; returns at once."""
         self._send(messages, count)
 
     def _flush(self, messages: Messages, count: int) -> None:
-        error = _flush(self.socket.underlying, messages, count, _OPTION, self._overflows)
+        error = flush(self.sink, messages, count)
         if error:
             raise zmq.ZMQError(error)
 
@@ -199,7 +223,7 @@ class Publisher:
             try:
                 self.socket.send_multipart(frames, zmq.NOBLOCK)
             except zmq.Again:
-                self._overflows += 1
+                self.sink.overflows[0] += 1
                 self.socket.setsockopt(zmq.XPUB_NODROP, 0)
                 self.socket.send_multipart(frames, zmq.NOBLOCK)
                 self.socket.setsockopt(zmq.XPUB_NODROP, 1)
@@ -219,8 +243,23 @@ def warm_up() -> None:
     """Compile what receiving and sending need."""
     if compiled():
         nothing = Messages.room(0, 0)
-        _drain(0, np.zeros(MESSAGE // 8, np.int64), nothing, 0, 1)
-        _flush(0, nothing, 0, _OPTION, np.zeros(1, np.int64))
+        drain(Source(0, nothing, 1, np.zeros(MESSAGE // 8, np.int64)), 0)
+        flush(Sink(0, np.zeros(1, np.int64), np.zeros(2, np.int32)), nothing, 0)
+
+
+def poll_items(*waited_for: "zmq.Socket[bytes] | int") -> NDArray[np.int64]:
+    """Sockets and file descriptors to be read from, as :func:`wait` takes them: zmq_pollitem_t."""
+    items = np.zeros(
+        len(waited_for),
+        [("socket", np.int64), ("fd", np.int32), ("events", np.int16), ("revents", np.int16)],
+    )
+    items["events"] = int(zmq.POLLIN)
+    for item, each in zip(items, waited_for, strict=True):
+        if isinstance(each, int):
+            item["fd"] = each
+        else:
+            item["socket"] = each.underlying
+    return items.view(np.int64)
 
 
 def _open(
@@ -254,7 +293,6 @@ def _try(open_endpoint: Callable[[str], object], endpoint: str) -> None:
 
 # --- compiled -------------------------------------------------------------------------------------
 
-_OPTION = np.array([0, 1], np.int32)
 _NOBLOCK, _MORE, _NODROP = int(zmq.NOBLOCK), int(zmq.SNDMORE), int(zmq.XPUB_NODROP)
 _AGAIN, _INTERRUPTED = errno.EAGAIN, errno.EINTR
 
@@ -270,21 +308,21 @@ _recv: Any = types.ExternalFunction(
 _send: Any = types.ExternalFunction(
     "zmq_send", types.int32(types.intp, types.intp, types.intp, types.int32)
 )
+_poll: Any = types.ExternalFunction("zmq_poll", types.int32(types.intp, types.int32, types.int64))
 _set: Any = types.ExternalFunction(
     "zmq_setsockopt", types.int32(types.intp, types.int32, types.intp, types.intp)
 )
 
 
 @njit(cache=True, nogil=True, _nrt=False)
-def _drain(
-    socket: int, message: NDArray[np.int64], messages: Messages, most: int, longest: int
-) -> int:
-    """Take what waits, ``most`` messages at most; how many, or an error number below 0."""
-    part, data, room = message.ctypes.data, messages.data.ctypes.data, len(messages.data)
+def drain(source: Source, most: int) -> int:
+    """As :meth:`Receiver.receive`; an error number below 0 where there is one."""
+    messages, longest, part = source.messages, source.longest, source.part.ctypes.data
+    data, room = messages.data.ctypes.data, len(messages.data)
     count, frame, at, error = 0, 0, 0, 0
     _init(part)
     while count < most and at + FRAMES * longest <= room:
-        if _recv(part, socket, _NOBLOCK) < 0:
+        if _recv(part, source.socket, _NOBLOCK) < 0:
             error = _errno()
             if error == _INTERRUPTED:
                 continue
@@ -298,42 +336,52 @@ def _drain(
                 messages.frames[frame] = at
             if not _more(part):
                 break
-            while _recv(part, socket, _NOBLOCK) < 0:  # the rest of a message is always there
+            while _recv(part, source.socket, _NOBLOCK) < 0:  # what follows is there already
                 error = _errno()
                 if error != _INTERRUPTED:
                     return -error
         count += 1
         messages.first[count] = frame
     _close(part)
-    if error not in (0, _AGAIN, _INTERRUPTED) and count == 0:
-        return -error
-    return count
+    return -error if count == 0 and error not in (0, _AGAIN, _INTERRUPTED) else count
 
 
 @njit(cache=True, nogil=True, _nrt=False)
-def _flush(
-    socket: int,
-    messages: Messages,
-    count: int,
-    option: NDArray[np.int32],
-    overflows: NDArray[np.int64],
-) -> int:
-    """Send ``count`` messages; 0, or an error number."""
-    data, off, on = messages.data.ctypes.data, option.ctypes.data, option.ctypes.data + 4
+def flush(sink: Sink, messages: Messages, count: int) -> int:
+    """As :meth:`Publisher.send`; 0, or an error number."""
+    data, off, on = messages.data.ctypes.data, sink.option.ctypes.data, sink.option.ctypes.data + 4
     for m in range(count):
         last = messages.first[m + 1] - 1
         dropping = False
         for frame in range(messages.first[m], last + 1):
             begin = messages.frames[frame]
+            size = messages.frames[frame + 1] - begin
             flags = _NOBLOCK if frame == last else _NOBLOCK | _MORE
-            while _send(socket, data + begin, messages.frames[frame + 1] - begin, flags) < 0:
+            while _send(sink.socket, data + begin, size, flags) < 0:
                 error = _errno()
                 if error == _AGAIN and not dropping:  # a subscriber is full: the others get it
-                    overflows[0] += 1
+                    sink.overflows[0] += 1
                     dropping = True
-                    _set(socket, _NODROP, off, 4)
+                    _set(sink.socket, _NODROP, off, 4)
                 elif error != _INTERRUPTED:
                     return error
         if dropping:
-            _set(socket, _NODROP, on, 4)
+            _set(sink.socket, _NODROP, on, 4)
     return 0
+
+
+@njit(cache=True, nogil=True, _nrt=False)
+def wait(items: NDArray[np.int64], milliseconds: int) -> int:
+    """Until one of ``items``, as :func:`poll_items` gives them, is ready; for ever where -1.
+
+    Returns a bit for each that is, 0 where none was in time, or an error number below 0.
+    """
+    count = len(items) // 2
+    if _poll(items.ctypes.data, count, milliseconds) < 0:
+        error = _errno()
+        return 0 if error == _INTERRUPTED else -error
+    ready = 0
+    for k in range(count):
+        if items[2 * k + 1] >> 48:  # short revents
+            ready |= 1 << k
+    return ready

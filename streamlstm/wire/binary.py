@@ -32,7 +32,6 @@ offset  type     what
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
 from streamlstm.memory import (
     copy,
@@ -53,6 +52,7 @@ from streamlstm.wire.format import (
     UNSUPPORTED,
     WRONG_VALUES,
     Columns,
+    Layout,
     Limits,
     Reader,
     Shape,
@@ -65,33 +65,6 @@ TICK, VALUES = 11, 8
 """Bytes of a tick after its series, without values; of each value."""
 HEAD, SEQ = 33, 17
 """Bytes of a prediction after its topic, without numbers; where ``seq`` lies, ``ts`` after it."""
-
-
-class BinaryReader(Reader):
-    """Reads all in compiled code."""
-
-    def read(self, messages: Messages, count: int) -> tuple[Columns, int]:
-        """As :meth:`Reader.read`."""
-        _read(messages, count, self.columns, self.limits)
-        return self.columns, count
-
-
-class BinaryWriter(Writer):
-    """Writes all in compiled code."""
-
-    def __init__(self, shape: Shape) -> None:
-        """As :class:`Writer`."""
-        outputs = shape.horizon * shape.targets
-        super().__init__(shape, TOPIC_SIZE + shape.max_key + HEAD + 3 * VALUES * outputs)
-        head = np.zeros(1, prediction_layout(0, 0))
-        head["version"], head["levels"], head["boot"] = VERSION, 2, shape.boot
-        head["horizon"], head["targets"] = shape.horizon, shape.targets
-        head["model"] = np.frombuffer(bytes.fromhex(shape.model), np.uint8)
-        self._head = np.frombuffer(bytearray(head.tobytes()), np.uint8)
-
-    def write(self, forecasts: Forecasts, names: Names, begin: int) -> int:
-        """As :meth:`Writer.write`."""
-        return _write(self.messages, self._head, forecasts, names, begin)
 
 
 def prediction_layout(horizon: int, targets: int) -> np.dtype[np.void]:
@@ -160,21 +133,21 @@ def _none(begin: int, end: int) -> bool:
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _write(
     messages: Messages,
-    head: NDArray[np.uint8],
+    layout: Layout,
     forecasts: Forecasts,
     names: Names,
     begin: int,
 ) -> int:
     data, source, longest = messages.data.ctypes.data, names.text.ctypes.data, names.text.shape[1]
     horizon, targets = forecasts.point.shape[1], forecasts.point.shape[2]
-    body = HEAD + 3 * 8 * horizon * targets
+    head = layout.labels.data.ctypes.data
     most = min(len(messages.first) - 1, len(forecasts.slot) - begin)
     at = 0
     for m in range(most):
         row = begin + m
         slot = forecasts.slot[row]
         length = int(names.lengths[slot])
-        size = TOPIC_SIZE + length + body
+        size = layout.fixed + length
         if m and at + size > len(messages.data):
             return row
         to = data + at
@@ -183,7 +156,7 @@ def _write(
         to += TOPIC_SIZE
         copy(to, source + slot * longest, length)
         to += length
-        copy(to, head.ctypes.data, HEAD)
+        copy(to, head, HEAD)
         store_u64(to + SEQ, np.uint64(forecasts.seq[row]))
         store_u64(to + SEQ + 8, np.uint64(forecasts.ts[row]))
         to += HEAD
@@ -199,3 +172,27 @@ def _write(
         at += size
         messages.frames[m + 1], messages.first[m + 1] = at, m + 1
     return begin + most
+
+
+# --- what the codec is given ---------------------------------------------------------------------
+
+
+class BinaryReader(Reader):
+    """Reads all in compiled code."""
+
+    compiled = staticmethod(_read)
+
+
+class BinaryWriter(Writer):
+    """Writes all in compiled code."""
+
+    compiled = staticmethod(_write)
+
+    def __init__(self, shape: Shape) -> None:
+        """Of one shape."""
+        head = np.zeros(1, prediction_layout(0, 0))
+        head["version"], head["levels"], head["boot"] = VERSION, 2, shape.boot
+        head["horizon"], head["targets"] = shape.horizon, shape.targets
+        head["model"] = np.frombuffer(bytes.fromhex(shape.model), np.uint8)
+        numbers = 3 * VALUES * shape.horizon * shape.targets
+        super().__init__(shape, [head.tobytes()], TOPIC_SIZE + HEAD + numbers, 1)

@@ -3,15 +3,15 @@
 **Welcome.** A subscriber of ``streamlstm.welcome`` gets that topic alone, once it has connected.
 """
 
-from abc import ABC, abstractmethod
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
 from streamlstm.memory import load_u8, load_u64
-from streamlstm.ticks import Forecasts, Messages, Names
+from streamlstm.ticks import Forecasts, Keys, Messages, Names
 
 Format = Literal["json", "msgpack", "binary"]
 
@@ -32,8 +32,8 @@ empty, not UTF-8, or with a NUL. ``unsupported``: a version, flag or field of a 
 ARRIVAL = 2
 """Flag of a tick whose ``ts`` is to be its arrival time."""
 SOUND = 0
-MALFORMED, WRONG_VALUES, BAD_TIMESTAMP, BAD_KEY, KEY_TOO_LONG, FRAME_TOO_LARGE, UNSUPPORTED = (
-    range(1, 1 + len(REASONS))
+MALFORMED, WRONG_VALUES, BAD_TIMESTAMP, BAD_KEY, KEY_TOO_LONG, FRAME_TOO_LARGE, UNSUPPORTED = range(
+    1, 1 + len(REASONS)
 )
 """The faults of a row: 1 + the index of its reason."""
 ROOM = 1 << 18
@@ -84,17 +84,27 @@ class Columns(NamedTuple):
         )
 
 
-class Reader(ABC):
-    """Reads the ticks of one format."""
+class Reader:
+    """Reads the ticks of one format.
+
+    Attributes:
+        compiled: ``(messages, count, columns, limits)``, compiled: reads the first ``count``
+            messages to the rows of ``columns``, but for those that it leaves ``UNREAD``. None where
+            :meth:`read` alone can.
+        columns: room for the ticks of a batch.
+    """
+
+    compiled: Any = None
 
     def __init__(self, inputs: int, limits: Limits, most: int) -> None:
         """Expect ``inputs`` values a tick, and ``most`` messages at once."""
         self.inputs, self.limits = inputs, limits
         self.columns = Columns.room(most, inputs)
 
-    @abstractmethod
     def read(self, messages: Messages, count: int) -> tuple[Columns, int]:
         """Ticks of the first ``count`` messages, good or bad, and how many; none raises."""
+        self.compiled(messages, count, self.columns, self.limits)
+        return self.columns, count
 
 
 class Shape(NamedTuple):
@@ -112,24 +122,39 @@ class Shape(NamedTuple):
     """messages at once"""
 
 
-class Writer(ABC):
+class Layout(NamedTuple):
+    """What a format's messages are made of."""
+
+    labels: Keys
+    """texts that are the same in all of them"""
+    fixed: int
+    """bytes of a message at most, but for those that its name adds"""
+    growth: int
+    """bytes that each byte of a name adds at most"""
+
+
+class Writer:
     """Writes the predictions of one format.
 
     Attributes:
+        compiled: ``(messages, layout, forecasts, names, begin)``, compiled: writes one message each
+            for forecasts from ``begin`` on, as many as there is room for, and returns where the
+            rest begins. None where :meth:`write` alone can.
         messages: room for those written last.
     """
 
-    def __init__(self, shape: Shape, largest: int) -> None:
-        """Make room for messages of ``largest`` bytes."""
+    compiled: Any = None
+
+    def __init__(self, shape: Shape, labels: Sequence[bytes], fixed: int, growth: int) -> None:
+        """As :class:`Layout`, which tells how much room one message needs at least."""
         self.shape = shape
+        self.layout = Layout(Keys.of(labels), fixed, growth)
+        largest = fixed + growth * shape.max_key
         self.messages = Messages.room(shape.most, max(ROOM, largest))
 
-    @abstractmethod
     def write(self, forecasts: Forecasts, names: Names, begin: int) -> int:
-        """Write one message each for forecasts from ``begin`` on, as many as there is room for.
-
-        Returns where the rest begins.
-        """
+        """Write forecasts from ``begin`` on, and return where the rest begins."""
+        return int(self.compiled(self.messages, self.layout, forecasts, names, begin))
 
 
 # --- compiled -------------------------------------------------------------------------------------
