@@ -12,7 +12,7 @@ import streamlstm
 ROOT = Path(streamlstm.__file__).parent
 LEVELS = {
     "config": 0, "model": 0, "ticks": 0, "timestamps": 0, "metrics": 0, "compiled": 0, "kernels": 0,
-    "memory": 0,
+    "memory": 0, "decimals": 0,
     "fit_options": 1, "features": 1, "golden": 1, "wire": 1, "series": 1, "transport": 1,
     "intervals": 1,
     "engine": 2,
