@@ -109,7 +109,7 @@ def find(index: Index, key: int, length: int) -> int:
     hashed = _siphash(index.seed[0], index.seed[1], key, length)
     at = np.int64(hashed & np.uint64(mask))
     while True:
-        slot = np.int64(index.table[at]) - 1
+        slot = int(index.table[at]) - 1
         if slot < 0:
             return _begin(index, at, hashed, key, length)
         if index.hashes[slot] == hashed and _same(index, slot, key, length):
@@ -120,9 +120,9 @@ def find(index: Index, key: int, length: int) -> int:
 @njit(cache=True, error_model="numpy", _nrt=False)
 def _begin(index: Index, at: int, hashed: np.uint64, key: int, length: int) -> int:
     """Give a new key the next free slot, its place in the table being known."""
-    slot = index.used[0]
+    slot = int(index.used[0])
     if slot == len(index.hashes):
-        return np.int64(REFUSED)
+        return int(REFUSED)
     index.used[0] = slot + 1
     index.table[at] = slot + 1
     index.hashes[slot] = hashed

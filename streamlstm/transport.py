@@ -5,6 +5,7 @@ in compiled code, which calls the C functions of the very library that pyzmq use
 cannot be found, pyzmq passes the messages one by one, at a third of the speed.
 """
 
+import contextlib
 import ctypes
 import errno
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -205,8 +206,9 @@ class Publisher:
 
     def forget_subscriptions(self) -> None:
         """Throw away the notices of new subscriptions, which would pile up otherwise."""
-        while self.socket.get(zmq.EVENTS) & zmq.POLLIN:
-            self.socket.recv(zmq.NOBLOCK)
+        with contextlib.suppress(zmq.Again):
+            while True:
+                self.socket.recv(zmq.NOBLOCK)
 
     def close(self, linger: float = 0) -> None:
         """Leave; subscribers have ``linger`` seconds to take what waits for them."""

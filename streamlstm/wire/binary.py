@@ -173,7 +173,7 @@ def _write(
     for m in range(most):
         row = begin + m
         slot = forecasts.slot[row]
-        length = np.int64(names.lengths[slot])
+        length = int(names.lengths[slot])
         size = TOPIC_SIZE + length + body
         if m and at + size > len(messages.data):
             return row

@@ -1,6 +1,6 @@
 """Decoder and encoder: what is the same whatever the format."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import numpy as np
@@ -26,7 +26,7 @@ from streamlstm.wire.msgpack import MsgpackReader, MsgpackWriter
 READERS: Mapping[Format, type[Reader]] = MappingProxyType(
     {"json": JsonReader, "msgpack": MsgpackReader, "binary": BinaryReader}
 )
-WRITERS: Mapping[Format, type[Writer]] = MappingProxyType(
+WRITERS: Mapping[Format, Callable[[Shape], Writer]] = MappingProxyType(
     {"json": JsonWriter, "msgpack": MsgpackWriter, "binary": BinaryWriter}
 )
 SAMPLED = 80

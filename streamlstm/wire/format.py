@@ -29,16 +29,16 @@ REASONS = (
 )
 """Why a message is dropped. ``wrong_values``: not as many as the model has inputs. ``bad_key``:
 empty, not UTF-8, or with a NUL. ``unsupported``: a version, flag or field of a later release."""
-ARRIVAL = np.uint8(2)
+ARRIVAL = 2
 """Flag of a tick whose ``ts`` is to be its arrival time."""
-SOUND = np.uint8(0)
+SOUND = 0
 MALFORMED, WRONG_VALUES, BAD_TIMESTAMP, BAD_KEY, KEY_TOO_LONG, FRAME_TOO_LARGE, UNSUPPORTED = (
-    np.uint8(1 + k) for k in range(len(REASONS))
+    range(1, 1 + len(REASONS))
 )
 """The faults of a row: 1 + the index of its reason."""
 ROOM = 1 << 18
 """Bytes of predictions written at once: few enough to stay in the cache until they are sent."""
-UNREAD = np.uint8(255)
+UNREAD = 255
 """The fault of a row that compiled code leaves to a library to read."""
 
 
