@@ -32,8 +32,8 @@ empty, not UTF-8, or with a NUL. ``unsupported``: a version, flag or field of a 
 ARRIVAL = 2
 """Flag of a tick whose ``ts`` is to be its arrival time."""
 SOUND = 0
-MALFORMED, WRONG_VALUES, BAD_TIMESTAMP, BAD_KEY, KEY_TOO_LONG, FRAME_TOO_LARGE, UNSUPPORTED = (
-    range(1, 1 + len(REASONS))
+MALFORMED, WRONG_VALUES, BAD_TIMESTAMP, BAD_KEY, KEY_TOO_LONG, FRAME_TOO_LARGE, UNSUPPORTED = range(
+    1, 1 + len(REASONS)
 )
 """The faults of a row: 1 + the index of its reason."""
 ROOM = 1 << 18

@@ -121,7 +121,7 @@ def _read(messages: Messages, count: int, columns: Columns, limits: Limits) -> N
 @njit(cache=True, error_model="numpy", _nrt=False)
 def _tick(data: NDArray[np.uint8], at: int, end: int, columns: Columns, m: int) -> bool:
     """Read a tick to row ``m``; False where it is not plain."""
-    seen, ts, exact, flags = 0, 0, False, np.int64(ARRIVAL)
+    seen, ts, exact, flags = 0, 0, False, ARRIVAL
     at = _space(data, at, end)
     if at == end or data[at] != _OPEN:
         return False
@@ -153,7 +153,7 @@ def _tick(data: NDArray[np.uint8], at: int, end: int, columns: Columns, m: int) 
                 at = _string(data, at, end)
                 if columns.begin[m] < 0:
                     columns.begin[m], columns.end[m] = begin, at - 1
-            elif name == TS or name == TS_NS:
+            elif name in (TS, TS_NS):
                 if data[at] == _N:
                     at = _literal(data, at, end, _NULL)
                 else:
@@ -165,12 +165,12 @@ def _tick(data: NDArray[np.uint8], at: int, end: int, columns: Columns, m: int) 
                         good = what == INTEGER
                     if not good:
                         return False
-                    flags &= ~np.int64(ARRIVAL)
+                    flags &= ~ARRIVAL
                     if name == TS_NS or not exact:
                         ts, exact = ns, name == TS_NS
             elif data[at] == _T and name == IS_WARM:
                 at = _literal(data, at, end, _TRUE)
-                flags |= np.int64(ticks.WARM)
+                flags |= int(ticks.WARM)
             elif data[at] == _F:
                 at = _literal(data, at + 1, end, _ALSE)
             else:
@@ -250,7 +250,7 @@ def _number(data: NDArray[np.uint8], at: int, end: int, columns: Columns, m: int
         columns.values[m, k] = np.nan
         return _literal(data, at, end, _NULL)
     what, value, integer, at = read(data, at, end)
-    columns.values[m, k] = np.float64(integer) if what == INTEGER else value
+    columns.values[m, k] = integer if what == INTEGER else value
     return at if what >= NUMBER else end
 
 
@@ -301,7 +301,7 @@ def _write(
     for m in range(most):
         row = begin + m
         slot, ts = forecasts.slot[row], forecasts.ts[row]
-        if m and at + fixed + growth * np.int64(names.lengths[slot]) > len(data):
+        if m and at + fixed + growth * int(names.lengths[slot]) > len(data):
             return row
         at = topic(messages, m, at, names, slot)
         at = _quoted(data, put(data, at, labels, 0), names, slot)
@@ -328,7 +328,7 @@ def _quoted(data: NDArray[np.uint8], at: int, names: Names, slot: int) -> int:
     """A name as a string."""
     data[at] = _QUOTE
     at += 1
-    for k in range(np.int64(names.lengths[slot])):
+    for k in range(int(names.lengths[slot])):
         byte = names.text[slot, k]
         short = _SHORT[byte]
         if short == 0:

@@ -112,11 +112,11 @@ class MapReader(Reader):
         """As :meth:`Reader.read`."""
         self.scan(messages, count)
         for row in np.flatnonzero(self.columns.fault[:count] == UNREAD).tolist():
-            self.columns.fault[row] = self._read(messages, row)
+            self.columns.fault[row] = self.read_one(messages, row)
         return self.columns, count
 
-    def _read(self, messages: Messages, m: int) -> int:
-        """Read one message to its row, and return its fault."""
+    def read_one(self, messages: Messages, m: int) -> int:
+        """Read one message to its row by msgspec, and return its fault."""
         frames = messages.message(m)
         if len(frames) > 2:
             return MALFORMED
@@ -243,7 +243,7 @@ def topic(messages: Messages, m: int, at: int, names: Names, slot: int) -> int:
     for k in range(TOPIC_SIZE):
         messages.data[at + k] = TOPIC[k]
     at += TOPIC_SIZE
-    length = np.int64(names.lengths[slot])
+    length = int(names.lengths[slot])
     copy(
         messages.data.ctypes.data + at,
         names.text.ctypes.data + slot * names.text.shape[1],

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from streamlstm import ticks
 from streamlstm.decimals import NUMBER, WIDEST, read_seconds, write
-from streamlstm.memory import load_u8, load_u64
+from streamlstm.memory import load_u64
 from streamlstm.ticks import Forecasts, Keys, Messages, Names
 from streamlstm.wire.format import ARRIVAL, SOUND, Columns, Limits, Shape, key_fault
 from streamlstm.wire.maps import (
@@ -91,24 +91,27 @@ def _fixmap(fields: int) -> bytes:
 # --- compiled: big endian -------------------------------------------------------------------------
 
 
-def _loader(kind: Any, bits: int) -> Any:
+_LONG, _REAL = ir.IntType(64), ir.DoubleType()
+
+
+def _loader(bits: int, kind: Any, widen: Callable[[Any, Any], Any]) -> Any:
     def load(typing: Any, address: Any) -> Any:
         def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            word = ir.IntType(bits)
-            loaded = builder.load(builder.inttoptr(args[0], word.as_pointer()), align=1)
-            return builder.bitcast(builder.bswap(loaded), context.get_value_type(kind))
+            pointer = builder.inttoptr(args[0], ir.IntType(bits).as_pointer())
+            word = builder.load(pointer, align=1)
+            return widen(builder, builder.bswap(word) if bits > 8 else word)
 
         return kind(types.intp), generate
 
     return intrinsic(load)
 
 
-def _storer(kind: Any, bits: int) -> Any:
+def _storer(bits: int, kind: Any, narrow: Callable[[Any, Any], Any]) -> Any:
     def store(typing: Any, address: Any, value: Any) -> Any:
         def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            word = ir.IntType(bits)
-            swapped = builder.bswap(builder.bitcast(args[1], word))
-            builder.store(swapped, builder.inttoptr(args[0], word.as_pointer()), align=1)
+            pointer = builder.inttoptr(args[0], ir.IntType(bits).as_pointer())
+            word = narrow(builder, args[1])
+            builder.store(builder.bswap(word), pointer, align=1)
             return context.get_dummy_value()
 
         return types.void(types.intp, kind), generate
@@ -116,18 +119,39 @@ def _storer(kind: Any, bits: int) -> Any:
     return intrinsic(store)
 
 
-_u16: Callable[[int], Any] = _loader(types.uint16, 16)
-_u32: Callable[[int], Any] = _loader(types.uint32, 32)
-_u64: Callable[[int], Any] = _loader(types.uint64, 64)
-_i16: Callable[[int], Any] = _loader(types.int16, 16)
-_i32: Callable[[int], Any] = _loader(types.int32, 32)
-_i64: Callable[[int], Any] = _loader(types.int64, 64)
-_f32: Callable[[int], Any] = _loader(types.float32, 32)
-_f64: Callable[[int], Any] = _loader(types.float64, 64)
-_put_16: Callable[[int, Any], None] = _storer(types.uint16, 16)
-_put_32: Callable[[int, Any], None] = _storer(types.uint32, 32)
-_put_64: Callable[[int, Any], None] = _storer(types.uint64, 64)
-_put_f64: Callable[[int, Any], None] = _storer(types.float64, 64)
+def _unsigned(bits: int) -> Any:
+    return _loader(bits, types.int64, lambda builder, word: builder.zext(word, _LONG))
+
+
+def _signed(bits: int) -> Any:
+    return _loader(bits, types.int64, lambda builder, word: builder.sext(word, _LONG))
+
+
+def _float32(builder: Any, word: Any) -> Any:
+    return builder.fpext(builder.bitcast(word, ir.FloatType()), _REAL)
+
+
+def _integers(bits: int) -> Any:
+    return _storer(bits, types.int64, lambda builder, value: builder.trunc(value, ir.IntType(bits)))
+
+
+_u8: Callable[[int], int] = _unsigned(8)
+_u16: Callable[[int], int] = _unsigned(16)
+_u32: Callable[[int], int] = _unsigned(32)
+_i8: Callable[[int], int] = _signed(8)
+_i16: Callable[[int], int] = _signed(16)
+_i32: Callable[[int], int] = _signed(32)
+_i64: Callable[[int], int] = _signed(64)
+_f32: Callable[[int], float] = _loader(32, types.float64, _float32)
+_f64: Callable[[int], float] = _loader(
+    64, types.float64, lambda builder, word: builder.bitcast(word, _REAL)
+)
+_put_16: Callable[[int, int], None] = _integers(16)
+_put_32: Callable[[int, int], None] = _integers(32)
+_put_64: Callable[[int, int], None] = _integers(64)
+_put_f64: Callable[[int, float], None] = _storer(
+    64, types.float64, lambda builder, value: builder.bitcast(value, _LONG)
+)
 
 # --- compiled: reading ----------------------------------------------------------------------------
 # Every function takes the place where it begins and returns the next one, or one beyond `end`
@@ -162,16 +186,16 @@ def _tick(
     data: int, at: int, end: int, columns: Columns, m: int, decimal: NDArray[np.uint8]
 ) -> bool:
     """Read a tick to row ``m``; False where it is not plain."""
-    if at == end or load_u8(data + at) & 0xF0 != 0x80:
+    if at == end or _u8(data + at) & 0xF0 != 0x80:
         return False
-    seen, ts, exact, flags = 0, 0, False, np.int64(ARRIVAL)
-    fields = np.int64(load_u8(data + at)) & 0x0F
+    seen, ts, exact, flags = 0, 0, False, ARRIVAL
+    fields = _u8(data + at) & 0x0F
     at += 1
     for _ in range(fields):
         name, at = _name(data, at, end)
         if at >= end:
             return False
-        head = np.int64(load_u8(data + at))
+        head = _u8(data + at)
         if name < 0:
             at = _skip(data, at, end)
         elif seen >> name & 1:
@@ -188,7 +212,7 @@ def _tick(
                 begin, at = _string(data, at, end)
                 if columns.begin[m] < 0:
                     columns.begin[m], columns.end[m] = begin, at
-            elif name == TS or name == TS_NS:
+            elif name in (TS, TS_NS):
                 if head == _NIL:
                     at += 1
                 else:
@@ -198,12 +222,12 @@ def _tick(
                         good, ns, at = _integer(data, at, end)
                     if not good:
                         return False
-                    flags &= ~np.int64(ARRIVAL)
+                    flags &= ~ARRIVAL
                     if name == TS_NS or not exact:
                         ts, exact = ns, name == TS_NS
             elif head == _TRUE and name == IS_WARM:
                 at += 1
-                flags |= np.int64(ticks.WARM)
+                flags |= int(ticks.WARM)
             elif head == _FALSE:
                 at += 1
             else:
@@ -217,14 +241,14 @@ def _name(data: int, at: int, end: int) -> tuple[int, int]:
     """(field, next place) of a name."""
     if at >= end:
         return -1, end + 1
-    length = 1 + (np.int64(load_u8(data + at)) & 0x1F)  # if its head is of a short string
+    length = 1 + (_u8(data + at) & 0x1F)  # if its head is of a short string
     if length < 8 and at + length <= end:
         word = np.uint64(0)
         if at + 8 <= end:
             word = load_u64(data + at) & ((np.uint64(1) << np.uint64(8 * length)) - np.uint64(1))
         else:
             for k in range(length):
-                word |= np.uint64(load_u8(data + at + k)) << np.uint64(8 * k)
+                word |= np.uint64(_u8(data + at + k)) << np.uint64(8 * k)
         name = field(word, _NAMES)
         if name >= 0:
             return name, at + length
@@ -234,10 +258,10 @@ def _name(data: int, at: int, end: int) -> tuple[int, int]:
 @njit(cache=True, _nrt=False)
 def _string(data: int, at: int, end: int) -> tuple[int, int]:
     """Where a string begins and ends."""
-    head = np.int64(load_u8(data + at))
+    head = _u8(data + at)
     begin, length = at + 1, head & 0x1F
     if head == _STR8 and begin < end:
-        length = np.int64(load_u8(data + begin))
+        length = _u8(data + begin)
         begin += 1
     elif head & 0xE0 != 0xA0:
         return at, end + 1
@@ -251,7 +275,7 @@ def _string(data: int, at: int, end: int) -> tuple[int, int]:
 @njit(cache=True, error_model="numpy", _nrt=False)
 def _integer(data: int, at: int, end: int) -> tuple[bool, int, int]:
     """(whether it is one of 64 bits with a sign, the integer, next place)."""
-    head = np.int64(load_u8(data + at))
+    head = _u8(data + at)
     if head < 0x80:
         return True, head, at + 1
     if head >= 0xE0:
@@ -265,26 +289,26 @@ def _integer(data: int, at: int, end: int) -> tuple[bool, int, int]:
         return False, 0, at
     if head < _I8:
         if size == 1:
-            return True, np.int64(load_u8(address)), at
+            return True, _u8(address), at
         if size == 2:
-            return True, np.int64(_u16(address)), at
+            return True, _u16(address), at
         if size == 4:
-            return True, np.int64(_u32(address)), at
+            return True, _u32(address), at
         number = _i64(address)
         return number >= 0, number, at
     if size == 1:
-        return True, np.int64(np.int8(load_u8(address))), at
+        return True, _i8(address), at
     if size == 2:
-        return True, np.int64(_i16(address)), at
+        return True, _i16(address), at
     if size == 4:
-        return True, np.int64(_i32(address)), at
+        return True, _i32(address), at
     return True, _i64(address), at
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
 def _double(data: int, at: int, end: int) -> tuple[bool, float, int]:
     """(whether it is a float, its value, next place)."""
-    head = load_u8(data + at)
+    head = _u8(data + at)
     if head == _F64 and at + 9 <= end:
         return True, _f64(data + at + 1), at + 9
     if head == _F32 and at + 5 <= end:
@@ -312,11 +336,11 @@ def _number(data: int, at: int, end: int, columns: Columns, m: int, k: int) -> i
     if good:
         columns.values[m, k] = number
         return after
-    if load_u8(data + at) == _NIL:
+    if _u8(data + at) == _NIL:
         columns.values[m, k] = np.nan
         return at + 1
     good, integer, after = _integer(data, at, end)
-    columns.values[m, k] = np.float64(integer)
+    columns.values[m, k] = integer
     return after if good else end + 1
 
 
@@ -324,10 +348,10 @@ def _number(data: int, at: int, end: int, columns: Columns, m: int, k: int) -> i
 def _numbers(data: int, at: int, end: int, columns: Columns, m: int) -> int:
     """A list of as many numbers as row ``m`` has values."""
     inputs = columns.values.shape[1]
-    head = np.int64(load_u8(data + at))
+    head = _u8(data + at)
     at += 1
     if head == _LIST16 and at + 2 <= end:
-        count = np.int64(_u16(data + at))
+        count = _u16(data + at)
         at += 2
     elif head & 0xF0 == 0x90:
         count = head & 0x0F
@@ -343,8 +367,8 @@ def _numbers(data: int, at: int, end: int, columns: Columns, m: int) -> int:
 @njit(cache=True, error_model="numpy", _nrt=False)
 def _skip(data: int, at: int, end: int) -> int:
     """A scalar or a string of another field."""
-    head = load_u8(data + at)
-    if head == _NIL or head == _TRUE or head == _FALSE:
+    head = _u8(data + at)
+    if head in (_NIL, _TRUE, _FALSE):
         return at + 1
     good, _, after = _double(data, at, end)
     if good:
@@ -371,7 +395,7 @@ def _write(
     for m in range(most):
         row = begin + m
         slot, ts = forecasts.slot[row], forecasts.ts[row]
-        length = np.int64(names.lengths[slot])
+        length = 0 + int(names.lengths[slot])  # of 64 bits
         if m and at + fixed + growth * length > len(data):
             return row
         at = topic(messages, m, at, names, slot)
@@ -403,10 +427,10 @@ def _put_head(
     long += long == _STR8
     if length < 0x10000:
         data[at] = long
-        _put_16(address, np.uint16(length))
+        _put_16(address, length)
         return at + 3
     data[at] = long + 1
-    _put_32(address, np.uint32(length))
+    _put_32(address, length)
     return at + 5
 
 
@@ -428,7 +452,7 @@ def _put_integer(data: NDArray[np.uint8], at: int, number: int) -> int:
     while size < 3 and (number >> (8 << size) if number >= 0 else ~number >> ((8 << size) - 1)):
         size += 1
     data[at] = (_U8 if number >= 0 else _I8) + size
-    _put_64(address, np.uint64(number) << np.uint64(64 - (8 << size)))
+    _put_64(address, number << (64 - (8 << size)))
     return at + 1 + (1 << size)
 
 
