@@ -1,5 +1,8 @@
 """What json and msgpack have in common: a map of fields, read by msgspec where it is unusual.
 
+Compiled code takes the plain ticks and leaves all in which it finds a fault, or anything that it
+does not know, to msgspec, whose verdict counts.
+
 **Ticks.** Two frames, ``[series, payload]``, or one frame whose payload carries the series.
 ``series`` is UTF-8 without NUL. Fields of the payload, a map:
 
@@ -25,15 +28,18 @@ of the model.
 """
 
 from abc import abstractmethod
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
 from msgspec import UNSET, Raw, UnsetType
+from numba import njit
 from numpy.typing import NDArray
 
 from streamlstm import timestamps
-from streamlstm.ticks import WARM, Forecasts, Messages, Names
+from streamlstm.memory import copy
+from streamlstm.ticks import WARM, Keys, Messages, Names
 from streamlstm.wire.format import (
     ARRIVAL,
     BAD_TIMESTAMP,
@@ -41,6 +47,7 @@ from streamlstm.wire.format import (
     MALFORMED,
     SOUND,
     TOPIC,
+    TOPIC_SIZE,
     UNREAD,
     UNSUPPORTED,
     WRONG_VALUES,
@@ -53,8 +60,9 @@ from streamlstm.wire.format import (
 
 UNREADABLE = (msgspec.MsgspecError, ValueError, ArithmeticError, RecursionError)
 """What reading a payload may raise."""
-NUMBER = 26
-"""Bytes of a number and a comma at most."""
+FIELDS = ("value", "ts", "ts_ns", "values", "series", "warm", "reset", "end")
+VALUE, TS, TS_NS, VALUES, SERIES, IS_WARM, IS_RESET, IS_END = range(len(FIELDS))
+"""The fields that compiled code knows, by their place in ``FIELDS``."""
 
 
 class Fields(msgspec.Struct, gc=False, kw_only=True):
@@ -93,18 +101,22 @@ class MapReader(Reader):
     """Reads plain ticks in compiled code, and by msgspec those that it leaves."""
 
     @abstractmethod
+    def scan(self, messages: Messages, count: int) -> None:
+        """Read plain ticks to their rows; all others are ``UNREAD``."""
+
+    @abstractmethod
     def parse(self, payload: bytes) -> Any:
         """Read a payload as :class:`Fields` with ``ts``, or raise one of ``UNREADABLE``."""
 
     def read(self, messages: Messages, count: int) -> tuple[Columns, int]:
         """As :meth:`Reader.read`."""
-        self.columns.fault[:count] = UNREAD
+        self.scan(messages, count)
         for row in np.flatnonzero(self.columns.fault[:count] == UNREAD).tolist():
-            self.columns.fault[row] = self._read(messages, row)
+            self.columns.fault[row] = self.read_one(messages, row)
         return self.columns, count
 
-    def _read(self, messages: Messages, m: int) -> int:
-        """Read one message to its row, and return its fault."""
+    def read_one(self, messages: Messages, m: int) -> int:
+        """Read one message to its row by msgspec, and return its fault."""
         frames = messages.message(m)
         if len(frames) > 2:
             return MALFORMED
@@ -169,50 +181,89 @@ def _text(stamp: Raw | float | str | None) -> str:
 
 
 class MapWriter(Writer):
-    """Writes maps."""
+    """Writes maps, whose fields are those of :class:`Prediction`.
 
-    def __init__(self, shape: Shape) -> None:
-        """As :class:`Writer`."""
-        largest = 3 * NUMBER * shape.horizon * (shape.targets + 1) + 16 * shape.max_key + 512
-        super().__init__(shape, largest)
+    Attributes:
+        labels: what comes before each field that is not the same in all maps, and, last, the end.
+        fixed: bytes of a message at most, without what grows with the name.
+    """
 
-    @abstractmethod
-    def payload(self, prediction: Prediction) -> bytes:
-        """Write one map."""
+    GROWTH: ClassVar[int]
+    """Bytes that each byte of a name adds to a message at most"""
 
-    def write(self, forecasts: Forecasts, names: Names, begin: int) -> int:
-        """As :meth:`Writer.write`."""
-        messages, at, m = self.messages, 0, 0
-        instants = seconds(forecasts.ts).tolist()
-        flat = forecasts.point.shape[2] == 1
-        for row in range(begin, min(begin + self.shape.most, len(forecasts.slot))):
-            slot = forecasts.slot[row]
-            name = names.text[slot, : names.lengths[slot]].tobytes()
-            arrays = forecasts.point[row], *forecasts.quantiles[row]
-            payload = self.payload(
-                Prediction(
-                    name.decode(),
-                    instants[row],
-                    int(forecasts.ts[row]),
-                    *((array[:, 0] if flat else array).tolist() for array in arrays),
-                    self.shape.model,
-                    self.shape.boot,
-                    int(forecasts.seq[row]),
-                )
-            )
-            frames = TOPIC + name + payload
-            if m and at + len(frames) > len(messages.data):
-                return row
-            messages.data[at : at + len(frames)] = np.frombuffer(frames, np.uint8)
-            messages.frames[2 * m + 1] = at + len(TOPIC + name)
-            at += len(frames)
-            m += 1
-            messages.frames[2 * m], messages.first[m] = at, 2 * m
-        return begin + m
+    def __init__(self, shape: Shape, labels: Sequence[bytes], numbers: int) -> None:
+        """Make room for messages with so many bytes of ``numbers`` and what holds them."""
+        self.labels = Keys.of(labels)
+        self.fixed = TOPIC_SIZE + len(self.labels.data) + numbers
+        super().__init__(shape, self.fixed + self.GROWTH * shape.max_key)
 
 
-def seconds(ts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Seconds as a double each, the nearest one where microseconds say it all."""
-    whole, nanos = np.divmod(ts, 1_000_000_000)
-    exact = np.abs(ts) < 2**53  # as a double, so that the division alone rounds
-    return np.where(exact, ts / 1e9, whole + nanos / 1e9)
+# --- compiled -------------------------------------------------------------------------------------
+
+
+@njit(cache=True, _nrt=False)
+def payload(messages: Messages, m: int, columns: Columns, max_frame: int) -> tuple[int, int]:
+    """Where a payload begins and ends; it is empty where the frames are not plain.
+
+    The key is set, and begins at -1 where it is to be found in the payload.
+    """
+    frame, frames = messages.first[m], messages.first[m + 1] - messages.first[m]
+    columns.fault[m] = UNREAD
+    columns.begin[m] = -1
+    if frames == 2:
+        columns.begin[m], columns.end[m] = messages.frames[frame], messages.frames[frame + 1]
+        frame += 1
+    elif frames != 1:
+        return 0, 0
+    begin, end = messages.frames[frame], messages.frames[frame + 1]
+    if end - begin > max_frame:
+        return 0, 0
+    return begin, end
+
+
+@njit(cache=True, _nrt=False)
+def field(word: np.uint64, known: NDArray[np.uint64]) -> int:
+    """The field whose name is ``word``, among the ``known`` ones; else -1."""
+    for k in range(len(known)):
+        if word == known[k]:
+            return k
+    return -1
+
+
+@njit(cache=True, _nrt=False)
+def whole(columns: Columns, m: int, seen: int) -> bool:
+    """Whether a row has its values, said in one way, and a key; ``seen``: a bit for each field."""
+    values = seen & (1 << VALUE | 1 << VALUES)
+    return values in (1 << VALUE, 1 << VALUES) and columns.begin[m] >= 0
+
+
+@njit(cache=True, _nrt=False)
+def topic(messages: Messages, m: int, at: int, names: Names, slot: int) -> int:
+    """Write the topic of message ``m``, its first frame; returns the next place."""
+    for k in range(TOPIC_SIZE):
+        messages.data[at + k] = TOPIC[k]
+    at += TOPIC_SIZE
+    length = int(names.lengths[slot])
+    copy(
+        messages.data.ctypes.data + at,
+        names.text.ctypes.data + slot * names.text.shape[1],
+        length,
+    )
+    messages.frames[2 * m + 1] = at + length
+    return at + length
+
+
+@njit(cache=True, _nrt=False)
+def put(data: NDArray[np.uint8], at: int, texts: Keys, k: int) -> int:
+    """Write text ``k`` and return the next place."""
+    begin, length = texts.begin[k], texts.end[k] - texts.begin[k]
+    copy(data.ctypes.data + at, texts.data.ctypes.data + begin, length)
+    return at + length
+
+
+@njit(cache=True, error_model="numpy", _nrt=False)
+def seconds(ts: int) -> float:
+    """Seconds of nanoseconds, the nearest double where microseconds say it all."""
+    if abs(ts) < 2**53:  # as a double, so that the division alone rounds
+        return ts / 1e9
+    return ts // 1_000_000_000 + ts % 1_000_000_000 / 1e9

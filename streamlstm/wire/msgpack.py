@@ -1,10 +1,39 @@
 """msgpack: the fields of :mod:`streamlstm.wire.maps` as MessagePack."""
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
 
-from streamlstm.wire.maps import Fields, MapReader, MapWriter, Prediction
+from streamlstm import ticks
+from streamlstm.decimals import NUMBER, WIDEST, read_seconds, write
+from streamlstm.memory import load_u64
+from streamlstm.ticks import Forecasts, Keys, Messages, Names
+from streamlstm.wire.format import ARRIVAL, SOUND, Columns, Limits, Shape, key_fault
+from streamlstm.wire.maps import (
+    FIELDS,
+    IS_WARM,
+    SERIES,
+    TS,
+    TS_NS,
+    VALUE,
+    VALUES,
+    Fields,
+    MapReader,
+    MapWriter,
+    Prediction,
+    field,
+    payload,
+    put,
+    seconds,
+    topic,
+    whole,
+)
 
 
 class _Tick(Fields, gc=False, kw_only=True):
@@ -18,6 +47,15 @@ _ENCODER = msgspec.msgpack.Encoder()
 class MsgpackReader(MapReader):
     """Takes a double for the shortest decimal that denotes it."""
 
+    def __init__(self, inputs: int, limits: Limits, most: int) -> None:
+        """As :class:`Reader`."""
+        super().__init__(inputs, limits, most)
+        self._decimal = np.zeros(WIDEST, np.uint8)
+
+    def scan(self, messages: Messages, count: int) -> None:
+        """As :meth:`MapReader.scan`."""
+        _read(messages, count, self.columns, self.limits, self._decimal)
+
     def parse(self, payload: bytes) -> Any:
         """As :meth:`MapReader.parse`."""
         return _DECODER.decode(payload)
@@ -26,6 +64,406 @@ class MsgpackReader(MapReader):
 class MsgpackWriter(MapWriter):
     """Writes doubles."""
 
-    def payload(self, prediction: Prediction) -> bytes:
-        """As :meth:`MapWriter.payload`."""
-        return _ENCODER.encode(prediction)
+    GROWTH = 2  # in the topic and in the map
+
+    def __init__(self, shape: Shape) -> None:
+        """As :class:`Writer`."""
+        names = Prediction.__struct_fields__
+        labels = [*map(_ENCODER.encode, names[:6])]
+        constant = _ENCODER.encode({"model": shape.model, "boot": shape.boot})[1:]
+        labels = [_fixmap(len(names)) + labels[0], *labels[1:], constant + _ENCODER.encode("seq")]
+        numbers = 3 * (_HEAD + shape.horizon * (_HEAD + _WIDE * shape.targets))
+        super().__init__(shape, labels, _HEAD + 3 * _WIDE + numbers)
+
+    def write(self, forecasts: Forecasts, names: Names, begin: int) -> int:
+        """As :meth:`Writer.write`."""
+        return _write(self.messages, self.labels, self.fixed, self.GROWTH, forecasts, names, begin)
+
+
+_HEAD, _WIDE = 5, 9
+"""Bytes of the head of a string or list at most, and of a number."""
+
+
+def _fixmap(fields: int) -> bytes:
+    return bytes([0x80 | fields])
+
+
+# --- compiled: big endian -------------------------------------------------------------------------
+
+
+_LONG, _REAL = ir.IntType(64), ir.DoubleType()
+
+
+def _loader(bits: int, kind: Any, widen: Callable[[Any, Any], Any]) -> Any:
+    def load(typing: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            pointer = builder.inttoptr(args[0], ir.IntType(bits).as_pointer())
+            word = builder.load(pointer, align=1)
+            return widen(builder, builder.bswap(word) if bits > 8 else word)
+
+        return kind(types.intp), generate
+
+    return intrinsic(load)
+
+
+def _storer(bits: int, kind: Any, narrow: Callable[[Any, Any], Any]) -> Any:
+    def store(typing: Any, address: Any, value: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            pointer = builder.inttoptr(args[0], ir.IntType(bits).as_pointer())
+            word = narrow(builder, args[1])
+            builder.store(builder.bswap(word), pointer, align=1)
+            return context.get_dummy_value()
+
+        return types.void(types.intp, kind), generate
+
+    return intrinsic(store)
+
+
+def _unsigned(bits: int) -> Any:
+    return _loader(bits, types.int64, lambda builder, word: builder.zext(word, _LONG))
+
+
+def _signed(bits: int) -> Any:
+    return _loader(bits, types.int64, lambda builder, word: builder.sext(word, _LONG))
+
+
+def _float32(builder: Any, word: Any) -> Any:
+    return builder.fpext(builder.bitcast(word, ir.FloatType()), _REAL)
+
+
+def _integers(bits: int) -> Any:
+    return _storer(bits, types.int64, lambda builder, value: builder.trunc(value, ir.IntType(bits)))
+
+
+_u8: Callable[[int], int] = _unsigned(8)
+_u16: Callable[[int], int] = _unsigned(16)
+_u32: Callable[[int], int] = _unsigned(32)
+_i8: Callable[[int], int] = _signed(8)
+_i16: Callable[[int], int] = _signed(16)
+_i32: Callable[[int], int] = _signed(32)
+_i64: Callable[[int], int] = _signed(64)
+_f32: Callable[[int], float] = _loader(32, types.float64, _float32)
+_f64: Callable[[int], float] = _loader(
+    64, types.float64, lambda builder, word: builder.bitcast(word, _REAL)
+)
+_put_16: Callable[[int, int], None] = _integers(16)
+_put_32: Callable[[int, int], None] = _integers(32)
+_put_64: Callable[[int, int], None] = _integers(64)
+_put_f64: Callable[[int, float], None] = _storer(
+    64, types.float64, lambda builder, value: builder.bitcast(value, _LONG)
+)
+
+# --- compiled: reading ----------------------------------------------------------------------------
+# Every function takes the place where it begins and returns the next one, or one beyond `end`
+# where what it finds is not plain or is cut.
+
+_NIL, _FALSE, _TRUE = 0xC0, 0xC2, 0xC3
+_F32, _F64, _U8, _U64, _I8, _I64, _STR8 = 0xCA, 0xCB, 0xCC, 0xCF, 0xD0, 0xD3, 0xD9
+_LIST16 = 0xDC
+_NAMES = np.array([int.from_bytes(_ENCODER.encode(name), "little") for name in FIELDS], np.uint64)
+"""Each name with its head, as a word."""
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _read(
+    messages: Messages,
+    count: int,
+    columns: Columns,
+    limits: Limits,
+    decimal: NDArray[np.uint8],
+) -> None:
+    data = messages.data.ctypes.data
+    for m in range(count):
+        begin, end = payload(messages, m, columns, limits.max_frame)
+        if _tick(data, begin, end, columns, m, decimal):
+            key, length = data + columns.begin[m], columns.end[m] - columns.begin[m]
+            if key_fault(key, length, limits.max_key) == SOUND:
+                columns.fault[m] = SOUND
+
+
+@njit(cache=True, error_model="numpy", _nrt=False)
+def _tick(
+    data: int, at: int, end: int, columns: Columns, m: int, decimal: NDArray[np.uint8]
+) -> bool:
+    """Read a tick to row ``m``; False where it is not plain."""
+    if at == end or _u8(data + at) & 0xF0 != 0x80:
+        return False
+    seen, ts, exact, flags = 0, 0, False, ARRIVAL
+    fields = _u8(data + at) & 0x0F
+    at += 1
+    for _ in range(fields):
+        name, at = _name(data, at, end)
+        if at >= end:
+            return False
+        head = _u8(data + at)
+        if name < 0:
+            at = _skip(data, at, end)
+        elif seen >> name & 1:
+            return False
+        else:
+            seen |= 1 << name
+            if name == VALUE:
+                if columns.values.shape[1] != 1:
+                    return False
+                at = _number(data, at, end, columns, m, 0)
+            elif name == VALUES:
+                at = _numbers(data, at, end, columns, m)
+            elif name == SERIES:
+                begin, at = _string(data, at, end)
+                if columns.begin[m] < 0:
+                    columns.begin[m], columns.end[m] = begin, at
+            elif name in (TS, TS_NS):
+                if head == _NIL:
+                    at += 1
+                else:
+                    if name == TS:
+                        good, ns, at = _seconds(data, at, end, decimal)
+                    else:
+                        good, ns, at = _integer(data, at, end)
+                    if not good:
+                        return False
+                    flags &= ~ARRIVAL
+                    if name == TS_NS or not exact:
+                        ts, exact = ns, name == TS_NS
+            elif head == _TRUE and name == IS_WARM:
+                at += 1
+                flags |= int(ticks.WARM)
+            elif head == _FALSE:
+                at += 1
+            else:
+                return False
+    columns.ts[m], columns.flags[m] = ts, flags
+    return at == end and whole(columns, m, seen)
+
+
+@njit(cache=True, _nrt=False)
+def _name(data: int, at: int, end: int) -> tuple[int, int]:
+    """(field, next place) of a name."""
+    if at >= end:
+        return -1, end + 1
+    length = 1 + (_u8(data + at) & 0x1F)  # if its head is of a short string
+    if length < 8 and at + length <= end:
+        word = np.uint64(0)
+        if at + 8 <= end:
+            word = load_u64(data + at) & ((np.uint64(1) << np.uint64(8 * length)) - np.uint64(1))
+        else:
+            for k in range(length):
+                word |= np.uint64(_u8(data + at + k)) << np.uint64(8 * k)
+        name = field(word, _NAMES)
+        if name >= 0:
+            return name, at + length
+    return -1, _string(data, at, end)[1]
+
+
+@njit(cache=True, _nrt=False)
+def _string(data: int, at: int, end: int) -> tuple[int, int]:
+    """Where a string begins and ends."""
+    head = _u8(data + at)
+    begin, length = at + 1, head & 0x1F
+    if head == _STR8 and begin < end:
+        length = _u8(data + begin)
+        begin += 1
+    elif head & 0xE0 != 0xA0:
+        return at, end + 1
+    if begin + length > end:
+        return at, end + 1
+    if length and key_fault(data + begin, length, length) != SOUND:
+        return at, end + 1
+    return begin, begin + length
+
+
+@njit(cache=True, error_model="numpy", _nrt=False)
+def _integer(data: int, at: int, end: int) -> tuple[bool, int, int]:
+    """(whether it is one of 64 bits with a sign, the integer, next place)."""
+    head = _u8(data + at)
+    if head < 0x80:
+        return True, head, at + 1
+    if head >= 0xE0:
+        return True, head - 0x100, at + 1
+    if not (_U8 <= head <= _U64 or _I8 <= head <= _I64):
+        return False, 0, end + 1
+    size = 1 << (head & 3)
+    address = data + at + 1
+    at += 1 + size
+    if at > end:
+        return False, 0, at
+    if head < _I8:
+        if size == 1:
+            return True, _u8(address), at
+        if size == 2:
+            return True, _u16(address), at
+        if size == 4:
+            return True, _u32(address), at
+        number = _i64(address)
+        return number >= 0, number, at
+    if size == 1:
+        return True, _i8(address), at
+    if size == 2:
+        return True, _i16(address), at
+    if size == 4:
+        return True, _i32(address), at
+    return True, _i64(address), at
+
+
+@njit(cache=True, error_model="numpy", _nrt=False)
+def _double(data: int, at: int, end: int) -> tuple[bool, float, int]:
+    """(whether it is a float, its value, next place)."""
+    head = _u8(data + at)
+    if head == _F64 and at + 9 <= end:
+        return True, _f64(data + at + 1), at + 9
+    if head == _F32 and at + 5 <= end:
+        return True, np.float64(_f32(data + at + 1)), at + 5
+    return False, 0.0, end + 1
+
+
+@njit(cache=True, error_model="numpy", _nrt=False)
+def _seconds(data: int, at: int, end: int, decimal: NDArray[np.uint8]) -> tuple[bool, int, int]:
+    """(whether they are plain, nanoseconds of seconds, next place)."""
+    good, number, after = _double(data, at, end)
+    if good:
+        what, ns, _ = read_seconds(decimal, 0, write(decimal, 0, number))
+        return what == NUMBER, ns, after
+    good, whole, after = _integer(data, at, end)
+    return good and abs(whole) < 9_223_372_036, whole * 1_000_000_000, after
+
+
+@njit(cache=True, error_model="numpy", _nrt=False)
+def _number(data: int, at: int, end: int, columns: Columns, m: int, k: int) -> int:
+    """A number to value ``k`` of row ``m``, or nil."""
+    if at >= end:
+        return end + 1
+    good, number, after = _double(data, at, end)
+    if good:
+        columns.values[m, k] = number
+        return after
+    if _u8(data + at) == _NIL:
+        columns.values[m, k] = np.nan
+        return at + 1
+    good, integer, after = _integer(data, at, end)
+    columns.values[m, k] = integer
+    return after if good else end + 1
+
+
+@njit(cache=True, error_model="numpy", _nrt=False)
+def _numbers(data: int, at: int, end: int, columns: Columns, m: int) -> int:
+    """A list of as many numbers as row ``m`` has values."""
+    inputs = columns.values.shape[1]
+    head = _u8(data + at)
+    at += 1
+    if head == _LIST16 and at + 2 <= end:
+        count = _u16(data + at)
+        at += 2
+    elif head & 0xF0 == 0x90:
+        count = head & 0x0F
+    else:
+        return end + 1
+    if count != inputs:
+        return end + 1
+    for k in range(inputs):
+        at = _number(data, at, end, columns, m, k)
+    return at
+
+
+@njit(cache=True, error_model="numpy", _nrt=False)
+def _skip(data: int, at: int, end: int) -> int:
+    """A scalar or a string of another field."""
+    head = _u8(data + at)
+    if head in (_NIL, _TRUE, _FALSE):
+        return at + 1
+    good, _, after = _double(data, at, end)
+    if good:
+        return after
+    good, _, after = _integer(data, at, end)
+    return after if good else _string(data, at, end)[1]
+
+
+# --- compiled: writing ----------------------------------------------------------------------------
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _write(
+    messages: Messages,
+    labels: Keys,
+    fixed: int,
+    growth: int,
+    forecasts: Forecasts,
+    names: Names,
+    begin: int,
+) -> int:
+    data, at = messages.data, 0
+    most = min(len(messages.first) - 1, len(forecasts.slot) - begin)
+    for m in range(most):
+        row = begin + m
+        slot, ts = forecasts.slot[row], forecasts.ts[row]
+        length = 0 + int(names.lengths[slot])  # of 64 bits
+        if m and at + fixed + growth * length > len(data):
+            return row
+        at = topic(messages, m, at, names, slot)
+        at = _put_head(data, put(data, at, labels, 0), length, 0xA0, 0x1F, _STR8)
+        for k in range(length):
+            data[at + k] = names.text[slot, k]
+        at = _put_double(data, put(data, at + length, labels, 1), seconds(ts))
+        at = _put_integer(data, put(data, at, labels, 2), ts)
+        at = _put_list(data, put(data, at, labels, 3), forecasts.point[row])
+        for level in range(2):
+            at = _put_list(data, put(data, at, labels, 4 + level), forecasts.quantiles[row, level])
+        at = _put_integer(data, put(data, at, labels, 6), forecasts.seq[row])
+        messages.frames[2 * m + 2], messages.first[m + 1] = at, 2 * m + 2
+    return begin + most
+
+
+@njit(cache=True, _nrt=False)
+def _put_head(
+    data: NDArray[np.uint8], at: int, length: int, short: int, longest: int, long: int
+) -> int:
+    """The head of a string or list: ``short`` with a length, or ``long`` before one."""
+    address = data.ctypes.data + at + 1
+    if length <= longest:
+        data[at] = short | length
+        return at + 1
+    if long == _STR8 and length < 0x100:
+        data[at], data[at + 1] = _STR8, length
+        return at + 2
+    long += long == _STR8
+    if length < 0x10000:
+        data[at] = long
+        _put_16(address, length)
+        return at + 3
+    data[at] = long + 1
+    _put_32(address, length)
+    return at + 5
+
+
+@njit(cache=True, _nrt=False)
+def _put_double(data: NDArray[np.uint8], at: int, number: float) -> int:
+    data[at] = _F64
+    _put_f64(data.ctypes.data + at + 1, number)
+    return at + 9
+
+
+@njit(cache=True, _nrt=False)
+def _put_integer(data: NDArray[np.uint8], at: int, number: int) -> int:
+    """An integer in as few bytes as hold it."""
+    address = data.ctypes.data + at + 1
+    if -0x20 <= number < 0x80:
+        data[at] = number & 0xFF
+        return at + 1
+    size = 0  # log2 of bytes
+    while size < 3 and (number >> (8 << size) if number >= 0 else ~number >> ((8 << size) - 1)):
+        size += 1
+    data[at] = (_U8 if number >= 0 else _I8) + size
+    _put_64(address, number << (64 - (8 << size)))
+    return at + 1 + (1 << size)
+
+
+@njit(cache=True, error_model="numpy", _nrt=False)
+def _put_list(data: NDArray[np.uint8], at: int, numbers: NDArray[np.float64]) -> int:
+    """Numbers over the steps ahead, in lists of their own where there are several targets."""
+    horizon, targets = numbers.shape
+    at = _put_head(data, at, horizon, 0x90, 0x0F, _LIST16)
+    for k in range(horizon):
+        if targets > 1:
+            at = _put_head(data, at, targets, 0x90, 0x0F, _LIST16)
+        for t in range(targets):
+            at = _put_double(data, at, numbers[k, t])
+    return at
