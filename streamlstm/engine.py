@@ -81,7 +81,7 @@ class Work(NamedTuple):
 
     features: features.Plan
     intervals: intervals.Plan
-    index: Index
+    slots: Index
     clock: Clock
     memory: features.Memory
     bands: intervals.Bands
@@ -272,7 +272,7 @@ def place(work: Work, arrivals: Arrivals, ticks: Ticks, at: int) -> int:
         reason = _fault(arrivals.values, i, arrivals.ts[i])
         slot = -1
         if reason < 0:
-            slot = find(work.index, data + keys.begin[i], keys.end[i] - keys.begin[i])
+            slot = find(work.slots, data + keys.begin[i], keys.end[i] - keys.begin[i])
             if slot < 0:
                 reason = SERIES_LIMIT
         if reason >= 0:

@@ -30,6 +30,8 @@ offset  type     what
 ======  =======  ===================================================================================
 """
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 
@@ -65,6 +67,33 @@ TICK, VALUES = 11, 8
 """Bytes of a tick after its series, without values; of each value."""
 HEAD, SEQ = 33, 17
 """Bytes of a prediction after its topic, without numbers; where ``seq`` lies, ``ts`` after it."""
+
+
+class BinaryReader(Reader):
+    """Reads all in compiled code."""
+
+    @property
+    def compiled(self) -> Any:
+        """As :attr:`Reader.compiled`."""
+        return _read
+
+
+class BinaryWriter(Writer):
+    """Writes all in compiled code."""
+
+    def __init__(self, shape: Shape) -> None:
+        """Of one shape."""
+        head = np.zeros(1, prediction_layout(0, 0))
+        head["version"], head["levels"], head["boot"] = VERSION, 2, shape.boot
+        head["horizon"], head["targets"] = shape.horizon, shape.targets
+        head["model"] = np.frombuffer(bytes.fromhex(shape.model), np.uint8)
+        numbers = 3 * VALUES * shape.horizon * shape.targets
+        super().__init__(shape, [head.tobytes()], numbers, growth=1)
+
+    @property
+    def compiled(self) -> Any:
+        """As :attr:`Writer.compiled`."""
+        return _write
 
 
 def prediction_layout(horizon: int, targets: int) -> np.dtype[np.void]:
@@ -172,27 +201,3 @@ def _write(
         at += size
         messages.frames[m + 1], messages.first[m + 1] = at, m + 1
     return begin + most
-
-
-# --- what the codec is given ---------------------------------------------------------------------
-
-
-class BinaryReader(Reader):
-    """Reads all in compiled code."""
-
-    compiled = staticmethod(_read)
-
-
-class BinaryWriter(Writer):
-    """Writes all in compiled code."""
-
-    compiled = staticmethod(_write)
-
-    def __init__(self, shape: Shape) -> None:
-        """Of one shape."""
-        head = np.zeros(1, prediction_layout(0, 0))
-        head["version"], head["levels"], head["boot"] = VERSION, 2, shape.boot
-        head["horizon"], head["targets"] = shape.horizon, shape.targets
-        head["model"] = np.frombuffer(bytes.fromhex(shape.model), np.uint8)
-        numbers = 3 * VALUES * shape.horizon * shape.targets
-        super().__init__(shape, [head.tobytes()], TOPIC_SIZE + HEAD + numbers, 1)

@@ -70,6 +70,8 @@ class Columns(NamedTuple):
     """(rows,) of ``WARM`` and ``ARRIVAL``"""
     fault: NDArray[np.uint8]
     """(rows,)"""
+    scratch: NDArray[np.uint8]
+    """(64,) for the reader"""
 
     @classmethod
     def room(cls, rows: int, inputs: int) -> "Columns":
@@ -81,6 +83,7 @@ class Columns(NamedTuple):
             np.zeros((rows, inputs)),
             np.zeros(rows, np.uint8),
             np.zeros(rows, np.uint8),
+            np.zeros(64, np.uint8),
         )
 
 
@@ -88,18 +91,21 @@ class Reader:
     """Reads the ticks of one format.
 
     Attributes:
-        compiled: ``(messages, count, columns, limits)``, compiled: reads the first ``count``
-            messages to the rows of ``columns``, but for those that it leaves ``UNREAD``. None where
-            :meth:`read` alone can.
         columns: room for the ticks of a batch.
     """
-
-    compiled: Any = None
 
     def __init__(self, inputs: int, limits: Limits, most: int) -> None:
         """Expect ``inputs`` values a tick, and ``most`` messages at once."""
         self.inputs, self.limits = inputs, limits
         self.columns = Columns.room(most, inputs)
+
+    @property
+    def compiled(self) -> Any:
+        """Compiled ``(messages, count, columns, limits)``; None where :meth:`read` alone can.
+
+        It reads the first ``count`` messages to ``columns``, or leaves their rows ``UNREAD``.
+        """
+        return None
 
     def read(self, messages: Messages, count: int) -> tuple[Columns, int]:
         """Ticks of the first ``count`` messages, good or bad, and how many; none raises."""
@@ -137,20 +143,27 @@ class Writer:
     """Writes the predictions of one format.
 
     Attributes:
-        compiled: ``(messages, layout, forecasts, names, begin)``, compiled: writes one message each
-            for forecasts from ``begin`` on, as many as there is room for, and returns where the
-            rest begins. None where :meth:`write` alone can.
         messages: room for those written last.
     """
 
-    compiled: Any = None
+    def __init__(self, shape: Shape, labels: Sequence[bytes], numbers: int, growth: int) -> None:
+        """Make room for messages of ``labels``, at most so many bytes of ``numbers``, and a name.
 
-    def __init__(self, shape: Shape, labels: Sequence[bytes], fixed: int, growth: int) -> None:
-        """As :class:`Layout`, which tells how much room one message needs at least."""
-        self.shape = shape
-        self.layout = Layout(Keys.of(labels), fixed, growth)
-        largest = fixed + growth * shape.max_key
+        ``growth`` is what each byte of a name adds to a message at most.
+        """
+        self.shape, keys = shape, Keys.of(labels)
+        self.layout = Layout(keys, TOPIC_SIZE + len(keys.data) + numbers, growth)
+        largest = self.layout.fixed + growth * shape.max_key
         self.messages = Messages.room(shape.most, max(ROOM, largest))
+
+    @property
+    def compiled(self) -> Any:
+        """Compiled ``(messages, layout, forecasts, names, begin)``; or None: :meth:`write`.
+
+        It writes one message each for forecasts from ``begin`` on, as many as there is room for,
+        and returns where the rest begins.
+        """
+        return None
 
     def write(self, forecasts: Forecasts, names: Names, begin: int) -> int:
         """Write forecasts from ``begin`` on, and return where the rest begins."""

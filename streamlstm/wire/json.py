@@ -21,8 +21,17 @@ from streamlstm.decimals import (
     write_int,
 )
 from streamlstm.memory import load_u8, load_u32, load_u64
-from streamlstm.ticks import Forecasts, Keys, Messages, Names
-from streamlstm.wire.format import ARRIVAL, SOUND, Columns, Limits, Shape, key_fault
+from streamlstm.ticks import Forecasts, Messages, Names
+from streamlstm.wire.format import (
+    ARRIVAL,
+    SOUND,
+    Columns,
+    Layout,
+    Limits,
+    Shape,
+    Writer,
+    key_fault,
+)
 from streamlstm.wire.maps import (
     FIELDS,
     IS_WARM,
@@ -33,7 +42,6 @@ from streamlstm.wire.maps import (
     VALUES,
     Fields,
     MapReader,
-    MapWriter,
     Prediction,
     field,
     payload,
@@ -55,9 +63,10 @@ _ENCODER = msgspec.json.Encoder()
 class JsonReader(MapReader):
     """Takes NaN and Infinity, which are not JSON but what Python writes, for null."""
 
-    def scan(self, messages: Messages, count: int) -> None:
-        """As :meth:`MapReader.scan`."""
-        _read(messages, count, self.columns, self.limits)
+    @property
+    def compiled(self) -> Any:
+        """As :attr:`Reader.compiled`."""
+        return _read
 
     def parse(self, payload: bytes) -> Any:
         """As :meth:`MapReader.parse`."""
@@ -72,10 +81,8 @@ class JsonReader(MapReader):
         return _DECODER.decode(_ENCODER.encode(lenient))
 
 
-class JsonWriter(MapWriter):
+class JsonWriter(Writer):
     """Writes numbers with as many digits as tell them apart, and null for those that are none."""
-
-    GROWTH = 7  # as it is in the topic, and six bytes where it is escaped
 
     def __init__(self, shape: Shape) -> None:
         """As :class:`Writer`."""
@@ -84,11 +91,14 @@ class JsonWriter(MapWriter):
         labels = [b",%s:" % _ENCODER.encode(name) for name in names[:6]]
         labels = [b"{" + labels[0][1:], *labels[1:], b',%s,"seq":' % constant, b"}"]
         outputs = shape.horizon * (shape.targets * (WIDEST + 1) + 2)
-        super().__init__(shape, labels, 2 + WIDEST + 2 * WIDEST_INT + 3 * (2 + outputs))
+        numbers = WIDEST + 2 * WIDEST_INT + 3 * (2 + outputs)
+        # a name is in the topic as it is, and quoted, with six bytes for one that is escaped
+        super().__init__(shape, labels, 2 + numbers, growth=7)
 
-    def write(self, forecasts: Forecasts, names: Names, begin: int) -> int:
-        """As :meth:`Writer.write`."""
-        return _write(self.messages, self.labels, self.fixed, self.GROWTH, forecasts, names, begin)
+    @property
+    def compiled(self) -> Any:
+        """As :attr:`Writer.compiled`."""
+        return _write
 
 
 # --- compiled: reading ----------------------------------------------------------------------------
@@ -289,19 +299,17 @@ def _skip(data: NDArray[np.uint8], at: int, end: int) -> int:
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _write(
     messages: Messages,
-    labels: Keys,
-    fixed: int,
-    growth: int,
+    layout: Layout,
     forecasts: Forecasts,
     names: Names,
     begin: int,
 ) -> int:
-    data, at = messages.data, 0
+    data, labels, at = messages.data, layout.labels, 0
     most = min(len(messages.first) - 1, len(forecasts.slot) - begin)
     for m in range(most):
         row = begin + m
         slot, ts = forecasts.slot[row], forecasts.ts[row]
-        if m and at + fixed + growth * int(names.lengths[slot]) > len(data):
+        if m and at + layout.fixed + layout.growth * int(names.lengths[slot]) > len(data):
             return row
         at = topic(messages, m, at, names, slot)
         at = _quoted(data, put(data, at, labels, 0), names, slot)

@@ -27,9 +27,8 @@ no interval is known), ``model``, ``boot`` (another number after each start of t
 of the model.
 """
 
-from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from abc import ABC, abstractmethod
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -53,8 +52,6 @@ from streamlstm.wire.format import (
     WRONG_VALUES,
     Columns,
     Reader,
-    Shape,
-    Writer,
     key_fault,
 )
 
@@ -97,12 +94,8 @@ class Prediction(msgspec.Struct, gc=False):
     seq: int
 
 
-class MapReader(Reader):
+class MapReader(Reader, ABC):
     """Reads plain ticks in compiled code, and by msgspec those that it leaves."""
-
-    @abstractmethod
-    def scan(self, messages: Messages, count: int) -> None:
-        """Read plain ticks to their rows; all others are ``UNREAD``."""
 
     @abstractmethod
     def parse(self, payload: bytes) -> Any:
@@ -110,7 +103,7 @@ class MapReader(Reader):
 
     def read(self, messages: Messages, count: int) -> tuple[Columns, int]:
         """As :meth:`Reader.read`."""
-        self.scan(messages, count)
+        super().read(messages, count)
         for row in np.flatnonzero(self.columns.fault[:count] == UNREAD).tolist():
             self.columns.fault[row] = self.read_one(messages, row)
         return self.columns, count
@@ -178,24 +171,6 @@ def _text(stamp: Raw | float | str | None) -> str:
         return repr(stamp) if isinstance(stamp, float) else str(stamp)
     text = bytes(stamp).decode()
     return msgspec.json.decode(text, type=str) if text.startswith('"') else text
-
-
-class MapWriter(Writer):
-    """Writes maps, whose fields are those of :class:`Prediction`.
-
-    Attributes:
-        labels: what comes before each field that is not the same in all maps, and, last, the end.
-        fixed: bytes of a message at most, without what grows with the name.
-    """
-
-    GROWTH: ClassVar[int]
-    """Bytes that each byte of a name adds to a message at most"""
-
-    def __init__(self, shape: Shape, labels: Sequence[bytes], numbers: int) -> None:
-        """Make room for messages with so many bytes of ``numbers`` and what holds them."""
-        self.labels = Keys.of(labels)
-        self.fixed = TOPIC_SIZE + len(self.labels.data) + numbers
-        super().__init__(shape, self.fixed + self.GROWTH * shape.max_key)
 
 
 # --- compiled -------------------------------------------------------------------------------------

@@ -11,10 +11,19 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from streamlstm import ticks
-from streamlstm.decimals import NUMBER, WIDEST, read_seconds, write
+from streamlstm.decimals import NUMBER, read_seconds, write
 from streamlstm.memory import load_u64
-from streamlstm.ticks import Forecasts, Keys, Messages, Names
-from streamlstm.wire.format import ARRIVAL, SOUND, Columns, Limits, Shape, key_fault
+from streamlstm.ticks import Forecasts, Messages, Names
+from streamlstm.wire.format import (
+    ARRIVAL,
+    SOUND,
+    Columns,
+    Layout,
+    Limits,
+    Shape,
+    Writer,
+    key_fault,
+)
 from streamlstm.wire.maps import (
     FIELDS,
     IS_WARM,
@@ -25,7 +34,6 @@ from streamlstm.wire.maps import (
     VALUES,
     Fields,
     MapReader,
-    MapWriter,
     Prediction,
     field,
     payload,
@@ -47,24 +55,18 @@ _ENCODER = msgspec.msgpack.Encoder()
 class MsgpackReader(MapReader):
     """Takes a double for the shortest decimal that denotes it."""
 
-    def __init__(self, inputs: int, limits: Limits, most: int) -> None:
-        """As :class:`Reader`."""
-        super().__init__(inputs, limits, most)
-        self._decimal = np.zeros(WIDEST, np.uint8)
-
-    def scan(self, messages: Messages, count: int) -> None:
-        """As :meth:`MapReader.scan`."""
-        _read(messages, count, self.columns, self.limits, self._decimal)
+    @property
+    def compiled(self) -> Any:
+        """As :attr:`Reader.compiled`."""
+        return _read
 
     def parse(self, payload: bytes) -> Any:
         """As :meth:`MapReader.parse`."""
         return _DECODER.decode(payload)
 
 
-class MsgpackWriter(MapWriter):
+class MsgpackWriter(Writer):
     """Writes doubles."""
-
-    GROWTH = 2  # in the topic and in the map
 
     def __init__(self, shape: Shape) -> None:
         """As :class:`Writer`."""
@@ -73,11 +75,12 @@ class MsgpackWriter(MapWriter):
         constant = _ENCODER.encode({"model": shape.model, "boot": shape.boot})[1:]
         labels = [_fixmap(len(names)) + labels[0], *labels[1:], constant + _ENCODER.encode("seq")]
         numbers = 3 * (_HEAD + shape.horizon * (_HEAD + _WIDE * shape.targets))
-        super().__init__(shape, labels, _HEAD + 3 * _WIDE + numbers)
+        super().__init__(shape, labels, _HEAD + 3 * _WIDE + numbers, growth=2)
 
-    def write(self, forecasts: Forecasts, names: Names, begin: int) -> int:
-        """As :meth:`Writer.write`."""
-        return _write(self.messages, self.labels, self.fixed, self.GROWTH, forecasts, names, begin)
+    @property
+    def compiled(self) -> Any:
+        """As :attr:`Writer.compiled`."""
+        return _write
 
 
 _HEAD, _WIDE = 5, 9
@@ -170,21 +173,18 @@ def _read(
     count: int,
     columns: Columns,
     limits: Limits,
-    decimal: NDArray[np.uint8],
 ) -> None:
     data = messages.data.ctypes.data
     for m in range(count):
         begin, end = payload(messages, m, columns, limits.max_frame)
-        if _tick(data, begin, end, columns, m, decimal):
+        if _tick(data, begin, end, columns, m):
             key, length = data + columns.begin[m], columns.end[m] - columns.begin[m]
             if key_fault(key, length, limits.max_key) == SOUND:
                 columns.fault[m] = SOUND
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
-def _tick(
-    data: int, at: int, end: int, columns: Columns, m: int, decimal: NDArray[np.uint8]
-) -> bool:
+def _tick(data: int, at: int, end: int, columns: Columns, m: int) -> bool:
     """Read a tick to row ``m``; False where it is not plain."""
     if at == end or _u8(data + at) & 0xF0 != 0x80:
         return False
@@ -217,7 +217,7 @@ def _tick(
                     at += 1
                 else:
                     if name == TS:
-                        good, ns, at = _seconds(data, at, end, decimal)
+                        good, ns, at = _seconds(data, at, end, columns.scratch)
                     else:
                         good, ns, at = _integer(data, at, end)
                     if not good:
@@ -383,20 +383,18 @@ def _skip(data: int, at: int, end: int) -> int:
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _write(
     messages: Messages,
-    labels: Keys,
-    fixed: int,
-    growth: int,
+    layout: Layout,
     forecasts: Forecasts,
     names: Names,
     begin: int,
 ) -> int:
-    data, at = messages.data, 0
+    data, labels, at = messages.data, layout.labels, 0
     most = min(len(messages.first) - 1, len(forecasts.slot) - begin)
     for m in range(most):
         row = begin + m
         slot, ts = forecasts.slot[row], forecasts.ts[row]
         length = 0 + int(names.lengths[slot])  # of 64 bits
-        if m and at + fixed + growth * length > len(data):
+        if m and at + layout.fixed + layout.growth * length > len(data):
             return row
         at = topic(messages, m, at, names, slot)
         at = _put_head(data, put(data, at, labels, 0), length, 0xA0, 0x1F, _STR8)

@@ -31,14 +31,14 @@ Row = tuple[bytes, int, bytes, int]
 
 def row(reader: maps.MapReader, messages: Messages) -> Row:
     """Key, ts, values and flags of the first row, to the bit."""
-    begin, end, ts, values, flags, _ = (column[0] for column in reader.columns)
+    begin, end, ts, values, flags, *_ = (column[0] for column in reader.columns)
     return messages.data[begin:end].tobytes(), int(ts), values.tobytes(), int(flags)
 
 
 def scanned(format: Format, message: list[bytes], inputs: int) -> Row | None:
     """What compiled code reads; None where it leaves the message to msgspec."""
     reader, messages = READER[format](inputs, LIMITS, 1), Messages.of([message])
-    reader.scan(messages, 1)
+    reader.compiled(messages, 1, reader.columns, LIMITS)
     if reader.columns.fault[0] == UNREAD:
         return None
     assert reader.columns.fault[0] == SOUND
@@ -221,7 +221,7 @@ def test_any_one_byte_changed_or_cut(format: Format, which: int) -> None:
     for at in range(len(payload)):
         changed = [payload[:at] + bytes([byte]) + payload[at + 1 :] for byte in range(256)]
         batch = [[b"key", each] for each in (*changed, payload[:at])]
-        reader.scan(Messages.of(batch), len(batch))
+        reader.compiled(Messages.of(batch), len(batch), reader.columns, LIMITS)
         read = reader.columns.fault == SOUND
         assert read[payload[at]]
         assert not read[256]
