@@ -1,18 +1,27 @@
+import contextlib
 import itertools
 import shutil
+import socket
 import subprocess
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
+from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from streamlstm import metrics as room
 from streamlstm.metrics import (
     COUNTERS,
     HISTOGRAMS,
     LATENCIES,
-    Histogram,
+    MOST_CLIENTS,
     Metrics,
     MetricsError,
     Server,
@@ -51,23 +60,70 @@ def test_latency_buckets_begin_at_10_us_and_grow_by_about_1_8() -> None:
     assert all(1.7 < ratio < 1.95 for ratio in ratios)
 
 
-def test_a_histogram_counts_a_value_at_or_below_its_bound() -> None:
-    histogram = Histogram((1.0, 2.0))
-    for value, times in ((0.5, 1), (1.0, 2), (1.5, 3), (2.5, 4)):
-        histogram.observe(value, times)
-    assert histogram.counts.tolist() == [3, 3, 4]
-    assert histogram.sum[0] == 0.5 + 2 + 4.5 + 10
+def record(metrics: Metrics, **changed: Any) -> None:
+    """One batch of one tick that took no time, but for what is ``changed``."""
+    batch = {
+        "received": 1, "published": 1,
+        "decode": 0.0, "step": 0.0, "encode": 0.0, "publish": 0.0, "tick_to_publish": 0.0,
+        "ts": np.zeros(0, np.int64), "now": 0,
+    }  # fmt: skip
+    metrics.record(**(batch | changed))
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 200_000),
+            st.integers(0, 1000),
+            st.sampled_from((*LATENCIES, *np.nextafter(LATENCIES, 99), 0.0, 1e-9, 20.0, 1e9)),
+        )
+    )
+)
+@settings(max_examples=50, deadline=None)
+def test_a_batch_counts_in_the_first_bucket_whose_bound_is_not_below_it(
+    batches: list[tuple[int, int, float]],
+) -> None:
+    metrics = Metrics()
+    for received, published, seconds in batches:
+        record(metrics, received=received, published=published, step=seconds)
+        record(metrics, received=0, published=published, tick_to_publish=seconds)
+    values = metrics.values[0]
+    received, published, seconds = np.array(batches).reshape(-1, 3).T
+    assert values["batches"] == 2 * len(batches)
+    assert values["ticks_received"] == received.sum()
+    assert values["predictions_published"] == 2 * published.sum()
+    for name, observed, times in (
+        ("batch_size", received, np.ones_like(received)),
+        ("step_duration_seconds", seconds, np.ones_like(received)),
+        ("tick_to_publish_seconds", seconds, published),
+    ):
+        at_or_below = np.array([times[observed <= bound].sum() for bound in HISTOGRAMS[name][0]])
+        counts, total = values[name]["counts"].cumsum(), values[name]["sum"]
+        others = counts[-1] - times.sum()  # of the other call for each batch, at 0
+        np.testing.assert_array_equal(counts[:-1], at_or_below + others)
+        assert total == pytest.approx((observed * times).sum())
+
+
+def test_gauges_of_a_batch_are_the_latest() -> None:
+    metrics = Metrics()
+    record(metrics, ts=np.array([3, 9, 5]) * 10**9, now=11 * 10**9, pending=7, coalesced=2)
+    record(metrics, pending=4, coalesced=3)
+    values = metrics.values[0]
+    assert values["event_lag_seconds"] == 2  # a batch without a tick tells nothing
+    assert values["pending_ticks"] == 4
+    assert values["ticks_coalesced"] == 5
 
 
 def test_a_scrape_tells_what_was_counted() -> None:
     metrics = Metrics()
-    metrics.counters["ticks_received"] = 7
+    for _ in range(2):
+        record(metrics, received=3, published=2, decode=0.25)
+    metrics.values["checkpoint_failures"] += 1
     metrics.model = {"model": "abc"}
-    metrics.histograms["batch_size"].observe(3, 2)
 
     def refresh() -> None:
         metrics.dropped = {"late": 2, "malformed": 0}
-        metrics.gauges["active_series"] = 5
+        metrics.values["active_series"] = 5
 
     metrics.refresh = refresh
     server = Server(metrics, "127.0.0.1", 0)
@@ -76,7 +132,8 @@ def test_a_scrape_tells_what_was_counted() -> None:
     assert status == 200
     found = samples(text)
     nothing: frozenset[tuple[str, str]] = frozenset()
-    assert found["streamlstm_ticks_received_total", nothing] == 7
+    assert found["streamlstm_ticks_received_total", nothing] == 6
+    assert found["streamlstm_checkpoint_failures_total", nothing] == 1
     assert found["streamlstm_ticks_dropped_total", frozenset({("reason", "late")})] == 2
     assert found["streamlstm_active_series", nothing] == 5
     assert found["streamlstm_model_info", frozenset({("model", "abc")})] == 1
@@ -85,6 +142,8 @@ def test_a_scrape_tells_what_was_counted() -> None:
     assert found["streamlstm_batch_size_bucket", frozenset({("le", "+Inf")})] == 2
     assert found["streamlstm_batch_size_count", nothing] == 2
     assert found["streamlstm_batch_size_sum", nothing] == 6
+    assert found["streamlstm_decode_duration_seconds_sum", nothing] == 0.5
+    assert found["streamlstm_tick_to_publish_seconds_count", nothing] == 4
     for name in COUNTERS:
         assert (f"streamlstm_{name}_total", nothing) in found
     for name in HISTOGRAMS:
@@ -119,7 +178,7 @@ def test_other_paths_do_not_exist(server: Server, path: str) -> None:
 
 
 def test_a_port_in_use_is_one_line_with_the_mend(server: Server) -> None:
-    port = server.server_address[1]
+    port = server.port
     with pytest.raises(MetricsError, match=r"in use; set metrics\.host and metrics\.port") as error:
         Server(Metrics(), "127.0.0.1", port)
     assert f"127.0.0.1:{port}" in str(error.value)
@@ -129,3 +188,127 @@ def test_a_port_in_use_is_one_line_with_the_mend(server: Server) -> None:
 def test_an_address_of_another_machine(host: str) -> None:
     with pytest.raises(MetricsError, match=r"set metrics\.host"):
         Server(Metrics(), host, 0)
+
+
+# clients that nobody can choose
+
+
+def connect(server: Server) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", server.port), timeout=30)
+
+
+def read(client: socket.socket) -> bytes:
+    """All that comes until the other end hangs up."""
+    found = b""
+    while came := client.recv(65_536):
+        found += came
+    return found
+
+
+def ask(server: Server, *parts: bytes) -> bytes:
+    with connect(server) as client:
+        for part in parts:
+            client.sendall(part)
+        return read(client)
+
+
+def test_the_head_of_an_answer(server: Server) -> None:
+    head, _, body = ask(server, b"GET /metrics?a=b HTTP/1.1\r\nHost: a\r\n\r\n").partition(
+        b"\r\n\r\n"
+    )
+    status, *fields = head.decode().split("\r\n")
+    headers = dict(field.split(": ", 1) for field in fields)
+    assert status == "HTTP/1.1 200 OK"
+    assert headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert int(headers["Content-Length"]) == len(body) > 0
+    assert headers["Connection"] == "close"
+    assert parsedate_to_datetime(headers["Date"]).tzinfo
+
+
+def test_head_gives_the_head_alone(server: Server) -> None:
+    answer = ask(server, b"HEAD /metrics HTTP/1.0\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert answer.endswith(b"\r\n\r\n")
+    assert b"Content-Length: 0" not in answer
+
+
+def test_a_request_may_come_in_pieces(server: Server) -> None:
+    request = b"GET /-/healthy HTTP/1.1\r\nHost: a\r\n\r\n"
+    with connect(server) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in request:
+            client.sendall(bytes([byte]))
+        assert read(client).endswith(b"\r\n\r\nhealthy\n")
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"POST /metrics HTTP/1.1\r\n\r\n", b"405"),
+        (b"DELETE / HTTP/1.1\r\n\r\n", b"405"),
+        (b"GET /metrics\r\n\r\n", b"400"),
+        (b"GET  /metrics HTTP/1.1\r\n\r\n", b"400"),
+        (b"GET /metrics HTTP/2\r\n\r\n", b"400"),
+        (b"\x16\x03\x01\x00\xff\r\n\r\n", b"400"),
+        (b"\r\n\r\n", b"400"),
+        (b"GET /" + b"x" * 8187, b"400"),
+    ],
+)
+def test_what_is_no_request_is_answered_so(server: Server, request_: bytes, status: bytes) -> None:
+    assert ask(server, request_).split(b" ")[1] == status
+    assert get(server, "/-/healthy")[0] == 200
+
+
+def test_a_scrape_that_fails_is_an_answer_and_a_line_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refresh() -> None:
+        raise RuntimeError("broken")
+
+    metrics = Metrics()
+    metrics.refresh = refresh
+    server = Server(metrics, "127.0.0.1", 0)
+    assert get(server, "/metrics")[0] == 500
+    assert get(server, "/-/healthy")[0] == 200
+    server.close()
+    assert "broken" in caplog.text
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /metrics HTTP/1.1\r\n"])
+def test_idle_connections_take_no_thread_and_nobodys_place(server: Server, said: bytes) -> None:
+    threads = threading.active_count()
+    idle = [connect(server) for _ in range(200)]
+    for client in idle:
+        client.sendall(said)
+    assert get(server, "/metrics")[0] == 200
+    assert threading.active_count() == threads
+    for client in idle[: -MOST_CLIENTS - 1]:  # the oldest made room
+        with contextlib.suppress(ConnectionResetError):
+            assert client.recv(1) == b""
+    for client in idle:
+        client.close()
+
+
+def test_a_slow_client_is_cut_off_and_nobody_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(room, "PATIENCE", 0.2)
+    large = Metrics()
+    large.model = {"model": "x" * 20_000_000}
+    server = Server(large, "127.0.0.1", 0)
+    with connect(server) as mute, connect(server) as deaf:
+        deaf.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")  # and never reads it
+        assert get(server, "/-/healthy")[0] == 200
+        assert mute.recv(1) == b""
+        with contextlib.suppress(ConnectionResetError):
+            assert len(read(deaf)) < 20_000_000
+    server.close()
+
+
+def test_close_hangs_up_and_frees_the_port() -> None:
+    server = Server(Metrics(), "127.0.0.1", 0)
+    with connect(server) as client:
+        get(server, "/-/healthy")
+        server.close()
+        assert client.recv(1) == b""
+    Server(Metrics(), "127.0.0.1", server.port).close()
