@@ -1,7 +1,8 @@
 """Decoder and encoder: what is the same whatever the format."""
 
-from collections.abc import Mapping
-from types import MappingProxyType
+import importlib
+import importlib.util
+from collections.abc import Callable
 
 import numpy as np
 from numba import njit
@@ -15,6 +16,7 @@ from streamlstm.wire.format import (
     SOUND,
     Columns,
     Format,
+    FormatError,
     Limits,
     Reader,
     Shape,
@@ -23,21 +25,14 @@ from streamlstm.wire.format import (
 from streamlstm.wire.json import JsonReader, JsonWriter
 from streamlstm.wire.msgpack import MsgpackReader, MsgpackWriter
 
-READERS: Mapping[Format, type[Reader]] = MappingProxyType(
-    {"json": JsonReader, "msgpack": MsgpackReader, "binary": BinaryReader}
-)
-WRITERS: Mapping[Format, type[Writer]] = MappingProxyType(
-    {"json": JsonWriter, "msgpack": MsgpackWriter, "binary": BinaryWriter}
-)
-SAMPLED = 80
-"""Bytes of each frame that a sample shows."""
-
 
 class Decoder:
     """Messages of one format -> arrays. No bytes whatever make it raise.
 
     Attributes:
         sample: reason and content of a message dropped since this was last set to None.
+        most: messages to read at once.
+        rows: ticks read last, those dropped included; of a message that says none, 1.
     """
 
     def __init__(
@@ -49,9 +44,15 @@ class Decoder:
         max_key: int = 64,
         max_frame: int = 65_536,
     ) -> None:
-        """Expect ``inputs`` values a tick, ``most`` messages at once, of so many bytes at most."""
+        """Expect ``inputs`` values a tick, ``most`` messages at once, of so many bytes at most.
+
+        Raises:
+            FormatError: the format needs a package that is not installed.
+        """
         self.sample: tuple[str, str] | None = None
-        self._reader = READERS[format](inputs, Limits(max_key, max_frame), most)
+        self._reader = _classes(format)[0](inputs, Limits(max_key, max_frame), most)
+        self.most = 1 if self._reader.batch else most
+        self.rows = 0
         self._drops = np.zeros(len(REASONS), np.int64)
         self._latest_arrival = np.zeros(1, np.int64)
 
@@ -67,11 +68,11 @@ class Decoder:
         arrays hold until the next call.
         """
         columns, rows = self._reader.read(messages, count)
+        self.rows = rows
         kept, bad = _settle(columns, rows, now_ns, self._latest_arrival, self._drops)
         if bad >= 0:
             reason = REASONS[columns.fault[bad] - SOUND - 1]
-            frames = messages.message(min(bad, count - 1))
-            self.sample = reason, " ".join(repr(frame[:SAMPLED]) for frame in frames)
+            self.sample = reason, self._reader.show(messages, bad)
         return Arrivals(
             Keys(messages.data, columns.begin[:kept], columns.end[:kept]),
             columns.ts[:kept],
@@ -81,11 +82,20 @@ class Decoder:
 
 
 class Encoder:
-    """Arrays -> messages of one format."""
+    """Arrays -> messages of one format.
+
+    Attributes:
+        count: messages encoded last.
+    """
 
     def __init__(self, format: Format, shape: Shape) -> None:
-        """Write predictions of one shape."""
-        self._writer = WRITERS[format](shape)
+        """Write predictions of one shape.
+
+        Raises:
+            FormatError: the format needs a package that is not installed.
+        """
+        self._writer = _classes(format)[1](shape)
+        self.count = 0
 
     @property
     def messages(self) -> Messages:
@@ -93,11 +103,33 @@ class Encoder:
         return self._writer.messages
 
     def encode(self, forecasts: Forecasts, names: Names, begin: int = 0) -> int:
-        """Write one message each for forecasts from ``begin`` on, as many as there is room for.
+        """Write forecasts from ``begin`` on, as many as there is room for.
 
         Returns where the rest begins.
         """
-        return self._writer.write(forecasts, names, begin)
+        end = self._writer.write(forecasts, names, begin)
+        self.count = min(1, end - begin) if self._writer.batch else end - begin
+        return end
+
+
+def _classes(
+    format: Format,
+) -> tuple[Callable[[int, Limits, int], Reader], Callable[[Shape], Writer]]:
+    match format:
+        case "json":
+            return JsonReader, JsonWriter
+        case "msgpack":
+            return MsgpackReader, MsgpackWriter
+        case "binary":
+            return BinaryReader, BinaryWriter
+        case "arrow":
+            if importlib.util.find_spec("pyarrow") is None:
+                raise FormatError(
+                    "format 'arrow': pyarrow is not installed; pip install 'streamlstm[arrow]' or"
+                    " choose another format"
+                )
+            arrow = importlib.import_module("streamlstm.wire.arrow")
+            return arrow.ArrowReader, arrow.ArrowWriter
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
