@@ -39,7 +39,12 @@ def _split(value: object) -> object:
     return value.split(",") if value else ()
 
 
-Format = Literal["json", "msgpack", "binary"]
+def _hwm(said: Mapping[str, object]) -> int:
+    """Messages that may wait: fewer where each holds many ticks."""
+    return 1000 if said.get("format") == "arrow" else 100_000
+
+
+Format = Literal["json", "msgpack", "binary", "arrow"]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_split)]
 OptionalPath = Annotated[Path | None, BeforeValidator(lambda value: value or None)]
 
@@ -62,20 +67,22 @@ class Input(_Table):
         default=(), description="take only series whose name begins with one of these; empty: all"
     )
     format: Format = Field(
-        default="json", description="of all ticks on this socket: json, msgpack, binary"
+        default="json",
+        description="of all ticks on this socket: json, msgpack, binary, arrow (many a message)",
     )
     hwm: int = Field(
-        default=100_000,
+        default_factory=_hwm,
         ge=1,
         le=100_000_000,
-        description="ticks that may wait for each publisher, about 100 bytes each and their frames;"
-        " beyond it the publisher's own queue fills",
+        description="messages that may wait for each publisher, about 100 bytes each and their"
+        " frames; beyond it the publisher's own queue fills; 1,000 by default for arrow",
     )
     max_frame: int = Field(
-        default=65_536,
+        default_factory=lambda said: 1 << 22 if said.get("format") == "arrow" else 65_536,
         ge=64,
         le=1 << 26,
-        description="bytes; larger frames are dropped, senders of 16 times as much disconnected",
+        description="bytes; larger frames are dropped, senders of 16 times as much disconnected;"
+        " 4,194,304 by default for arrow",
     )
     max_key: int = Field(
         default=64, ge=1, le=1024, description="bytes of a series name; costs this per series"
@@ -92,13 +99,20 @@ class Output(_Table):
         default_factory=lambda said: () if said.get("connect") else (OUTPUT,),
         description="endpoints to listen on; none by default where `connect` names some",
     )
-    format: Format = Field(default="json", description="of predictions: json, msgpack, binary")
+    format: Format = Field(
+        default="json",
+        description="of predictions: json, msgpack, binary, arrow (a message for each batch)",
+    )
+    batch: bool = Field(
+        default=False,
+        description="publish each batch in arrow too, under the topic predictions.batch",
+    )
     hwm: int = Field(
-        default=100_000,
+        default_factory=_hwm,
         ge=1,
         le=100_000_000,
-        description="predictions that may wait for each subscriber, about 100 bytes each and their"
-        " frames; beyond it a slow subscriber loses the newest",
+        description="messages that may wait for each subscriber, about 100 bytes each and their"
+        " frames; beyond it a slow subscriber loses the newest; 1,000 by default for arrow",
     )
 
 

@@ -20,11 +20,11 @@ from streamlstm.config import Config
 from streamlstm.engine import Engine
 from streamlstm.kernels.cell import BackendError
 from streamlstm.metrics import Metrics, MetricsError, Server
-from streamlstm.model import ModelError, load_model
-from streamlstm.ticks import Forecasts, Messages
+from streamlstm.model import Model, ModelError, load_model
+from streamlstm.ticks import Arrivals, Forecasts, Messages
 from streamlstm.transport import Publisher, Receiver, TransportError
 from streamlstm.wire.codec import Decoder, Encoder
-from streamlstm.wire.format import Shape
+from streamlstm.wire.format import FormatError, Shape
 
 QUIET_MS = 20
 """Milliseconds without a tick after which, at the end, no more are expected."""
@@ -48,6 +48,7 @@ def run(config: Config, announce: bool = False) -> int:
         ModelError,
         BackendError,
         CheckpointError,
+        FormatError,
         TransportError,
         MetricsError,
     ) as error:
@@ -68,9 +69,10 @@ def check(config: Config) -> str:
     """Open all that :func:`run` would, but for the sockets, and say what was found.
 
     Raises:
-        ModelError, BackendError, CheckpointError: each with one line.
+        ModelError, BackendError, CheckpointError, FormatError: each with one line.
     """
     engine, restored = _open_engine(config)
+    _open_wire(config, engine.model)
     each = sum(engine.bytes_per_series.values())
     return (
         f"{config.model}: model {engine.model.id} computes what it says;"
@@ -98,8 +100,8 @@ class Service:
         """Bring everything up, compiled and restored.
 
         Raises:
-            ModelError, BackendError, CheckpointError, TransportError, MetricsError: each with one
-                line.
+            ModelError, BackendError, CheckpointError, FormatError, TransportError, MetricsError:
+                each with one line.
         """
         config = self.config
         if config.metrics.enabled:
@@ -108,24 +110,7 @@ class Service:
         self.engine, self._restored = _open_engine(config)
         model = self.engine.model
         notify("STATUS=compiling")
-        self.decoder = Decoder(
-            config.input.format,
-            model.spec.inputs,
-            most=config.engine.max_batch,
-            max_key=config.input.max_key,
-            max_frame=config.input.max_frame,
-        )
-        self.encoder = Encoder(
-            config.output.format,
-            Shape(
-                model.id,
-                secrets.randbits(32),
-                model.spec.horizon,
-                model.spec.targets,
-                config.input.max_key,
-                config.engine.max_batch,
-            ),
-        )
+        self.decoder, self.encoders = _open_wire(config, model)
         self._warm_up()
         self._open_sockets()
         self._heed_signals()
@@ -203,26 +188,33 @@ class Service:
     def _serve_batch(self) -> int:
         """Receive -> decode -> step -> encode -> publish; returns how many messages there were."""
         received = time.perf_counter()
-        count = self.receiver.receive(self.config.engine.max_batch)
+        count = self.receiver.receive(self.decoder.most)
         if not count:
             return 0
         now = time.time_ns()
         begun = time.perf_counter()
         arrivals = self.decoder.decode(self.receiver.messages, count, now)
+        for part in arrivals.parts(self.config.engine.max_batch):
+            self._serve(part, now, received, begun)
+            begun = time.perf_counter()
+        self._sample()
+        self.metrics.counters["ticks_received"] += self.decoder.rows
+        return count
+
+    def _serve(self, arrivals: Arrivals, now: int, received: float, begun: float) -> None:
+        """Step -> encode -> publish, for ticks received, and being decoded since, these times."""
         ticks = self.engine.place(arrivals)
         decoded = time.perf_counter()
         forecasts = self.engine.step(ticks, now)
         stepped = time.perf_counter()
         encoding = self._publish(forecasts)
         published = time.perf_counter()
-        self._sample()
 
         counters, histograms = self.metrics.counters, self.metrics.histograms
         predictions = len(forecasts.slot)
-        counters["ticks_received"] += count
         counters["predictions_published"] += predictions
         counters["batches"] += 1
-        histograms["batch_size"].observe(count)
+        histograms["batch_size"].observe(len(arrivals.ts))
         histograms["decode_duration_seconds"].observe(decoded - begun)
         histograms["step_duration_seconds"].observe(stepped - decoded)
         histograms["encode_duration_seconds"].observe(encoding)
@@ -230,17 +222,17 @@ class Service:
         histograms["tick_to_publish_seconds"].observe(published - received, predictions)
         if len(ticks.ts):
             self.metrics.gauges["event_lag_seconds"] = (now - int(ticks.ts.max())) / 1e9
-        return count
 
     def _publish(self, forecasts: Forecasts) -> float:
         """Encode and send, as many at once as there is room for; seconds that encoding took."""
-        sent, encoding, names = 0, 0.0, self.engine.series.names
-        while sent < len(forecasts.slot):
-            begun = time.perf_counter()
-            end = self.encoder.encode(forecasts, names, sent)
-            encoding += time.perf_counter() - begun
-            self.publisher.send(self.encoder.messages, end - sent)
-            sent = end
+        encoding, names = 0.0, self.engine.series.names
+        for encoder in self.encoders:
+            sent = 0
+            while sent < len(forecasts.slot):
+                begun = time.perf_counter()
+                sent = encoder.encode(forecasts, names, sent)
+                encoding += time.perf_counter() - begun
+                self.publisher.send(encoder.messages, encoder.count)
         return encoding
 
     def _sample(self) -> None:
@@ -278,9 +270,9 @@ class Service:
         self.engine.warm_up()
         transport.warm_up()
         arrivals = self.decoder.decode(Messages.of([]), 0, 0)
-        self.encoder.encode(
-            self.engine.step(self.engine.place(arrivals), 0), self.engine.series.names
-        )
+        forecasts = self.engine.step(self.engine.place(arrivals), 0)
+        for encoder in self.encoders:
+            encoder.encode(forecasts, self.engine.series.names)
 
     def _open_sockets(self) -> None:
         wire_in, wire_out = self.config.input, self.config.output
@@ -364,6 +356,29 @@ def _open_engine(config: Config) -> tuple[Engine, int]:
     if path and checkpoint.load(engine, path):
         _event(logging.INFO, "restored", checkpoint=path, series=engine.series.active)
     return engine, engine.series.active
+
+
+def _open_wire(config: Config, model: Model) -> tuple[Decoder, list[Encoder]]:
+    """The decoder of ticks, and an encoder of predictions for each format published."""
+    shape = Shape(
+        model.id,
+        secrets.randbits(32),
+        model.spec.horizon,
+        model.spec.targets,
+        config.input.max_key,
+        config.engine.max_batch,
+    )
+    decoder = Decoder(
+        config.input.format,
+        model.spec.inputs,
+        most=config.engine.max_batch,
+        max_key=config.input.max_key,
+        max_frame=config.input.max_frame,
+    )
+    encoders = [Encoder(config.output.format, shape)]
+    if config.output.batch and config.output.format != "arrow":
+        encoders.append(Encoder("arrow", shape))
+    return decoder, encoders
 
 
 def notify(*states: str) -> None:

@@ -1,6 +1,6 @@
 """The arrays that travel from receive to publish: one row a tick, never an object a tick."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -81,6 +81,16 @@ class Arrivals(NamedTuple):
     """(n, inputs) raw, in the series' own unit; NaN and infinities are the engine's to refuse"""
     flags: NDArray[np.uint8]
     """(n,) ``WARM`` or 0"""
+
+    def parts(self, most: int) -> Iterator["Arrivals"]:
+        """The same ticks, ``most`` at a time; at least one part, be it empty."""
+        if len(self.ts) <= most:
+            yield self
+            return
+        for begin in range(0, len(self.ts), most):
+            part = slice(begin, begin + most)
+            keys = Keys(self.keys.data, self.keys.begin[part], self.keys.end[part])
+            yield Arrivals(keys, self.ts[part], self.values[part], self.flags[part])
 
 
 class Ticks(NamedTuple):
