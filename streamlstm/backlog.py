@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from streamlstm.ticks import Ticks
+from streamlstm.ticks import Ticks, rows_of
 
 Policy = Literal["block", "drop_newest", "drop_oldest", "coalesce"]
 BLOCK, DROP_NEWEST, DROP_OLDEST, COALESCE = range(len(get_args(Policy)))
@@ -60,6 +60,13 @@ class Backlog:
         """Ticks that wait."""
         begin, end = self.queue.bounds.tolist()
         return int(end - begin)
+
+    def next(self) -> tuple[Ticks, int]:
+        """Take up to ``batch`` of them, the first, and when the very first was taken, ns."""
+        queue = self.queue
+        begin, end = queue.bounds.tolist()
+        queue.bounds[0] = end = min(end, begin + queue.batch)
+        return rows_of(queue.ticks, begin, end), int(queue.taken[begin % len(queue.taken)])
 
     @property
     def dropped(self) -> int:

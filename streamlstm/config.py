@@ -39,8 +39,15 @@ def _split(value: object) -> object:
     return value.split(",") if value else ()
 
 
-Format = Literal["json", "msgpack", "binary"]
+def _hwm(said: Mapping[str, object]) -> int:
+    """Messages that may wait: fewer where each holds many ticks."""
+    return 1000 if said.get("format") == "arrow" else 100_000
+
+
+Format = Literal["json", "msgpack", "binary", "arrow"]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Numbers = Annotated[tuple[int, ...], BeforeValidator(_split)]
+Policy = Literal["block", "drop_newest", "drop_oldest", "coalesce"]
 OptionalPath = Annotated[Path | None, BeforeValidator(lambda value: value or None)]
 
 
@@ -62,20 +69,37 @@ class Input(_Table):
         default=(), description="take only series whose name begins with one of these; empty: all"
     )
     format: Format = Field(
-        default="json", description="of all ticks on this socket: json, msgpack, binary"
+        default="json",
+        description="of all ticks on this socket: json, msgpack, binary, arrow (many a message)",
     )
     hwm: int = Field(
-        default=100_000,
+        default_factory=_hwm,
         ge=1,
         le=100_000_000,
-        description="ticks that may wait for each publisher, about 100 bytes each and their frames;"
-        " beyond it the publisher's own queue fills",
+        description="messages that may wait for each publisher, about 100 bytes each and their"
+        " frames; beyond it the publisher's own queue fills; 1,000 by default for arrow",
     )
     max_frame: int = Field(
-        default=65_536,
+        default_factory=lambda said: 1 << 22 if said.get("format") == "arrow" else 65_536,
         ge=64,
         le=1 << 26,
-        description="bytes; larger frames are dropped, senders of 16 times as much disconnected",
+        description="bytes; larger frames are dropped, senders of 16 times as much disconnected;"
+        " 4,194,304 by default for arrow",
+    )
+    kind: Literal["sub", "pull"] = Field(
+        default="sub",
+        description="the socket: sub, or pull, which makes publishers (then push) wait, not drop",
+    )
+    overload: Policy = Field(
+        default="block",
+        description="when ticks come faster than they are served: block (the publishers' queues"
+        " fill), drop_newest, drop_oldest, coalesce (only the latest of each series is served)",
+    )
+    max_pending: int = Field(
+        default=16_384,
+        ge=1,
+        le=10_000_000,
+        description="ticks that may wait before some are dropped or coalesced; not used by block",
     )
     max_key: int = Field(
         default=64, ge=1, le=1024, description="bytes of a series name; costs this per series"
@@ -92,13 +116,20 @@ class Output(_Table):
         default_factory=lambda said: () if said.get("connect") else (OUTPUT,),
         description="endpoints to listen on; none by default where `connect` names some",
     )
-    format: Format = Field(default="json", description="of predictions: json, msgpack, binary")
+    format: Format = Field(
+        default="json",
+        description="of predictions: json, msgpack, binary, arrow (a message for each batch)",
+    )
+    batch: bool = Field(
+        default=False,
+        description="publish each batch in arrow too, under the topic predictions.batch",
+    )
     hwm: int = Field(
-        default=100_000,
+        default_factory=_hwm,
         ge=1,
         le=100_000_000,
-        description="predictions that may wait for each subscriber, about 100 bytes each and their"
-        " frames; beyond it a slow subscriber loses the newest",
+        description="messages that may wait for each subscriber, about 100 bytes each and their"
+        " frames; beyond it a slow subscriber loses the newest; 1,000 by default for arrow",
     )
 
 
@@ -111,6 +142,12 @@ class Engine(_Table):
     threads: int = Field(default=0, ge=0, le=1024, description="of the kernels; 0: one per core")
     max_batch: int = Field(
         default=1024, ge=1, le=65_536, description="ticks stepped at once, never waited for"
+    )
+    max_wait_us: int = Field(
+        default=0,
+        ge=0,
+        le=1_000_000,
+        description="microseconds that the first tick of a batch waits for others; 0: none",
     )
     max_series: int = Field(
         default=100_000,
@@ -148,6 +185,14 @@ class Checkpoint(_Table):
 class Service(_Table):
     """The process."""
 
+    busy_poll_us: int = Field(
+        default=0,
+        ge=0,
+        le=1_000_000_000,
+        description="microseconds after a batch in which the next tick is looked for without"
+        " sleeping; costs a core",
+    )
+    cpus: Numbers = Field(default=(), description="cores to run on, such as 0,1; empty: any")
     shutdown_timeout: float = Field(
         default=10, gt=0, le=3600, description="seconds from SIGTERM to the exit, whatever happens"
     )
@@ -173,6 +218,8 @@ class Config(_Table):
         for name, table in (("input", self.input), ("output", self.output)):
             if not table.bind and not table.connect:
                 raise ValueError(f"{name}.bind and {name}.connect are both empty; name an endpoint")
+        if self.input.kind == "pull" and self.input.topics:
+            raise ValueError("input.topics needs input.kind = 'sub'; a pull socket takes all")
         return self
 
 

@@ -21,7 +21,7 @@ from streamlstm.kernels import cpu
 from streamlstm.kernels.cell import BackendError
 from streamlstm.model import Model, ModelError, Spec
 from streamlstm.series import Index, Series, bytes_per_series, find
-from streamlstm.ticks import WARM, Arrivals, Forecasts, Keys, Ticks
+from streamlstm.ticks import WARM, Arrivals, Forecasts, Keys, Ticks, first, rows_of
 
 BACKENDS = ("cpu", "cuda", "auto")
 DROPS = ("nonfinite", "out_of_range", "late", "duplicate", "series_limit")
@@ -186,7 +186,7 @@ class Engine:
         there is no room. What is returned is valid until the next call.
         """
         count = place(self.work, arrivals, self._ticks, 0)
-        return self._ticks.rows(0, count)
+        return rows_of(self._ticks, 0, count)
 
     def step(self, ticks: Ticks, now: int) -> Forecasts:
         """Move each series by its ticks, in order of arrival, and forecast.
@@ -210,8 +210,7 @@ class Engine:
             work.outputs[:taken],
         )
         finish(work, ticks, taken)
-        slot, ts, seq, point, quantiles = (array[:published] for array in work.forecasts)
-        return Forecasts(slot, ts, seq, point, quantiles)  # type: ignore[arg-type]
+        return first(work.forecasts, published)
 
 
 def open_backend(name: str) -> tuple[str, str, ModuleType]:

@@ -1,14 +1,16 @@
 """The way of a tick, from socket to socket, a batch at a time.
 
-    receive -> read -> settle -> place -> wait their turn -> prepare -> step -> finish -> write -> send
+    receive -> read -> settle -> place -> queue -> prepare -> step -> finish -> write -> send
 
-:func:`_run` goes this way in compiled code for as long as nothing else is to be done, without the
-interpreter: it even sleeps there. It comes back for a signal, for a subscription, at a given time,
-and for messages that only a library can read. Formats and backends whose own code is not compiled
-go the same way from Python, a stage after the other.
+:func:`_run` goes this way in compiled code, without the interpreter, for as long as there is
+nothing but sound ticks; it even sleeps there. It comes back for whatever else there is: a signal, a
+subscription, the end of its time, a batch with a message that is faulty or that only a library can
+read. A format or backend without compiled code of its own goes the same way from Python, one stage
+after the other.
 """
 
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,20 +18,19 @@ import zmq
 from numba import njit, types
 from numpy.typing import NDArray
 
-from streamlstm import backlog, transport
-from streamlstm.backlog import BLOCK, Backlog, Queue
+from streamlstm import metrics, transport
+from streamlstm.backlog import BLOCK, Backlog, Queue, add, make_room
 from streamlstm.engine import Engine, Work, finish, place, prepare
 from streamlstm.memory import address_of, call, call_for_int
-from streamlstm.metrics import Metrics, record
-from streamlstm.ticks import Arrivals, Keys, Messages, Names
+from streamlstm.ticks import Arrivals, Keys, Messages, Names, first, rows_of
 from streamlstm.transport import Publisher, Receiver, Sink, Source, drain, flush, wait
 from streamlstm.wire.codec import Decoder, Encoder, settle
-from streamlstm.wire.format import UNREAD, Columns, Layout, Limits
+from streamlstm.wire.format import SOUND, Columns, Layout, Limits
 
 TURNS = 4
-"""Times that the input is looked at between two batches, where ticks may be dropped."""
-DUE, ASKED, ODD = range(3)
-"""Why :func:`_run` came back: the time is over; something but ticks is there; unread messages."""
+"""Batches taken from the input for one that is stepped, at most, where ticks may be dropped."""
+OTHER, ODD = range(2)
+"""Why :func:`_run` came back: something but ticks; messages that are not all sound."""
 
 
 class Stages(NamedTuple):
@@ -37,26 +38,314 @@ class Stages(NamedTuple):
 
     read: int
     step: int
-    network: int
     write: int
 
 
 class Way(NamedTuple):
-    """All that a tick passes on its way."""
+    """All that a tick passes on its way, for compiled code."""
 
     stages: Stages
     items: NDArray[np.int64]
+    """what is waited for: the input, subscriptions, and what wakes the daemon up"""
     source: Source
     columns: Columns
     limits: Limits
     latest_arrival: NDArray[np.int64]
     refused: NDArray[np.int64]
-    sample: NDArray[np.int64]
     queue: Queue
     work: Work
+    network: int
     names: Names
     written: Messages
     layout: Layout
     sink: Sink
-    metrics: NDArray[np.void]
+    values: NDArray[np.void]
+    """of the metrics"""
     clock: NDArray[np.int64]
+    """(2,) room for a time"""
+    wait_ns: int
+    """for a batch to fill, once the first tick is there"""
+    spin_ns: int
+    """after a batch, in which the input is looked at without sleeping"""
+
+
+class Loop:
+    """Takes ticks from a receiver, and gives predictions to a publisher."""
+
+    def __init__(
+        self,
+        receiver: Receiver,
+        decoder: Decoder,
+        pending: Backlog,
+        engine: Engine,
+        encoders: Sequence[Encoder],
+        publisher: Publisher,
+        values: NDArray[np.void],
+        wakeup: int,
+        *,
+        wait_ns: int = 0,
+        spin_ns: int = 0,
+    ) -> None:
+        """Connect the stages.
+
+        Args:
+            receiver, decoder, pending, engine, encoders, publisher: in this order.
+            values: of the metrics, (1,) of :data:`streamlstm.metrics.LAYOUT`.
+            wakeup: a file descriptor that is readable when :meth:`run` is to come back.
+            wait_ns, spin_ns: see :class:`Way`.
+        """
+        self.receiver, self.decoder, self.pending = receiver, decoder, pending
+        self.engine, self.encoders, self.publisher = engine, encoders, publisher
+        self._values, self._wait_ns, self._spin_ns = values, wait_ns, spin_ns
+        self._items = transport.poll_items(receiver.socket, publisher.socket, wakeup)
+        self._poller = zmq.Poller()
+        for each in (receiver.socket, publisher.socket, wakeup):
+            self._poller.register(each, zmq.POLLIN)
+        self._way = self._compiled_way()
+
+    @property
+    def compiled(self) -> bool:
+        """Whether ticks pass without the interpreter."""
+        return self._way is not None
+
+    def _compiled_way(self) -> Way | None:
+        """What :func:`_run` is given; None where a stage has no compiled code."""
+        engine, reader, writer = self.engine, self.decoder.reader, self.encoders[0].writer
+        step = engine.kernels.compiled_step(engine.buffers)
+        stages = transport.compiled(), step, reader.compiled, writer.compiled
+        if not all(stages) or len(self.encoders) > 1:
+            return None
+        work, names, messages = engine.work, engine.series.names, self.receiver.messages
+        columns, written = reader.columns, writer.messages
+        inputs = work.schedule.slot, work.rows.x, work.schedule.bounds
+        return Way(
+            Stages(
+                address_of(reader.compiled, messages, 0, columns, reader.limits),
+                address_of(step, 0, *inputs, work.outputs),
+                address_of(writer.compiled, written, writer.layout, work.forecasts, names, 0),
+            ),
+            self._items,
+            self.receiver.source,
+            columns,
+            reader.limits,
+            self.decoder.latest_arrival,
+            self.decoder.refused,
+            self.pending.queue,
+            work,
+            engine.buffers.plan,
+            names,
+            written,
+            writer.layout,
+            self.publisher.sink,
+            self._values,
+            np.zeros(2, np.int64),
+            self._wait_ns,
+            self._spin_ns,
+        )
+
+    def warm_up(self) -> None:
+        """Compile or load all that a tick meets on its way; none is taken or counted."""
+        self.engine.warm_up()
+        transport.warm_up()
+        counted, self._values = self._values, self._values[:0]
+        self._take(Messages.of([]), 0)
+        self._step()
+        self._values = counted
+        if self._way:
+            _run(self._way, 0)
+
+    def run(self, until: int) -> int:
+        """Serve ticks until something else is there, or ``until``, ns of the monotonic clock.
+
+        Returns how many were served.
+
+        Raises:
+            zmq.ZMQError: a socket failed.
+        """
+        if self._way is None:
+            return self._run(until)
+        why, count, served = _run(self._way, until)
+        if why < 0:
+            raise zmq.ZMQError(-why)
+        if why == ODD:
+            served += self._take(self.receiver.messages, count)
+        return served
+
+    def _run(self, until: int) -> int:
+        """The same, a batch at a time, from Python."""
+        if not len(self.pending):
+            while not (count := self.receiver.receive(self.decoder.most)):
+                now = time.monotonic_ns()
+                if now >= until:
+                    return 0
+                for item, _ in self._poller.poll(-(-(until - now) // 1_000_000)):
+                    if item != self.receiver.socket:
+                        return 0
+            return self._take(self.receiver.messages, count)
+        self._step()
+        return 0
+
+    def _take(self, messages: Messages, count: int) -> int:
+        """Decode messages and let their ticks wait; how many there were."""
+        begun = time.monotonic_ns()
+        arrivals = self.decoder.decode(messages, count, time.time_ns())
+        queue, work = self.pending.queue, self.engine.work
+        for part in arrivals.parts(queue.batch):
+            while queue.policy == BLOCK and len(self.pending):
+                self._step()
+            placed = place(work, part, queue.ticks, make_room(queue))
+            add(queue, placed, begun)
+        metrics.took(self._values, self.decoder.rows, (time.monotonic_ns() - begun) / 1e9)
+        return self.decoder.rows
+
+    def _step(self) -> None:
+        """Step a batch of those that wait, and publish."""
+        ticks, taken = self.pending.next()
+        begun = time.monotonic_ns()
+        forecasts = self.engine.step(ticks, begun)
+        stepped, encoding = time.monotonic_ns(), 0
+        for encoder in self.encoders:
+            sent = 0
+            while sent < len(forecasts.slot):
+                since = time.monotonic_ns()
+                sent = encoder.encode(forecasts, self.engine.series.names, sent)
+                encoding += time.monotonic_ns() - since
+                self.publisher.send(encoder.messages, encoder.count)
+            if not sent:
+                encoder.encode(forecasts, self.engine.series.names)
+        done = time.monotonic_ns()
+        metrics.stepped(
+            self._values,
+            ticks.ts,
+            len(forecasts.slot),
+            time.time_ns(),
+            (stepped - begun) / 1e9,
+            encoding / 1e9,
+            (done - stepped - encoding) / 1e9,
+            (done - taken) / 1e9,
+        )
+
+
+# --- compiled -------------------------------------------------------------------------------------
+
+_clock_gettime: Any = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.intp))
+_MONOTONIC, _REALTIME = time.CLOCK_MONOTONIC, time.CLOCK_REALTIME
+
+
+@njit(cache=True, _nrt=False)
+def _now(clock: NDArray[np.int64], which: int) -> int:
+    """Nanoseconds of a clock."""
+    _clock_gettime(which, clock.ctypes.data)
+    return clock[0] * 1_000_000_000 + clock[1]
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _run(way: Way, until: int) -> tuple[int, int, int]:
+    """Serve ticks; why it came back (an error number below 0), messages unread, ticks served."""
+    queue, served, idle_since = way.queue, 0, 0
+    while True:
+        now = _now(way.clock, _MONOTONIC)
+        waiting = queue.bounds[1] - queue.bounds[0]
+        patience = 0
+        if now >= until:
+            if waiting == 0:
+                return OTHER, 0, served
+        elif waiting == 0 and now >= idle_since + way.spin_ns:
+            patience = (until - now + 999_999) // 1_000_000
+        ready = wait(way.items, patience)
+        if ready < 0:
+            return ready, 0, served
+        if ready & 1 and patience and way.wait_ns:
+            _sleep(way.clock, way.wait_ns)
+        if ready & 1 and (waiting == 0 or queue.policy != BLOCK):
+            for _ in range(1 if queue.policy == BLOCK else TURNS):
+                count = drain(way.source, queue.batch)
+                if count < 0:
+                    return count, 0, served
+                if count:
+                    if not _take(way, count):
+                        return ODD, count, served
+                    served += count
+                if count < queue.batch:
+                    break
+        if queue.bounds[1] > queue.bounds[0]:
+            error = _step(way)
+            if error:
+                return -error, 0, served
+            idle_since = _now(way.clock, _MONOTONIC)
+        if ready & ~1 or (now >= until and not ready & 1):
+            return OTHER, 0, served
+
+
+@njit(cache=True, error_model="numpy", _nrt=False)
+def _take(way: Way, count: int) -> bool:
+    """Read messages and let their ticks wait; False, and nothing done, where one is not sound."""
+    queue, columns = way.queue, way.columns
+    begun = _now(way.clock, _MONOTONIC)
+    call(way.stages.read, way.source.messages, count, columns, way.limits)
+    for row in range(count):
+        if columns.fault[row] != SOUND:
+            return False
+    settle(columns, count, _now(way.clock, _REALTIME), way.latest_arrival, way.refused)
+    keys = Keys(way.source.messages.data, columns.begin[:count], columns.end[:count])
+    arrivals = Arrivals(keys, columns.ts[:count], columns.values[:count], columns.flags[:count])
+    add(queue, place(way.work, arrivals, queue.ticks, make_room(queue)), begun)
+    seconds = (_now(way.clock, _MONOTONIC) - begun) * 1e-9
+    metrics.took(way.values, count, seconds)
+    return True
+
+
+@njit(cache=True, error_model="numpy", _nrt=False)
+def _step(way: Way) -> int:
+    """Step a batch of those that wait, and publish; 0, or an error number."""
+    work, queue = way.work, way.queue
+    begin = queue.bounds[0]
+    end = min(queue.bounds[1], begin + queue.batch)
+    ticks, taken_at = rows_of(queue.ticks, begin, end), queue.taken[begin]
+    queue.bounds[0] = end
+    begun = _now(way.clock, _MONOTONIC)
+    taken, rounds, published = prepare(work, ticks)
+    schedule = work.schedule
+    call(
+        way.stages.step,
+        way.network,
+        schedule.slot[:taken],
+        work.rows.x[:taken],
+        schedule.bounds[: rounds + 1],
+        work.outputs[:taken],
+    )
+    finish(work, ticks, taken)
+    stepped = _now(way.clock, _MONOTONIC)
+    forecasts, sent, encoding = first(work.forecasts, published), 0, 0
+    since = stepped
+    while sent < published:
+        written = call_for_int(
+            way.stages.write, way.written, way.layout, forecasts, way.names, sent
+        )
+        until = _now(way.clock, _MONOTONIC)
+        encoding += until - since
+        error = flush(way.sink, way.written, written - sent)
+        if error:
+            return error
+        since = _now(way.clock, _MONOTONIC)
+        sent = written
+    metrics.stepped(
+        way.values,
+        ticks.ts,
+        published,
+        _now(way.clock, _REALTIME),
+        (stepped - begun) * 1e-9,
+        encoding * 1e-9,
+        (since - stepped - encoding) * 1e-9,
+        (since - taken_at) * 1e-9,
+    )
+    return 0
+
+
+_nanosleep: Any = types.ExternalFunction("nanosleep", types.int32(types.intp, types.intp))
+
+
+@njit(cache=True, _nrt=False)
+def _sleep(clock: NDArray[np.int64], ns: int) -> None:
+    clock[0], clock[1] = ns // 1_000_000_000, ns % 1_000_000_000
+    _nanosleep(clock.ctypes.data, 0)

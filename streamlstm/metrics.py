@@ -114,42 +114,6 @@ class Metrics(Collector):
         self.model: dict[str, str] = {}
         self.refresh: Callable[[], None] = lambda: None
 
-    def record(
-        self,
-        *,
-        received: int,
-        published: int,
-        decode: float,
-        step: float,
-        encode: float,
-        publish: float,
-        tick_to_publish: float,
-        ts: NDArray[np.int64],
-        now: int,
-        coalesced: int = 0,
-        pending: int = 0,
-    ) -> None:
-        """Count a batch, in one compiled call.
-
-        Args:
-            received: messages taken from the input.
-            published: predictions handed to the output.
-            decode, step, encode, publish: seconds that each stage took.
-            tick_to_publish: seconds from taking the batch to handing its predictions on.
-            ts: (ticks,) ns since the epoch.
-            now: ns since the epoch, when the batch arrived.
-            coalesced: ticks skipped because a later one of their series waited.
-            pending: ticks taken from the input and not yet stepped.
-        """
-        _record(
-            self.values, received, published, coalesced, pending,
-            decode, step, encode, publish, tick_to_publish, ts, now,
-        )  # fmt: skip
-
-    def warm_up(self) -> None:
-        """Compile what :meth:`record` needs; nothing is counted."""
-        _record(np.zeros(1, LAYOUT), 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, np.zeros(0, np.int64), 0)
-
     def collect(self) -> Iterator[Metric]:
         """Every metric, as it stands.
 
@@ -334,39 +298,47 @@ class _Client:
 _LATENCIES, _SIZES = np.array(LATENCIES), np.array(SIZES)
 
 
-@njit(cache=True, error_model="numpy", _nrt=False)
-def _record(
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def took(values: NDArray[np.void], ticks: int, decode: float) -> None:
+    """Count a batch that was taken from the input, and decoded in so many seconds."""
+    for record in values:
+        record.ticks_received += ticks
+        _observe(record.decode_duration_seconds, _LATENCIES, decode, 1)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def stepped(
     values: NDArray[np.void],
-    received: int,
+    ts: NDArray[np.int64],
     published: int,
-    coalesced: int,
-    pending: int,
-    decode: float,
+    now: int,
     step: float,
     encode: float,
     publish: float,
     tick_to_publish: float,
-    ts: NDArray[np.int64],
-    now: int,
 ) -> None:
-    """See :meth:`Metrics.record`; one array, as each costs a call 0.1 us."""
-    record = values[0]
-    record.ticks_received += received
-    record.predictions_published += published
-    record.ticks_coalesced += coalesced
-    record.batches += 1
-    record.pending_ticks = pending
-    if len(ts):
-        latest = ts[0]
+    """Count a batch that was stepped, and its predictions that were handed to the output.
+
+    Args:
+        values: (1,) of :data:`LAYOUT`; none: nothing is counted.
+        ts: (ticks,) ns since the epoch.
+        published: predictions.
+        now: ns since the epoch.
+        step, encode, publish: seconds that each stage took.
+        tick_to_publish: seconds since the first of the ticks was taken from the input.
+    """
+    for record in values:
+        record.predictions_published += published
+        record.batches += 1
+        latest = ts[0] if len(ts) else now
         for i in range(1, len(ts)):
             latest = max(latest, ts[i])
         record.event_lag_seconds = (now - latest) / 1e9
-    _observe(record.batch_size, _SIZES, received, 1)
-    _observe(record.decode_duration_seconds, _LATENCIES, decode, 1)
-    _observe(record.step_duration_seconds, _LATENCIES, step, 1)
-    _observe(record.encode_duration_seconds, _LATENCIES, encode, 1)
-    _observe(record.publish_duration_seconds, _LATENCIES, publish, 1)
-    _observe(record.tick_to_publish_seconds, _LATENCIES, tick_to_publish, published)
+        _observe(record.batch_size, _SIZES, len(ts), 1)
+        _observe(record.step_duration_seconds, _LATENCIES, step, 1)
+        _observe(record.encode_duration_seconds, _LATENCIES, encode, 1)
+        _observe(record.publish_duration_seconds, _LATENCIES, publish, 1)
+        _observe(record.tick_to_publish_seconds, _LATENCIES, tick_to_publish, published)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)

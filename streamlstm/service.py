@@ -14,20 +14,23 @@ import time
 import zmq
 from numba.core import event
 
-from streamlstm import checkpoint, transport
+from streamlstm import checkpoint
+from streamlstm.backlog import Backlog
 from streamlstm.checkpoint import CheckpointError
 from streamlstm.config import Config
 from streamlstm.engine import Engine
 from streamlstm.kernels.cell import BackendError
+from streamlstm.loop import Loop
 from streamlstm.metrics import Metrics, MetricsError, Server
-from streamlstm.model import ModelError, load_model
-from streamlstm.ticks import Forecasts, Messages
+from streamlstm.model import Model, ModelError, load_model
 from streamlstm.transport import Publisher, Receiver, TransportError
 from streamlstm.wire.codec import Decoder, Encoder
-from streamlstm.wire.format import Shape
+from streamlstm.wire.format import FormatError, Shape
 
-QUIET_MS = 20
-"""Milliseconds without a tick after which, at the end, no more are expected."""
+QUIET = 0.02
+"""Seconds without a tick after which, at the end, no more are expected."""
+LOOK_ROUND = 1.0
+"""Seconds after which it is seen at the latest what else there is to do."""
 COMPLAIN_EVERY = 10.0
 """Seconds between two lines in the log about ticks dropped for one reason."""
 
@@ -48,6 +51,7 @@ def run(config: Config, announce: bool = False) -> int:
         ModelError,
         BackendError,
         CheckpointError,
+        FormatError,
         TransportError,
         MetricsError,
     ) as error:
@@ -68,9 +72,10 @@ def check(config: Config) -> str:
     """Open all that :func:`run` would, but for the sockets, and say what was found.
 
     Raises:
-        ModelError, BackendError, CheckpointError: each with one line.
+        ModelError, BackendError, CheckpointError, FormatError: each with one line.
     """
     engine, restored = _open_engine(config)
+    _open_wire(config, engine.model)
     each = sum(engine.bytes_per_series.values())
     return (
         f"{config.model}: model {engine.model.id} computes what it says;"
@@ -89,6 +94,7 @@ class Service:
         self.metrics = Metrics()
         self.server: Server | None = None
         self._context = zmq.Context()
+        self._wakeup, self._sender = socket.socketpair()
         self._compiles = event.RecordingListener()
         event.register("numba:compile", self._compiles)
         self._complained: dict[str, float] = {}
@@ -99,8 +105,8 @@ class Service:
         """Bring everything up, compiled and restored.
 
         Raises:
-            ModelError, BackendError, CheckpointError, TransportError, MetricsError: each with one
-                line.
+            ModelError, BackendError, CheckpointError, FormatError, TransportError, MetricsError:
+                each with one line.
         """
         config = self.config
         if config.metrics.enabled:
@@ -109,27 +115,10 @@ class Service:
         self.engine, self._restored = _open_engine(config)
         model = self.engine.model
         notify("STATUS=compiling")
-        self.decoder = Decoder(
-            config.input.format,
-            model.spec.inputs,
-            most=config.engine.max_batch,
-            max_key=config.input.max_key,
-            max_frame=config.input.max_frame,
-        )
-        self.encoder = Encoder(
-            config.output.format,
-            Shape(
-                model.id,
-                secrets.randbits(32),
-                model.spec.horizon,
-                model.spec.targets,
-                config.input.max_key,
-                config.engine.max_batch,
-            ),
-        )
-        self._warm_up()
-        self._open_sockets()
-        self._heed_signals()
+        self.decoder, self.encoders = _open_wire(config, model)
+        self._make_loop()
+        self.loop.warm_up()
+        self._open_endpoints()
         self._describe()
         self._plan_checkpoint()
         gc.collect()
@@ -148,10 +137,7 @@ class Service:
     def main_loop(self) -> None:
         """Serve whatever waits, a batch at a time, until a signal."""
         while not self.stopping:
-            due = max(0.0, self._next_checkpoint - time.monotonic())
-            self._poller.poll(None if math.isinf(due) else math.ceil(1000 * due))
-            self._serve_batch()
-            self.publisher.forget_subscriptions()
+            self._serve(min(time.monotonic() + LOOK_ROUND, self._next_checkpoint))
             if time.monotonic() >= self._next_checkpoint:
                 self._save()
 
@@ -162,11 +148,12 @@ class Service:
         share = self.config.service.shutdown_timeout / 4
         if self.server:
             self.server.ready = False
+        self._wakeup.recv(4096)
         left = self.config.input.hwm  # more cannot have waited, but for several publishers
         while left > 0 and time.monotonic() < began + share:
-            served = self._serve_batch()
+            served = self._serve(time.monotonic() + QUIET)
             left -= served
-            if not served and not self.receiver.socket.poll(QUIET_MS):
+            if not served and not len(self.loop.pending):
                 break
         self.receiver.close()
         self._save()
@@ -179,9 +166,20 @@ class Service:
             functions_compiled=self.functions_compiled,
         )
 
+    def _serve(self, until: float) -> int:
+        """Serve ticks until something else is there, or the monotonic clock says ``until``."""
+        served = self.loop.run(round(1e9 * min(until, 1e9)))
+        self.publisher.forget_subscriptions()
+        self._sample()
+        return served
+
     def close(self) -> None:
         """Let go of all sockets, however far startup came."""
         self._context.destroy(linger=0)
+        if signal.getsignal(signal.SIGTERM) == self._stop:
+            signal.set_wakeup_fd(-1)
+        self._wakeup.close()
+        self._sender.close()
         if self.server:
             self.server.close()
         event.unregister("numba:compile", self._compiles)
@@ -201,54 +199,15 @@ class Service:
             "pid": os.getpid(),
         }
 
-    def _serve_batch(self) -> int:
-        """Receive -> decode -> step -> encode -> publish; returns how many messages there were."""
-        received = time.perf_counter()
-        count = self.receiver.receive(self.config.engine.max_batch)
-        if not count:
-            return 0
-        now = time.time_ns()
-        begun = time.perf_counter()
-        arrivals = self.decoder.decode(self.receiver.messages, count, now)
-        ticks = self.engine.place(arrivals)
-        decoded = time.perf_counter()
-        forecasts = self.engine.step(ticks, now)
-        stepped = time.perf_counter()
-        encoding = self._publish(forecasts)
-        published = time.perf_counter()
-        self._sample()
-        self.metrics.record(
-            received=count,
-            published=len(forecasts.slot),
-            decode=decoded - begun,
-            step=stepped - decoded,
-            encode=encoding,
-            publish=published - stepped - encoding,
-            tick_to_publish=published - received,
-            ts=ticks.ts,
-            now=now,
-        )
-        return count
-
-    def _publish(self, forecasts: Forecasts) -> float:
-        """Encode and send, as many at once as there is room for; seconds that encoding took."""
-        sent, encoding, names = 0, 0.0, self.engine.series.names
-        while sent < len(forecasts.slot):
-            begun = time.perf_counter()
-            end = self.encoder.encode(forecasts, names, sent)
-            encoding += time.perf_counter() - begun
-            self.publisher.send(self.encoder.messages, end - sent)
-            sent = end
-        return encoding
-
     def _sample(self) -> None:
         """Log one of the ticks dropped."""
         if self.decoder.sample:
             self._complain(*self.decoder.sample)
             self.decoder.sample = None
-        if self.engine.dropped == self._dropped_by_engine:
+        dropped = int(self.engine.work.drops.sum())
+        if dropped == self._dropped_by_engine:
             return
-        self._dropped_by_engine = self.engine.dropped
+        self._dropped_by_engine = dropped
         for reason, count in self.engine.drops.items():
             if count > self._dropped.get(reason, 0):
                 self._dropped[reason] = count
@@ -274,40 +233,47 @@ class Service:
         wanted = self.config.checkpoint.path and self.config.checkpoint.interval
         self._next_checkpoint = time.monotonic() + wanted if wanted else math.inf
 
-    def _warm_up(self) -> None:
-        """Compile all that a tick meets on its way; no series is begun or moved."""
-        self.engine.warm_up()
-        transport.warm_up()
-        self.metrics.warm_up()
-        arrivals = self.decoder.decode(Messages.of([]), 0, 0)
-        self.encoder.encode(
-            self.engine.step(self.engine.place(arrivals), 0), self.engine.series.names
-        )
-
-    def _open_sockets(self) -> None:
-        wire_in, wire_out = self.config.input, self.config.output
-        self.publisher = Publisher(
-            self._context, bind=wire_out.bind, connect=wire_out.connect, hwm=wire_out.hwm
-        )
+    def _make_loop(self) -> None:
+        """Connect all stages; the sockets have no endpoints yet."""
+        config, spec = self.config, self.engine.model.spec
+        self.publisher = Publisher(self._context, hwm=config.output.hwm)
         self.receiver = Receiver(
             self._context,
-            bind=wire_in.bind,
-            connect=wire_in.connect,
-            topics=wire_in.topics,
-            hwm=wire_in.hwm,
-            max_frame=wire_in.max_frame,
-            most=self.config.engine.max_batch,
+            kind=config.input.kind,
+            topics=config.input.topics,
+            hwm=config.input.hwm,
+            max_frame=config.input.max_frame,
+            most=config.engine.max_batch,
         )
-        self._poller = zmq.Poller()
-        self._poller.register(self.receiver.socket, zmq.POLLIN)
-        self._poller.register(self.publisher.socket, zmq.POLLIN)
+        pending = Backlog(
+            config.input.overload,
+            config.input.max_pending,
+            config.engine.max_batch,
+            spec.inputs,
+            config.engine.max_series,
+        )
+        self.loop = Loop(
+            self.receiver,
+            self.decoder,
+            pending,
+            self.engine,
+            self.encoders,
+            self.publisher,
+            self.metrics.values,
+            self._wakeup.fileno(),
+            wait_ns=1000 * config.engine.max_wait_us,
+            spin_ns=1000 * config.service.busy_poll_us,
+        )
+
+    def _open_endpoints(self) -> None:
+        wire_in, wire_out = self.config.input, self.config.output
+        self.publisher.open(wire_out.bind, wire_out.connect)
+        self.receiver.open(wire_in.bind, wire_in.connect)
+        self._heed_signals()
 
     def _heed_signals(self) -> None:
-        self._wakeup, sender = socket.socketpair()
-        sender.setblocking(False)
-        self._sender = sender  # kept open for as long as the poll may have to be woken
-        signal.set_wakeup_fd(sender.fileno())
-        self._poller.register(self._wakeup, zmq.POLLIN)
+        self._sender.setblocking(False)
+        signal.set_wakeup_fd(self._sender.fileno())
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
 
@@ -333,7 +299,10 @@ class Service:
     def _refresh(self) -> None:
         """Fetch what others count; runs in the thread of a scrape, and only reads."""
         values, active = self.metrics.values, self.engine.series.active
-        self.metrics.dropped = self.decoder.drops | self.engine.drops
+        overload = {"overload": self.loop.pending.dropped}
+        self.metrics.dropped = self.decoder.drops | self.engine.drops | overload
+        values["ticks_coalesced"] = self.loop.pending.coalesced
+        values["pending_ticks"] = len(self.loop.pending)
         values["series_started"] = active - self._restored
         values["input_gaps"] = self.engine.gaps
         values["subscriber_overflows"] = self.publisher.overflows
@@ -367,6 +336,29 @@ def _open_engine(config: Config) -> tuple[Engine, int]:
     if path and checkpoint.load(engine, path):
         _event(logging.INFO, "restored", checkpoint=path, series=engine.series.active)
     return engine, engine.series.active
+
+
+def _open_wire(config: Config, model: Model) -> tuple[Decoder, list[Encoder]]:
+    """The decoder of ticks, and an encoder of predictions for each format published."""
+    shape = Shape(
+        model.id,
+        secrets.randbits(32),
+        model.spec.horizon,
+        model.spec.targets,
+        config.input.max_key,
+        config.engine.max_batch,
+    )
+    decoder = Decoder(
+        config.input.format,
+        model.spec.inputs,
+        most=config.engine.max_batch,
+        max_key=config.input.max_key,
+        max_frame=config.input.max_frame,
+    )
+    encoders = [Encoder(config.output.format, shape)]
+    if config.output.batch and config.output.format != "arrow":
+        encoders.append(Encoder("arrow", shape))
+    return decoder, encoders
 
 
 def notify(*states: str) -> None:

@@ -1,10 +1,11 @@
 """The arrays that travel from receive to publish: one row a tick, never an object a tick."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+from numba.extending import register_jitable
 from numpy.typing import NDArray
 
 WARM = np.uint8(1)
@@ -82,6 +83,16 @@ class Arrivals(NamedTuple):
     flags: NDArray[np.uint8]
     """(n,) ``WARM`` or 0"""
 
+    def parts(self, most: int) -> Iterator["Arrivals"]:
+        """The same ticks, ``most`` at a time; at least one part, be it empty."""
+        if len(self.ts) <= most:
+            yield self
+            return
+        for begin in range(0, len(self.ts), most):
+            part = slice(begin, begin + most)
+            keys = Keys(self.keys.data, self.keys.begin[part], self.keys.end[part])
+            yield Arrivals(keys, self.ts[part], self.values[part], self.flags[part])
+
 
 class Ticks(NamedTuple):
     """A batch of ticks, in the order in which they arrived."""
@@ -104,11 +115,6 @@ class Ticks(NamedTuple):
             np.zeros((n, inputs)),
             np.zeros(n, np.uint8),
         )
-
-    def rows(self, begin: int, end: int) -> "Ticks":
-        """Those from ``begin`` to ``end``."""
-        slot, ts, values, flags = self
-        return Ticks(slot[begin:end], ts[begin:end], values[begin:end], flags[begin:end])
 
 
 class Forecasts(NamedTuple):
@@ -133,3 +139,17 @@ class Names(NamedTuple):
     """(slots, longest) UTF-8, zero-padded"""
     lengths: NDArray[np.uint16]
     """(slots,) bytes of each"""
+
+
+@register_jitable
+def rows_of(ticks: Ticks, begin: int, end: int) -> Ticks:
+    """Ticks from ``begin`` to ``end``."""
+    slot, ts, values, flags = ticks
+    return Ticks(slot[begin:end], ts[begin:end], values[begin:end], flags[begin:end])
+
+
+@register_jitable
+def first(forecasts: Forecasts, n: int) -> Forecasts:
+    """The first ``n`` forecasts."""
+    slot, ts, seq, point, quantiles = forecasts
+    return Forecasts(slot[:n], ts[:n], seq[:n], point[:n], quantiles[:n])

@@ -125,11 +125,20 @@ class Receiver:
         if kind == "sub":
             for topic in topics or ("",):
                 self.socket.subscribe(topic)
-        self.endpoints = _open(self.socket, bind, connect)
         self.messages = Messages.room(most, max(ROOM, FRAMES * (max_frame + 1)))
         part = np.zeros(MESSAGE // 8, np.int64)
         self.source = Source(self.socket.underlying, self.messages, max_frame + 1, part)
         self._receive = self._drain if compiled() else self._receive_one_by_one
+        self.endpoints: tuple[str, ...] = ()
+        self.open(bind, connect)
+
+    def open(self, bind: Iterable[str] = (), connect: Iterable[str] = ()) -> None:
+        """Open further endpoints.
+
+        Raises:
+            TransportError: as :class:`Receiver`.
+        """
+        self.endpoints += _open(self.socket, bind, connect)
 
     def receive(self, most: int) -> int:
         """Take what waits to :attr:`messages`, ``most`` at most, and return how many.
@@ -194,10 +203,19 @@ class Publisher:
         self.socket.maxmsgsize = 4096  # of what comes in here: subscriptions
         self.socket.setsockopt(zmq.XPUB_WELCOME_MSG, WELCOME)
         self.socket.setsockopt(zmq.XPUB_NODROP, 1)  # says where it would drop
-        self.endpoints = _open(self.socket, bind, connect)
         overflows, option = np.zeros(1, np.int64), np.array([0, 1], np.int32)
         self.sink = Sink(self.socket.underlying, overflows, option)
         self._send = self._flush if compiled() else self._send_one_by_one
+        self.endpoints: tuple[str, ...] = ()
+        self.open(bind, connect)
+
+    def open(self, bind: Iterable[str] = (), connect: Iterable[str] = ()) -> None:
+        """Open further endpoints.
+
+        Raises:
+            TransportError: as :class:`Publisher`.
+        """
+        self.endpoints += _open(self.socket, bind, connect)
 
     @property
     def overflows(self) -> int:

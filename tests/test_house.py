@@ -14,9 +14,9 @@ LEVELS = {
     "config": 0, "model": 0, "ticks": 0, "timestamps": 0, "metrics": 0, "compiled": 0, "kernels": 0,
     "memory": 0, "decimals": 0,
     "fit_options": 1, "features": 1, "golden": 1, "wire": 1, "series": 1, "transport": 1,
-    "intervals": 1,
+    "intervals": 1, "backlog": 1,
     "engine": 2,
-    "checkpoint": 3,
+    "checkpoint": 3, "loop": 3,
     "service": 4,
     # the side rooms: nothing of the daemon may import them
     "datasets": 5, "samples": 5, "speed": 5, "precision": 5, "backtest": 5,
@@ -32,7 +32,10 @@ WITHIN_KERNELS = {
     "simd": 0, "cell": 1, "pool": 1, "products": 1, "reference": 2, "gates": 2, "layers": 3,
     "tiles": 4, "cpu": 5, "device": 1, "warp": 4, "block": 5, "cuda": 6,
 }  # fmt: skip
-WITHIN_WIRE = {"format": 0, "binary": 1, "maps": 1, "json": 2, "msgpack": 2, "codec": 3, "peer": 3}
+WITHIN_WIRE = {
+    "format": 0, "binary": 1, "maps": 1, "layout": 1, "json": 2, "msgpack": 2, "arrow": 2,
+    "codec": 3, "peer": 3,
+}  # fmt: skip
 WITHIN = {"kernels": WITHIN_KERNELS, "wire": WITHIN_WIRE}
 
 

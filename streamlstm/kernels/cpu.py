@@ -175,6 +175,11 @@ def step(
     _STEPS[buffers.kind](buffers.plan, slots, inputs, rounds, outputs)
 
 
+def compiled_step(buffers: Buffers) -> Any:
+    """`step` for compiled code, which gives `buffers.plan` in the place of `buffers`."""
+    return _STEPS[buffers.kind]
+
+
 def to_host(buffers: Buffers, slots: NDArray[np.int32]) -> Floats:
     """A copy of the records of some slots, (n, *cell.record_shape)."""
     return buffers.state[slots].reshape(len(slots), *buffers.shape)

@@ -1,7 +1,8 @@
 """Decoder and encoder: what is the same whatever the format."""
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+import importlib
+import importlib.util
+from collections.abc import Callable
 
 import numpy as np
 from numba import njit
@@ -15,6 +16,7 @@ from streamlstm.wire.format import (
     SOUND,
     Columns,
     Format,
+    FormatError,
     Limits,
     Reader,
     Shape,
@@ -23,21 +25,17 @@ from streamlstm.wire.format import (
 from streamlstm.wire.json import JsonReader, JsonWriter
 from streamlstm.wire.msgpack import MsgpackReader, MsgpackWriter
 
-READERS: Mapping[Format, type[Reader]] = MappingProxyType(
-    {"json": JsonReader, "msgpack": MsgpackReader, "binary": BinaryReader}
-)
-WRITERS: Mapping[Format, Callable[[Shape], Writer]] = MappingProxyType(
-    {"json": JsonWriter, "msgpack": MsgpackWriter, "binary": BinaryWriter}
-)
-SAMPLED = 80
-"""Bytes of each frame that a sample shows."""
-
 
 class Decoder:
     """Messages of one format -> arrays. No bytes whatever make it raise.
 
     Attributes:
         sample: reason and content of a message dropped since this was last set to None.
+        most: messages to read at once.
+        rows: ticks read last, those dropped included; of a message that says none, 1.
+        reader: of the format.
+        refused: (reasons,) ticks dropped so far.
+        latest_arrival: (1,) the latest arrival time given to a tick.
     """
 
     def __init__(
@@ -49,16 +47,22 @@ class Decoder:
         max_key: int = 64,
         max_frame: int = 65_536,
     ) -> None:
-        """Expect ``inputs`` values a tick, ``most`` messages at once, of so many bytes at most."""
+        """Expect ``inputs`` values a tick, ``most`` messages at once, of so many bytes at most.
+
+        Raises:
+            FormatError: the format needs a package that is not installed.
+        """
         self.sample: tuple[str, str] | None = None
-        self._reader = READERS[format](inputs, Limits(max_key, max_frame), most)
-        self._drops = np.zeros(len(REASONS), np.int64)
-        self._latest_arrival = np.zeros(1, np.int64)
+        self.reader = _classes(format)[0](inputs, Limits(max_key, max_frame), most)
+        self.most = 1 if self.reader.batch else most
+        self.rows = 0
+        self.refused = np.zeros(len(REASONS), np.int64)
+        self.latest_arrival = np.zeros(1, np.int64)
 
     @property
     def drops(self) -> dict[str, int]:
         """Ticks dropped so far, by reason."""
-        return dict(zip(REASONS, self._drops.tolist(), strict=True))
+        return dict(zip(REASONS, self.refused.tolist(), strict=True))
 
     def decode(self, messages: Messages, count: int, now_ns: int) -> Arrivals:
         """Read ``count`` messages that arrived at ``now_ns``.
@@ -66,12 +70,12 @@ class Decoder:
         Those dropped are not in the result; arrival times rise by 1 ns from tick to tick. The
         arrays hold until the next call.
         """
-        columns, rows = self._reader.read(messages, count)
-        kept, bad = _settle(columns, rows, now_ns, self._latest_arrival, self._drops)
+        columns, rows = self.reader.read(messages, count)
+        self.rows = rows
+        kept, bad = settle(columns, rows, now_ns, self.latest_arrival, self.refused)
         if bad >= 0:
             reason = REASONS[columns.fault[bad] - SOUND - 1]
-            frames = messages.message(min(bad, count - 1))
-            self.sample = reason, " ".join(repr(frame[:SAMPLED]) for frame in frames)
+            self.sample = reason, self.reader.show(messages, bad)
         return Arrivals(
             Keys(messages.data, columns.begin[:kept], columns.end[:kept]),
             columns.ts[:kept],
@@ -81,27 +85,59 @@ class Decoder:
 
 
 class Encoder:
-    """Arrays -> messages of one format."""
+    """Arrays -> messages of one format.
+
+    Attributes:
+        count: messages encoded last.
+        writer: of the format.
+    """
 
     def __init__(self, format: Format, shape: Shape) -> None:
-        """Write predictions of one shape."""
-        self._writer = WRITERS[format](shape)
+        """Write predictions of one shape.
+
+        Raises:
+            FormatError: the format needs a package that is not installed.
+        """
+        self.writer = _classes(format)[1](shape)
+        self.count = 0
 
     @property
     def messages(self) -> Messages:
         """Those encoded last."""
-        return self._writer.messages
+        return self.writer.messages
 
     def encode(self, forecasts: Forecasts, names: Names, begin: int = 0) -> int:
-        """Write one message each for forecasts from ``begin`` on, as many as there is room for.
+        """Write forecasts from ``begin`` on, as many as there is room for.
 
         Returns where the rest begins.
         """
-        return self._writer.write(forecasts, names, begin)
+        end = self.writer.write(forecasts, names, begin)
+        self.count = min(1, end - begin) if self.writer.batch else end - begin
+        return end
+
+
+def _classes(
+    format: Format,
+) -> tuple[Callable[[int, Limits, int], Reader], Callable[[Shape], Writer]]:
+    match format:
+        case "json":
+            return JsonReader, JsonWriter
+        case "msgpack":
+            return MsgpackReader, MsgpackWriter
+        case "binary":
+            return BinaryReader, BinaryWriter
+        case "arrow":
+            if importlib.util.find_spec("pyarrow") is None:
+                raise FormatError(
+                    "format 'arrow': pyarrow is not installed; pip install 'streamlstm[arrow]' or"
+                    " choose another format"
+                )
+            arrow = importlib.import_module("streamlstm.wire.arrow")
+            return arrow.ArrowReader, arrow.ArrowWriter
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def _settle(
+def settle(
     columns: Columns,
     rows: int,
     now: int,

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from streamlstm.memory import load_u8, load_u64
 from streamlstm.ticks import Forecasts, Keys, Messages, Names
 
-Format = Literal["json", "msgpack", "binary"]
+Format = Literal["json", "msgpack", "binary", "arrow"]
 
 TOPIC = b"prediction."
 """What the topic of a prediction begins with, before the series."""
 TOPIC_SIZE = len(TOPIC)
+BATCH = b"predictions.batch"
+"""The topic of many predictions in one message."""
 REASONS = (
     "malformed",
     "wrong_values",
@@ -40,6 +42,14 @@ ROOM = 1 << 18
 """Bytes of predictions written at once: few enough to stay in the cache until they are sent."""
 UNREAD = 255
 """The fault of a row that compiled code leaves to a library to read."""
+
+
+SAMPLED = 80
+"""Bytes of each frame that a sample shows."""
+
+
+class FormatError(RuntimeError):
+    """A format that cannot be used here; the message is one line and says the mend."""
 
 
 class WireError(ValueError):
@@ -94,6 +104,9 @@ class Reader:
         columns: room for the ticks of a batch.
     """
 
+    batch: ClassVar[bool] = False
+    """whether a message holds many ticks, to be read by itself"""
+
     def __init__(self, inputs: int, limits: Limits, most: int) -> None:
         """Expect ``inputs`` values a tick, and ``most`` messages at once."""
         self.inputs, self.limits = inputs, limits
@@ -111,6 +124,10 @@ class Reader:
         """Ticks of the first ``count`` messages, good or bad, and how many; none raises."""
         self.compiled(messages, count, self.columns, self.limits)
         return self.columns, count
+
+    def show(self, messages: Messages, row: int) -> str:
+        """What a sample of the log says of a faulty ``row`` of those read last."""
+        return " ".join(repr(frame[:SAMPLED]) for frame in messages.message(row))
 
 
 class Shape(NamedTuple):
@@ -145,6 +162,9 @@ class Writer:
     Attributes:
         messages: room for those written last.
     """
+
+    batch: ClassVar[bool] = False
+    """whether one message holds all that is written at once"""
 
     def __init__(self, shape: Shape, labels: Sequence[bytes], numbers: int, growth: int) -> None:
         """Make room for messages of ``labels``, at most so many bytes of ``numbers``, and a name.

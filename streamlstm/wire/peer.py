@@ -1,6 +1,6 @@
 """The other ends of the wire: a tick as a publisher writes it, a prediction as a subscriber reads.
 
-One at a time, and no part of the daemon.
+No part of the daemon.
 """
 
 import struct
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from streamlstm.ticks import WARM
 from streamlstm.wire import maps
 from streamlstm.wire.binary import VERSION, prediction_layout
-from streamlstm.wire.format import ARRIVAL, TOPIC, Format, WireError
+from streamlstm.wire.format import ARRIVAL, BATCH, TOPIC, Format, WireError
 
 
 class Prediction(NamedTuple):
@@ -42,6 +42,9 @@ def encode_tick(
     warm: bool = False,
 ) -> list[bytes]:
     """Write one tick, as a publisher does; without ``ts_ns`` it has its arrival time."""
+    if format == "arrow":
+        ts = None if ts_ns is None else [ts_ns]
+        return encode_ticks([series], ts, np.array([values], np.float64), warm=warm)
     key = series.encode()
     if format == "binary":
         flags = warm * int(WARM) | (ts_ns is None) * int(ARRIVAL)
@@ -55,6 +58,68 @@ def encode_tick(
     return [key, msgspec.json.encode(tick) if format == "json" else msgspec.msgpack.encode(tick)]
 
 
+def encode_ticks(
+    series: Sequence[str],
+    ts_ns: Sequence[int] | NDArray[np.int64] | None,
+    values: NDArray[np.float64],
+    *,
+    warm: bool = False,
+) -> list[bytes]:
+    """Write many ticks as one message of the format arrow; ``values`` are (ticks, inputs)."""
+    import pyarrow as pa
+
+    columns: dict[str, Any] = {"series": pa.array(series, pa.utf8())}
+    if ts_ns is not None:
+        columns["ts"] = pa.array(ts_ns, pa.timestamp("ns", "UTC"))
+    rows, inputs = values.shape
+    flat = pa.array(np.ascontiguousarray(values).reshape(-1), pa.float64())
+    if inputs == 1:
+        columns["value"] = flat
+    else:
+        offsets = pa.array(np.arange(rows + 1, dtype=np.int32) * inputs)
+        columns["values"] = pa.ListArray.from_arrays(offsets, flat)
+    if warm:
+        columns["warm"] = pa.array([True] * rows)
+    batch, sink = pa.record_batch(columns), pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as stream:
+        stream.write_batch(batch)
+    return [b"ticks.batch", sink.getvalue().to_pybytes()]
+
+
+def decode_predictions(format: Format, message: Sequence[bytes]) -> list[Prediction]:
+    """Read the predictions of one message, as a subscriber does: one, but for the format arrow.
+
+    Raises:
+        WireError: it has none, or not of this format.
+    """
+    if format != "arrow":
+        return [decode_prediction(format, message)]
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    try:
+        topic, payload = message
+        if topic != BATCH:
+            raise ValueError("another topic")
+        table = pa.ipc.open_stream(payload).read_all().combine_chunks()
+        rows, said = table.num_rows, table.schema.metadata or {}
+        steps = (
+            pc.list_flatten(table[name], recursive=True).to_numpy()
+            for name in ("forecast", "lower", "upper")
+        )
+        horizon = table.schema.field("forecast").type.list_size
+        forecast, lower, upper = (part.reshape(rows, horizon, -1) for part in steps)
+        series, seq = table["series"].to_pylist(), table["seq"].to_pylist()
+        ts_ns = table["ts"].cast(pa.int64()).to_pylist()
+        model, boot = said[b"model"].decode(), int(said[b"boot"])
+        return [
+            Prediction(series[i], ts_ns[i], forecast[i], lower[i], upper[i], model, boot, seq[i])
+            for i in range(rows)
+        ]
+    except (pa.ArrowException, OSError, ValueError, LookupError, AttributeError) as error:
+        raise WireError(f"not predictions in arrow: {error}") from error
+
+
 def decode_prediction(format: Format, message: Sequence[bytes]) -> Prediction:
     """Read one prediction, as a subscriber does.
 
@@ -62,6 +127,9 @@ def decode_prediction(format: Format, message: Sequence[bytes]) -> Prediction:
         WireError: it is not one, or not of this format.
     """
     try:
+        if format == "arrow":
+            (prediction,) = decode_predictions(format, message)
+            return prediction
         if format == "binary":
             return _readprediction_layout(*message)
         _, payload = message

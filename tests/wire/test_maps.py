@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from streamlstm.decimals import WIDEST
 from streamlstm.ticks import WARM, Forecasts, Messages, Names
 from streamlstm.wire import maps
-from streamlstm.wire.codec import WRITERS
-from streamlstm.wire.format import ARRIVAL, SOUND, UNREAD, Format, Limits, Shape
-from streamlstm.wire.json import JsonReader
-from streamlstm.wire.msgpack import MsgpackReader
+from streamlstm.wire.format import ARRIVAL, SOUND, UNREAD, Format, Limits, Shape, Writer
+from streamlstm.wire.json import JsonReader, JsonWriter
+from streamlstm.wire.msgpack import MsgpackReader, MsgpackWriter
 
 READER: dict[Format, type[maps.MapReader]] = {"json": JsonReader, "msgpack": MsgpackReader}
+WRITERS: dict[Format, type[Writer]] = {"json": JsonWriter, "msgpack": MsgpackWriter}
 PACK: dict[Format, Callable[[Any], bytes]] = {
     "json": msgspec.json.encode,
     "msgpack": msgspec.msgpack.encode,

@@ -1,0 +1,390 @@
+"""arrow: many ticks, or many predictions, in one message; needs pyarrow (the extra ``arrow``).
+
+**Ticks.** One frame, or two of which the first is a topic to subscribe to and means nothing. The
+frame is an Arrow IPC stream (not a file): a schema and record batches of these columns, of at most
+``MOST_ROWS`` rows together; their order, and columns of other names, mean nothing.
+
+===========  =======================================================================================
+``series``   utf8, large_utf8, utf8_view, or a dictionary of one of them
+``value``    any integer or floating-point type; null or NaN where it is missing
+``values``   instead of ``value``: a list, large_list or fixed_size_list of such a type, one for
+             each input of the model; each row must have one
+``ts``       timestamp of any unit and zone (Arrow counts all from 1970 UTC; without a zone it is
+             taken for UTC), or int64 Unix nanoseconds; where null, and where there is no such
+             column, the arrival time
+``warm``     bool; true: the series moves, no prediction is published
+===========  =======================================================================================
+
+Ticks are taken in the order of the rows; one that is faulty is dropped, and those beside it are
+taken. A compressed body is refused, and so is a dictionary that is sent in parts (deltas).
+
+**Predictions.** Two frames: the topic ``predictions.batch``, and an Arrow IPC stream of one record
+batch, a row for each prediction:
+
+============  ======================================================================================
+``series``    utf8
+``ts``        timestamp[ns, UTC], of the tick
+``forecast``  fixed_size_list of float64, one for each step ahead; where there are several targets,
+              of fixed_size_lists of them
+``lower``     the same; NaN where no interval is known
+``upper``     the same
+``seq``       int64, counts the predictions of a series from 1
+============  ======================================================================================
+
+The schema's metadata says ``model`` and ``boot``, as decimal digits.
+
+How: pyarrow finds where the columns lie, and compiled code reads them there: names stay in the
+message, numbers go straight to their rows. No object is made for a tick.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numba import njit
+from numpy.typing import NDArray
+
+from streamlstm.memory import copy
+from streamlstm.ticks import Forecasts, Messages, Names
+from streamlstm.wire.format import (
+    BATCH,
+    FRAME_TOO_LARGE,
+    MALFORMED,
+    SOUND,
+    UNSUPPORTED,
+    Columns,
+    Limits,
+    Reader,
+    Shape,
+    Writer,
+)
+from streamlstm.wire.layout import Layout, Numbers, Plain, Texts, envelope_fault, take
+
+MOST_ROWS = 1 << 16
+"""Ticks of a message at most."""
+UNITS = {"s": 10**9, "ms": 10**6, "us": 1000, "ns": 1}
+"""Nanoseconds in each."""
+SHOWN = 40
+"""Bytes of what is no stream that a sample shows."""
+UNREADABLE = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, MemoryError)
+"""What reading a stream may raise."""
+
+
+class RefusedError(Exception):
+    """A message that is not taken: its fault, and what is wrong in words."""
+
+    def __init__(self, fault: int, why: str) -> None:
+        super().__init__(why)
+        self.fault = fault
+
+
+class ArrowReader(Reader):
+    """Reads the layout by pyarrow, and what lies there in compiled code."""
+
+    batch = True
+
+    def __init__(self, inputs: int, limits: Limits, most: int) -> None:
+        """As :class:`Reader`."""
+        super().__init__(inputs, limits, MOST_ROWS + most)
+        self._why: dict[int, str] = {}
+        # one tick, so that all is compiled and loaded that another can need
+        names = pa.array(["a"]).dictionary_encode()
+        batch = pa.record_batch({"series": names, "value": pa.array([0], pa.int8())})
+        self.read(Messages.of([[serialize(batch)]]), 1)
+
+    def read(self, messages: Messages, count: int) -> tuple[Columns, int]:
+        """As :meth:`Reader.read`; a message that is refused has one row, and no other."""
+        data, row = messages.data.ctypes.data, 0
+        self._why.clear()
+        for m in range(count):
+            begin = row
+            try:
+                for layout in self._layouts(messages, m, MOST_ROWS - row):
+                    take(self.columns, row, self.limits.max_key, data, layout)
+                    row += layout.rows
+            except RefusedError as refused:
+                row = begin
+                self.columns.fault[row] = refused.fault
+                self._why[row] = str(refused)
+                row += 1
+        return self.columns, row
+
+    def show(self, messages: Messages, row: int) -> str:
+        """As :meth:`Reader.show`."""
+        return self._why.get(row) or f"row {row} of a batch"
+
+    def _layouts(self, messages: Messages, m: int, room: int) -> Iterator[Layout]:
+        """Of each record batch of message ``m``; holds until the next is asked for.
+
+        Raises:
+            RefusedError: the message is not to be taken, nor what was given of it.
+        """
+        first, end = messages.first[m : m + 2].tolist()
+        if not 1 <= end - first <= 2:
+            raise RefusedError(
+                MALFORMED, f"{end - first} frames; send a stream, or a topic and one"
+            )
+        begin, stop = messages.frames[end - 1 : end + 1].tolist()
+        if stop - begin > self.limits.max_frame:
+            raise RefusedError(
+                FRAME_TOO_LARGE,
+                f"more than {self.limits.max_frame} bytes; raise input.max_frame, or send fewer"
+                " rows in a message",
+            )
+        stream = messages.data[begin:stop]
+        fault = envelope_fault(stream.ctypes.data, len(stream))
+        if fault == UNSUPPORTED:
+            raise RefusedError(fault, "a compressed body; write it without compression")
+        if fault != SOUND:
+            raise RefusedError(fault, f"not an Arrow IPC stream: {stream[:SHOWN].tobytes()!r}")
+        try:
+            for batch in pa.ipc.open_stream(pa.py_buffer(stream), options=_READING):
+                room -= batch.num_rows
+                if room < 0:
+                    raise RefusedError(
+                        FRAME_TOO_LARGE, f"too many rows; send {MOST_ROWS} in a message at most"
+                    )
+                if batch.num_rows:
+                    # in variables, so that what had to be converted stays until it is read
+                    codes, names = _names(_column(batch, "series"))
+                    lists, numbers = _values(batch)
+                    stamps, warm = _column(batch, "ts", False), _column(batch, "warm", False)
+                    yield Layout(
+                        batch.num_rows,
+                        _texts(codes, names, stream),
+                        _numbers(lists, numbers),
+                        *_stamps(stamps),
+                        _flags(warm),
+                    )
+        except UNREADABLE as error:
+            raise RefusedError(MALFORMED, str(error).partition("\n")[0]) from None
+
+
+class ArrowWriter(Writer):
+    """Has pyarrow write what compiled code gathered."""
+
+    batch = True
+
+    def __init__(self, shape: Shape) -> None:
+        """As :class:`Writer`."""
+        number, most, outputs = pa.float64(), shape.most, shape.horizon * shape.targets
+        self._steps = pa.list_(
+            number if shape.targets == 1 else pa.list_(number, shape.targets), shape.horizon
+        )
+        self._schema = pa.schema(
+            {
+                "series": pa.utf8(),
+                "ts": pa.timestamp("ns", "UTC"),
+                "forecast": self._steps,
+                "lower": self._steps,
+                "upper": self._steps,
+                "seq": pa.int64(),
+            },
+            {"model": shape.model, "boot": str(shape.boot)},
+        )
+        self._offsets = np.zeros(most + 1, np.int32)
+        self._text = np.zeros(most * shape.max_key, np.uint8)
+        self._interval = np.zeros((2, most, outputs))
+        largest = self._schema.serialize().size + 16
+        empty = np.zeros(most, np.int64)
+        largest += pa.ipc.get_record_batch_size(self._batch(empty, self._interval[0], empty))
+        super().__init__(shape, [BATCH], largest + len(self._text), growth=0)
+        self.messages.data[: len(BATCH)] = np.frombuffer(BATCH, np.uint8)
+        self.messages.frames[1], self.messages.first[1] = len(BATCH), 2
+        self._room = pa.py_buffer(self.messages.data[len(BATCH) :])
+
+    def write(self, forecasts: Forecasts, names: Names, begin: int) -> int:
+        """As :meth:`Writer.write`: one message of as many as ``shape.most``."""
+        end = min(begin + self.shape.most, len(forecasts.slot))
+        _gather(forecasts, names, begin, end, self._offsets, self._text, self._interval)
+        some = slice(begin, end)
+        batch = self._batch(forecasts.ts[some], forecasts.point[some], forecasts.seq[some])
+        sink = pa.FixedSizeBufferWriter(self._room)
+        with pa.ipc.new_stream(sink, self._schema, options=_WRITING) as stream:
+            stream.write_batch(batch)
+        self.messages.frames[2] = len(BATCH) + sink.tell()
+        return end
+
+    def _batch(
+        self, ts: NDArray[np.int64], point: NDArray[np.float64], seq: NDArray[np.int64]
+    ) -> Any:
+        """A record batch of these, and of what was gathered last; nothing is copied."""
+        rows = len(ts)
+
+        def array(kind: Any, *buffers: NDArray[Any]) -> Any:
+            return pa.Array.from_buffers(kind, rows, [None, *map(pa.py_buffer, buffers)])
+
+        def steps(numbers: NDArray[np.float64]) -> Any:
+            flat = pa.Array.from_buffers(
+                pa.float64(), numbers.size, [None, pa.py_buffer(numbers)], null_count=0
+            )
+            kind = self._steps
+            if kind.value_type != flat.type:
+                flat = pa.FixedSizeListArray.from_arrays(flat, type=kind.value_type)
+            return pa.FixedSizeListArray.from_arrays(flat, type=kind)
+
+        columns = [
+            array(pa.utf8(), self._offsets, self._text),
+            array(self._schema.field("ts").type, ts),
+            steps(point),
+            *(steps(level[:rows]) for level in self._interval),
+            array(pa.int64(), seq),
+        ]
+        return pa.RecordBatch.from_arrays(columns, schema=self._schema)
+
+
+def serialize(batch: Any) -> bytes:
+    """A record batch as an IPC stream."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema, options=_WRITING) as stream:
+        stream.write_batch(batch)
+    return bytes(sink.getvalue())
+
+
+_READING = pa.ipc.IpcReadOptions(use_threads=False)
+_WRITING = pa.ipc.IpcWriteOptions(use_threads=False)
+
+
+# --- where the columns of a record batch lie ------------------------------------------------------
+
+
+def _column(batch: Any, name: str, needed: bool = True) -> Any:
+    """A column whose buffers are there and long enough; None where there is none."""
+    found = batch.schema.get_all_field_indices(name)
+    if len(found) > 1 or (needed and not found):
+        raise ValueError(f"{len(found)} columns {name!r}; there is to be one")
+    if not found:
+        return None
+    column = batch.column(found[0])
+    column.validate()
+    return column
+
+
+def _names(column: Any) -> tuple[Any, Any]:
+    """The codes of a dictionary as int64 and its texts; without one, None and the texts."""
+    if not pa.types.is_dictionary(column.type):
+        return None, column
+    column.dictionary.validate()
+    return column.indices.cast(pa.int64(), safe=False), column.dictionary
+
+
+def _values(batch: Any) -> tuple[Any, Any]:
+    """The lists of numbers, None where each row has one, and the numbers as float64."""
+    lists, numbers = None, _column(batch, "value", False)
+    if numbers is None:
+        lists = _column(batch, "values")
+        kind = lists.type
+        if not (
+            pa.types.is_list(kind) or pa.types.is_large_list(kind)
+            or pa.types.is_fixed_size_list(kind)
+        ):  # fmt: skip
+            raise ValueError(f"values are of type {kind}; they are to be lists")
+        numbers = lists.values
+        numbers.validate()
+    if not (pa.types.is_floating(numbers.type) or pa.types.is_integer(numbers.type)):
+        raise ValueError(f"a value is of type {numbers.type}; it is to be a number")
+    return lists, numbers.cast(pa.float64(), safe=False)
+
+
+def _address(array: Any, buffer: int, least: int) -> int:
+    """Where one of an array's buffers begins, which has to have so many bytes."""
+    found = array.buffers()[buffer]
+    if found is None or found.size < least or array.offset:
+        raise ValueError("a buffer is missing or too short")
+    return found.address
+
+
+def _validity(array: Any) -> int:
+    return _address(array, 0, -(-len(array) // 8)) if array.buffers()[0] else 0
+
+
+def _texts(codes: Any, names: Any, stream: NDArray[np.uint8]) -> Texts:
+    kind, count = names.type, len(names)
+    if pa.types.is_string_view(kind):
+        width, entries = 16, count
+    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        width, entries = 4 if pa.types.is_string(kind) else 8, count + 1
+    else:
+        raise ValueError(f"series is of type {kind}; it is to be utf8")
+    # a dictionary may be empty, and its buffers missing
+    index = _address(names, 1, width * entries) if count else 0
+    begin, end = stream.ctypes.data, stream.ctypes.data + len(stream)
+    held = [(text.address, text.size) if text else (begin, 0) for text in names.buffers()[2:]]
+    inside = [*held, (index, width * entries)] if width == 16 and count else held
+    if not all(begin <= at and at + size <= end for at, size in inside):
+        raise RefusedError(
+            UNSUPPORTED, "a dictionary in parts, or another byte order; send neither"
+        )
+    return Texts(
+        _validity(names if codes is None else codes),
+        0 if codes is None else _address(codes, 1, 8 * len(codes)),
+        count,
+        _validity(names),
+        width,
+        index,
+        np.array(held, np.int64).reshape(-1, 2),
+    )
+
+
+def _numbers(lists: Any, numbers: Any) -> Numbers:
+    count = len(numbers)
+    data = _address(numbers, 1, 8 * count) if count else 0
+    if lists is None:
+        return Numbers(0, 0, 0, 1, _validity(numbers), data, count)
+    width, index, size = 0, 0, 0
+    if pa.types.is_fixed_size_list(lists.type):
+        size = lists.type.list_size
+    else:
+        width = 4 if pa.types.is_list(lists.type) else 8
+        index = _address(lists, 1, width * (len(lists) + 1))
+    return Numbers(_validity(lists), width, index, size, _validity(numbers), data, count)
+
+
+def _stamps(column: Any) -> tuple[Plain, int]:
+    """Where the times lie, and their unit in nanoseconds."""
+    if column is None or pa.types.is_null(column.type):
+        return Plain(0, 0), 1
+    if not (pa.types.is_timestamp(column.type) or pa.types.is_int64(column.type)):
+        raise ValueError(f"ts is of type {column.type}; it is to be a timestamp or int64")
+    unit = UNITS[column.type.unit] if pa.types.is_timestamp(column.type) else 1
+    return Plain(_validity(column), _address(column, 1, 8 * len(column))), unit
+
+
+def _flags(column: Any) -> Plain:
+    if column is None or pa.types.is_null(column.type):
+        return Plain(0, 0)
+    if not pa.types.is_boolean(column.type):
+        raise ValueError(f"warm is of type {column.type}; it is to be bool")
+    return Plain(_validity(column), _address(column, 1, -(-len(column) // 8)))
+
+
+# --- compiled -------------------------------------------------------------------------------------
+
+
+@njit(cache=True, nogil=True, _nrt=False)
+def _gather(
+    forecasts: Forecasts,
+    names: Names,
+    begin: int,
+    end: int,
+    offsets: NDArray[np.int32],
+    text: NDArray[np.uint8],
+    interval: NDArray[np.float64],
+) -> None:
+    """Lay names end to end, and each end of the intervals in an array of its own."""
+    source, longest = names.text.ctypes.data, names.text.shape[1]
+    quantiles, outputs = forecasts.quantiles.ctypes.data, interval.shape[2]
+    at = np.int64(0)
+    for i in range(end - begin):
+        slot, row = np.int64(forecasts.slot[begin + i]), begin + i
+        length = np.int64(names.lengths[slot])
+        copy(text.ctypes.data + at, source + slot * longest, length)
+        at += length
+        offsets[i + 1] = at
+        for level in range(2):
+            copy(
+                interval[level].ctypes.data + 8 * outputs * i,
+                quantiles + 8 * outputs * (2 * row + level),
+                8 * outputs,
+            )

@@ -1,0 +1,242 @@
+"""Columns as Arrow lays them out in memory -> rows, in compiled code, which is given addresses.
+
+Nothing needs to be aligned, and nothing is believed: an offset that leads out of its buffer is a
+fault of its row. The layouts: https://arrow.apache.org/docs/format/Columnar.html
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from streamlstm.memory import load_f64, load_i64, load_u8, load_u16, load_u32
+from streamlstm.ticks import WARM
+from streamlstm.wire.format import (
+    ARRIVAL,
+    BAD_KEY,
+    BAD_TIMESTAMP,
+    MALFORMED,
+    SOUND,
+    UNSUPPORTED,
+    WRONG_VALUES,
+    Columns,
+    key_fault,
+)
+
+
+class Texts(NamedTuple):
+    """Where the names lie; addresses, 0 where there is nothing."""
+
+    validity: int
+    """bits, one a row"""
+    codes: int
+    """int64, one a row, of the text it has; 0: the text of each row is its own"""
+    texts: int
+    """how many"""
+    valid: int
+    """bits, one a text"""
+    width: int
+    """bytes of each entry: 4 or 8, an offset; 16, a view"""
+    entries: int
+    data: NDArray[np.int64]
+    """(buffers, 2) address and size of each, all of them in the message"""
+
+
+class Numbers(NamedTuple):
+    """Where the values lie."""
+
+    validity: int
+    """bits, one a row"""
+    width: int
+    """bytes of an offset: 4 or 8; 0: there are none, each row has ``size`` numbers"""
+    entries: int
+    size: int
+    valid: int
+    """bits, one a number"""
+    data: int
+    """float64"""
+    numbers: int
+    """how many"""
+
+
+class Plain(NamedTuple):
+    """Where the times, or booleans, lie."""
+
+    validity: int
+    """bits, one a row"""
+    data: int
+    """int64, or bits; 0: there is no such column"""
+
+
+class Layout(NamedTuple):
+    """Where all columns of a record batch lie."""
+
+    rows: int
+    texts: Texts
+    numbers: Numbers
+    stamps: Plain
+    unit: int
+    """nanoseconds"""
+    warm: Plain
+
+
+# --- compiled -------------------------------------------------------------------------------------
+
+_LAST = np.iinfo(np.int64).max
+_CONTINUES = 0xFFFFFFFF
+_DICTIONARY, _BATCH = 2, 3
+"""Kinds of messages, MessageHeader in Arrow's Message.fbs."""
+_KIND, _HEADER, _BODY, _DATA, _COMPRESSION = 1, 2, 3, 1, 3
+"""Places of fields: three of Message, then DictionaryBatch.data and RecordBatch.compression."""
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def take(columns: Columns, first: int, max_key: int, data: int, layout: Layout) -> None:
+    """Read a record batch to the rows from ``first`` on; keys count from the address ``data``."""
+    texts, numbers, stamps, warm = layout.texts, layout.numbers, layout.stamps, layout.warm
+    inputs, most = columns.values.shape[1], _LAST // layout.unit
+    for i in range(layout.rows):
+        row, fault, flags = first + i, SOUND, np.uint8(0)
+        if _bit(warm.validity, i) and warm.data and _bit(warm.data, i):
+            flags |= WARM
+        if stamps.data and _bit(stamps.validity, i):
+            ts = load_i64(stamps.data + 8 * i)
+            if not -most <= ts <= most:
+                fault = BAD_TIMESTAMP
+            columns.ts[row] = ts * layout.unit
+        else:
+            flags |= ARRIVAL
+
+        begin, end = _list(numbers, i)
+        if end - begin != inputs:
+            fault = WRONG_VALUES
+        else:
+            for k in range(inputs):
+                known = _bit(numbers.valid, begin + k)
+                columns.values[row, k] = (
+                    load_f64(numbers.data + 8 * (begin + k)) if known else np.nan
+                )
+
+        text = load_i64(texts.codes + 8 * i) if texts.codes else i
+        if _bit(texts.validity, i) and 0 <= text < texts.texts and _bit(texts.valid, text):
+            at, length = _text(texts, text)
+            wrong = key_fault(at, length, max_key) if length >= 0 else MALFORMED
+            if wrong != SOUND:
+                fault = wrong
+            columns.begin[row], columns.end[row] = at - data, at - data + length
+        else:
+            fault = BAD_KEY
+        columns.flags[row], columns.fault[row] = flags, fault
+
+
+@njit(cache=True, _nrt=False, inline="always")
+def _bit(bits: int, i: int) -> bool:
+    """Whether bit ``i`` is set; without bits all are."""
+    return bits == 0 or (load_u8(bits + (i >> 3)) >> np.uint8(i & 7)) & 1 == 1
+
+
+@njit(cache=True, _nrt=False, inline="always")
+def _entry(entries: int, width: int, i: int) -> Any:
+    """An offset of 4 or 8 bytes."""
+    return load_i64(entries + 8 * i) if width == 8 else _i32(entries + 4 * i)
+
+
+@njit(cache=True, _nrt=False, inline="always")
+def _i32(address: int) -> Any:
+    return np.int64(np.int32(load_u32(address)))
+
+
+@njit(cache=True, _nrt=False)
+def _list(numbers: Numbers, i: int) -> tuple[int, int]:
+    """Which numbers row ``i`` has; none where that cannot be."""
+    if numbers.width:
+        begin = _entry(numbers.entries, numbers.width, i)
+        end = _entry(numbers.entries, numbers.width, i + 1)
+    else:
+        begin, end = i * numbers.size, (i + 1) * numbers.size
+    if not 0 <= begin <= end <= numbers.numbers or not _bit(numbers.validity, i):
+        return 0, 0
+    return begin, end
+
+
+@njit(cache=True, _nrt=False)
+def _text(texts: Texts, i: int) -> tuple[int, int]:
+    """Address and length of a text; its length is -1 where it lies outside of its buffer."""
+    if texts.width == 16:
+        view = texts.entries + 16 * i
+        length, buffer, begin = _i32(view), _i32(view + 8), _i32(view + 12)
+        if 0 <= length <= 12:
+            return view + 4, length
+        end = begin + length
+    else:
+        begin = _entry(texts.entries, texts.width, i)
+        end, buffer = _entry(texts.entries, texts.width, i + 1), 0
+    if not (0 <= buffer < len(texts.data) and 0 <= begin <= end <= texts.data[buffer, 1]):
+        return texts.entries, -1
+    return texts.data[buffer, 0] + begin, end - begin
+
+
+@njit(cache=True, nogil=True, _nrt=False)
+def envelope_fault(stream: int, size: int) -> int:
+    """``UNSUPPORTED`` where a body is compressed, ``MALFORMED`` where that cannot be told.
+
+    pyarrow would expand to memory whatever a few bytes claim to be. A stream is of messages: the
+    continuation, the size of a FlatBuffer, the FlatBuffer (a ``Message``), and its body.
+    """
+    at = 0
+    while at + 8 <= size:
+        length = _i32(stream + at + 4)
+        if load_u32(stream + at) != _CONTINUES or not 0 <= length <= size - at - 8:
+            return MALFORMED
+        if length == 0:  # the end of the stream
+            break
+        base = stream + at + 8
+        if length < 4:
+            return MALFORMED
+        message = np.int64(load_u32(base))
+        kind_at = _field(base, length, message, _KIND, 1)
+        body_at = _field(base, length, message, _BODY, 8)
+        header = _table(base, length, message, _HEADER)
+        if kind_at < 0 or body_at < 0 or header < 0:
+            return MALFORMED
+        kind = load_u8(base + kind_at) if kind_at else np.uint8(0)
+        if kind == _DICTIONARY:
+            header = _table(base, length, header, _DATA)
+        if kind in (_DICTIONARY, _BATCH):
+            compressed = _field(base, length, header, _COMPRESSION, 4)
+            if header <= 0 or compressed < 0:
+                return MALFORMED
+            if compressed:
+                return UNSUPPORTED
+        body = load_i64(base + body_at) if body_at else 0
+        if not 0 <= body <= size - at - 8 - length:
+            return MALFORMED
+        at += 8 + length + body
+    return SOUND if at else MALFORMED
+
+
+@njit(cache=True, _nrt=False)
+def _table(base: int, size: int, table: int, field: int) -> Any:
+    """Where the table lies that a field refers to; 0: there is none; -1: it is damaged."""
+    at = _field(base, size, table, field, 4)
+    return at + np.int64(load_u32(base + at)) if at > 0 else at
+
+
+@njit(cache=True, _nrt=False)
+def _field(base: int, size: int, table: int, field: int, width: int) -> Any:
+    """Where a field of a table in a FlatBuffer lies; 0: there is none; -1: it is damaged."""
+    if not 0 < table <= size - 4:
+        return -1
+    vtable = table - _i32(base + table)
+    if not 0 <= vtable <= size - 4:
+        return -1
+    length = np.int64(load_u16(base + vtable))
+    if length < 6 + 2 * field:
+        return 0
+    if vtable + length > size:
+        return -1
+    offset = np.int64(load_u16(base + vtable + 4 + 2 * field))
+    if offset == 0:
+        return 0
+    return table + offset if table + offset <= size - width else -1
