@@ -4,11 +4,14 @@ Tensors are those of the state table, cut to the slots in use, and ``recurrent``
 ``key.lengths``. The metadata key ``streamlstm`` holds JSON: format, model id, a CRC-32 a tensor.
 """
 
+import ctypes
 import json
 import os
+import signal
+import warnings
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +21,8 @@ from safetensors.numpy import save_file
 from streamlstm.engine import Engine
 
 FORMAT = 1
+PR_SET_PDEATHSIG = 1
+"""prctl(2): the signal that a process is sent when its parent ends."""
 
 
 class CheckpointError(ValueError):
@@ -54,6 +59,74 @@ def save(engine: Engine, path: Path) -> None:
             raise OSError(f"{path}: {error}") from error
         raise
     _sync(path.parent)
+
+
+class Saving:
+    """A checkpoint being written by a child process, whose memory is a copy of this moment's.
+
+    The system copies a page only when either side writes to it, so the engine can be stepped on;
+    how long to fork takes grows with the memory in use, about 10 ms a gigabyte.
+    """
+
+    def __init__(self, engine: Engine, path: Path) -> None:
+        """Begin; the process that calls is told of the end by SIGCHLD.
+
+        Raises:
+            OSError: the system has no room for another process.
+        """
+        self._said, to_say = os.pipe()
+        with warnings.catch_warnings():
+            # other threads are not there in the child, which takes no lock of theirs
+            warnings.simplefilter("ignore", DeprecationWarning)
+            try:
+                self.pid = os.fork()
+            except OSError:
+                os.close(self._said)
+                os.close(to_say)
+                raise
+        if self.pid == 0:
+            self._write(engine, path, to_say)
+        os.close(to_say)
+
+    def _write(self, engine: Engine, path: Path, to_say: int) -> NoReturn:
+        """Be the child; nothing is cleaned up at its end, for what is open is the parent's."""
+        code = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)  # the parent ends it
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            os.nice(10)
+            save(engine, path)
+            code = 0
+        except BaseException as error:
+            os.write(to_say, str(error).encode()[:4096])
+        finally:
+            os._exit(code)
+
+    def done(self) -> bool:
+        """Whether it is over.
+
+        Raises:
+            OSError: it failed; the file before it is left as it was.
+        """
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        if pid == 0:
+            return False
+        self._end(status)
+        return True
+
+    def stop(self) -> None:
+        """End it; the file before it is left as it was."""
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        os.close(self._said)
+
+    def _end(self, status: int) -> None:
+        with open(self._said, "rb") as said:
+            why = said.read().decode()
+        if code := os.waitstatus_to_exitcode(status):
+            raise OSError(why or f"the child that wrote it ended with {code}")
 
 
 def load(engine: Engine, path: Path) -> bool:

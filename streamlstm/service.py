@@ -1,5 +1,6 @@
 """The daemon: startup, main_loop, shutdown. Clocks, sockets and signals are known here alone."""
 
+import contextlib
 import gc
 import json
 import logging
@@ -16,7 +17,7 @@ from numba.core import event
 
 from streamlstm import checkpoint
 from streamlstm.backlog import Backlog
-from streamlstm.checkpoint import CheckpointError
+from streamlstm.checkpoint import CheckpointError, Saving
 from streamlstm.config import Config
 from streamlstm.engine import Engine
 from streamlstm.kernels.cell import BackendError
@@ -95,6 +96,9 @@ class Service:
         self.server: Server | None = None
         self._context = zmq.Context()
         self._wakeup, self._sender = socket.socketpair()
+        self._wakeup.setblocking(False)
+        self._sender.setblocking(False)
+        self._saving: Saving | None = None
         self._compiles = event.RecordingListener()
         event.register("numba:compile", self._compiles)
         self._complained: dict[str, float] = {}
@@ -138,8 +142,7 @@ class Service:
         """Serve whatever waits, a batch at a time, until a signal."""
         while not self.stopping:
             self._serve(min(time.monotonic() + LOOK_ROUND, self._next_checkpoint))
-            if time.monotonic() >= self._next_checkpoint:
-                self._save()
+            self._checkpoint()
 
     def shutdown(self) -> None:
         """Serve what has arrived, save, and let subscribers take what they are owed."""
@@ -148,7 +151,6 @@ class Service:
         share = self.config.service.shutdown_timeout / 4
         if self.server:
             self.server.ready = False
-        self._wakeup.recv(4096)
         left = self.config.input.hwm  # more cannot have waited, but for several publishers
         while left > 0 and time.monotonic() < began + share:
             served = self._serve(time.monotonic() + QUIET)
@@ -168,7 +170,9 @@ class Service:
 
     def _serve(self, until: float) -> int:
         """Serve ticks until something else is there, or the monotonic clock says ``until``."""
-        served = self.loop.run(round(1e9 * min(until, 1e9)))
+        served = self.loop.run(round(1e9 * until))
+        with contextlib.suppress(BlockingIOError):
+            self._wakeup.recv(4096)
         self.publisher.forget_subscriptions()
         self._sample()
         return served
@@ -215,19 +219,42 @@ class Service:
                     reason, "by the engine; of such ticks ticks_dropped_total counts all"
                 )
 
+    def _checkpoint(self) -> None:
+        """Begin a checkpoint where it is time, or see whether the one begun is written."""
+        try:
+            if self._saving:
+                if self._saving.done():
+                    self._saving = None
+                    self.metrics.values["checkpoint_last_success_timestamp_seconds"] = time.time()
+            elif time.monotonic() >= self._next_checkpoint:
+                self._plan_checkpoint()
+                if self.engine.backend == "cuda":  # a child has no part in the device
+                    self._save()
+                else:
+                    assert self.config.checkpoint.path
+                    self._saving = Saving(self.engine, self.config.checkpoint.path)
+        except OSError as error:
+            self._saving = None
+            self._miss_checkpoint(error)
+
     def _save(self) -> None:
-        """Write a checkpoint, if asked for; a failure is logged and tried again next time."""
+        """Write a checkpoint, if asked for, while nothing else is done."""
         path = self.config.checkpoint.path
+        if self._saving:
+            self._saving.stop()
         if not path:
             return
         try:
             checkpoint.save(self.engine, path)
         except OSError as error:
-            self.metrics.values["checkpoint_failures"] += 1
-            _log.error("no checkpoint: %s; free space there or set checkpoint.path", error)
+            self._miss_checkpoint(error)
         else:
             self.metrics.values["checkpoint_last_success_timestamp_seconds"] = time.time()
-        self._plan_checkpoint()
+
+    def _miss_checkpoint(self, error: OSError) -> None:
+        """Log and count a failure; the next time it is tried again."""
+        self.metrics.values["checkpoint_failures"] += 1
+        _log.error("no checkpoint: %s; free space there or set checkpoint.path", error)
 
     def _plan_checkpoint(self) -> None:
         wanted = self.config.checkpoint.path and self.config.checkpoint.interval
@@ -272,10 +299,10 @@ class Service:
         self._heed_signals()
 
     def _heed_signals(self) -> None:
-        self._sender.setblocking(False)
         signal.set_wakeup_fd(self._sender.fileno())
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # a checkpoint is written: wake up
 
     def _stop(self, number: int, frame: object) -> None:
         """Set a flag; from here on a second signal, or the timeout, ends the process at once."""
