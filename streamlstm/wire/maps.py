@@ -202,7 +202,7 @@ class MapWriter(Writer):
 
 
 @njit(cache=True, _nrt=False)
-def payload(messages: Messages, m: int, columns: Columns, max_frame: int) -> tuple[int, int]:
+def locate(messages: Messages, m: int, columns: Columns, max_frame: int) -> tuple[int, int]:
     """Where a payload begins and ends; it is empty where the frames are not plain.
 
     The key is set, and begins at -1 where it is to be found in the payload.
@@ -238,7 +238,7 @@ def whole(columns: Columns, m: int, seen: int) -> bool:
 
 
 @njit(cache=True, _nrt=False)
-def topic(messages: Messages, m: int, at: int, names: Names, slot: int) -> int:
+def put_topic(messages: Messages, m: int, at: int, names: Names, slot: int) -> int:
     """Write the topic of message ``m``, its first frame; returns the next place."""
     for k in range(TOPIC_SIZE):
         messages.data[at + k] = TOPIC[k]
@@ -264,6 +264,6 @@ def put(data: NDArray[np.uint8], at: int, texts: Keys, k: int) -> int:
 @njit(cache=True, error_model="numpy", _nrt=False)
 def seconds(ts: int) -> float:
     """Seconds of nanoseconds, the nearest double where microseconds say it all."""
-    if abs(ts) < 2**53:  # as a double, so that the division alone rounds
+    if -(2**53) < ts < 2**53:  # as a double, so that the division alone rounds
         return ts / 1e9
     return ts // 1_000_000_000 + ts % 1_000_000_000 / 1e9

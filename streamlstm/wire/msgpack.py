@@ -28,10 +28,10 @@ from streamlstm.wire.maps import (
     MapWriter,
     Prediction,
     field,
-    payload,
+    locate,
     put,
+    put_topic,
     seconds,
-    topic,
     whole,
 )
 
@@ -174,7 +174,7 @@ def _read(
 ) -> None:
     data = messages.data.ctypes.data
     for m in range(count):
-        begin, end = payload(messages, m, columns, limits.max_frame)
+        begin, end = locate(messages, m, columns, limits.max_frame)
         if _tick(data, begin, end, columns, m, decimal):
             key, length = data + columns.begin[m], columns.end[m] - columns.begin[m]
             if key_fault(key, length, limits.max_key) == SOUND:
@@ -195,43 +195,38 @@ def _tick(
         name, at = _name(data, at, end)
         if at >= end:
             return False
+        if name >= 0:
+            if seen >> name & 1:
+                return False
+            seen |= 1 << name
         head = _u8(data + at)
         if name < 0:
             at = _skip(data, at, end)
-        elif seen >> name & 1:
-            return False
-        else:
-            seen |= 1 << name
-            if name == VALUE:
-                if columns.values.shape[1] != 1:
-                    return False
-                at = _number(data, at, end, columns, m, 0)
-            elif name == VALUES:
-                at = _numbers(data, at, end, columns, m)
-            elif name == SERIES:
-                begin, at = _string(data, at, end)
-                if columns.begin[m] < 0:
-                    columns.begin[m], columns.end[m] = begin, at
-            elif name in (TS, TS_NS):
-                if head == _NIL:
-                    at += 1
-                else:
-                    if name == TS:
-                        good, ns, at = _seconds(data, at, end, decimal)
-                    else:
-                        good, ns, at = _integer(data, at, end)
-                    if not good:
-                        return False
-                    flags &= ~ARRIVAL
-                    if name == TS_NS or not exact:
-                        ts, exact = ns, name == TS_NS
-            elif head == _TRUE and name == IS_WARM:
-                at += 1
-                flags |= int(ticks.WARM)
-            elif head == _FALSE:
+        elif name == VALUE:
+            if columns.values.shape[1] != 1:
+                return False
+            at = _number(data, at, end, columns.values, m, 0)
+        elif name == VALUES:
+            at = _numbers(data, at, end, columns.values, m)
+        elif name == SERIES:
+            begin, at = _string(data, at, end)
+            if columns.begin[m] < 0:
+                columns.begin[m], columns.end[m] = begin, at
+        elif name in (TS, TS_NS):
+            if head == _NIL:
                 at += 1
             else:
-                return False
+                ns, at = _instant(data, at, end, name, decimal)
+                flags &= ~ARRIVAL
+                if name == TS_NS or not exact:
+                    ts, exact = ns, name == TS_NS
+        elif head == _FALSE:
+            at += 1
+        elif head == _TRUE and name == IS_WARM:
+            at += 1
+            flags |= int(ticks.WARM)
+        else:
+            return False
     columns.ts[m], columns.flags[m] = ts, flags
     return at == end and whole(columns, m, seen)
 
@@ -317,50 +312,55 @@ def _double(data: int, at: int, end: int) -> tuple[bool, float, int]:
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
-def _seconds(data: int, at: int, end: int, decimal: NDArray[np.uint8]) -> tuple[bool, int, int]:
-    """(whether they are plain, nanoseconds of seconds, next place)."""
-    good, number, after = _double(data, at, end)
-    if good:
-        what, ns, _ = read_seconds(decimal, 0, write(decimal, 0, number))
-        return what == NUMBER, ns, after
-    good, whole, after = _integer(data, at, end)
-    return good and abs(whole) < 9_223_372_036, whole * 1_000_000_000, after
+def _instant(
+    data: int, at: int, end: int, name: int, decimal: NDArray[np.uint8]
+) -> tuple[int, int]:
+    """(nanoseconds, next place) of what ``TS`` or ``TS_NS`` says."""
+    if name == TS:
+        good, number, after = _double(data, at, end)
+        if good:
+            what, ns, _ = read_seconds(decimal, 0, write(decimal, 0, number))
+            return ns, after if what == NUMBER else end + 1
+    good, integer, after = _integer(data, at, end)
+    if name == TS:
+        good = good and -9_223_372_036 < integer < 9_223_372_036
+        integer *= 1_000_000_000
+    return integer, after if good else end + 1
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
-def _number(data: int, at: int, end: int, columns: Columns, m: int, k: int) -> int:
-    """A number to value ``k`` of row ``m``, or nil."""
+def _number(data: int, at: int, end: int, values: NDArray[np.float64], m: int, k: int) -> int:
+    """A number to ``values[m, k]``, or nil."""
     if at >= end:
         return end + 1
     good, number, after = _double(data, at, end)
     if good:
-        columns.values[m, k] = number
+        values[m, k] = number
         return after
     if _u8(data + at) == _NIL:
-        columns.values[m, k] = np.nan
+        values[m, k] = np.nan
         return at + 1
     good, integer, after = _integer(data, at, end)
-    columns.values[m, k] = integer
+    values[m, k] = integer
     return after if good else end + 1
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
-def _numbers(data: int, at: int, end: int, columns: Columns, m: int) -> int:
-    """A list of as many numbers as row ``m`` has values."""
-    inputs = columns.values.shape[1]
+def _numbers(data: int, at: int, end: int, values: NDArray[np.float64], m: int) -> int:
+    """A list of numbers to ``values[m]``, as many."""
+    inputs = values.shape[1]
     head = _u8(data + at)
+    count = head & 0x0F
     at += 1
     if head == _LIST16 and at + 2 <= end:
         count = _u16(data + at)
         at += 2
-    elif head & 0xF0 == 0x90:
-        count = head & 0x0F
-    else:
+    elif head & 0xF0 != 0x90:
         return end + 1
     if count != inputs:
         return end + 1
     for k in range(inputs):
-        at = _number(data, at, end, columns, m, k)
+        at = _number(data, at, end, values, m, k)
     return at
 
 
@@ -398,7 +398,7 @@ def _write(
         length = 0 + int(names.lengths[slot])  # of 64 bits
         if m and at + fixed + growth * length > len(data):
             return row
-        at = topic(messages, m, at, names, slot)
+        at = put_topic(messages, m, at, names, slot)
         at = _put_head(data, put(data, at, labels, 0), length, 0xA0, 0x1F, _STR8)
         for k in range(length):
             data[at + k] = names.text[slot, k]
