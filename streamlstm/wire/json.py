@@ -24,6 +24,7 @@ from streamlstm.memory import load_u8, load_u32, load_u64
 from streamlstm.ticks import Forecasts, Keys, Messages, Names
 from streamlstm.wire.format import ARRIVAL, SOUND, Columns, Limits, Shape, key_fault
 from streamlstm.wire.maps import (
+    EITHER,
     FIELDS,
     IS_WARM,
     SERIES,
@@ -40,7 +41,6 @@ from streamlstm.wire.maps import (
     put,
     put_topic,
     seconds,
-    whole,
 )
 
 
@@ -177,7 +177,8 @@ def _tick(data: NDArray[np.uint8], at: int, end: int, columns: Columns, m: int) 
         if data[at] != _COMMA:
             return False
     columns.ts[m], columns.flags[m] = ts, flags
-    return _space(data, at + 1, end) == end and whole(columns, m, seen)
+    once = seen & EITHER not in (0, EITHER)
+    return _space(data, at + 1, end) == end and once and columns.begin[m] >= 0
 
 
 @njit(cache=True, _nrt=False)

@@ -63,6 +63,8 @@ UNREADABLE = (msgspec.MsgspecError, ValueError, ArithmeticError, RecursionError)
 FIELDS = ("value", "ts", "ts_ns", "values", "series", "warm", "reset", "end")
 VALUE, TS, TS_NS, VALUES, SERIES, IS_WARM, IS_RESET, IS_END = range(len(FIELDS))
 """The fields that compiled code knows, by their place in ``FIELDS``."""
+EITHER = 1 << VALUE | 1 << VALUES
+"""A bit for each of the two ways to say the values: a plain tick has one of them."""
 
 
 class Fields(msgspec.Struct, gc=False, kw_only=True):
@@ -228,13 +230,6 @@ def field(word: np.uint64, known: NDArray[np.uint64]) -> int:
         if word == known[k]:
             return k
     return -1
-
-
-@njit(cache=True, _nrt=False)
-def whole(columns: Columns, m: int, seen: int) -> bool:
-    """Whether a row has its values, said in one way, and a key; ``seen``: a bit for each field."""
-    values = seen & (1 << VALUE | 1 << VALUES)
-    return values in (1 << VALUE, 1 << VALUES) and columns.begin[m] >= 0
 
 
 @njit(cache=True, _nrt=False)

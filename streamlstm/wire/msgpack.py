@@ -16,6 +16,7 @@ from streamlstm.memory import load_u64
 from streamlstm.ticks import Forecasts, Keys, Messages, Names
 from streamlstm.wire.format import ARRIVAL, SOUND, Columns, Limits, Shape, key_fault
 from streamlstm.wire.maps import (
+    EITHER,
     FIELDS,
     IS_WARM,
     SERIES,
@@ -32,7 +33,6 @@ from streamlstm.wire.maps import (
     put,
     put_topic,
     seconds,
-    whole,
 )
 
 
@@ -228,7 +228,8 @@ def _tick(
         else:
             return False
     columns.ts[m], columns.flags[m] = ts, flags
-    return at == end and whole(columns, m, seen)
+    once = seen & EITHER not in (0, EITHER)
+    return at == end and once and columns.begin[m] >= 0
 
 
 @njit(cache=True, _nrt=False)
