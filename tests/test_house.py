@@ -32,7 +32,10 @@ WITHIN_KERNELS = {
     "simd": 0, "cell": 1, "pool": 1, "products": 1, "reference": 2, "gates": 2, "layers": 3,
     "tiles": 4, "cpu": 5, "device": 1, "warp": 4, "block": 5, "cuda": 6,
 }  # fmt: skip
-WITHIN_WIRE = {"format": 0, "binary": 1, "maps": 1, "json": 2, "msgpack": 2, "codec": 3, "peer": 3}
+WITHIN_WIRE = {
+    "format": 0, "big_endian": 0, "binary": 1, "maps": 1, "json": 2, "msgpack": 2, "codec": 3,
+    "peer": 3,
+}  # fmt: skip
 WITHIN = {"kernels": WITHIN_KERNELS, "wire": WITHIN_WIRE}
 
 

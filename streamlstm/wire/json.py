@@ -80,9 +80,10 @@ class JsonWriter(MapWriter):
     def __init__(self, shape: Shape) -> None:
         """As :class:`Writer`."""
         constant = _ENCODER.encode({"model": shape.model, "boot": shape.boot})[1:-1]
-        names = Prediction.__struct_fields__
-        labels = [b",%s:" % _ENCODER.encode(name) for name in names[:6]]
-        labels = [b"{" + labels[0][1:], *labels[1:], b',%s,"seq":' % constant, b"}"]
+        labels = [b",%s:" % _ENCODER.encode(name) for name in Prediction.__struct_fields__[:6]]
+        labels[0] = b"{" + labels[0][1:]
+        constant = _ENCODER.encode({"model": shape.model, "boot": shape.boot})[1:-1]
+        labels += [b',%s,"seq":' % constant, b"}"]
         outputs = shape.horizon * (shape.targets * (WIDEST + 1) + 2)
         super().__init__(shape, labels, 2 + WIDEST + 2 * WIDEST_INT + 3 * (2 + outputs))
 

@@ -233,18 +233,11 @@ def field(word: np.uint64, known: NDArray[np.uint64]) -> int:
 
 
 @njit(cache=True, _nrt=False)
-def put_topic(messages: Messages, m: int, at: int, names: Names, slot: int) -> int:
-    """Write the topic of message ``m``, its first frame; returns the next place."""
-    for k in range(TOPIC_SIZE):
-        messages.data[at + k] = TOPIC[k]
-    at += TOPIC_SIZE
+def put_name(data: NDArray[np.uint8], at: int, names: Names, slot: int) -> int:
+    """Write the name in ``slot`` and return the next place."""
     length = int(names.lengths[slot])
-    copy(
-        messages.data.ctypes.data + at,
-        names.text.ctypes.data + slot * names.text.shape[1],
-        length,
-    )
-    messages.frames[2 * m + 1] = at + length
+    source = names.text.ctypes.data + slot * names.text.shape[1]
+    copy(data.ctypes.data + at, source, length)
     return at + length
 
 
@@ -254,6 +247,16 @@ def put(data: NDArray[np.uint8], at: int, texts: Keys, k: int) -> int:
     begin, length = texts.begin[k], texts.end[k] - texts.begin[k]
     copy(data.ctypes.data + at, texts.data.ctypes.data + begin, length)
     return at + length
+
+
+@njit(cache=True, _nrt=False)
+def put_topic(messages: Messages, m: int, at: int, names: Names, slot: int) -> int:
+    """Write the topic of message ``m``, its first frame; returns the next place."""
+    for k in range(TOPIC_SIZE):
+        messages.data[at + k] = TOPIC[k]
+    at = put_name(messages.data, at + TOPIC_SIZE, names, slot)
+    messages.frames[2 * m + 1] = at
+    return at
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
