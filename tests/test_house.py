@@ -33,8 +33,8 @@ WITHIN_KERNELS = {
     "tiles": 4, "cpu": 5, "device": 1, "warp": 4, "block": 5, "cuda": 6,
 }  # fmt: skip
 WITHIN_WIRE = {
-    "format": 0, "binary": 1, "maps": 1, "layout": 1, "json": 2, "msgpack": 2, "arrow": 2,
-    "codec": 3, "peer": 3,
+    "format": 0, "big_endian": 0, "binary": 1, "maps": 1, "layout": 1, "json": 2, "msgpack": 2,
+    "arrow": 2, "codec": 3, "peer": 3,
 }  # fmt: skip
 WITHIN = {"kernels": WITHIN_KERNELS, "wire": WITHIN_WIRE}
 

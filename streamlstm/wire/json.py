@@ -33,6 +33,7 @@ from streamlstm.wire.format import (
     key_fault,
 )
 from streamlstm.wire.maps import (
+    EITHER,
     FIELDS,
     IS_WARM,
     SERIES,
@@ -44,11 +45,10 @@ from streamlstm.wire.maps import (
     MapReader,
     Prediction,
     field,
-    payload,
+    locate,
     put,
+    put_topic,
     seconds,
-    topic,
-    whole,
 )
 
 
@@ -87,9 +87,10 @@ class JsonWriter(Writer):
     def __init__(self, shape: Shape) -> None:
         """As :class:`Writer`."""
         constant = _ENCODER.encode({"model": shape.model, "boot": shape.boot})[1:-1]
-        names = Prediction.__struct_fields__
-        labels = [b",%s:" % _ENCODER.encode(name) for name in names[:6]]
-        labels = [b"{" + labels[0][1:], *labels[1:], b',%s,"seq":' % constant, b"}"]
+        labels = [b",%s:" % _ENCODER.encode(name) for name in Prediction.__struct_fields__[:6]]
+        labels[0] = b"{" + labels[0][1:]
+        constant = _ENCODER.encode({"model": shape.model, "boot": shape.boot})[1:-1]
+        labels += [b',%s,"seq":' % constant, b"}"]
         outputs = shape.horizon * (shape.targets * (WIDEST + 1) + 2)
         numbers = WIDEST + 2 * WIDEST_INT + 3 * (2 + outputs)
         # a name is in the topic as it is, and quoted, with six bytes for one that is escaped
@@ -113,6 +114,7 @@ _NULL, _TRUE, _ALSE = (
 )
 _NAMES = np.array([int.from_bytes(f'{name}"'.encode(), "little") for name in FIELDS], np.uint64)
 """Each name with the quote that ends it, as a word."""
+_LENGTHS = np.array([len(name) + 1 for name in FIELDS])
 _QUOTES, _ONES, _HIGH = (np.uint64(0x0101010101010101 * byte) for byte in (_QUOTE, 1, 0x80))
 
 
@@ -120,7 +122,7 @@ _QUOTES, _ONES, _HIGH = (np.uint64(0x0101010101010101 * byte) for byte in (_QUOT
 def _read(messages: Messages, count: int, columns: Columns, limits: Limits) -> None:
     data = messages.data
     for m in range(count):
-        at, end = payload(messages, m, columns, limits.max_frame)
+        at, end = locate(messages, m, columns, limits.max_frame)
         if _tick(data, at, end, columns, m):
             begin = columns.begin[m]
             address, length = data.ctypes.data + begin, columns.end[m] - begin
@@ -140,6 +142,10 @@ def _tick(data: NDArray[np.uint8], at: int, end: int, columns: Columns, m: int) 
         if at == end or data[at] != _QUOTE:
             return False
         name, at = _name(data, at + 1, end)
+        if name >= 0:
+            if seen >> name & 1:
+                return False
+            seen |= 1 << name
         at = _space(data, at, end)
         if at == end or data[at] != _COLON:
             return False
@@ -148,43 +154,32 @@ def _tick(data: NDArray[np.uint8], at: int, end: int, columns: Columns, m: int) 
             return False
         if name < 0:
             at = _skip(data, at, end)
-        elif seen >> name & 1:
-            return False
-        else:
-            seen |= 1 << name
-            if name == VALUE:
-                if columns.values.shape[1] != 1:
-                    return False
-                at = _number(data, at, end, columns, m, 0)
-            elif name == VALUES:
-                at = _numbers(data, at, end, columns, m)
-            elif name == SERIES:
-                begin = at + 1
-                at = _string(data, at, end)
-                if columns.begin[m] < 0:
-                    columns.begin[m], columns.end[m] = begin, at - 1
-            elif name in (TS, TS_NS):
-                if data[at] == _N:
-                    at = _literal(data, at, end, _NULL)
-                else:
-                    if name == TS:
-                        what, ns, at = read_seconds(data, at, end)
-                        good = what == NUMBER
-                    else:
-                        what, _, ns, at = read(data, at, end)
-                        good = what == INTEGER
-                    if not good:
-                        return False
-                    flags &= ~ARRIVAL
-                    if name == TS_NS or not exact:
-                        ts, exact = ns, name == TS_NS
-            elif data[at] == _T and name == IS_WARM:
-                at = _literal(data, at, end, _TRUE)
-                flags |= int(ticks.WARM)
-            elif data[at] == _F:
-                at = _literal(data, at + 1, end, _ALSE)
-            else:
+        elif name == VALUE:
+            if columns.values.shape[1] != 1:
                 return False
+            at = _number(data, at, end, columns.values, m, 0)
+        elif name == VALUES:
+            at = _numbers(data, at, end, columns.values, m)
+        elif name == SERIES:
+            begin = at + 1
+            at = _string(data, at, end)
+            if columns.begin[m] < 0:
+                columns.begin[m], columns.end[m] = begin, at - 1
+        elif name in (TS, TS_NS):
+            if data[at] == _N:
+                at = _literal(data, at, end)
+            else:
+                ns, at = _instant(data, at, end, name)
+                flags &= ~ARRIVAL
+                if name == TS_NS or not exact:
+                    ts, exact = ns, name == TS_NS
+        elif data[at] == _F:
+            at = _literal(data, at, end)
+        elif data[at] == _T and name == IS_WARM:
+            at = _literal(data, at, end)
+            flags |= int(ticks.WARM)
+        else:
+            return False
         at = _space(data, at, end)
         if at == end:
             return False
@@ -193,7 +188,8 @@ def _tick(data: NDArray[np.uint8], at: int, end: int, columns: Columns, m: int) 
         if data[at] != _COMMA:
             return False
     columns.ts[m], columns.flags[m] = ts, flags
-    return _space(data, at + 1, end) == end and whole(columns, m, seen)
+    once = seen & EITHER not in (0, EITHER)
+    return _space(data, at + 1, end) == end and once and columns.begin[m] >= 0
 
 
 @njit(cache=True, _nrt=False)
@@ -220,10 +216,7 @@ def _name(data: NDArray[np.uint8], at: int, end: int) -> tuple[int, int]:
     name = field(word & (found ^ (found - np.uint64(1))), _NAMES)
     if name < 0:
         return name, _string(data, at - 1, end)
-    return name, at + _LENGTHS[name] + 1
-
-
-_LENGTHS = np.array([len(name) for name in FIELDS])
+    return name, at + _LENGTHS[name]
 
 
 @njit(cache=True, _nrt=False)
@@ -247,32 +240,51 @@ def _string(data: NDArray[np.uint8], at: int, end: int) -> int:
 
 
 @njit(cache=True, _nrt=False)
-def _literal(data: NDArray[np.uint8], at: int, end: int, text: np.uint32) -> int:
+def _literal(data: NDArray[np.uint8], at: int, end: int) -> int:
+    """null, true or false, whichever begins here."""
+    text = _NULL if data[at] == _N else _TRUE
+    if data[at] == _F:
+        text = _ALSE
+        at += 1
     if at + 4 <= end and load_u32(data.ctypes.data + at) == text:
         return at + 4
     return end
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
-def _number(data: NDArray[np.uint8], at: int, end: int, columns: Columns, m: int, k: int) -> int:
-    """A number to value ``k`` of row ``m``, or null."""
+def _instant(data: NDArray[np.uint8], at: int, end: int, name: int) -> tuple[int, int]:
+    """(nanoseconds, next place) of what ``TS`` or ``TS_NS`` says."""
+    if name == TS:
+        what, ns, at = read_seconds(data, at, end)
+        return ns, at if what == NUMBER else end
+    what, _, ns, at = read(data, at, end)
+    return ns, at if what == INTEGER else end
+
+
+@njit(cache=True, error_model="numpy", _nrt=False)
+def _number(
+    data: NDArray[np.uint8], at: int, end: int, values: NDArray[np.float64], m: int, k: int
+) -> int:
+    """A number to ``values[m, k]``, or null."""
     if at < end and data[at] == _N:
-        columns.values[m, k] = np.nan
-        return _literal(data, at, end, _NULL)
+        values[m, k] = np.nan
+        return _literal(data, at, end)
     what, value, integer, at = read(data, at, end)
-    columns.values[m, k] = integer if what == INTEGER else value
+    values[m, k] = integer if what == INTEGER else value  # -0 is 0
     return at if what >= NUMBER else end
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
-def _numbers(data: NDArray[np.uint8], at: int, end: int, columns: Columns, m: int) -> int:
-    """A list of as many numbers as row ``m`` has values."""
+def _numbers(
+    data: NDArray[np.uint8], at: int, end: int, values: NDArray[np.float64], m: int
+) -> int:
+    """A list of numbers to ``values[m]``, as many."""
     if data[at] != _LIST:
         return end
-    inputs = columns.values.shape[1]
+    inputs = values.shape[1]
     for k in range(inputs):
         at = _space(data, at + 1, end)
-        at = _space(data, _number(data, at, end, columns, m, k), end)
+        at = _space(data, _number(data, at, end, values, m, k), end)
         if at == end or data[at] != (_COMMA if k < inputs - 1 else _UNLIST):
             return end
     return at + 1
@@ -283,12 +295,8 @@ def _skip(data: NDArray[np.uint8], at: int, end: int) -> int:
     """A scalar or a string of another field."""
     if data[at] == _QUOTE:
         return _string(data, at, end)
-    if data[at] == _N:
-        return _literal(data, at, end, _NULL)
-    if data[at] == _T:
-        return _literal(data, at, end, _TRUE)
-    if data[at] == _F:
-        return _literal(data, at + 1, end, _ALSE)
+    if data[at] in (_N, _T, _F):
+        return _literal(data, at, end)
     what, _, _, at = read(data, at, end)
     return at if what >= NUMBER else end
 
@@ -311,7 +319,7 @@ def _write(
         slot, ts = forecasts.slot[row], forecasts.ts[row]
         if m and at + layout.fixed + layout.growth * int(names.lengths[slot]) > len(data):
             return row
-        at = topic(messages, m, at, names, slot)
+        at = put_topic(messages, m, at, names, slot)
         at = _quoted(data, put(data, at, labels, 0), names, slot)
         at = write(data, put(data, at, labels, 1), seconds(ts))
         at = write_int(data, put(data, at, labels, 2), ts)
@@ -324,6 +332,7 @@ def _write(
     return begin + most
 
 
+_U, _ZERO = b"u0"
 _HEX = np.frombuffer(b"0123456789abcdef", np.uint8)
 _SHORT = np.zeros(256, np.uint8)
 """For a byte to be escaped, the letter after the backslash; 0 for all others."""
@@ -351,9 +360,6 @@ def _quoted(data: NDArray[np.uint8], at: int, names: Names, slot: int) -> int:
             at += 4
     data[at] = _QUOTE
     return at + 1
-
-
-_U, _ZERO = b"u0"
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)

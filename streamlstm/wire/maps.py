@@ -60,6 +60,8 @@ UNREADABLE = (msgspec.MsgspecError, ValueError, ArithmeticError, RecursionError)
 FIELDS = ("value", "ts", "ts_ns", "values", "series", "warm", "reset", "end")
 VALUE, TS, TS_NS, VALUES, SERIES, IS_WARM, IS_RESET, IS_END = range(len(FIELDS))
 """The fields that compiled code knows, by their place in ``FIELDS``."""
+EITHER = 1 << VALUE | 1 << VALUES
+"""A bit for each of the two ways to say the values: a plain tick has one of them."""
 
 
 class Fields(msgspec.Struct, gc=False, kw_only=True):
@@ -177,7 +179,7 @@ def _text(stamp: Raw | float | str | None) -> str:
 
 
 @njit(cache=True, _nrt=False)
-def payload(messages: Messages, m: int, columns: Columns, max_frame: int) -> tuple[int, int]:
+def locate(messages: Messages, m: int, columns: Columns, max_frame: int) -> tuple[int, int]:
     """Where a payload begins and ends; it is empty where the frames are not plain.
 
     The key is set, and begins at -1 where it is to be found in the payload.
@@ -206,25 +208,11 @@ def field(word: np.uint64, known: NDArray[np.uint64]) -> int:
 
 
 @njit(cache=True, _nrt=False)
-def whole(columns: Columns, m: int, seen: int) -> bool:
-    """Whether a row has its values, said in one way, and a key; ``seen``: a bit for each field."""
-    values = seen & (1 << VALUE | 1 << VALUES)
-    return values in (1 << VALUE, 1 << VALUES) and columns.begin[m] >= 0
-
-
-@njit(cache=True, _nrt=False)
-def topic(messages: Messages, m: int, at: int, names: Names, slot: int) -> int:
-    """Write the topic of message ``m``, its first frame; returns the next place."""
-    for k in range(TOPIC_SIZE):
-        messages.data[at + k] = TOPIC[k]
-    at += TOPIC_SIZE
+def put_name(data: NDArray[np.uint8], at: int, names: Names, slot: int) -> int:
+    """Write the name in ``slot`` and return the next place."""
     length = int(names.lengths[slot])
-    copy(
-        messages.data.ctypes.data + at,
-        names.text.ctypes.data + slot * names.text.shape[1],
-        length,
-    )
-    messages.frames[2 * m + 1] = at + length
+    source = names.text.ctypes.data + slot * names.text.shape[1]
+    copy(data.ctypes.data + at, source, length)
     return at + length
 
 
@@ -236,9 +224,19 @@ def put(data: NDArray[np.uint8], at: int, texts: Keys, k: int) -> int:
     return at + length
 
 
+@njit(cache=True, _nrt=False)
+def put_topic(messages: Messages, m: int, at: int, names: Names, slot: int) -> int:
+    """Write the topic of message ``m``, its first frame; returns the next place."""
+    for k in range(TOPIC_SIZE):
+        messages.data[at + k] = TOPIC[k]
+    at = put_name(messages.data, at + TOPIC_SIZE, names, slot)
+    messages.frames[2 * m + 1] = at
+    return at
+
+
 @njit(cache=True, error_model="numpy", _nrt=False)
 def seconds(ts: int) -> float:
     """Seconds of nanoseconds, the nearest double where microseconds say it all."""
-    if abs(ts) < 2**53:  # as a double, so that the division alone rounds
+    if -(2**53) < ts < 2**53:  # as a double, so that the division alone rounds
         return ts / 1e9
     return ts // 1_000_000_000 + ts % 1_000_000_000 / 1e9

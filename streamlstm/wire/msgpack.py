@@ -1,30 +1,34 @@
 """msgpack: the fields of :mod:`streamlstm.wire.maps` as MessagePack."""
 
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 from numpy.typing import NDArray
 
 from streamlstm import ticks
 from streamlstm.decimals import NUMBER, read_seconds, write
 from streamlstm.memory import load_u64
 from streamlstm.ticks import Forecasts, Messages, Names
-from streamlstm.wire.format import (
-    ARRIVAL,
-    SOUND,
-    Columns,
-    Layout,
-    Limits,
-    Shape,
-    Writer,
-    key_fault,
+from streamlstm.wire.big_endian import (
+    load_f32,
+    load_f64,
+    load_i8,
+    load_i16,
+    load_i32,
+    load_i64,
+    load_u8,
+    load_u16,
+    load_u32,
+    store_16,
+    store_32,
+    store_64,
+    store_f64,
 )
+from streamlstm.wire.format import ARRIVAL, SOUND, Columns, Layout, Limits, Shape, Writer, key_fault
 from streamlstm.wire.maps import (
+    EITHER,
     FIELDS,
     IS_WARM,
     SERIES,
@@ -36,11 +40,11 @@ from streamlstm.wire.maps import (
     MapReader,
     Prediction,
     field,
-    payload,
+    locate,
     put,
+    put_name,
+    put_topic,
     seconds,
-    topic,
-    whole,
 )
 
 
@@ -73,7 +77,8 @@ class MsgpackWriter(Writer):
         names = Prediction.__struct_fields__
         labels = [*map(_ENCODER.encode, names[:6])]
         constant = _ENCODER.encode({"model": shape.model, "boot": shape.boot})[1:]
-        labels = [_fixmap(len(names)) + labels[0], *labels[1:], constant + _ENCODER.encode("seq")]
+        labels[0] = bytes([0x80 | len(names)]) + labels[0]
+        labels.append(constant + _ENCODER.encode("seq"))
         numbers = 3 * (_HEAD + shape.horizon * (_HEAD + _WIDE * shape.targets))
         super().__init__(shape, labels, _HEAD + 3 * _WIDE + numbers, growth=2)
 
@@ -86,75 +91,6 @@ class MsgpackWriter(Writer):
 _HEAD, _WIDE = 5, 9
 """Bytes of the head of a string or list at most, and of a number."""
 
-
-def _fixmap(fields: int) -> bytes:
-    return bytes([0x80 | fields])
-
-
-# --- compiled: big endian -------------------------------------------------------------------------
-
-
-_LONG, _REAL = ir.IntType(64), ir.DoubleType()
-
-
-def _loader(bits: int, kind: Any, widen: Callable[[Any, Any], Any]) -> Any:
-    def load(typing: Any, address: Any) -> Any:
-        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            pointer = builder.inttoptr(args[0], ir.IntType(bits).as_pointer())
-            word = builder.load(pointer, align=1)
-            return widen(builder, builder.bswap(word) if bits > 8 else word)
-
-        return kind(types.intp), generate
-
-    return intrinsic(load)
-
-
-def _storer(bits: int, kind: Any, narrow: Callable[[Any, Any], Any]) -> Any:
-    def store(typing: Any, address: Any, value: Any) -> Any:
-        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            pointer = builder.inttoptr(args[0], ir.IntType(bits).as_pointer())
-            word = narrow(builder, args[1])
-            builder.store(builder.bswap(word), pointer, align=1)
-            return context.get_dummy_value()
-
-        return types.void(types.intp, kind), generate
-
-    return intrinsic(store)
-
-
-def _unsigned(bits: int) -> Any:
-    return _loader(bits, types.int64, lambda builder, word: builder.zext(word, _LONG))
-
-
-def _signed(bits: int) -> Any:
-    return _loader(bits, types.int64, lambda builder, word: builder.sext(word, _LONG))
-
-
-def _float32(builder: Any, word: Any) -> Any:
-    return builder.fpext(builder.bitcast(word, ir.FloatType()), _REAL)
-
-
-def _integers(bits: int) -> Any:
-    return _storer(bits, types.int64, lambda builder, value: builder.trunc(value, ir.IntType(bits)))
-
-
-_u8: Callable[[int], int] = _unsigned(8)
-_u16: Callable[[int], int] = _unsigned(16)
-_u32: Callable[[int], int] = _unsigned(32)
-_i8: Callable[[int], int] = _signed(8)
-_i16: Callable[[int], int] = _signed(16)
-_i32: Callable[[int], int] = _signed(32)
-_i64: Callable[[int], int] = _signed(64)
-_f32: Callable[[int], float] = _loader(32, types.float64, _float32)
-_f64: Callable[[int], float] = _loader(
-    64, types.float64, lambda builder, word: builder.bitcast(word, _REAL)
-)
-_put_16: Callable[[int, int], None] = _integers(16)
-_put_32: Callable[[int, int], None] = _integers(32)
-_put_64: Callable[[int, int], None] = _integers(64)
-_put_f64: Callable[[int, float], None] = _storer(
-    64, types.float64, lambda builder, value: builder.bitcast(value, _LONG)
-)
 
 # --- compiled: reading ----------------------------------------------------------------------------
 # Every function takes the place where it begins and returns the next one, or one beyond `end`
@@ -176,7 +112,7 @@ def _read(
 ) -> None:
     data = messages.data.ctypes.data
     for m in range(count):
-        begin, end = payload(messages, m, columns, limits.max_frame)
+        begin, end = locate(messages, m, columns, limits.max_frame)
         if _tick(data, begin, end, columns, m):
             key, length = data + columns.begin[m], columns.end[m] - columns.begin[m]
             if key_fault(key, length, limits.max_key) == SOUND:
@@ -186,54 +122,50 @@ def _read(
 @njit(cache=True, error_model="numpy", _nrt=False)
 def _tick(data: int, at: int, end: int, columns: Columns, m: int) -> bool:
     """Read a tick to row ``m``; False where it is not plain."""
-    if at == end or _u8(data + at) & 0xF0 != 0x80:
+    if at == end or load_u8(data + at) & 0xF0 != 0x80:
         return False
     seen, ts, exact, flags = 0, 0, False, ARRIVAL
-    fields = _u8(data + at) & 0x0F
+    fields = load_u8(data + at) & 0x0F
     at += 1
     for _ in range(fields):
         name, at = _name(data, at, end)
         if at >= end:
             return False
-        head = _u8(data + at)
+        if name >= 0:
+            if seen >> name & 1:
+                return False
+            seen |= 1 << name
+        head = load_u8(data + at)
         if name < 0:
             at = _skip(data, at, end)
-        elif seen >> name & 1:
-            return False
-        else:
-            seen |= 1 << name
-            if name == VALUE:
-                if columns.values.shape[1] != 1:
-                    return False
-                at = _number(data, at, end, columns, m, 0)
-            elif name == VALUES:
-                at = _numbers(data, at, end, columns, m)
-            elif name == SERIES:
-                begin, at = _string(data, at, end)
-                if columns.begin[m] < 0:
-                    columns.begin[m], columns.end[m] = begin, at
-            elif name in (TS, TS_NS):
-                if head == _NIL:
-                    at += 1
-                else:
-                    if name == TS:
-                        good, ns, at = _seconds(data, at, end, columns.scratch)
-                    else:
-                        good, ns, at = _integer(data, at, end)
-                    if not good:
-                        return False
-                    flags &= ~ARRIVAL
-                    if name == TS_NS or not exact:
-                        ts, exact = ns, name == TS_NS
-            elif head == _TRUE and name == IS_WARM:
-                at += 1
-                flags |= int(ticks.WARM)
-            elif head == _FALSE:
+        elif name == VALUE:
+            if columns.values.shape[1] != 1:
+                return False
+            at = _number(data, at, end, columns.values, m, 0)
+        elif name == VALUES:
+            at = _numbers(data, at, end, columns.values, m)
+        elif name == SERIES:
+            begin, at = _string(data, at, end)
+            if columns.begin[m] < 0:
+                columns.begin[m], columns.end[m] = begin, at
+        elif name in (TS, TS_NS):
+            if head == _NIL:
                 at += 1
             else:
-                return False
+                ns, at = _instant(data, at, end, name, columns.scratch)
+                flags &= ~ARRIVAL
+                if name == TS_NS or not exact:
+                    ts, exact = ns, name == TS_NS
+        elif head == _FALSE:
+            at += 1
+        elif head == _TRUE and name == IS_WARM:
+            at += 1
+            flags |= int(ticks.WARM)
+        else:
+            return False
     columns.ts[m], columns.flags[m] = ts, flags
-    return at == end and whole(columns, m, seen)
+    once = seen & EITHER not in (0, EITHER)
+    return at == end and once and columns.begin[m] >= 0
 
 
 @njit(cache=True, _nrt=False)
@@ -241,14 +173,14 @@ def _name(data: int, at: int, end: int) -> tuple[int, int]:
     """(field, next place) of a name."""
     if at >= end:
         return -1, end + 1
-    length = 1 + (_u8(data + at) & 0x1F)  # if its head is of a short string
+    length = 1 + (load_u8(data + at) & 0x1F)  # if its head is of a short string
     if length < 8 and at + length <= end:
         word = np.uint64(0)
         if at + 8 <= end:
             word = load_u64(data + at) & ((np.uint64(1) << np.uint64(8 * length)) - np.uint64(1))
         else:
             for k in range(length):
-                word |= np.uint64(_u8(data + at + k)) << np.uint64(8 * k)
+                word |= np.uint64(load_u8(data + at + k)) << np.uint64(8 * k)
         name = field(word, _NAMES)
         if name >= 0:
             return name, at + length
@@ -258,10 +190,10 @@ def _name(data: int, at: int, end: int) -> tuple[int, int]:
 @njit(cache=True, _nrt=False)
 def _string(data: int, at: int, end: int) -> tuple[int, int]:
     """Where a string begins and ends."""
-    head = _u8(data + at)
+    head = load_u8(data + at)
     begin, length = at + 1, head & 0x1F
     if head == _STR8 and begin < end:
-        length = _u8(data + begin)
+        length = load_u8(data + begin)
         begin += 1
     elif head & 0xE0 != 0xA0:
         return at, end + 1
@@ -275,7 +207,7 @@ def _string(data: int, at: int, end: int) -> tuple[int, int]:
 @njit(cache=True, error_model="numpy", _nrt=False)
 def _integer(data: int, at: int, end: int) -> tuple[bool, int, int]:
     """(whether it is one of 64 bits with a sign, the integer, next place)."""
-    head = _u8(data + at)
+    head = load_u8(data + at)
     if head < 0x80:
         return True, head, at + 1
     if head >= 0xE0:
@@ -289,85 +221,90 @@ def _integer(data: int, at: int, end: int) -> tuple[bool, int, int]:
         return False, 0, at
     if head < _I8:
         if size == 1:
-            return True, _u8(address), at
+            return True, load_u8(address), at
         if size == 2:
-            return True, _u16(address), at
+            return True, load_u16(address), at
         if size == 4:
-            return True, _u32(address), at
-        number = _i64(address)
+            return True, load_u32(address), at
+        number = load_i64(address)
         return number >= 0, number, at
     if size == 1:
-        return True, _i8(address), at
+        return True, load_i8(address), at
     if size == 2:
-        return True, _i16(address), at
+        return True, load_i16(address), at
     if size == 4:
-        return True, _i32(address), at
-    return True, _i64(address), at
+        return True, load_i32(address), at
+    return True, load_i64(address), at
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
 def _double(data: int, at: int, end: int) -> tuple[bool, float, int]:
     """(whether it is a float, its value, next place)."""
-    head = _u8(data + at)
+    head = load_u8(data + at)
     if head == _F64 and at + 9 <= end:
-        return True, _f64(data + at + 1), at + 9
+        return True, load_f64(data + at + 1), at + 9
     if head == _F32 and at + 5 <= end:
-        return True, np.float64(_f32(data + at + 1)), at + 5
+        return True, load_f32(data + at + 1), at + 5
     return False, 0.0, end + 1
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
-def _seconds(data: int, at: int, end: int, decimal: NDArray[np.uint8]) -> tuple[bool, int, int]:
-    """(whether they are plain, nanoseconds of seconds, next place)."""
-    good, number, after = _double(data, at, end)
-    if good:
-        what, ns, _ = read_seconds(decimal, 0, write(decimal, 0, number))
-        return what == NUMBER, ns, after
-    good, whole, after = _integer(data, at, end)
-    return good and abs(whole) < 9_223_372_036, whole * 1_000_000_000, after
+def _instant(
+    data: int, at: int, end: int, name: int, decimal: NDArray[np.uint8]
+) -> tuple[int, int]:
+    """(nanoseconds, next place) of what ``TS`` or ``TS_NS`` says."""
+    if name == TS:
+        good, number, after = _double(data, at, end)
+        if good:
+            what, ns, _ = read_seconds(decimal, 0, write(decimal, 0, number))
+            return ns, after if what == NUMBER else end + 1
+    good, integer, after = _integer(data, at, end)
+    if name == TS:
+        good = good and -9_223_372_036 < integer < 9_223_372_036
+        integer *= 1_000_000_000
+    return integer, after if good else end + 1
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
-def _number(data: int, at: int, end: int, columns: Columns, m: int, k: int) -> int:
-    """A number to value ``k`` of row ``m``, or nil."""
+def _number(data: int, at: int, end: int, values: NDArray[np.float64], m: int, k: int) -> int:
+    """A number to ``values[m, k]``, or nil."""
     if at >= end:
         return end + 1
     good, number, after = _double(data, at, end)
     if good:
-        columns.values[m, k] = number
+        values[m, k] = number
         return after
-    if _u8(data + at) == _NIL:
-        columns.values[m, k] = np.nan
+    if load_u8(data + at) == _NIL:
+        values[m, k] = np.nan
         return at + 1
     good, integer, after = _integer(data, at, end)
-    columns.values[m, k] = integer
+    values[m, k] = integer
     return after if good else end + 1
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
-def _numbers(data: int, at: int, end: int, columns: Columns, m: int) -> int:
-    """A list of as many numbers as row ``m`` has values."""
-    inputs = columns.values.shape[1]
-    head = _u8(data + at)
+def _numbers(data: int, at: int, end: int, values: NDArray[np.float64], m: int) -> int:
+    """A list of numbers to ``values[m]``, as many."""
+    inputs = values.shape[1]
+    head = load_u8(data + at)
+    count = head & 0x0F
     at += 1
     if head == _LIST16 and at + 2 <= end:
-        count = _u16(data + at)
+        count = load_u16(data + at)
         at += 2
-    elif head & 0xF0 == 0x90:
-        count = head & 0x0F
-    else:
+    elif head & 0xF0 != 0x90:
         return end + 1
     if count != inputs:
         return end + 1
     for k in range(inputs):
-        at = _number(data, at, end, columns, m, k)
+        at = _number(data, at, end, values, m, k)
     return at
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
 def _skip(data: int, at: int, end: int) -> int:
     """A scalar or a string of another field."""
-    head = _u8(data + at)
+    head = load_u8(data + at)
     if head in (_NIL, _TRUE, _FALSE):
         return at + 1
     good, _, after = _double(data, at, end)
@@ -396,11 +333,9 @@ def _write(
         length = 0 + int(names.lengths[slot])  # of 64 bits
         if m and at + layout.fixed + layout.growth * length > len(data):
             return row
-        at = topic(messages, m, at, names, slot)
+        at = put_topic(messages, m, at, names, slot)
         at = _put_head(data, put(data, at, labels, 0), length, 0xA0, 0x1F, _STR8)
-        for k in range(length):
-            data[at + k] = names.text[slot, k]
-        at = _put_double(data, put(data, at + length, labels, 1), seconds(ts))
+        at = _put_double(data, put(data, put_name(data, at, names, slot), labels, 1), seconds(ts))
         at = _put_integer(data, put(data, at, labels, 2), ts)
         at = _put_list(data, put(data, at, labels, 3), forecasts.point[row])
         for level in range(2):
@@ -425,17 +360,17 @@ def _put_head(
     long += long == _STR8
     if length < 0x10000:
         data[at] = long
-        _put_16(address, length)
+        store_16(address, length)
         return at + 3
     data[at] = long + 1
-    _put_32(address, length)
+    store_32(address, length)
     return at + 5
 
 
 @njit(cache=True, _nrt=False)
 def _put_double(data: NDArray[np.uint8], at: int, number: float) -> int:
     data[at] = _F64
-    _put_f64(data.ctypes.data + at + 1, number)
+    store_f64(data.ctypes.data + at + 1, number)
     return at + 9
 
 
@@ -450,7 +385,7 @@ def _put_integer(data: NDArray[np.uint8], at: int, number: int) -> int:
     while size < 3 and (number >> (8 << size) if number >= 0 else ~number >> ((8 << size) - 1)):
         size += 1
     data[at] = (_U8 if number >= 0 else _I8) + size
-    _put_64(address, number << (64 - (8 << size)))
+    store_64(address, number << (64 - (8 << size)))
     return at + 1 + (1 << size)
 
 

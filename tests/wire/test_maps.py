@@ -72,6 +72,7 @@ def check(format: Format, message: list[bytes], inputs: int) -> None:
         ({"ts": 5, "unit": "MW", "quality": 3, "x": 1.5, "ok": True, "n": None, "value": 2},
          5 * 10**9, [2], 0),
         ({"ts_ns": 2**63 - 1, "value": 2, "a name of many letters": "é" * 20}, 2**63 - 1, [2], 0),
+        ({"ts": -(2**31), "value": 2}, -(2**31) * 10**9, [2], 0),
         ({"ts_ns": 5, "series": "another", "values": [1, None, 3.5]}, 5, [1, np.nan, 3.5], 0),
     ],
 )  # fmt: skip
@@ -96,44 +97,65 @@ def test_json_as_other_programs_lay_it_out() -> None:
         assert read == (b"a", 1718000000123456789, np.array([1.5]).tobytes(), 0)
 
 
+Texts = st.SearchStrategy[str]
+Blobs = st.SearchStrategy[bytes]
+
+OTHER = {"unit", "ts ", "value\0", "a name of many letters", "é"}
 SPACE = st.text(" \t\r\n", max_size=2)
-DIGITS = st.integers(0, 20).flatmap(lambda n: st.text("0123456789", min_size=n, max_size=n))
+WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1, max_size=5)
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+INSTANTS = st.integers(-(2**63), 2**63 - 1)
 NUMBERS = st.one_of(
-    st.floats().map(repr),
+    FINITE.map(repr),
     st.integers(-(2**65), 2**65).map(str),
-    st.from_regex(r"-?(0|[1-9][0-9]{0,20})(\.[0-9]{1,12})?([eE][+-]?[0-9]{1,3})?", fullmatch=True),
+    st.from_regex(r"-?(0|[1-9][0-9]{0,20})(\.[0-9]{1,12})?([eE][+-]?[0-9]{1,2})?", fullmatch=True),
 )
-STRINGS = st.one_of(
-    st.text(max_size=6).map(json.dumps),
-    st.text(st.characters(codec="utf-8"), max_size=12).map(lambda text: f'"{text}"'),
+STRINGS = WORDS.map(lambda text: f'"{text}"')
+TRUTHS = st.sampled_from(["false", "true"])
+SCALARS = st.one_of(NUMBERS, STRINGS, TRUTHS, st.just("null"))
+SECONDS = st.builds(
+    "{}{}".format,
+    st.integers(-(2**33), 2**33),
+    st.from_regex(r"(\.[0-9]{1,13})?", fullmatch=True),
 )
-SCALARS = st.one_of(NUMBERS, STRINGS, st.sampled_from(["null", "true", "false", "nul", "NaN"]))
-LISTS = st.lists(SCALARS, max_size=3).map(lambda parts: f"[{','.join(parts)}]")
-PLAIN: dict[str, st.SearchStrategy[str]] = {
-    "value": NUMBERS,
-    "values": st.lists(NUMBERS | st.just("null"), max_size=3).map(lambda x: f"[ {', '.join(x)}]"),
-    "ts": st.builds("{}.{}".format, st.integers(-(2**34), 2**34), DIGITS.filter(bool)) | NUMBERS,
-    "ts_ns": st.integers(-(2**63), 2**63 - 1).map(str),
+
+
+def listed(parts: Texts) -> Texts:
+    return st.lists(parts, min_size=1, max_size=3).map(lambda each: f"[ {', '.join(each)}]")
+
+
+JSON_PLAIN: dict[str, Texts] = {
+    "value": NUMBERS | st.just("null"),
+    "values": listed(NUMBERS | st.just("null")),
+    "ts": SECONDS | st.just("null"),
+    "ts_ns": INSTANTS.map(str),
     "series": STRINGS,
-    "warm": st.sampled_from(["true", "false"]),
+    "warm": TRUTHS,
+    "reset": st.just("false"),
     "end": st.just("false"),
-    "other": SCALARS,
 }
+JSON_ODD: Texts = st.one_of(
+    SCALARS,
+    listed(SCALARS),
+    st.text(max_size=6).map(json.dumps),
+    st.text(max_size=6).map(lambda text: f'"{text}"'),
+    st.sampled_from(["", "nul", "NaN", "-Infinity", "01", "1.", "-", "+1", "1e", "[]", "{}", '"']),
+    st.just('"2024-06-10T06:13:20.5Z"'),
+)
 
 
 @st.composite
-def json_ticks(draw: st.DrawFn) -> bytes:
-    """A map that is plain, or nearly so."""
-    names = draw(st.lists(st.sampled_from(sorted(PLAIN)), max_size=4, unique=draw(st.booleans())))
+def json_ticks(draw: st.DrawFn, fields: list[str], odd: int) -> bytes:
+    """A map of which all is plain but ``odd`` fields at most."""
     parts = []
-    for name in [draw(st.sampled_from(["value", "values"])), *names]:
-        content = draw(st.one_of(PLAIN[name], PLAIN[name], PLAIN[name], SCALARS, LISTS))
+    for k, name in enumerate(fields):
+        content = draw(JSON_ODD if k < odd else JSON_PLAIN.get(name, SCALARS))
+        escaped = k < odd and draw(st.booleans())
+        quoted = f'"\\u{ord(name[0]):04x}{name[1:]}"' if escaped else f'"{name}"'
         space = [draw(SPACE) for _ in range(4)]
-        quoted = draw(st.sampled_from([f'"{name}"'] * 9 + [f'"\\u00{ord(name[0]):x}{name[1:]}"']))
         parts.append(space[0] + quoted + space[1] + ":" + space[2] + content + space[3])
-    return (draw(SPACE) + "{" + ",".join(draw(st.permutations(parts))) + "}" + draw(SPACE)).encode(
-        "utf-8", "surrogatepass"
-    )
+    text = draw(SPACE) + "{" + ",".join(draw(st.permutations(parts))) + "}" + draw(SPACE)
+    return text.encode("utf-8", "surrogatepass")
 
 
 def packed_integer(value: int, head: int) -> bytes:
@@ -142,49 +164,77 @@ def packed_integer(value: int, head: int) -> bytes:
     return bytes([head]) + (value % 256**size).to_bytes(size, "big")
 
 
-PACKED: st.SearchStrategy[bytes] = st.one_of(
-    st.floats().map(msgspec.msgpack.encode),
-    st.floats(width=32).map(lambda x: b"\xca" + np.array(x, ">f4").tobytes()),
-    st.integers(0, 4 * 10**9).map(lambda x: msgspec.msgpack.encode(x + 0.25)),
-    st.integers(-(2**63), 2**64 - 1).map(msgspec.msgpack.encode),
-    st.builds(packed_integer, st.integers(-300, 2**64), st.integers(0xCC, 0xD3)),
-    st.text(max_size=40).map(msgspec.msgpack.encode),
-    st.sampled_from([b"\xc0", b"\xc2", b"\xc3", b"\xc1", b"\xc4\x01x", b"\xd4\x01x"]),
-    st.lists(st.floats(), max_size=3).map(msgspec.msgpack.encode),
+pack = msgspec.msgpack.encode
+INTEGERS: Blobs = INSTANTS.map(pack) | st.builds(
+    packed_integer, st.integers(-300, 300) | INSTANTS, st.integers(0xCC, 0xD3)
+)
+DOUBLES: Blobs = st.floats().map(pack) | st.floats(width=32).map(
+    lambda number: b"\xca" + np.array(number, ">f4").tobytes()
+)
+NIL, FALSE, TRUE = b"\xc0", b"\xc2", b"\xc3"
+REALS: Blobs = st.one_of(INTEGERS, DOUBLES, st.just(NIL))
+MSGPACK_SCALARS: Blobs = st.one_of(REALS, st.sampled_from([FALSE, TRUE]), WORDS.map(pack))
+MSGPACK_PLAIN: dict[str, Blobs] = {
+    "value": REALS,
+    "values": st.lists(REALS, min_size=1, max_size=3).map(
+        lambda parts: bytes([0x90 | len(parts)]) + b"".join(parts)
+    ),
+    "ts": st.one_of(
+        st.floats(-1e10, 1e10).map(pack),
+        st.integers(0, 2**33).map(lambda whole: pack(whole + 0.25)),
+        st.integers(-(2**33), 2**33).map(pack),
+    ),
+    "ts_ns": INTEGERS,
+    "series": WORDS.map(pack),
+    "warm": st.sampled_from([FALSE, TRUE]),
+    "reset": st.just(FALSE),
+    "end": st.just(FALSE),
+}
+MSGPACK_ODD: Blobs = st.one_of(
+    MSGPACK_SCALARS,
+    st.text(max_size=300).map(pack),
+    st.binary(max_size=3),
+    st.sampled_from(
+        [b"", b"\xc1", b"\xc4\x01x", b"\xd4\x01x", b"\xa2x", b"\xd9\2\xff\xff", b"\x90"]
+    ),
+    st.lists(st.floats(), max_size=20).map(pack),
+    st.just(pack("2024-06-10T06:13:20.5Z")),
 )
 
 
 @st.composite
-def msgpack_ticks(draw: st.DrawFn) -> bytes:
-    """A map that is plain, or nearly so."""
-    names = draw(st.lists(st.sampled_from(sorted(PLAIN)), max_size=4, unique=draw(st.booleans())))
-    names = draw(st.permutations(["value", *names]))
-    plain: dict[str, st.SearchStrategy[bytes]] = {
-        name: st.sampled_from([b"\xc2", b"\xc3", b"\xc2", b"\xc2"]) for name in ("warm", "end")
-    }
+def msgpack_ticks(draw: st.DrawFn, fields: list[str], odd: int) -> bytes:
+    """A map of which all is plain but ``odd`` fields at most."""
     parts = [
-        msgspec.msgpack.encode(name) + draw(plain.get(name, PACKED) | PACKED) for name in names
+        pack(name) + draw(MSGPACK_ODD if k < odd else MSGPACK_PLAIN.get(name, MSGPACK_SCALARS))
+        for k, name in enumerate(fields)
     ]
-    return bytes([0x80 | len(names)]) + b"".join(parts)
+    return bytes([0x80 | len(fields)]) + b"".join(draw(st.permutations(parts)))
 
 
-TICKS: dict[Format, st.SearchStrategy[bytes]] = {"json": json_ticks(), "msgpack": msgpack_ticks()}
-KEYS = st.sampled_from([b"k", b"k", b"k", "é".encode(), b"", b"\xff", b"a\0b", b"k" * 17])
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[Format, list[bytes], int]:
+    """A format, a message and how many inputs there are."""
+    format = draw(st.sampled_from(FORMATS))
+    alone, inputs = draw(st.booleans()), draw(st.sampled_from([1, 1, 2]))
+    optional = sorted(JSON_PLAIN.keys() - {"value", "values"} | OTHER)
+    fields = draw(st.lists(st.sampled_from(optional), max_size=4, unique=True))
+    fields.append(draw(st.sampled_from(["value", "values"])) if inputs == 1 else "values")
+    if alone and "series" not in fields:
+        fields.append("series")
+    odd = draw(st.sampled_from([0, 0, 1]))
+    if odd:
+        fields = draw(st.permutations(fields))
+        fields += draw(st.sampled_from([[], [], [fields[0]], ["value"]]))
+    payload = draw((json_ticks if format == "json" else msgpack_ticks)(fields, odd))
+    key = draw(st.sampled_from([b"k", b"k", "é".encode(), b"", b"\xff", b"a\0b", b"k" * 17]))
+    frames = [payload] if alone else [key, payload]
+    return format, [*frames, b""] if draw(st.integers(0, 20)) == 9 else frames, inputs
 
 
-def messages(format: Format) -> st.SearchStrategy[list[bytes]]:
-    """One frame or two, or rarely three."""
-    return st.one_of(
-        st.tuples(KEYS, TICKS[format]),
-        st.tuples(TICKS[format]),
-        st.tuples(KEYS, TICKS[format], st.just(b"")),
-    ).map(list)
-
-
-@given(st.sampled_from(FORMATS).flatmap(lambda f: st.tuples(st.just(f), messages(f))))
-def test_what_compiled_code_reads_msgspec_reads_too(case: tuple[Format, list[bytes]]) -> None:
-    check(*case, 1)
-    check(*case, 2)
+@given(cases())
+def test_what_compiled_code_reads_msgspec_reads_too(case: tuple[Format, list[bytes], int]) -> None:
+    check(*case)
 
 
 PLAIN_TICKS: dict[Format, list[bytes]] = {
