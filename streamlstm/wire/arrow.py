@@ -38,14 +38,14 @@ message, numbers go straight to their rows. No object is made for a tick.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numba import njit
 from numpy.typing import NDArray
 
-from streamlstm.memory import copy
+from streamlstm.memory import copy, store_u32, store_u64
 from streamlstm.ticks import Forecasts, Messages, Names
 from streamlstm.wire.format import (
     BATCH,
@@ -59,10 +59,26 @@ from streamlstm.wire.format import (
     Shape,
     Writer,
 )
-from streamlstm.wire.layout import Layout, Numbers, Plain, Texts, envelope_fault, take
+from streamlstm.wire.layout import (
+    BODY,
+    BUFFERS,
+    HEADER,
+    NODES,
+    ROWS,
+    Layout,
+    Numbers,
+    Plain,
+    Texts,
+    envelope_fault,
+    field,
+    table,
+    take,
+)
 
 MOST_ROWS = 1 << 16
 """Ticks of a message at most."""
+END = 32
+"""Bytes of a stream's end, and of what fills up its buffers, at most."""
 UNITS = {"s": 10**9, "ms": 10**6, "us": 1000, "ns": 1}
 """Nanoseconds in each."""
 SHOWN = 40
@@ -162,76 +178,71 @@ class ArrowReader(Reader):
 
 
 class ArrowWriter(Writer):
-    """Has pyarrow write what compiled code gathered."""
+    """Writes all in compiled code, but for what pyarrow writes once.
+
+    The schema never changes; the metadata of a record batch does in a few numbers, each in a place
+    of its own. So the room for messages begins with all of that, as pyarrow writes it.
+    """
 
     batch = True
 
     def __init__(self, shape: Shape) -> None:
         """As :class:`Writer`."""
-        number, most, outputs = pa.float64(), shape.most, shape.horizon * shape.targets
-        self._steps = pa.list_(
-            number if shape.targets == 1 else pa.list_(number, shape.targets), shape.horizon
+        steps = pa.float64()
+        for size in (shape.targets,) * (shape.targets > 1) + (shape.horizon,):
+            steps = pa.list_(steps, size)
+        kinds = dict.fromkeys(("forecast", "lower", "upper"), steps)
+        kinds = {"series": pa.utf8(), "ts": pa.timestamp("ns", "UTC")} | kinds | {"seq": pa.int64()}
+        schema = pa.schema(kinds, {"model": shape.model, "boot": str(shape.boot)})
+        ones = np.ones((shape.horizon, shape.targets))
+        row = {"series": "1", "ts": 1, "seq": 1}
+        row |= dict.fromkeys(
+            ("forecast", "lower", "upper"), ones[:, 0] if shape.targets == 1 else ones.tolist()
         )
-        self._schema = pa.schema(
-            {
-                "series": pa.utf8(),
-                "ts": pa.timestamp("ns", "UTC"),
-                "forecast": self._steps,
-                "lower": self._steps,
-                "upper": self._steps,
-                "seq": pa.int64(),
-            },
-            {"model": shape.model, "boot": str(shape.boot)},
+        begin, batch = (
+            BATCH + schema.serialize().to_pybytes(),
+            pa.RecordBatch.from_pylist([row], schema),
         )
-        self._offsets = np.zeros(most + 1, np.int32)
-        self._text = np.zeros(most * shape.max_key, np.uint8)
-        self._interval = np.zeros((2, most, outputs))
-        largest = self._schema.serialize().size + 16
-        empty = np.zeros(most, np.int64)
-        largest += pa.ipc.get_record_batch_size(self._batch(empty, self._interval[0], empty))
-        super().__init__(shape, len(BATCH) + largest + len(self._text))
-        self.messages.data[: len(BATCH)] = np.frombuffer(BATCH, np.uint8)
+        self._places, metadata = _places(batch.serialize().to_pybytes(), len(begin))
+        each = 4 + shape.max_key + 8 * (2 + 3 * shape.horizon * shape.targets)
+        super().__init__(shape, self._places.body + shape.most * each + END)
+        head = begin + metadata
+        self.messages.data[: len(head)] = np.frombuffer(head, np.uint8)
         self.messages.frames[1], self.messages.first[1] = len(BATCH), 2
-        self._room = pa.py_buffer(self.messages.data[len(BATCH) :])
 
     def write(self, forecasts: Forecasts, names: Names, begin: int) -> int:
         """As :meth:`Writer.write`: one message of as many as ``shape.most``."""
         end = min(begin + self.shape.most, len(forecasts.slot))
-        _gather(forecasts, names, begin, end, self._offsets, self._text, self._interval)
-        some = slice(begin, end)
-        batch = self._batch(forecasts.ts[some], forecasts.point[some], forecasts.seq[some])
-        sink = pa.FixedSizeBufferWriter(self._room)
-        with pa.ipc.new_stream(sink, self._schema, options=_WRITING) as stream:
-            stream.write_batch(batch)
-        self.messages.frames[2] = len(BATCH) + sink.tell()
+        _write(self.messages, self._places, forecasts, names, begin, end)
         return end
 
-    def _batch(
-        self, ts: NDArray[np.int64], point: NDArray[np.float64], seq: NDArray[np.int64]
-    ) -> Any:
-        """A record batch of these, and of what was gathered last; nothing is copied."""
-        rows = len(ts)
 
-        def array(kind: Any, *buffers: NDArray[Any]) -> Any:
-            return pa.Array.from_buffers(kind, rows, [None, *map(pa.py_buffer, buffers)])
+class Places(NamedTuple):
+    """Where in the data of messages lies what changes."""
 
-        def steps(numbers: NDArray[np.float64]) -> Any:
-            flat = pa.Array.from_buffers(
-                pa.float64(), numbers.size, [None, pa.py_buffer(numbers)], null_count=0
-            )
-            kind = self._steps
-            if kind.value_type != flat.type:
-                flat = pa.FixedSizeListArray.from_arrays(flat, type=kind.value_type)
-            return pa.FixedSizeListArray.from_arrays(flat, type=kind)
+    size: int
+    """of the body"""
+    rows: int
+    nodes: int
+    """a row count and a null count for each array, children after their parents"""
+    buffers: int
+    """an offset in the body and a size for each"""
+    body: int
 
-        columns = [
-            array(pa.utf8(), self._offsets, self._text),
-            array(self._schema.field("ts").type, ts),
-            steps(point),
-            *(steps(level[:rows]) for level in self._interval),
-            array(pa.int64(), seq),
-        ]
-        return pa.RecordBatch.from_arrays(columns, schema=self._schema)
+
+def _places(message: bytes, begin: int) -> tuple[Places, bytes]:
+    """Those of a record batch whose message begins at ``begin``, and what it has before its body."""
+    length = int.from_bytes(message[4:8], "little")
+    base, root = (
+        np.frombuffer(bytearray(message), np.uint8),
+        int.from_bytes(message[8:12], "little"),
+    )
+    at = base.ctypes.data + 8
+    batch = table(at, length, root, HEADER)
+    nodes, buffers = (table(at, length, batch, field) + 4 for field in (NODES, BUFFERS))
+    size, rows = field(at, length, root, BODY, 8), field(at, length, batch, ROWS, 8)
+    places = Places(*(begin + 8 + place for place in (size, rows, nodes, buffers, length)))
+    return places, message[: 8 + length]
 
 
 def serialize(batch: Any) -> bytes:
@@ -363,28 +374,68 @@ def _flags(column: Any) -> Plain:
 
 
 @njit(cache=True, nogil=True, _nrt=False)
-def _gather(
-    forecasts: Forecasts,
-    names: Names,
-    begin: int,
-    end: int,
-    offsets: NDArray[np.int32],
-    text: NDArray[np.uint8],
-    interval: NDArray[np.float64],
+def _write(
+    messages: Messages, places: Places, forecasts: Forecasts, names: Names, begin: int, end: int
 ) -> None:
-    """Lay names end to end, and each end of the intervals in an array of its own."""
-    source, longest = names.text.ctypes.data, names.text.shape[1]
-    quantiles, outputs = forecasts.quantiles.ctypes.data, interval.shape[2]
-    at = np.int64(0)
-    for i in range(end - begin):
-        slot, row = np.int64(forecasts.slot[begin + i]), begin + i
+    data, source, longest = messages.data.ctypes.data, names.text.ctypes.data, names.text.shape[1]
+    horizon, targets, rows = forecasts.point.shape[1], forecasts.point.shape[2], end - begin
+    outputs = horizon * targets
+    node, buffer, body = data + places.nodes, data + places.buffers, data + places.body
+
+    at = _padded(4 * (rows + 1))
+    text = at
+    store_u64(body + at - 8, np.uint64(0))
+    store_u32(body, np.uint32(0))
+    for i in range(rows):
+        slot = np.int64(forecasts.slot[begin + i])
         length = np.int64(names.lengths[slot])
-        copy(text.ctypes.data + at, source + slot * longest, length)
-        at += length
-        offsets[i + 1] = at
-        for level in range(2):
-            copy(
-                interval[level].ctypes.data + 8 * outputs * i,
-                quantiles + 8 * outputs * (2 * row + level),
-                8 * outputs,
-            )
+        copy(body + text, source + slot * longest, length)
+        text += length
+        store_u32(body + 4 * (i + 1), np.uint32(text - at))
+    node, buffer = _pair(node, rows, 0), _pair(buffer, 0, 0)
+    buffer = _pair(_pair(buffer, 0, 4 * (rows + 1)), at, text - at)
+    store_u64(body + text, np.uint64(0))
+    at = _padded(text)
+
+    node, buffer = _pair(node, rows, 0), _pair(_pair(buffer, at, 0), at, 8 * rows)
+    copy(body + at, forecasts.ts.ctypes.data + 8 * begin, 8 * rows)
+    at += 8 * rows
+
+    size = 8 * outputs
+    for part in range(3):
+        node, buffer = _pair(node, rows, 0), _pair(buffer, at, 0)
+        if targets > 1:
+            node, buffer = _pair(node, rows * horizon, 0), _pair(buffer, at, 0)
+        node = _pair(node, rows * outputs, 0)
+        buffer = _pair(_pair(buffer, at, 0), at, size * rows)
+        if part == 0:
+            copy(body + at, forecasts.point.ctypes.data + size * begin, size * rows)
+        else:
+            for i in range(rows):
+                row = 2 * (begin + i) + part - 1
+                copy(body + at + size * i, forecasts.quantiles.ctypes.data + size * row, size)
+        at += size * rows
+
+    _pair(node, rows, 0)
+    _pair(_pair(buffer, at, 0), at, 8 * rows)
+    copy(body + at, forecasts.seq.ctypes.data + 8 * begin, 8 * rows)
+    at += 8 * rows
+
+    store_u64(data + places.rows, np.uint64(rows))
+    store_u64(data + places.size, np.uint64(at))
+    store_u64(body + at, np.uint64(0xFFFFFFFF))  # the end of the stream
+    messages.frames[2] = places.body + at + 8
+
+
+@njit(cache=True, _nrt=False, inline="always")
+def _pair(address: int, first: int, second: int) -> int:
+    """Write two numbers, a node or a buffer; returns where the next goes."""
+    store_u64(address, np.uint64(first))
+    store_u64(address + 8, np.uint64(second))
+    return address + 16
+
+
+@njit(cache=True, _nrt=False, inline="always")
+def _padded(size: int) -> int:
+    """Every buffer begins at a multiple of 8 bytes."""
+    return (size + 7) & ~7
