@@ -43,7 +43,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 from numba import njit
-from numpy.typing import NDArray
 
 from streamlstm.memory import copy, store_u32, store_u64
 from streamlstm.ticks import Forecasts, Messages, Names
@@ -149,7 +148,8 @@ class ArrowReader(Reader):
                 " rows in a message",
             )
         stream = messages.data[begin:stop]
-        fault = envelope_fault(stream.ctypes.data, len(stream))
+        address = stream.ctypes.data
+        fault = envelope_fault(address, stop - begin)
         if fault == UNSUPPORTED:
             raise RefusedError(fault, "a compressed body; write it without compression")
         if fault != SOUND:
@@ -168,7 +168,7 @@ class ArrowReader(Reader):
                     stamps, warm = _column(batch, "ts", False), _column(batch, "warm", False)
                     yield Layout(
                         batch.num_rows,
-                        _texts(codes, names, stream),
+                        _texts(codes, names, address, address + stop - begin),
                         _numbers(lists, numbers),
                         *_stamps(stamps),
                         _flags(warm),
@@ -188,21 +188,22 @@ class ArrowWriter(Writer):
 
     def __init__(self, shape: Shape) -> None:
         """As :class:`Writer`."""
-        steps = pa.float64()
-        for size in (shape.targets,) * (shape.targets > 1) + (shape.horizon,):
-            steps = pa.list_(steps, size)
-        kinds = dict.fromkeys(("forecast", "lower", "upper"), steps)
-        kinds = {"series": pa.utf8(), "ts": pa.timestamp("ns", "UTC")} | kinds | {"seq": pa.int64()}
+        step: tuple[Any, Any] = pa.float64(), 1.0
+        if shape.targets > 1:
+            step = pa.list_(step[0], shape.targets), [step[1]] * shape.targets
+        steps, ones = pa.list_(step[0], shape.horizon), [step[1]] * shape.horizon
+        kinds = {
+            "series": pa.utf8(),
+            "ts": pa.timestamp("ns", "UTC"),
+            "forecast": steps,
+            "lower": steps,
+            "upper": steps,
+            "seq": pa.int64(),
+        }
         schema = pa.schema(kinds, {"model": shape.model, "boot": str(shape.boot)})
-        ones = np.ones((shape.horizon, shape.targets))
-        row = {"series": "1", "ts": 1, "seq": 1}
-        row |= dict.fromkeys(
-            ("forecast", "lower", "upper"), ones[:, 0] if shape.targets == 1 else ones.tolist()
-        )
-        begin, batch = (
-            BATCH + schema.serialize().to_pybytes(),
-            pa.RecordBatch.from_pylist([row], schema),
-        )
+        row = {"series": "1", "ts": 1, "forecast": ones, "lower": ones, "upper": ones, "seq": 1}
+        batch = pa.RecordBatch.from_pylist([row], schema)
+        begin = BATCH + schema.serialize().to_pybytes()
         self._places, metadata = _places(batch.serialize().to_pybytes(), len(begin))
         each = 4 + shape.max_key + 8 * (2 + 3 * shape.horizon * shape.targets)
         super().__init__(shape, self._places.body + shape.most * each + END)
@@ -231,18 +232,19 @@ class Places(NamedTuple):
 
 
 def _places(message: bytes, begin: int) -> tuple[Places, bytes]:
-    """Those of a record batch whose message begins at ``begin``, and what it has before its body."""
-    length = int.from_bytes(message[4:8], "little")
-    base, root = (
-        np.frombuffer(bytearray(message), np.uint8),
-        int.from_bytes(message[8:12], "little"),
+    """Those of a record batch whose message is to begin at ``begin``; the message but its body."""
+    length, root = np.frombuffer(message, "<i4", 2, offset=4).tolist()
+    metadata = np.frombuffer(bytearray(message[8 : 8 + length]), np.uint8)
+    base = metadata.ctypes.data
+    batch = table(base, length, root, HEADER)
+    found = (
+        field(base, length, root, BODY, 8),
+        field(base, length, batch, ROWS, 8),
+        table(base, length, batch, NODES) + 4,  # after how many there are
+        table(base, length, batch, BUFFERS) + 4,
+        length,
     )
-    at = base.ctypes.data + 8
-    batch = table(at, length, root, HEADER)
-    nodes, buffers = (table(at, length, batch, field) + 4 for field in (NODES, BUFFERS))
-    size, rows = field(at, length, root, BODY, 8), field(at, length, batch, ROWS, 8)
-    places = Places(*(begin + 8 + place for place in (size, rows, nodes, buffers, length)))
-    return places, message[: 8 + length]
+    return Places(*(begin + 8 + place for place in found)), message[: 8 + length]
 
 
 def serialize(batch: Any) -> bytes:
@@ -253,6 +255,7 @@ def serialize(batch: Any) -> bytes:
     return bytes(sink.getvalue())
 
 
+_NUMBER = pa.float64()
 _READING = pa.ipc.IpcReadOptions(use_threads=False)
 _WRITING = pa.ipc.IpcWriteOptions(use_threads=False)
 
@@ -269,6 +272,8 @@ def _column(batch: Any, name: str, needed: bool = True) -> Any:
         return None
     column = batch.column(found[0])
     column.validate()
+    if column.offset:
+        raise ValueError(f"column {name!r} does not begin where its buffers do")
     return column
 
 
@@ -295,22 +300,25 @@ def _values(batch: Any) -> tuple[Any, Any]:
         numbers.validate()
     if not (pa.types.is_floating(numbers.type) or pa.types.is_integer(numbers.type)):
         raise ValueError(f"a value is of type {numbers.type}; it is to be a number")
-    return lists, numbers.cast(pa.float64(), safe=False)
+    if numbers.type != _NUMBER:
+        numbers = numbers.cast(_NUMBER, safe=False)
+    return lists, numbers
 
 
-def _address(array: Any, buffer: int, least: int) -> int:
-    """Where one of an array's buffers begins, which has to have so many bytes."""
-    found = array.buffers()[buffer]
-    if found is None or found.size < least or array.offset:
+def _address(buffer: Any, least: int) -> int:
+    """Where a buffer begins that has to have so many bytes."""
+    if buffer is None or buffer.size < least:
         raise ValueError("a buffer is missing or too short")
-    return found.address
+    return buffer.address
 
 
-def _validity(array: Any) -> int:
-    return _address(array, 0, -(-len(array) // 8)) if array.buffers()[0] else 0
+def _bits(buffer: Any, rows: int) -> int:
+    """Where the validity of ``rows`` begins; 0: there is none, all are valid."""
+    return _address(buffer, -(-rows // 8)) if buffer else 0
 
 
-def _texts(codes: Any, names: Any, stream: NDArray[np.uint8]) -> Texts:
+def _texts(codes: Any, names: Any, begin: int, end: int) -> Texts:
+    """Where names lie; their bytes from ``begin`` to ``end``, in the message."""
     kind, count = names.type, len(names)
     if pa.types.is_string_view(kind):
         width, entries = 16, count
@@ -318,48 +326,46 @@ def _texts(codes: Any, names: Any, stream: NDArray[np.uint8]) -> Texts:
         width, entries = 4 if pa.types.is_string(kind) else 8, count + 1
     else:
         raise ValueError(f"series is of type {kind}; it is to be utf8")
-    # a dictionary may be empty, and its buffers missing
-    index = _address(names, 1, width * entries) if count else 0
-    begin, end = stream.ctypes.data, stream.ctypes.data + len(stream)
-    held = [(text.address, text.size) if text else (begin, 0) for text in names.buffers()[2:]]
+    valid, entry, *data = names.buffers()
+    index = _address(entry, width * entries) if count else 0  # of a dictionary that is empty
+    held = [(text.address, text.size) if text else (begin, 0) for text in data]
     inside = [*held, (index, width * entries)] if width == 16 and count else held
     if not all(begin <= at and at + size <= end for at, size in inside):
         raise RefusedError(
             UNSUPPORTED, "a dictionary in parts, or another byte order; send neither"
         )
-    return Texts(
-        _validity(names if codes is None else codes),
-        0 if codes is None else _address(codes, 1, 8 * len(codes)),
-        count,
-        _validity(names),
-        width,
-        index,
-        np.array(held, np.int64).reshape(-1, 2),
-    )
+    bits, where = _bits(valid, count), np.array(held, np.int64).reshape(-1, 2)
+    if codes is None:
+        return Texts(bits, 0, count, bits, width, index, where)
+    known, numbers = codes.buffers()
+    rows = len(codes)
+    return Texts(_bits(known, rows), _address(numbers, 8 * rows), count, bits, width, index, where)
 
 
 def _numbers(lists: Any, numbers: Any) -> Numbers:
-    count = len(numbers)
-    data = _address(numbers, 1, 8 * count) if count else 0
-    if lists is None:
-        return Numbers(0, 0, 0, 1, _validity(numbers), data, count)
-    width, index, size = 0, 0, 0
-    if pa.types.is_fixed_size_list(lists.type):
-        size = lists.type.list_size
-    else:
-        width = 4 if pa.types.is_list(lists.type) else 8
-        index = _address(lists, 1, width * (len(lists) + 1))
-    return Numbers(_validity(lists), width, index, size, _validity(numbers), data, count)
+    count, width, index, size = len(numbers), 0, 0, 1
+    valid, data = numbers.buffers()
+    bits, where, validity = _bits(valid, count), _address(data, 8 * count) if count else 0, 0
+    if lists is not None:
+        validity = _bits(lists.buffers()[0], len(lists))
+        if pa.types.is_fixed_size_list(lists.type):
+            size = lists.type.list_size
+        else:
+            width = 4 if pa.types.is_list(lists.type) else 8
+            index = _address(lists.buffers()[1], width * (len(lists) + 1))
+    return Numbers(validity, width, index, size, bits, where, count)
 
 
 def _stamps(column: Any) -> tuple[Plain, int]:
     """Where the times lie, and their unit in nanoseconds."""
     if column is None or pa.types.is_null(column.type):
         return Plain(0, 0), 1
-    if not (pa.types.is_timestamp(column.type) or pa.types.is_int64(column.type)):
+    timed, rows = pa.types.is_timestamp(column.type), len(column)
+    if not (timed or pa.types.is_int64(column.type)):
         raise ValueError(f"ts is of type {column.type}; it is to be a timestamp or int64")
-    unit = UNITS[column.type.unit] if pa.types.is_timestamp(column.type) else 1
-    return Plain(_validity(column), _address(column, 1, 8 * len(column))), unit
+    valid, data = column.buffers()
+    unit = UNITS[column.type.unit] if timed else 1
+    return Plain(_bits(valid, rows), _address(data, 8 * rows)), unit
 
 
 def _flags(column: Any) -> Plain:
@@ -367,7 +373,8 @@ def _flags(column: Any) -> Plain:
         return Plain(0, 0)
     if not pa.types.is_boolean(column.type):
         raise ValueError(f"warm is of type {column.type}; it is to be bool")
-    return Plain(_validity(column), _address(column, 1, -(-len(column) // 8)))
+    valid, data = column.buffers()
+    return Plain(_bits(valid, len(column)), _address(data, -(-len(column) // 8)))
 
 
 # --- compiled -------------------------------------------------------------------------------------

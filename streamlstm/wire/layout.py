@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from streamlstm.memory import load_f64, load_i64, load_u8, load_u16, load_u32
+from streamlstm.memory import load_f64, load_i64, load_u8, load_u16, load_u32, load_u64
 from streamlstm.ticks import WARM
 from streamlstm.wire.format import (
     ARRIVAL,
@@ -100,6 +100,9 @@ def take(columns: Columns, first: int, max_key: int, data: int, layout: Layout) 
     """Read a record batch to the rows from ``first`` on; keys count from the address ``data``."""
     texts, numbers, stamps, warm = layout.texts, layout.numbers, layout.stamps, layout.warm
     inputs, most = columns.values.shape[1], _LAST // layout.unit
+    plain = (
+        texts.width != 16 and len(texts.data) == 1 and _is_ascii(texts.data[0, 0], texts.data[0, 1])
+    )
     for i in range(layout.rows):
         row, fault, flags = first + i, SOUND, np.uint8(0)
         if _bit(warm.validity, i) and warm.data and _bit(warm.data, i):
@@ -125,13 +128,28 @@ def take(columns: Columns, first: int, max_key: int, data: int, layout: Layout) 
         text = load_i64(texts.codes + 8 * i) if texts.codes else i
         if _bit(texts.validity, i) and 0 <= text < texts.texts and _bit(texts.valid, text):
             at, length = _text(texts, text)
-            wrong = key_fault(at, length, max_key) if length >= 0 else MALFORMED
-            if wrong != SOUND:
-                fault = wrong
+            if length < 0:
+                fault = MALFORMED
+            elif not (plain and 0 < length <= max_key):
+                wrong = key_fault(at, length, max_key)
+                fault = fault if wrong == SOUND else wrong
             columns.begin[row], columns.end[row] = at - data, at - data + length
         else:
             fault = BAD_KEY
         columns.flags[row], columns.fault[row] = flags, fault
+
+
+@njit(cache=True, _nrt=False)
+def _is_ascii(address: int, size: int) -> bool:
+    """Whether all bytes are ASCII characters but NUL, so that any of them are a name."""
+    low, wrong, end = np.uint64(0x7F7F7F7F7F7F7F7F), np.uint64(0), address + size
+    for at in range(address, end - 7, 8):
+        word = load_u64(at)
+        wrong |= word | ~((word & low) + low)
+    for at in range(end - size % 8, end):
+        if not 0 < load_u8(at) < 0x80:
+            return False
+    return wrong & ~low == 0
 
 
 @njit(cache=True, _nrt=False, inline="always")
