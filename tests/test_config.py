@@ -94,7 +94,7 @@ def test_a_config_does_not_change() -> None:
         ('model = "m"\nport = 1', "port: unknown option; did you mean 'metrics.port'?"),
         ('model = "m"\n[interval]\nxyz = 1', "xyz: unknown option; there is: interval.coverage"),
         ('model = "m"\n[engine]\nbackend = "tpu"', "backend: 'tpu' is unknown; there is: 'cpu'"),
-        ('model = "m"\n[input]\nformat = "xml"', "'json', 'msgpack', 'binary' or 'arrow'"),
+        ('model = "m"\n[input]\nformat = "xml"', "there is: 'json', 'msgpack', 'binary' or"),
         ('model = "m"\n[metrics]\nport = 70000', "metrics.port: Input should be less than"),
         ('model = "m"\n[interval]\ncoverage = 1.0', "interval.coverage: Input should be less"),
         ('model = "m"\n[interval]\ncoverage = nan', "interval.coverage: "),

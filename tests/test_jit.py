@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from streamlstm.engine import Engine
 from streamlstm.model import load_model
 from streamlstm.wire.format import Format
-from streamlstm.wire.peer import encode_tick
+from streamlstm.wire.peer import encode_tick, encode_ticks
 from tests.daemon import Client, Daemon, start
 from tests.models import random_model_file
 
@@ -57,6 +58,8 @@ KINDS: dict[str, tuple[Format, Format, dict[str, object]]] = {
         },
     ),
     "window": ("binary", "msgpack", {"window": 5, "step_ns": 0}),
+    "batches": ("arrow", "arrow", {}),
+    "wide batches": ("arrow", "binary", {"inputs": 3, "targets": 2}),
 }  # fmt: skip
 
 
@@ -97,6 +100,8 @@ def odd(format: Format, inputs: int) -> list[list[bytes]]:
             [b"\xc3\x28" + frame[len(b"series") :]],
         ]
         return messages
+    if format == "arrow":
+        return messages + layouts(inputs)
 
     encode = msgspec.json.encode if format == "json" else msgspec.msgpack.encode
     values: dict[str, Any] = {"values": numbers} if inputs > 1 else {"value": 1.0}
@@ -124,19 +129,53 @@ def odd(format: Format, inputs: int) -> list[list[bytes]]:
     return messages
 
 
-def batches(format: Format, inputs: int) -> list[list[list[bytes]]]:
-    """Of every size: of many series, of one, and of a few; then new series beyond the limit."""
+def layouts(inputs: int) -> list[list[bytes]]:
+    """One tick each, of columns of every type."""
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    messages = []
+    for at, (text, number, stamp) in enumerate(
+        (
+            (pa.utf8(), pa.float64(), pa.timestamp("ns", "UTC")),
+            (pa.large_utf8(), pa.float32(), pa.timestamp("s")),
+            (pa.string_view(), pa.int8(), pa.int64()),
+        )
+    ):
+        for coded in (False, True):
+            for kind in (pa.list_(number), pa.large_list(number), pa.list_(number, inputs)):
+                series = pa.array([f"layout {at} {coded} {kind}"], text)
+                columns = {
+                    "series": series.dictionary_encode() if coded else series,
+                    "ts": pa.array([SECOND], stamp),
+                    "values": pa.array([list(range(inputs))], kind),
+                    "warm": pa.array([None], pa.bool_()),
+                }
+                batch, sink = pa.record_batch(columns), pa.BufferOutputStream()
+                with pa.ipc.new_stream(sink, batch.schema) as stream:
+                    stream.write_batch(batch)
+                messages.append([sink.getvalue().to_pybytes()])
+    return messages
+
+
+def batches(format: Format, inputs: int) -> list[tuple[int, list[list[bytes]]]]:
+    """Of every size (which goes with each) and many series, one, or a few; then too many series."""
     found, hour = [], 10
     for size in (1, 2, 3, 7, 48, 1000):
         for series in (200, 1, 3):
-            batch = []
-            for i in range(size):
-                ts_ns = BEGIN + (hour + i // series) * STEP
-                batch.append(good(format, f"s{i % series}", ts_ns, inputs))
-            found.append(batch)
+            names = [f"s{i % series}" for i in range(size)]
+            stamps = [BEGIN + (hour + i // series) * STEP for i in range(size)]
+            found.append((size, waiting(format, names, stamps, inputs)))
             hour += size + 1
-    found.append([good(format, f"n{i}", BEGIN, inputs) for i in range(SERIES)])
+    new = [f"n{i}" for i in range(SERIES)]
+    found.append((SERIES, waiting(format, new, [BEGIN] * SERIES, inputs)))
     return found
+
+
+def waiting(format: Format, names: list[str], stamps: list[int], inputs: int) -> list[list[bytes]]:
+    """Messages of good ticks that are to be a batch: where the format can, one."""
+    if format == "arrow":
+        values = np.tile(1.0 + np.arange(inputs), (len(names), 1))
+        return [encode_ticks(names, stamps, values)]
+    return [good(format, name, ts_ns, inputs) for name, ts_ns in zip(names, stamps, strict=True)]
 
 
 def eventually(holds: Callable[[], bool]) -> None:
@@ -146,13 +185,15 @@ def eventually(holds: Callable[[], bool]) -> None:
         assert time.monotonic() < deadline
 
 
-def send_at_once(daemon: Daemon, client: Client, messages: list[list[bytes]], before: int) -> int:
-    """Have all of ``messages`` wait when the daemon looks next; returns how many it took so far."""
+def send_at_once(
+    daemon: Daemon, client: Client, messages: list[list[bytes]], before: int, ticks: int
+) -> int:
+    """Have all of ``messages`` wait when the daemon looks next; returns how many ticks it took."""
     os.kill(daemon.process.pid, signal.SIGSTOP)
     for message in messages:
         client.send(*message)
     os.kill(daemon.process.pid, signal.SIGCONT)
-    taken = before + len(messages)
+    taken = before + ticks
     eventually(lambda: daemon.metric("streamlstm_ticks_received_total") == taken)
     return taken
 
@@ -183,9 +224,9 @@ def test_nothing_is_compiled_once_ready(kind: str, tmp_path: Path) -> None:
         storm = odd(given, inputs)
         taken = 0
         for message in storm:
-            taken = send_at_once(daemon, client, [message], taken)
-        for batch in (storm, *batches(given, inputs)):
-            taken = send_at_once(daemon, client, batch, taken)
+            taken = send_at_once(daemon, client, [message], taken, 1)
+        for ticks, batch in ((len(storm), storm), *batches(given, inputs)):
+            taken = send_at_once(daemon, client, batch, taken, ticks)
         assert daemon.metric('streamlstm_batch_size_bucket{le="1.0"}') >= len(storm)
         assert daemon.metric('streamlstm_batch_size_bucket{le="256.0"}') < daemon.metric(
             "streamlstm_batch_size_count"

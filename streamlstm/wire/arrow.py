@@ -38,14 +38,13 @@ message, numbers go straight to their rows. No object is made for a tick.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numba import njit
-from numpy.typing import NDArray
 
-from streamlstm.memory import copy
+from streamlstm.memory import copy, store_u32, store_u64
 from streamlstm.ticks import Forecasts, Messages, Names
 from streamlstm.wire.format import (
     BATCH,
@@ -59,10 +58,26 @@ from streamlstm.wire.format import (
     Shape,
     Writer,
 )
-from streamlstm.wire.layout import Layout, Numbers, Plain, Texts, envelope_fault, take
+from streamlstm.wire.layout import (
+    BODY,
+    BUFFERS,
+    HEADER,
+    NODES,
+    ROWS,
+    Layout,
+    Numbers,
+    Plain,
+    Texts,
+    envelope_fault,
+    field,
+    table,
+    take,
+)
 
 MOST_ROWS = 1 << 16
 """Ticks of a message at most."""
+END = 32
+"""Bytes of a stream's end, and of what fills up its buffers, at most."""
 UNITS = {"s": 10**9, "ms": 10**6, "us": 1000, "ns": 1}
 """Nanoseconds in each."""
 SHOWN = 40
@@ -133,7 +148,8 @@ class ArrowReader(Reader):
                 " rows in a message",
             )
         stream = messages.data[begin:stop]
-        fault = envelope_fault(stream.ctypes.data, len(stream))
+        address = stream.ctypes.data
+        fault = envelope_fault(address, stop - begin)
         if fault == UNSUPPORTED:
             raise RefusedError(fault, "a compressed body; write it without compression")
         if fault != SOUND:
@@ -152,7 +168,7 @@ class ArrowReader(Reader):
                     stamps, warm = _column(batch, "ts", False), _column(batch, "warm", False)
                     yield Layout(
                         batch.num_rows,
-                        _texts(codes, names, stream),
+                        _texts(codes, names, address, address + stop - begin),
                         _numbers(lists, numbers),
                         *_stamps(stamps),
                         _flags(warm),
@@ -162,76 +178,73 @@ class ArrowReader(Reader):
 
 
 class ArrowWriter(Writer):
-    """Has pyarrow write what compiled code gathered."""
+    """Writes all in compiled code, but for what pyarrow writes once.
+
+    The schema never changes; the metadata of a record batch does in a few numbers, each in a place
+    of its own. So the room for messages begins with all of that, as pyarrow writes it.
+    """
 
     batch = True
 
     def __init__(self, shape: Shape) -> None:
         """As :class:`Writer`."""
-        number, most, outputs = pa.float64(), shape.most, shape.horizon * shape.targets
-        self._steps = pa.list_(
-            number if shape.targets == 1 else pa.list_(number, shape.targets), shape.horizon
-        )
-        self._schema = pa.schema(
-            {
-                "series": pa.utf8(),
-                "ts": pa.timestamp("ns", "UTC"),
-                "forecast": self._steps,
-                "lower": self._steps,
-                "upper": self._steps,
-                "seq": pa.int64(),
-            },
-            {"model": shape.model, "boot": str(shape.boot)},
-        )
-        self._offsets = np.zeros(most + 1, np.int32)
-        self._text = np.zeros(most * shape.max_key, np.uint8)
-        self._interval = np.zeros((2, most, outputs))
-        largest = self._schema.serialize().size + 16
-        empty = np.zeros(most, np.int64)
-        largest += pa.ipc.get_record_batch_size(self._batch(empty, self._interval[0], empty))
-        super().__init__(shape, [BATCH], largest + len(self._text), growth=0)
-        self.messages.data[: len(BATCH)] = np.frombuffer(BATCH, np.uint8)
+        step: tuple[Any, Any] = pa.float64(), 1.0
+        if shape.targets > 1:
+            step = pa.list_(step[0], shape.targets), [step[1]] * shape.targets
+        steps, ones = pa.list_(step[0], shape.horizon), [step[1]] * shape.horizon
+        kinds = {
+            "series": pa.utf8(),
+            "ts": pa.timestamp("ns", "UTC"),
+            "forecast": steps,
+            "lower": steps,
+            "upper": steps,
+            "seq": pa.int64(),
+        }
+        schema = pa.schema(kinds, {"model": shape.model, "boot": str(shape.boot)})
+        row = {"series": "1", "ts": 1, "forecast": ones, "lower": ones, "upper": ones, "seq": 1}
+        batch = pa.RecordBatch.from_pylist([row], schema)
+        begin = BATCH + schema.serialize().to_pybytes()
+        self._places, metadata = _places(batch.serialize().to_pybytes(), len(begin))
+        each = 4 + shape.max_key + 8 * (2 + 3 * shape.horizon * shape.targets)
+        super().__init__(shape, [], self._places.body + shape.most * each + END, growth=0)
+        head = begin + metadata
+        self.messages.data[: len(head)] = np.frombuffer(head, np.uint8)
         self.messages.frames[1], self.messages.first[1] = len(BATCH), 2
-        self._room = pa.py_buffer(self.messages.data[len(BATCH) :])
 
     def write(self, forecasts: Forecasts, names: Names, begin: int) -> int:
         """As :meth:`Writer.write`: one message of as many as ``shape.most``."""
         end = min(begin + self.shape.most, len(forecasts.slot))
-        _gather(forecasts, names, begin, end, self._offsets, self._text, self._interval)
-        some = slice(begin, end)
-        batch = self._batch(forecasts.ts[some], forecasts.point[some], forecasts.seq[some])
-        sink = pa.FixedSizeBufferWriter(self._room)
-        with pa.ipc.new_stream(sink, self._schema, options=_WRITING) as stream:
-            stream.write_batch(batch)
-        self.messages.frames[2] = len(BATCH) + sink.tell()
+        _write(self.messages, self._places, forecasts, names, begin, end)
         return end
 
-    def _batch(
-        self, ts: NDArray[np.int64], point: NDArray[np.float64], seq: NDArray[np.int64]
-    ) -> Any:
-        """A record batch of these, and of what was gathered last; nothing is copied."""
-        rows = len(ts)
 
-        def array(kind: Any, *buffers: NDArray[Any]) -> Any:
-            return pa.Array.from_buffers(kind, rows, [None, *map(pa.py_buffer, buffers)])
+class Places(NamedTuple):
+    """Where in the data of messages lies what changes."""
 
-        def steps(numbers: NDArray[np.float64]) -> Any:
-            flat = pa.Array.from_buffers(
-                pa.float64(), numbers.size, [None, pa.py_buffer(numbers)], null_count=0
-            )
-            kind = self._steps
-            if kind.value_type != flat.type:
-                flat = pa.FixedSizeListArray.from_arrays(flat, type=kind.value_type)
-            return pa.FixedSizeListArray.from_arrays(flat, type=kind)
+    size: int
+    """of the body"""
+    rows: int
+    nodes: int
+    """a row count and a null count for each array, children after their parents"""
+    buffers: int
+    """an offset in the body and a size for each"""
+    body: int
 
-        columns = [
-            array(pa.utf8(), self._offsets, self._text),
-            array(self._schema.field("ts").type, ts),
-            steps(point),
-            *(steps(level[:rows]) for level in self._interval),
-            array(pa.int64(), seq),
-        ]
-        return pa.RecordBatch.from_arrays(columns, schema=self._schema)
+
+def _places(message: bytes, begin: int) -> tuple[Places, bytes]:
+    """Those of a record batch whose message is to begin at ``begin``; the message but its body."""
+    length, root = np.frombuffer(message, "<i4", 2, offset=4).tolist()
+    metadata = np.frombuffer(bytearray(message[8 : 8 + length]), np.uint8)
+    base = metadata.ctypes.data
+    batch = table(base, length, root, HEADER)
+    found = (
+        field(base, length, root, BODY, 8),
+        field(base, length, batch, ROWS, 8),
+        table(base, length, batch, NODES) + 4,  # after how many there are
+        table(base, length, batch, BUFFERS) + 4,
+        length,
+    )
+    return Places(*(begin + 8 + place for place in found)), message[: 8 + length]
 
 
 def serialize(batch: Any) -> bytes:
@@ -242,6 +255,7 @@ def serialize(batch: Any) -> bytes:
     return bytes(sink.getvalue())
 
 
+_NUMBER = pa.float64()
 _READING = pa.ipc.IpcReadOptions(use_threads=False)
 _WRITING = pa.ipc.IpcWriteOptions(use_threads=False)
 
@@ -258,6 +272,8 @@ def _column(batch: Any, name: str, needed: bool = True) -> Any:
         return None
     column = batch.column(found[0])
     column.validate()
+    if column.offset:
+        raise ValueError(f"column {name!r} does not begin where its buffers do")
     return column
 
 
@@ -284,22 +300,25 @@ def _values(batch: Any) -> tuple[Any, Any]:
         numbers.validate()
     if not (pa.types.is_floating(numbers.type) or pa.types.is_integer(numbers.type)):
         raise ValueError(f"a value is of type {numbers.type}; it is to be a number")
-    return lists, numbers.cast(pa.float64(), safe=False)
+    if numbers.type != _NUMBER:
+        numbers = numbers.cast(_NUMBER, safe=False)
+    return lists, numbers
 
 
-def _address(array: Any, buffer: int, least: int) -> int:
-    """Where one of an array's buffers begins, which has to have so many bytes."""
-    found = array.buffers()[buffer]
-    if found is None or found.size < least or array.offset:
+def _address(buffer: Any, least: int) -> int:
+    """Where a buffer begins that has to have so many bytes."""
+    if buffer is None or buffer.size < least:
         raise ValueError("a buffer is missing or too short")
-    return found.address
+    return buffer.address
 
 
-def _validity(array: Any) -> int:
-    return _address(array, 0, -(-len(array) // 8)) if array.buffers()[0] else 0
+def _bits(buffer: Any, rows: int) -> int:
+    """Where the validity of ``rows`` begins; 0: there is none, all are valid."""
+    return _address(buffer, -(-rows // 8)) if buffer else 0
 
 
-def _texts(codes: Any, names: Any, stream: NDArray[np.uint8]) -> Texts:
+def _texts(codes: Any, names: Any, begin: int, end: int) -> Texts:
+    """Where names lie; their bytes from ``begin`` to ``end``, in the message."""
     kind, count = names.type, len(names)
     if pa.types.is_string_view(kind):
         width, entries = 16, count
@@ -307,48 +326,46 @@ def _texts(codes: Any, names: Any, stream: NDArray[np.uint8]) -> Texts:
         width, entries = 4 if pa.types.is_string(kind) else 8, count + 1
     else:
         raise ValueError(f"series is of type {kind}; it is to be utf8")
-    # a dictionary may be empty, and its buffers missing
-    index = _address(names, 1, width * entries) if count else 0
-    begin, end = stream.ctypes.data, stream.ctypes.data + len(stream)
-    held = [(text.address, text.size) if text else (begin, 0) for text in names.buffers()[2:]]
+    valid, entry, *data = names.buffers()
+    index = _address(entry, width * entries) if count else 0  # of a dictionary that is empty
+    held = [(text.address, text.size) if text else (begin, 0) for text in data]
     inside = [*held, (index, width * entries)] if width == 16 and count else held
     if not all(begin <= at and at + size <= end for at, size in inside):
         raise RefusedError(
             UNSUPPORTED, "a dictionary in parts, or another byte order; send neither"
         )
-    return Texts(
-        _validity(names if codes is None else codes),
-        0 if codes is None else _address(codes, 1, 8 * len(codes)),
-        count,
-        _validity(names),
-        width,
-        index,
-        np.array(held, np.int64).reshape(-1, 2),
-    )
+    bits, where = _bits(valid, count), np.array(held, np.int64).reshape(-1, 2)
+    if codes is None:
+        return Texts(bits, 0, count, bits, width, index, where)
+    known, numbers = codes.buffers()
+    rows = len(codes)
+    return Texts(_bits(known, rows), _address(numbers, 8 * rows), count, bits, width, index, where)
 
 
 def _numbers(lists: Any, numbers: Any) -> Numbers:
-    count = len(numbers)
-    data = _address(numbers, 1, 8 * count) if count else 0
-    if lists is None:
-        return Numbers(0, 0, 0, 1, _validity(numbers), data, count)
-    width, index, size = 0, 0, 0
-    if pa.types.is_fixed_size_list(lists.type):
-        size = lists.type.list_size
-    else:
-        width = 4 if pa.types.is_list(lists.type) else 8
-        index = _address(lists, 1, width * (len(lists) + 1))
-    return Numbers(_validity(lists), width, index, size, _validity(numbers), data, count)
+    count, width, index, size = len(numbers), 0, 0, 1
+    valid, data = numbers.buffers()
+    bits, where, validity = _bits(valid, count), _address(data, 8 * count) if count else 0, 0
+    if lists is not None:
+        validity = _bits(lists.buffers()[0], len(lists))
+        if pa.types.is_fixed_size_list(lists.type):
+            size = lists.type.list_size
+        else:
+            width = 4 if pa.types.is_list(lists.type) else 8
+            index = _address(lists.buffers()[1], width * (len(lists) + 1))
+    return Numbers(validity, width, index, size, bits, where, count)
 
 
 def _stamps(column: Any) -> tuple[Plain, int]:
     """Where the times lie, and their unit in nanoseconds."""
     if column is None or pa.types.is_null(column.type):
         return Plain(0, 0), 1
-    if not (pa.types.is_timestamp(column.type) or pa.types.is_int64(column.type)):
+    timed, rows = pa.types.is_timestamp(column.type), len(column)
+    if not (timed or pa.types.is_int64(column.type)):
         raise ValueError(f"ts is of type {column.type}; it is to be a timestamp or int64")
-    unit = UNITS[column.type.unit] if pa.types.is_timestamp(column.type) else 1
-    return Plain(_validity(column), _address(column, 1, 8 * len(column))), unit
+    valid, data = column.buffers()
+    unit = UNITS[column.type.unit] if timed else 1
+    return Plain(_bits(valid, rows), _address(data, 8 * rows)), unit
 
 
 def _flags(column: Any) -> Plain:
@@ -356,35 +373,76 @@ def _flags(column: Any) -> Plain:
         return Plain(0, 0)
     if not pa.types.is_boolean(column.type):
         raise ValueError(f"warm is of type {column.type}; it is to be bool")
-    return Plain(_validity(column), _address(column, 1, -(-len(column) // 8)))
+    valid, data = column.buffers()
+    return Plain(_bits(valid, len(column)), _address(data, -(-len(column) // 8)))
 
 
 # --- compiled -------------------------------------------------------------------------------------
 
 
 @njit(cache=True, nogil=True, _nrt=False)
-def _gather(
-    forecasts: Forecasts,
-    names: Names,
-    begin: int,
-    end: int,
-    offsets: NDArray[np.int32],
-    text: NDArray[np.uint8],
-    interval: NDArray[np.float64],
+def _write(
+    messages: Messages, places: Places, forecasts: Forecasts, names: Names, begin: int, end: int
 ) -> None:
-    """Lay names end to end, and each end of the intervals in an array of its own."""
-    source, longest = names.text.ctypes.data, names.text.shape[1]
-    quantiles, outputs = forecasts.quantiles.ctypes.data, interval.shape[2]
-    at = np.int64(0)
-    for i in range(end - begin):
-        slot, row = np.int64(forecasts.slot[begin + i]), begin + i
+    data, source, longest = messages.data.ctypes.data, names.text.ctypes.data, names.text.shape[1]
+    horizon, targets, rows = forecasts.point.shape[1], forecasts.point.shape[2], end - begin
+    outputs = horizon * targets
+    node, buffer, body = data + places.nodes, data + places.buffers, data + places.body
+
+    at = _padded(4 * (rows + 1))
+    text = at
+    store_u64(body + at - 8, np.uint64(0))
+    store_u32(body, np.uint32(0))
+    for i in range(rows):
+        slot = np.int64(forecasts.slot[begin + i])
         length = np.int64(names.lengths[slot])
-        copy(text.ctypes.data + at, source + slot * longest, length)
-        at += length
-        offsets[i + 1] = at
-        for level in range(2):
-            copy(
-                interval[level].ctypes.data + 8 * outputs * i,
-                quantiles + 8 * outputs * (2 * row + level),
-                8 * outputs,
-            )
+        copy(body + text, source + slot * longest, length)
+        text += length
+        store_u32(body + 4 * (i + 1), np.uint32(text - at))
+    node, buffer = _pair(node, rows, 0), _pair(buffer, 0, 0)
+    buffer = _pair(_pair(buffer, 0, 4 * (rows + 1)), at, text - at)
+    store_u64(body + text, np.uint64(0))
+    at = _padded(text)
+
+    node, buffer = _pair(node, rows, 0), _pair(_pair(buffer, at, 0), at, 8 * rows)
+    copy(body + at, forecasts.ts.ctypes.data + 8 * begin, 8 * rows)
+    at += 8 * rows
+
+    size = 8 * outputs
+    for part in range(3):
+        node, buffer = _pair(node, rows, 0), _pair(buffer, at, 0)
+        if targets > 1:
+            node, buffer = _pair(node, rows * horizon, 0), _pair(buffer, at, 0)
+        node = _pair(node, rows * outputs, 0)
+        buffer = _pair(_pair(buffer, at, 0), at, size * rows)
+        if part == 0:
+            copy(body + at, forecasts.point.ctypes.data + size * begin, size * rows)
+        else:
+            for i in range(rows):
+                row = 2 * (begin + i) + part - 1
+                copy(body + at + size * i, forecasts.quantiles.ctypes.data + size * row, size)
+        at += size * rows
+
+    _pair(node, rows, 0)
+    _pair(_pair(buffer, at, 0), at, 8 * rows)
+    copy(body + at, forecasts.seq.ctypes.data + 8 * begin, 8 * rows)
+    at += 8 * rows
+
+    store_u64(data + places.rows, np.uint64(rows))
+    store_u64(data + places.size, np.uint64(at))
+    store_u64(body + at, np.uint64(0xFFFFFFFF))  # the end of the stream
+    messages.frames[2] = places.body + at + 8
+
+
+@njit(cache=True, _nrt=False, inline="always")
+def _pair(address: int, first: int, second: int) -> int:
+    """Write two numbers, a node or a buffer; returns where the next goes."""
+    store_u64(address, np.uint64(first))
+    store_u64(address + 8, np.uint64(second))
+    return address + 16
+
+
+@njit(cache=True, _nrt=False, inline="always")
+def _padded(size: int) -> int:
+    """Every buffer begins at a multiple of 8 bytes."""
+    return (size + 7) & ~7

@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from streamlstm.memory import load_f64, load_i64, load_u8, load_u16, load_u32
+from streamlstm.memory import load_f64, load_i64, load_u8, load_u16, load_u32, load_u64
 from streamlstm.ticks import WARM
 from streamlstm.wire.format import (
     ARRIVAL,
@@ -86,9 +86,13 @@ class Layout(NamedTuple):
 _LAST = np.iinfo(np.int64).max
 _CONTINUES = 0xFFFFFFFF
 _DICTIONARY, _BATCH = 2, 3
-"""Kinds of messages, MessageHeader in Arrow's Message.fbs."""
-_KIND, _HEADER, _BODY, _DATA, _COMPRESSION = 1, 2, 3, 1, 3
-"""Places of fields: three of Message, then DictionaryBatch.data and RecordBatch.compression."""
+"""Kinds of messages, ``MessageHeader`` in Arrow's Message.fbs."""
+KIND, HEADER, BODY = 1, 2, 3
+"""Places of the fields of a ``Message`` there."""
+ROWS, NODES, BUFFERS, COMPRESSION = 0, 1, 2, 3
+"""Those of a ``RecordBatch``."""
+_DATA = 1
+"""That of ``DictionaryBatch.data``, a ``RecordBatch``."""
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
@@ -96,6 +100,9 @@ def take(columns: Columns, first: int, max_key: int, data: int, layout: Layout) 
     """Read a record batch to the rows from ``first`` on; keys count from the address ``data``."""
     texts, numbers, stamps, warm = layout.texts, layout.numbers, layout.stamps, layout.warm
     inputs, most = columns.values.shape[1], _LAST // layout.unit
+    plain = (
+        texts.width != 16 and len(texts.data) == 1 and _is_ascii(texts.data[0, 0], texts.data[0, 1])
+    )
     for i in range(layout.rows):
         row, fault, flags = first + i, SOUND, np.uint8(0)
         if _bit(warm.validity, i) and warm.data and _bit(warm.data, i):
@@ -121,13 +128,28 @@ def take(columns: Columns, first: int, max_key: int, data: int, layout: Layout) 
         text = load_i64(texts.codes + 8 * i) if texts.codes else i
         if _bit(texts.validity, i) and 0 <= text < texts.texts and _bit(texts.valid, text):
             at, length = _text(texts, text)
-            wrong = key_fault(at, length, max_key) if length >= 0 else MALFORMED
-            if wrong != SOUND:
-                fault = wrong
+            if length < 0:
+                fault = MALFORMED
+            elif not (plain and 0 < length <= max_key):
+                wrong = key_fault(at, length, max_key)
+                fault = fault if wrong == SOUND else wrong
             columns.begin[row], columns.end[row] = at - data, at - data + length
         else:
             fault = BAD_KEY
         columns.flags[row], columns.fault[row] = flags, fault
+
+
+@njit(cache=True, _nrt=False)
+def _is_ascii(address: int, size: int) -> bool:
+    """Whether all bytes are ASCII characters but NUL, so that any of them are a name."""
+    low, wrong, end = np.uint64(0x7F7F7F7F7F7F7F7F), np.uint64(0), address + size
+    for at in range(address, end - 7, 8):
+        word = load_u64(at)
+        wrong |= word | ~((word & low) + low)
+    for at in range(end - size % 8, end):
+        if not 0 < load_u8(at) < 0x80:
+            return False
+    return wrong & ~low == 0
 
 
 @njit(cache=True, _nrt=False, inline="always")
@@ -195,16 +217,16 @@ def envelope_fault(stream: int, size: int) -> int:
         if length < 4:
             return MALFORMED
         message = np.int64(load_u32(base))
-        kind_at = _field(base, length, message, _KIND, 1)
-        body_at = _field(base, length, message, _BODY, 8)
-        header = _table(base, length, message, _HEADER)
+        kind_at = field(base, length, message, KIND, 1)
+        body_at = field(base, length, message, BODY, 8)
+        header = table(base, length, message, HEADER)
         if kind_at < 0 or body_at < 0 or header < 0:
             return MALFORMED
         kind = load_u8(base + kind_at) if kind_at else np.uint8(0)
         if kind == _DICTIONARY:
-            header = _table(base, length, header, _DATA)
+            header = table(base, length, header, _DATA)
         if kind in (_DICTIONARY, _BATCH):
-            compressed = _field(base, length, header, _COMPRESSION, 4)
+            compressed = field(base, length, header, COMPRESSION, 4)
             if header <= 0 or compressed < 0:
                 return MALFORMED
             if compressed:
@@ -217,26 +239,33 @@ def envelope_fault(stream: int, size: int) -> int:
 
 
 @njit(cache=True, _nrt=False)
-def _table(base: int, size: int, table: int, field: int) -> Any:
-    """Where the table lies that a field refers to; 0: there is none; -1: it is damaged."""
-    at = _field(base, size, table, field, 4)
+def table(base: int, size: int, parent: int, number: int) -> Any:
+    """Where the table or vector lies that a field refers to; 0: there is none; -1: damaged."""
+    at = field(base, size, parent, number, 4)
     return at + np.int64(load_u32(base + at)) if at > 0 else at
 
 
 @njit(cache=True, _nrt=False)
-def _field(base: int, size: int, table: int, field: int, width: int) -> Any:
-    """Where a field of a table in a FlatBuffer lies; 0: there is none; -1: it is damaged."""
-    if not 0 < table <= size - 4:
+def field(base: int, size: int, parent: int, number: int, width: int) -> Any:
+    """Where a field of a table in a FlatBuffer lies; 0: there is none; -1: it is damaged.
+
+    Args:
+        base, size: address and bytes of the FlatBuffer; where something lies counts from there.
+        parent: where the table lies.
+        number: of the field, in the order of its declaration.
+        width: bytes of the field.
+    """
+    if not 0 < parent <= size - 4:
         return -1
-    vtable = table - _i32(base + table)
+    vtable = parent - _i32(base + parent)
     if not 0 <= vtable <= size - 4:
         return -1
     length = np.int64(load_u16(base + vtable))
-    if length < 6 + 2 * field:
+    if length < 6 + 2 * number:
         return 0
     if vtable + length > size:
         return -1
-    offset = np.int64(load_u16(base + vtable + 4 + 2 * field))
+    offset = np.int64(load_u16(base + vtable + 4 + 2 * number))
     if offset == 0:
         return 0
-    return table + offset if table + offset <= size - width else -1
+    return parent + offset if parent + offset <= size - width else -1
