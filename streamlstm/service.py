@@ -11,11 +11,12 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 
 import zmq
 from numba.core import event
 
-from streamlstm import checkpoint
+from streamlstm import checkpoint, transport
 from streamlstm.backlog import Backlog
 from streamlstm.checkpoint import CheckpointError, Saving
 from streamlstm.config import Config
@@ -38,6 +39,10 @@ COMPLAIN_EVERY = 10.0
 _log = logging.getLogger("streamlstm")
 
 
+class CoreError(ValueError):
+    """A core that cannot be used; the message is one line and says the mend."""
+
+
 def run(config: Config, announce: bool = False) -> int:
     """Serve until SIGTERM or SIGINT and return the exit code; errors at start are logged.
 
@@ -52,6 +57,7 @@ def run(config: Config, announce: bool = False) -> int:
         ModelError,
         BackendError,
         CheckpointError,
+        CoreError,
         FormatError,
         TransportError,
         MetricsError,
@@ -109,10 +115,11 @@ class Service:
         """Bring everything up, compiled and restored.
 
         Raises:
-            ModelError, BackendError, CheckpointError, FormatError, TransportError, MetricsError:
-                each with one line.
+            ModelError, BackendError, CheckpointError, CoreError, FormatError, TransportError,
+                MetricsError: each with one line.
         """
         config = self.config
+        _keep_to(config.service.cpus)  # before there are threads, which inherit it
         if config.metrics.enabled:
             self.server = Server(self.metrics, config.metrics.host, config.metrics.port)
         notify("STATUS=opening the model")
@@ -122,6 +129,11 @@ class Service:
         self.decoder, self.encoders = _open_wire(config, model)
         self._make_loop()
         self.loop.warm_up()
+        if not transport.compiled():
+            _log.warning(
+                "libzmq's functions were not found: messages pass one by one through pyzmq, at a"
+                " third of the speed; install pyzmq from a wheel"
+            )
         self._open_endpoints()
         self._describe()
         self._plan_checkpoint()
@@ -386,6 +398,22 @@ def _open_wire(config: Config, model: Model) -> tuple[Decoder, list[Encoder]]:
     if config.output.batch and config.output.format != "arrow":
         encoders.append(Encoder("arrow", shape))
     return decoder, encoders
+
+
+def _keep_to(cpus: Sequence[int]) -> None:
+    """Run on these cores only, if any are named.
+
+    Raises:
+        CoreError: this process may not use one of them.
+    """
+    if not cpus:
+        return
+    allowed = os.sched_getaffinity(0)
+    if strange := sorted(set(cpus) - allowed):
+        raise CoreError(
+            f"service.cpus: core {strange[0]} is not there; of {', '.join(map(str, sorted(allowed)))}"
+        )
+    os.sched_setaffinity(0, cpus)
 
 
 def notify(*states: str) -> None:
