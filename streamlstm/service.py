@@ -410,9 +410,8 @@ def _keep_to(cpus: Sequence[int]) -> None:
         return
     allowed = os.sched_getaffinity(0)
     if strange := sorted(set(cpus) - allowed):
-        raise CoreError(
-            f"service.cpus: core {strange[0]} is not there; of {', '.join(map(str, sorted(allowed)))}"
-        )
+        there = ", ".join(map(str, sorted(allowed)))
+        raise CoreError(f"service.cpus: core {strange[0]} is not there, of {there}")
     os.sched_setaffinity(0, cpus)
 
 
