@@ -19,9 +19,9 @@ from streamlstm import features, intervals
 from streamlstm.golden import check_golden, network_of
 from streamlstm.kernels import cpu
 from streamlstm.kernels.cell import BackendError
-from streamlstm.memory import Fields
+from streamlstm.memory import Fields, prefetch
 from streamlstm.model import Model, ModelError, Spec
-from streamlstm.series import Index, Series, approach, bytes_per_series, find
+from streamlstm.series import LINE, Index, Series, approach, bytes_per_series, find
 from streamlstm.ticks import WARM, Arrivals, Forecasts, Keys, Ticks, first, rows_of
 
 BACKENDS = ("cpu", "cuda", "auto")
@@ -32,6 +32,10 @@ MOMENT = 1 << 62
 """Nanoseconds from 1970 beyond which no timestamp is taken: their differences would overflow."""
 LIMIT = 1e37
 """Largest absolute value taken: beyond it float32 state would overflow."""
+
+
+AHEAD = 16
+"""Series whose records are on their way to the cache while one is worked on."""
 
 
 class Clock(NamedTuple):
@@ -412,7 +416,12 @@ def _forecast(
 ) -> None:
     """Raw forecasts, the intervals around them, and what was learnt of those made before."""
     point, targets = forecasts.point, rows.scale.shape[1]
+    first_record, size = seq.ctypes.data, seq.strides[0]
     for j in range(taken):
+        if j + AHEAD < taken:  # the network's states have driven it out of the near cache
+            record = first_record + schedule.slot[j + AHEAD] * size
+            prefetch(record)
+            prefetch(record + LINE)
         i, slot, row = schedule.tick[j], schedule.slot[j], schedule.row[schedule.tick[j]]
         if row >= 0:
             seq[slot] += 1
