@@ -69,7 +69,7 @@ class Series:
         Keys must be 1 to ``max_key`` bytes long and free of NUL.
         """
         slots = np.empty(len(keys.begin), np.int32)
-        _lookup(self.index, keys, slots)
+        _lookup(self.index, keys, np.empty(len(slots), np.uint64), slots)
         return slots
 
     @property
@@ -107,11 +107,12 @@ def _places(capacity: int) -> int:
 
 # _nrt=False: nothing here owns an array, and reference counts would cost more than the work.
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def _lookup(index: Index, keys: Keys, slots: NDArray[np.int32]) -> None:
+def _lookup(index: Index, keys: Keys, hashes: NDArray[np.uint64], slots: NDArray[np.int32]) -> None:
     data = keys.data.ctypes.data
+    approach(index, keys, hashes)
     for i in range(len(slots)):
         key, length = data + keys.begin[i], keys.end[i] - keys.begin[i]
-        slots[i] = find(index, hash_of(index, key, length), key, length)
+        slots[i] = find(index, hashes[i], key, length)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
