@@ -1,0 +1,521 @@
+"""The feeder and the sink of :mod:`benchmarks.stream`: processes far faster than what they measure.
+
+Both call libzmq's C functions from compiled loops. Messages are laid out beforehand, one after the
+other in the order in which they are sent; only the timestamp of a tick is written as it goes. That
+timestamp is the time when the tick was due, by CLOCK_MONOTONIC plus a constant, and every system
+hands it on, so that the sink knows how late a prediction is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import multiprocessing
+import traceback
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import llvmlite.binding
+import numpy as np
+import zmq
+from numba import carray, njit, types
+from numpy.typing import NDArray
+
+EPOCH = 1_700_000_000_000_000_000
+"""Nanoseconds added to CLOCK_MONOTONIC, so that timestamps look like today's: 19 digits."""
+KEY = b"sensor-000000"
+"""What a series is called, its number in the last six digits."""
+CYCLE = 1 << 17
+"""Ticks laid out, at least, before they repeat."""
+SENT, RECEIVED = 0, 16
+"""Places in the memory that feeder and sink share; apart, so that they share no cache line."""
+
+# --- the C functions ------------------------------------------------------------------------------
+
+_pointer, _int, _size = types.uintp, types.int32, types.uintp
+
+
+def _declare(name: str, *signature: Any) -> Any:
+    result, *arguments = signature
+    return types.ExternalFunction(name, result(*arguments))
+
+
+_zmq_send = _declare("zmq_send", _int, _pointer, _pointer, _size, _int)
+_zmq_msg_recv = _declare("zmq_msg_recv", _int, _pointer, _pointer, _int)
+_zmq_msg_more = _declare("zmq_msg_more", _int, _pointer)
+_zmq_msg_data = _declare("zmq_msg_data", types.CPointer(types.uint8), _pointer)
+_zmq_msg_size = _declare("zmq_msg_size", _size, _pointer)
+_clock_gettime = _declare("clock_gettime", _int, _int, _pointer)
+_clock_nanosleep = _declare("clock_nanosleep", _int, _int, _int, _pointer, _pointer)
+_MONOTONIC, _ABSOLUTE, _MORE = 1, 1, 2
+
+
+def load_libzmq() -> ctypes.CDLL:
+    """Make the libzmq that pyzmq brings along known to compiled code."""
+    beside = Path(zmq.__file__).parents[1] / "pyzmq.libs"
+    path = str(next(iter(beside.glob("libzmq*.so*")), "libzmq.so.5"))
+    llvmlite.binding.load_library_permanently(path)
+    return ctypes.CDLL(path)
+
+
+@njit(cache=True, nogil=True)
+def _now(clock: NDArray[np.int64]) -> int:
+    _clock_gettime(_MONOTONIC, clock.ctypes.data)
+    return clock[0] * 1_000_000_000 + clock[1]
+
+
+@njit(cache=True, nogil=True)
+def _sleep_until(clock: NDArray[np.int64], when: int) -> None:
+    clock[0], clock[1] = when // 1_000_000_000, when % 1_000_000_000
+    _clock_nanosleep(_MONOTONIC, _ABSOLUTE, clock.ctypes.data, 0)
+
+
+# --- formats --------------------------------------------------------------------------------------
+
+
+class Ticks(NamedTuple):
+    """Ticks in the order of sending, as bytes; each lies where it is to be sent from."""
+
+    rows: NDArray[np.uint8]
+    """(n, size) each a message"""
+    split: int
+    """where the second frame begins; 0: one frame"""
+    stamp: int
+    """where the timestamp is"""
+    digits: bool
+    """whether that is 19 digits, not an int64"""
+    big: bool
+    """whether that int64 is big endian"""
+
+
+class Reading(NamedTuple):
+    """Where the sink finds the timestamp and the series of a prediction."""
+
+    search: bool
+    """the timestamp follows ``ts_ns`` in the last frame; else it is at ``stamp``, little endian"""
+    stamp: int
+    series: int
+    """where six digits of the first frame say the series"""
+
+
+def order_of(series: int, hot: bool) -> NDArray[np.int64]:
+    """Each series once a round, in an order of its own; with ``hot`` every second tick is of 0."""
+    random = np.random.default_rng(series)
+    rounds = -(-CYCLE // series)
+    order = np.concatenate([random.permutation(series) for _ in range(rounds)])
+    if hot:
+        order[::2] = 0
+    return order
+
+
+def _digits(numbers: NDArray[np.int64], count: int) -> NDArray[np.uint8]:
+    powers = 10 ** np.arange(count - 1, -1, -1)
+    return (numbers[:, None] // powers % 10 + ord("0")).astype(np.uint8)
+
+
+@functools.cache
+def ticks_of(format: str, series: int, hot: bool) -> Ticks:
+    """Lay the ticks out."""
+    order = order_of(series, hot)
+    n, width = len(order), len(KEY)
+    tenths = np.random.default_rng(0).integers(10_000, 99_999, n)  # values of 1.0000 to 9.9999
+
+    def tile(template: bytes) -> NDArray[np.uint8]:
+        rows = np.tile(np.frombuffer(template, np.uint8), (n, 1))
+        rows[:, width - 6 : width] = _digits(order, 6)
+        return rows
+
+    match format:
+        case "binary":
+            rows = tile(KEY + b"\0\1\0" + bytes(16))
+            rows[:, width + 11 :] = (tenths / 1e4).astype("<f8")[:, None].view(np.uint8)
+            return Ticks(rows, 0, width + 3, False, False)
+        case "json":
+            head = KEY + b'{"ts_ns":'
+            rows = tile(head + b"0" * 19 + b',"value":0.0000}')
+            figures = _digits(tenths, 5)
+            at = len(head) + 19 + len(',"value":')
+            rows[:, at], rows[:, at + 2 : at + 6] = figures[:, 0], figures[:, 1:]
+            return Ticks(rows, width, len(head), True, False)
+        case "msgpack":
+            head = KEY + b"\x82\xa5ts_ns\xcf"
+            rows = tile(head + bytes(8) + b"\xa5value\xcb" + bytes(8))
+            rows[:, -8:] = (tenths / 1e4).astype(">f8")[:, None].view(np.uint8)
+            return Ticks(rows, width, len(head), False, True)
+    raise ValueError(f"unknown format {format!r}")
+
+
+def reading_of(format: str, topic: bytes) -> Reading:
+    """How a prediction in ``format`` is read, or a tick that comes back (without a topic).
+
+    ``lean`` is a binary tick's answer from a script: topic, NUL and at once the timestamp.
+    """
+    width = len(topic) + len(KEY)
+    after = {"binary": 25 if topic else 3, "lean": 1}
+    return Reading(format not in after, width + after.get(format, 0), width - 6)
+
+
+# --- the loops ------------------------------------------------------------------------------------
+
+
+@njit(cache=True, nogil=True)
+def _write_stamp(row: NDArray[np.uint8], ticks: Any, ts: int) -> None:
+    at = ticks.stamp
+    if ticks.digits:
+        for k in range(18, -1, -1):
+            rest = ts // 10
+            row[at + k] = 48 + (ts - 10 * rest)
+            ts = rest
+    elif ticks.big:
+        for k in range(7, -1, -1):
+            row[at + k] = ts & 255
+            ts >>= 8
+    else:
+        for k in range(8):
+            row[at + k] = ts & 255
+            ts >>= 8
+
+
+@njit(cache=True, nogil=True)
+def _send(socket: int, row: NDArray[np.uint8], split: int, size: int) -> None:
+    """Send one message, however long it takes; libzmq returns now and then so that we may leave."""
+    at = row.ctypes.data
+    if split:
+        while _zmq_send(socket, at, split, _MORE) < 0:
+            pass
+    while _zmq_send(socket, at + split, size - split, 0) < 0:
+        pass
+
+
+@njit(cache=True, nogil=True)
+def feed_closed(
+    socket: int,
+    ticks: Any,
+    position: int,
+    until: int,
+    most: int,
+    shared: NDArray[np.int64],
+    window: int,
+) -> int:
+    """Send as fast as it goes until a time, ``most`` ticks at most; returns how many were sent.
+
+    No more than ``window`` ticks are on their way at any moment: fewer than any queue holds.
+    """
+    clock = np.zeros(2, np.int64)
+    n, size = ticks.rows.shape
+    now = _now(clock)
+    ts = now + EPOCH
+    sent, allowed = 0, 0
+    begun = shared[SENT]
+    while sent < most:
+        if sent >= allowed:
+            now = _now(clock)
+            ts = max(ts, now + EPOCH)
+            if now >= until:
+                break
+            room = window - (begun + sent - shared[RECEIVED])
+            if room <= 0:
+                shared[SENT] = begun + sent
+                _sleep_until(clock, now + 50_000)
+                continue
+            allowed = min(sent + min(room, 64), most)
+        row = ticks.rows[position]
+        ts += 1
+        _write_stamp(row, ticks, ts)
+        _send(socket, row, ticks.split, size)
+        position = position + 1 if position + 1 < n else 0
+        sent += 1
+    shared[SENT] = begun + sent
+    return sent
+
+
+@njit(cache=True, nogil=True)
+def feed_open(
+    socket: int, ticks: Any, position: int, start: int, until: int, rate: float, shared: Any
+) -> int:
+    """Send each tick when it is due, or at once where that is past; returns how many were sent."""
+    clock = np.zeros(2, np.int64)
+    n, size = ticks.rows.shape
+    sent = 0
+    now = _now(clock)
+    while True:
+        due = start + np.int64(sent * (1e9 / rate))
+        if due >= until:
+            break
+        if due > now:
+            now = _now(clock)
+            if due > now:
+                _sleep_until(clock, due)
+                now = _now(clock)
+        row = ticks.rows[position]
+        _write_stamp(row, ticks, due + EPOCH)
+        _send(socket, row, ticks.split, size)
+        position = position + 1 if position + 1 < n else 0
+        sent += 1
+        shared[SENT] += 1
+        if sent % 256 == 0:
+            now = _now(clock)
+            if now >= until:  # hopelessly behind
+                break
+    return sent
+
+
+@njit(cache=True, nogil=True)
+def _read_stamp(data: NDArray[np.uint8], size: int, reading: Any) -> int:
+    """The timestamp of a prediction; 0 where there is none."""
+    ts = 0
+    if not reading.search:
+        if size >= reading.stamp + 8:
+            for k in range(7, -1, -1):
+                ts = ts << 8 | np.int64(data[reading.stamp + k])
+        return ts
+    for at in range(size - 14):
+        if (
+            data[at] == 116
+            and data[at + 1] == 115
+            and data[at + 2] == 95
+            and data[at + 3] == 110
+            and data[at + 4] == 115
+        ):
+            at += 5
+            if data[at] == 0xCF or data[at] == 0xD3:  # msgpack's uint64 and int64
+                for k in range(1, 9):
+                    ts = ts << 8 | np.int64(data[at + k])
+                return ts
+            while at < size and (data[at] < 48 or data[at] > 57):
+                at += 1
+            while at < size and 48 <= data[at] <= 57:
+                ts = 10 * ts + np.int64(data[at]) - 48
+                at += 1
+            return ts
+    return 0
+
+
+@njit(cache=True, nogil=True)
+def _read_series(data: NDArray[np.uint8], size: int, reading: Any) -> int:
+    series = 0
+    if size < reading.series + 6:
+        return -1
+    for k in range(6):
+        series = 10 * series + np.int64(data[reading.series + k]) - 48
+    return series
+
+
+@njit(cache=True, nogil=True)
+def drain(
+    socket: int,
+    message: NDArray[np.uint8],
+    reading: Any,
+    until: int,
+    most: int,
+    every: int,
+    last: NDArray[np.int64],
+    lateness: NDArray[np.int64],
+    shared: NDArray[np.int64],
+) -> tuple[int, int, int, int, int]:
+    """Take predictions until a time, or ``most``.
+
+    Every so many are looked at: are the timestamps of a series rising, and how late is it?
+    ``lateness`` (m, 2) takes when it was due and by how many nanoseconds it is late, ring-wise.
+
+    Returns how many came, when the first and the last, how many were looked at, and how many of
+    those came out of order.
+    """
+    clock = np.zeros(2, np.int64)
+    at = message.ctypes.data
+    count, first, latest, seen, disorder = 0, 0, 0, 0, 0
+    begun = shared[RECEIVED]
+    while count < most:
+        if _zmq_msg_recv(at, socket, 0) < 0:  # a time limit of the socket
+            if _now(clock) >= until:
+                break
+            continue
+        size = _zmq_msg_size(at)
+        series = -1
+        look = (count + 1) % every == 0
+        if look:
+            series = _read_series(carray(_zmq_msg_data(at), (size,)), size, reading)
+        more = _zmq_msg_more(at)
+        while more:
+            _zmq_msg_recv(at, socket, 0)
+            more = _zmq_msg_more(at)
+        size = _zmq_msg_size(at)
+        if size < 20:  # the welcome
+            continue
+        count += 1
+        shared[RECEIVED] = begun + count
+        if look:
+            now = _now(clock)
+            ts = _read_stamp(carray(_zmq_msg_data(at), (size,)), size, reading)
+            if series < 0 or series >= len(last) or ts <= last[series]:
+                disorder += 1
+            else:
+                last[series] = ts
+            place = seen % len(lateness)
+            lateness[place, 0] = ts - EPOCH
+            lateness[place, 1] = now - (ts - EPOCH)
+            seen += 1
+        elif count % 64 == 0 or count == 1:
+            now = _now(clock)
+        else:
+            continue
+        if first == 0:
+            first = now
+        latest = now
+        if now >= until:
+            break
+    return count, first, latest, seen, disorder
+
+
+# --- the processes --------------------------------------------------------------------------------
+
+
+class Feeder:
+    """The process that sends ticks, from within."""
+
+    def __init__(self, memory: Any) -> None:
+        load_libzmq()
+        self._shared = np.frombuffer(memory, np.int64)
+        self._context = zmq.Context()
+        ctypes.CDLL(None).prctl(29, 1, 0, 0, 0)  # wake up from a sleep within a microsecond
+
+    def open(self, endpoint: str, format: str, series: int, hot: bool) -> None:
+        """Connect, and wait until the other side has subscribed."""
+        self._ticks, self._position = ticks_of(format, series, hot), 0
+        self._socket = self._context.socket(zmq.XPUB)
+        self._socket.xpub_nodrop = True
+        self._socket.sndhwm = 10_000
+        self._socket.sndtimeo = 1000
+        self._socket.linger = 0
+        self._socket.connect(endpoint)
+        if not self._socket.poll(10_000):
+            raise TimeoutError(f"{endpoint}: nobody subscribes")
+
+    def closed(self, until: int, most: int, window: int) -> int:
+        """Send as fast as the system under test takes it."""
+        sent = feed_closed(
+            self._socket.underlying, self._ticks, self._position, until, most, self._shared, window
+        )
+        self._advance(sent)
+        return sent
+
+    def open_loop(self, start: int, until: int, rate: float) -> int:
+        """Send by the clock."""
+        sent = feed_open(
+            self._socket.underlying, self._ticks, self._position, start, until, rate, self._shared
+        )
+        self._advance(sent)
+        return sent
+
+    def _advance(self, sent: int) -> None:
+        self._position = (self._position + sent) % len(self._ticks.rows)
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._socket.close(0)
+
+
+class Drained(NamedTuple):
+    """What a turn of the sink brought."""
+
+    count: int
+    first: int
+    """CLOCK_MONOTONIC"""
+    last: int
+    disorder: int
+    lateness: NDArray[np.int64]
+    """(n, 2) when each was due, and how many nanoseconds later it came"""
+
+
+class Sink:
+    """The process that takes predictions, from within."""
+
+    def __init__(self, memory: Any) -> None:
+        self._shared = np.frombuffer(memory, np.int64)
+        self._context = zmq.Context()
+        self._message = np.zeros(64, np.uint8)  # a zmq_msg_t
+        load_libzmq().zmq_msg_init(ctypes.c_void_p(self._message.ctypes.data))
+        self._lateness = np.zeros((1 << 21, 2), np.int64)
+
+    def open(self, endpoint: str, reading: Reading, series: int) -> None:
+        """Connect and subscribe to everything."""
+        self._reading = reading
+        self._last = np.zeros(series, np.int64)
+        self._socket = self._context.socket(zmq.SUB)
+        self._socket.rcvhwm = 0
+        self._socket.rcvtimeo = 20
+        self._socket.linger = 0
+        self._socket.subscribe(b"")
+        self._socket.connect(endpoint)
+
+    def drain(self, until: int, most: int, every: int) -> Drained:
+        """Take what comes until a time, or so many."""
+        count, first, last, seen, disorder = drain(
+            self._socket.underlying,
+            self._message,
+            self._reading,
+            until,
+            most,
+            every,
+            self._last,
+            self._lateness,
+            self._shared,
+        )
+        lateness = self._lateness[: min(seen, len(self._lateness))]
+        return Drained(count, first, last, disorder, lateness.copy())
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._socket.close(0)
+
+
+_processes = multiprocessing.get_context("spawn")
+
+
+def shared_counters() -> Any:
+    """Memory that feeder and sink are to share."""
+    return _processes.RawArray("q", 64)
+
+
+class End:
+    """One of the two, from outside: a process, and calls of its methods."""
+
+    def __init__(self, kind: type[Any], *args: Any) -> None:
+        self._pipe, theirs = _processes.Pipe()
+        self.process = _processes.Process(target=_serve, args=(theirs, kind, args), daemon=True)
+        self.process.start()
+
+    def start(self, method: str, *args: Any) -> None:
+        """Call a method and do not wait."""
+        self._pipe.send((method, args))
+
+    def result(self) -> Any:
+        """Wait for what the method returns."""
+        good, value = self._pipe.recv()
+        if not good:
+            raise RuntimeError(value)
+        return value
+
+    def call(self, method: str, *args: Any) -> Any:
+        """Call a method and wait."""
+        self.start(method, *args)
+        return self.result()
+
+    def stop(self) -> None:
+        """End the process."""
+        self._pipe.close()
+        self.process.join(5)
+
+
+def _serve(pipe: Connection, kind: type[Any], args: tuple[Any, ...]) -> None:
+    end = kind(*args)
+    while True:
+        try:
+            method, arguments = pipe.recv()
+        except EOFError:
+            return
+        try:
+            pipe.send((True, getattr(end, method)(*arguments)))
+        except Exception:
+            pipe.send((False, traceback.format_exc()))
