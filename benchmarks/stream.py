@@ -35,11 +35,11 @@ from benchmarks.stream_ends import (
     Drained,
     End,
     Feeder,
-    Reading,
     Sink,
-    reading_of,
     shared_counters,
 )
+from benchmarks.stream_latency import PERCENTILES, Window, scraping, soon, summary, window_of
+from benchmarks.stream_ticks import Reading, reading_of
 from streamlstm.golden import make_golden
 from streamlstm.model import Errors, Model, Spec, save_model
 from streamlstm.wire import TOPIC
@@ -158,7 +158,7 @@ class Ends:
         os.kill(system.pid, signal.SIGCONT)
         self.shared[SENT] = self.shared[RECEIVED] = 0
         case = system.case
-        self.sink.call("open", system.output, system.reading, case.series)
+        self.sink.call("open", system.output, system.reading, case.series, system.url is not None)
         self.feeder.call("open", system.input, system.format, case.series, case.hot)
         lost = 0
         while not self.shared[RECEIVED]:
@@ -206,6 +206,23 @@ class Ends:
             "disorder": counted.disorder,
         }
 
+    def latency(
+        self, system: System, rate: float, seconds: float, scraped: bool, warm: float = 0.2
+    ) -> Window:
+        """Of one system at ``rate`` ticks a second offered for so long."""
+        with self.joined(system), scraping(system.url if scraped else None):
+            start = soon(0.05)
+            begin = start + int(warm * 1e9)
+            end = begin + int(seconds * 1e9)
+            self.feeder.start("open_loop", start, end, rate)
+            drained: list[Drained] = [self.sink.call("drain", end + 50_000_000, FOREVER, 1)]
+            self.feeder.result()
+            while self.shared[RECEIVED] < self.shared[SENT] and drained[-1].count:
+                drained.append(self.sink.call("drain", soon(0.5), FOREVER, 1))
+            lost = int(self.shared[SENT] - self.shared[RECEIVED])
+            lateness = np.concatenate([each.lateness for each in drained])
+        return window_of(lateness, begin, end, rate, lost)
+
     def settle(self, patience: float = 1.0) -> None:
         """Take what is still on its way, until nothing came for a while."""
         while self.shared[RECEIVED] < self.shared[SENT]:
@@ -217,11 +234,6 @@ class Ends:
         """End both processes."""
         self.feeder.stop()
         self.sink.stop()
-
-
-def soon(seconds: float) -> int:
-    """So long from now, by CLOCK_MONOTONIC."""
-    return time.monotonic_ns() + int(1e9 * seconds)
 
 
 # --- questions ------------------------------------------------------------------------------------
@@ -260,6 +272,86 @@ def compare_throughput(
     return rows
 
 
+def compare_latency(
+    ends: Ends, case: Case, options: argparse.Namespace, folder: Path
+) -> Iterator[dict[str, Any]]:
+    """Rows of each system asked for at each rate; ours also while scraped, while checkpointing."""
+    with contextlib.ExitStack() as stack:
+        for format in options.latency:
+            run = start_named("proxy", format, case, folder, options, stack)
+            echo = Variant(run, "")
+            variants = [echo]
+            for name in (format, *(n for n, f in SCRIPTS.items() if f == format)):
+                if name not in options.systems:
+                    continue
+                plain = start_named(name, format, case, folder, options, stack)
+                variants.append(Variant(plain, ""))
+                if name in OURS:
+                    saving = argparse.Namespace(**vars(options))
+                    path = folder / f"{format}.checkpoint"
+                    saving.set = [*options.set, f"checkpoint.path={path}", "checkpoint.interval=1"]
+                    variants.append(Variant(plain, "scraped"))
+                    run = start_named(name, format, case, folder, saving, stack)
+                    variants.append(Variant(run, "checkpointing"))
+            for system in dict.fromkeys(variant.system for variant in variants):
+                ends.prime(system)
+            for rate in options.rates:
+                yield from latencies(ends, variants, rate, options)
+
+
+class Variant(NamedTuple):
+    """A system, and what goes on beside."""
+
+    system: System
+    beside: str
+
+
+def latencies(
+    ends: Ends, variants: list[Variant], rate: int, options: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """Rows of all variants at one rate, each in short windows by turns."""
+    repeats = max(2, round(options.latency_seconds / options.latency_window))
+    windows: dict[Variant, list[Window]] = {variant: [] for variant in variants}
+    for _ in range(repeats):
+        for variant in variants:
+            windows[variant].append(
+                ends.latency(
+                    variant.system, rate, options.latency_window, variant.beside == "scraped"
+                )
+            )
+    echo = windows[variants[0]]
+    undisturbed = {v.system.name: windows[v] for v in variants if not v.beside}
+    for variant in variants:
+        system = variant.system
+        yield {
+            "system": system.name,
+            "format": system.format,
+            **system.case._asdict(),
+            "beside": variant.beside,
+            "ticks_per_second": None,
+            "ratio_to_proxy": None,
+            "offered": rate,
+            **summary(windows[variant], echo, undisturbed[system.name]),
+        }
+
+
+def start_named(
+    name: str,
+    format: str,
+    case: Case,
+    folder: Path,
+    options: argparse.Namespace,
+    stack: contextlib.ExitStack,
+) -> System:
+    """Start a system, which then sleeps until it is its turn."""
+    where = folder / str(len(list(folder.iterdir())))
+    start = our_daemon(format, case, where, options) if name in OURS else None
+    system = stack.enter_context(start or peer(name, format, case, where, options))
+    os.kill(system.pid, signal.SIGSTOP)
+    stack.callback(os.kill, system.pid, signal.SIGCONT)  # or it could not end
+    return system
+
+
 def start_all(
     case: Case, options: argparse.Namespace, folder: Path, stack: contextlib.ExitStack
 ) -> list[System]:
@@ -268,19 +360,14 @@ def start_all(
     systems = []
 
     def enter(name: str, format: str) -> None:
-        where = folder / f"{name}-{format}-{len(systems)}"
-        if name == "ours":
-            systems.append(stack.enter_context(our_daemon(format, case, where, options)))
-        else:
-            systems.append(stack.enter_context(peer(name, format, case, where, options)))
-        os.kill(systems[-1].pid, signal.SIGSTOP)
+        systems.append(start_named(name, format, case, folder, options, stack))
 
     for format in formats or ("binary",):
         if "proxy" in options.systems:
             enter("proxy", format)
         for name in options.systems:
             if name == format:
-                enter("ours", format)
+                enter(name, format)
             elif SCRIPTS.get(name) == format:
                 enter(name, format)
     return systems
@@ -296,6 +383,22 @@ def show(row: dict[str, Any]) -> None:
     line += f"  {row['cpu_us_per_tick']:.2f} us of CPU"
     if row["lost"] or row["disorder"]:
         line += f"  LOST {row['lost']} OUT OF ORDER {row['disorder']}"
+    print(line, flush=True)
+
+
+def show_latency(row: dict[str, Any]) -> None:
+    line = f"H {row['hidden']:3d}  horizon {row['horizon']:2d}  {row['series']:7,d} series"
+    line += f"  {row['system']:11s} {row['format']:8s} {row['beside']:13s} {row['offered']:7,d}/s"
+    for name in PERCENTILES:
+        low, high = row["latency_us_interval"][name]
+        line += f"  {name} {row['latency_us'][name]:6,.0f} [{low:,.0f} {high:,.0f}]"
+    if row["system"] != "proxy":
+        line += "  echo x" + "/".join(f"{row['times_echo'][name]:.2f}" for name in PERCENTILES)
+    if row["beside"]:
+        low, high = row["added_us_interval"]["p999"]
+        line += f"  p999 {row['added_us']['p999']:+,.0f} [{low:+,.0f} {high:+,.0f}]"
+    if row["lost"] or row["answered_of_due"] < 0.999:
+        line += f"  LOST {row['lost']}, answered {row['answered_of_due']:.1%}"
     print(line, flush=True)
 
 
@@ -315,6 +418,10 @@ def main() -> None:
     parser.add_argument("--series", type=numbers, default=[1000, 100_000])
     parser.add_argument("--seconds", type=float, default=30, help="of each throughput, all repeats")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--latency", type=words, default=["binary"], help="formats")
+    parser.add_argument("--rates", type=numbers, default=[100, 1000, 10_000, 100_000])
+    parser.add_argument("--latency-seconds", type=float, default=30, help="of each, all windows")
+    parser.add_argument("--latency-window", type=float, default=3, help="seconds")
     parser.add_argument("--window", type=int, default=40_000, help="ticks on their way at most")
     parser.add_argument("--transport", choices=("tcp", "ipc"), default="tcp")
     parser.add_argument("--cwd", type=Path, default=ROOT, help="checkout whose daemon is run")
@@ -332,12 +439,16 @@ def main() -> None:
             for series in options.series
         ):
             with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+                if not options.seconds:
+                    break
                 systems = start_all(case, options, Path(folder), stack)
                 for row in compare_throughput(ends, systems, options):
                     rows.append(row)
                     show(row)
-                for system in systems:  # or they could not end
-                    os.kill(system.pid, signal.SIGCONT)
+            with tempfile.TemporaryDirectory() as folder:
+                for row in compare_latency(ends, case, options, Path(folder)):
+                    rows.append(row)
+                    show_latency(row)
     finally:
         ends.stop()
     if options.json:

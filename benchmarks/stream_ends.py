@@ -9,7 +9,6 @@ hands it on, so that the sink knows how late a prediction is.
 from __future__ import annotations
 
 import ctypes
-import functools
 import multiprocessing
 import traceback
 from multiprocessing.connection import Connection
@@ -22,12 +21,8 @@ import zmq
 from numba import carray, njit, types
 from numpy.typing import NDArray
 
-EPOCH = 1_700_000_000_000_000_000
-"""Nanoseconds added to CLOCK_MONOTONIC, so that timestamps look like today's: 19 digits."""
-KEY = b"sensor-000000"
-"""What a series is called, its number in the last six digits."""
-CYCLE = 1 << 17
-"""Ticks laid out, at least, before they repeat."""
+from benchmarks.stream_ticks import EPOCH, Reading, ticks_of
+
 SENT, RECEIVED = 0, 16
 """Places in the memory that feeder and sink share; apart, so that they share no cache line."""
 
@@ -69,91 +64,6 @@ def _now(clock: NDArray[np.int64]) -> int:
 def _sleep_until(clock: NDArray[np.int64], when: int) -> None:
     clock[0], clock[1] = when // 1_000_000_000, when % 1_000_000_000
     _clock_nanosleep(_MONOTONIC, _ABSOLUTE, clock.ctypes.data, 0)
-
-
-# --- formats --------------------------------------------------------------------------------------
-
-
-class Ticks(NamedTuple):
-    """Ticks in the order of sending, as bytes; each lies where it is to be sent from."""
-
-    rows: NDArray[np.uint8]
-    """(n, size) each a message"""
-    split: int
-    """where the second frame begins; 0: one frame"""
-    stamp: int
-    """where the timestamp is"""
-    digits: bool
-    """whether that is 19 digits, not an int64"""
-    big: bool
-    """whether that int64 is big endian"""
-
-
-class Reading(NamedTuple):
-    """Where the sink finds the timestamp and the series of a prediction."""
-
-    search: bool
-    """the timestamp follows ``ts_ns`` in the last frame; else it is at ``stamp``, little endian"""
-    stamp: int
-    series: int
-    """where six digits of the first frame say the series"""
-
-
-def order_of(series: int, hot: bool) -> NDArray[np.int64]:
-    """Each series once a round, in an order of its own; with ``hot`` every second tick is of 0."""
-    random = np.random.default_rng(series)
-    rounds = -(-CYCLE // series)
-    order = np.concatenate([random.permutation(series) for _ in range(rounds)])
-    if hot:
-        order[::2] = 0
-    return order
-
-
-def _digits(numbers: NDArray[np.int64], count: int) -> NDArray[np.uint8]:
-    powers = 10 ** np.arange(count - 1, -1, -1)
-    return (numbers[:, None] // powers % 10 + ord("0")).astype(np.uint8)
-
-
-@functools.cache
-def ticks_of(format: str, series: int, hot: bool) -> Ticks:
-    """Lay the ticks out."""
-    order = order_of(series, hot)
-    n, width = len(order), len(KEY)
-    tenths = np.random.default_rng(0).integers(10_000, 99_999, n)  # values of 1.0000 to 9.9999
-
-    def tile(template: bytes) -> NDArray[np.uint8]:
-        rows = np.tile(np.frombuffer(template, np.uint8), (n, 1))
-        rows[:, width - 6 : width] = _digits(order, 6)
-        return rows
-
-    match format:
-        case "binary":
-            rows = tile(KEY + b"\0\1\0" + bytes(16))
-            rows[:, width + 11 :] = (tenths / 1e4).astype("<f8")[:, None].view(np.uint8)
-            return Ticks(rows, 0, width + 3, False, False)
-        case "json":
-            head = KEY + b'{"ts_ns":'
-            rows = tile(head + b"0" * 19 + b',"value":0.0000}')
-            figures = _digits(tenths, 5)
-            at = len(head) + 19 + len(',"value":')
-            rows[:, at], rows[:, at + 2 : at + 6] = figures[:, 0], figures[:, 1:]
-            return Ticks(rows, width, len(head), True, False)
-        case "msgpack":
-            head = KEY + b"\x82\xa5ts_ns\xcf"
-            rows = tile(head + bytes(8) + b"\xa5value\xcb" + bytes(8))
-            rows[:, -8:] = (tenths / 1e4).astype(">f8")[:, None].view(np.uint8)
-            return Ticks(rows, width, len(head), False, True)
-    raise ValueError(f"unknown format {format!r}")
-
-
-def reading_of(format: str, topic: bytes) -> Reading:
-    """How a prediction in ``format`` is read, or a tick that comes back (without a topic).
-
-    ``lean`` is a binary tick's answer from a script: topic, NUL and at once the timestamp.
-    """
-    width = len(topic) + len(KEY)
-    after = {"binary": 25 if topic else 3, "lean": 1}
-    return Reading(format not in after, width + after.get(format, 0), width - 6)
 
 
 # --- the loops ------------------------------------------------------------------------------------
@@ -438,16 +348,19 @@ class Sink:
         load_libzmq().zmq_msg_init(ctypes.c_void_p(self._message.ctypes.data))
         self._lateness = np.zeros((1 << 21, 2), np.int64)
 
-    def open(self, endpoint: str, reading: Reading, series: int) -> None:
-        """Connect and subscribe to everything."""
+    def open(self, endpoint: str, reading: Reading, series: int, welcome: bool) -> None:
+        """Connect and subscribe to everything; wait to be told so where there is a welcome."""
         self._reading = reading
         self._last = np.zeros(series, np.int64)
         self._socket = self._context.socket(zmq.SUB)
         self._socket.rcvhwm = 0
-        self._socket.rcvtimeo = 20
+        self._socket.rcvtimeo = 10_000
         self._socket.linger = 0
         self._socket.subscribe(b"")
         self._socket.connect(endpoint)
+        if welcome:
+            self._socket.recv()
+        self._socket.rcvtimeo = 20
 
     def drain(self, until: int, most: int, every: int) -> Drained:
         """Take what comes until a time, or so many."""

@@ -1,0 +1,98 @@
+"""The ticks that :mod:`benchmarks.stream` sends, in each format, and where a prediction says when."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+EPOCH = 1_700_000_000_000_000_000
+"""Nanoseconds added to CLOCK_MONOTONIC, so that timestamps look like today's: 19 digits."""
+KEY = b"sensor-000000"
+"""What a series is called, its number in the last six digits."""
+CYCLE = 1 << 17
+"""Ticks laid out, at least, before they repeat."""
+
+
+class Ticks(NamedTuple):
+    """Ticks in the order of sending, as bytes; each lies where it is to be sent from."""
+
+    rows: NDArray[np.uint8]
+    """(n, size) each a message"""
+    split: int
+    """where the second frame begins; 0: one frame"""
+    stamp: int
+    """where the timestamp is"""
+    digits: bool
+    """whether that is 19 digits, not an int64"""
+    big: bool
+    """whether that int64 is big endian"""
+
+
+class Reading(NamedTuple):
+    """Where the sink finds the timestamp and the series of a prediction."""
+
+    search: bool
+    """the timestamp follows ``ts_ns`` in the last frame; else it is at ``stamp``, little endian"""
+    stamp: int
+    series: int
+    """where six digits of the first frame say the series"""
+
+
+def order_of(series: int, hot: bool) -> NDArray[np.int64]:
+    """Each series once a round, in an order of its own; with ``hot`` every second tick is of 0."""
+    random = np.random.default_rng(series)
+    rounds = -(-CYCLE // series)
+    order = np.concatenate([random.permutation(series) for _ in range(rounds)])
+    if hot:
+        order[::2] = 0
+    return order
+
+
+def _digits(numbers: NDArray[np.int64], count: int) -> NDArray[np.uint8]:
+    powers = 10 ** np.arange(count - 1, -1, -1)
+    return (numbers[:, None] // powers % 10 + ord("0")).astype(np.uint8)
+
+
+@functools.cache
+def ticks_of(format: str, series: int, hot: bool) -> Ticks:
+    """Lay the ticks out."""
+    order = order_of(series, hot)
+    n, width = len(order), len(KEY)
+    tenths = np.random.default_rng(0).integers(10_000, 99_999, n)  # values of 1.0000 to 9.9999
+
+    def tile(template: bytes) -> NDArray[np.uint8]:
+        rows = np.tile(np.frombuffer(template, np.uint8), (n, 1))
+        rows[:, width - 6 : width] = _digits(order, 6)
+        return rows
+
+    match format:
+        case "binary":
+            rows = tile(KEY + b"\0\1\0" + bytes(16))
+            rows[:, width + 11 :] = (tenths / 1e4).astype("<f8")[:, None].view(np.uint8)
+            return Ticks(rows, 0, width + 3, False, False)
+        case "json":
+            head = KEY + b'{"ts_ns":'
+            rows = tile(head + b"0" * 19 + b',"value":0.0000}')
+            figures = _digits(tenths, 5)
+            at = len(head) + 19 + len(',"value":')
+            rows[:, at], rows[:, at + 2 : at + 6] = figures[:, 0], figures[:, 1:]
+            return Ticks(rows, width, len(head), True, False)
+        case "msgpack":
+            head = KEY + b"\x82\xa5ts_ns\xcf"
+            rows = tile(head + bytes(8) + b"\xa5value\xcb" + bytes(8))
+            rows[:, -8:] = (tenths / 1e4).astype(">f8")[:, None].view(np.uint8)
+            return Ticks(rows, width, len(head), False, True)
+    raise ValueError(f"unknown format {format!r}")
+
+
+def reading_of(format: str, topic: bytes) -> Reading:
+    """How a prediction in ``format`` is read, or a tick that comes back (without a topic).
+
+    ``lean`` is a binary tick's answer from a script: topic, NUL and at once the timestamp.
+    """
+    width = len(topic) + len(KEY)
+    after = {"binary": 25 if topic else 3, "lean": 1}
+    return Reading(format not in after, width + after.get(format, 0), width - 6)
