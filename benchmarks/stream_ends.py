@@ -290,9 +290,9 @@ class Feeder:
         self._context = zmq.Context()
         ctypes.CDLL(None).prctl(29, 1, 0, 0, 0)  # wake up from a sleep within a microsecond
 
-    def open(self, endpoint: str, format: str, series: int, hot: bool) -> None:
+    def open(self, endpoint: str, format: str, series: int, hot: bool, spoilt: bool) -> None:
         """Connect, and wait until the other side has subscribed."""
-        self._ticks, self._position = ticks_of(format, series, hot), 0
+        self._ticks, self._position = ticks_of(format, series, hot, spoilt), 0
         self._socket = self._context.socket(zmq.XPUB)
         self._socket.xpub_nodrop = True
         self._socket.sndhwm = 10_000

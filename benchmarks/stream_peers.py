@@ -4,9 +4,8 @@
     python -m benchmarks.stream_peers json|lean ENDPOINT ENDPOINT MODEL SERIES
     python -m benchmarks.stream_peers onnx MODEL HIDDEN HORIZON
 
-``json`` and ``lean`` (which takes the binary ticks that ours takes, and gives bare structs back) are
-the script that an engineer would write: SUB, a state per series, ONNX Runtime over whatever waits,
-PUB.
+``json`` and ``lean`` (our binary ticks in, bare structs out) are the script that an engineer would
+write: SUB, a state per series, ONNX Runtime over whatever waits, PUB.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The ticks that :mod:`benchmarks.stream` sends, in each format, and where a prediction says when."""
+"""The ticks that :mod:`benchmarks.stream` sends, in each format; where a prediction says when."""
 
 from __future__ import annotations
 
@@ -51,14 +51,21 @@ def order_of(series: int, hot: bool) -> NDArray[np.int64]:
     return order
 
 
+def spoilt_of(n: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which of ``n`` ticks are warm, and which are of a version that nobody knows."""
+    places = np.arange(n)
+    warm, unsupported = places % 997 == 0, places % 1499 == 5
+    return warm & ~unsupported, unsupported
+
+
 def _digits(numbers: NDArray[np.int64], count: int) -> NDArray[np.uint8]:
     powers = 10 ** np.arange(count - 1, -1, -1)
     return (numbers[:, None] // powers % 10 + ord("0")).astype(np.uint8)
 
 
 @functools.cache
-def ticks_of(format: str, series: int, hot: bool) -> Ticks:
-    """Lay the ticks out."""
+def ticks_of(format: str, series: int, hot: bool, spoilt: bool = False) -> Ticks:
+    """Lay the ticks out; with ``spoilt`` (binary alone) some are those of :func:`spoilt_of`."""
     order = order_of(series, hot)
     n, width = len(order), len(KEY)
     tenths = np.random.default_rng(0).integers(10_000, 99_999, n)  # values of 1.0000 to 9.9999
@@ -72,6 +79,10 @@ def ticks_of(format: str, series: int, hot: bool) -> Ticks:
         case "binary":
             rows = tile(KEY + b"\0\1\0" + bytes(16))
             rows[:, width + 11 :] = (tenths / 1e4).astype("<f8")[:, None].view(np.uint8)
+            if spoilt:
+                warm, unsupported = spoilt_of(n)
+                rows[warm, width + 2] = 1
+                rows[unsupported, width + 1] = 9
             return Ticks(rows, 0, width + 3, False, False)
         case "json":
             head = KEY + b'{"ts_ns":'

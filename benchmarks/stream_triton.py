@@ -22,7 +22,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -74,7 +74,9 @@ THROUGHPUT, LATENCY = Settings(), Settings(delay=0, instances=1)
 
 def _free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        sockets = [
+            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)
+        ]
         return [each.getsockname()[1] for each in sockets]
 
 
@@ -82,7 +84,7 @@ def _free_ports(count: int) -> list[int]:
 def running(
     folder: Path, environment: Path, network: Path, horizon: int, series: int, settings: Settings
 ) -> Iterator[Server]:
-    """Start the server found in a virtual environment with an ONNX file, and wait until it is ready."""
+    """Start the server found in a virtual environment, and wait until it serves the ONNX file."""
     (package,) = environment.glob(PACKAGE)
     version = package.parents[2].name.removeprefix("python")
     backend = folder / "backends" / "python"
