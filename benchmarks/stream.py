@@ -236,10 +236,9 @@ def show_soak(row: dict[str, Any]) -> None:
     for name in COUNTED:
         print(f" + {name} {row[name]:,d}", end="")
     print(f" + unaccounted {row['unaccounted']:,d}; out of order {row['disorder']}")
-    print(
-        f"  resident {row['resident_bytes'][-1] / 2**20:.1f} MiB, {row['resident_growth']:+.2%} since"
-        f" a tenth of the time, range {row['resident_range']:.2%}"
-    )
+    print(f"  resident {row['resident_bytes'][-1] / 2**20:.1f} MiB,", end=" ")
+    print(f"{row['resident_growth']:+.2%} since a tenth of the time,", end=" ")
+    print(f"range {row['resident_range']:.2%}", flush=True)
 
 
 # --- arguments ------------------------------------------------------------------------------------

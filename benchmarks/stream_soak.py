@@ -1,4 +1,4 @@
-"""The daemon for a long time at half of what it can do: its memory, and what became of each tick."""
+"""The daemon for long at half of what it can do: its memory, and what became of each tick."""
 
 from __future__ import annotations
 
