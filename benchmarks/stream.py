@@ -260,7 +260,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--series", type=numbers, default=[1000, 100_000])
     parser.add_argument("--seconds", type=float, default=30, help="of each throughput; 0: none")
     parser.add_argument("--repeats", type=int, default=5, help="windows that they are split in")
-    parser.add_argument("--window", type=int, default=40_000, help="ticks on their way at most")
+    parser.add_argument("--window", type=int, default=10_000, help="ticks on their way at most")
     parser.add_argument("--latency", type=words, default=["binary"], help="formats; empty: none")
     parser.add_argument("--rates", type=numbers, default=[100, 1000, 10_000, 100_000])
     parser.add_argument("--latency-seconds", type=float, default=30, help="of each, all windows")

@@ -70,8 +70,12 @@ def _sleep_until(clock: NDArray[np.int64], when: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _write_stamp(row: NDArray[np.uint8], ticks: Any, ts: int) -> None:
+def _write_stamps(row: NDArray[np.uint8], ticks: Any, ts: int) -> None:
+    """Write ``ts``; where a message has many ticks, one nanosecond more for each."""
     at = ticks.stamp
+    if ticks.many > 1:
+        row[at : at + 8 * ticks.many].view(np.int64)[:] = np.arange(ts, ts + ticks.many)
+        return
     if ticks.digits:
         for k in range(18, -1, -1):
             rest = ts // 10
@@ -129,13 +133,13 @@ def feed_closed(
                 shared[SENT] = begun + sent
                 _sleep_until(clock, now + 50_000)
                 continue
-            allowed = min(sent + min(room, 64), most)
+            allowed = min(sent + min(room, 64), most)  # to look at the clock now and then
         row = ticks.rows[position]
-        ts += 1
-        _write_stamp(row, ticks, ts)
+        ts += ticks.many
+        _write_stamps(row, ticks, ts)
         _send(socket, row, ticks.split, size)
         position = position + 1 if position + 1 < n else 0
-        sent += 1
+        sent += ticks.many
     shared[SENT] = begun + sent
     return sent
 
@@ -159,7 +163,7 @@ def feed_open(
                 _sleep_until(clock, due)
                 now = _now(clock)
         row = ticks.rows[position]
-        _write_stamp(row, ticks, due + EPOCH)
+        _write_stamps(row, ticks, due + EPOCH)
         _send(socket, row, ticks.split, size)
         position = position + 1 if position + 1 < n else 0
         sent += 1
@@ -213,6 +217,45 @@ def _read_series(data: NDArray[np.uint8], size: int, reading: Any) -> int:
 
 
 @njit(cache=True, nogil=True)
+def _number(data: NDArray[np.uint8], at: int, size: int) -> int:
+    number = 0
+    for k in range(size - 1, -1, -1):
+        number = number << 8 | np.int64(data[at + k])
+    return number
+
+
+@njit(cache=True, nogil=True)
+def _table_field(data: NDArray[np.uint8], table: int, field: int) -> int:
+    """Where a field of a table of FlatBuffers is; it must be there."""
+    vtable = table - np.int64(np.int32(_number(data, table, 4)))
+    return table + _number(data, vtable + 4 + 2 * field, 2)
+
+
+@njit(cache=True, nogil=True)
+def _read_batch(data: NDArray[np.uint8]) -> tuple[int, int, int]:
+    """Rows of the record batch in an Arrow IPC stream; series and timestamp of the last.
+
+    The first columns are ``series``, utf8 that ends in six digits, and ``ts``.
+    """
+    begin = 8 + _number(data, 4, 4) + 8  # behind the schema
+    body = begin + _number(data, begin - 4, 4)
+    header = _table_field(data, begin + _number(data, begin, 4), 2)
+    header += _number(data, header, 4)
+    rows = _number(data, _table_field(data, header, 0), 8)
+    buffers = _table_field(data, header, 2)
+    buffers += _number(data, buffers, 4) + 4
+    ends = body + _number(data, buffers + 16, 8)  # the second: where each name ends
+    names = body + _number(data, buffers + 32, 8)
+    stamps = body + _number(data, buffers + 64, 8)
+    if rows == 0:
+        return 0, -1, 0
+    series, end = 0, names + _number(data, ends + 4 * rows, 4)
+    for k in range(end - 6, end):
+        series = 10 * series + np.int64(data[k]) - 48
+    return rows, series, _number(data, stamps + 8 * (rows - 1), 8)
+
+
+@njit(cache=True, nogil=True)
 def drain(
     socket: int,
     message: NDArray[np.uint8],
@@ -253,11 +296,18 @@ def drain(
         size = _zmq_msg_size(at)
         if size < 20:  # the welcome
             continue
-        count += 1
+        ts = 0
+        if reading.batch:
+            rows, series, ts = _read_batch(carray(_zmq_msg_data(at), (size,)))
+            count += rows
+            look = True
+        else:
+            count += 1
         shared[RECEIVED] = begun + count
         if look:
             now = _now(clock)
-            ts = _read_stamp(carray(_zmq_msg_data(at), (size,)), size, reading)
+            if not reading.batch:
+                ts = _read_stamp(carray(_zmq_msg_data(at), (size,)), size, reading)
             if series < 0 or series >= len(last) or ts <= last[series]:
                 disorder += 1
             else:
@@ -319,7 +369,7 @@ class Feeder:
         return sent
 
     def _advance(self, sent: int) -> None:
-        self._position = (self._position + sent) % len(self._ticks.rows)
+        self._position = (self._position + sent // self._ticks.many) % len(self._ticks.rows)
 
     def close(self) -> None:
         """Let go of the connection."""

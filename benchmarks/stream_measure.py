@@ -15,6 +15,7 @@ import psutil
 from benchmarks.stream_ends import RECEIVED, SENT, Drained, End, Feeder, Sink, shared_counters
 from benchmarks.stream_latency import Window, scraping, soon, window_of
 from benchmarks.stream_systems import System
+from benchmarks.stream_ticks import MANY
 
 FOREVER = 1 << 62
 LOOK = 64
@@ -75,7 +76,7 @@ class Ends:
     def prime(self, system: System) -> None:
         """See :class:`Meter`."""
         with self.joined(system):
-            self.feeder.start("closed", FOREVER, 2 * system.case.series, self.window)
+            self.feeder.start("closed", FOREVER, 2 * system.case.series, self._window(system))
             self.sink.call("drain", soon(60), 2 * system.case.series, LOOK)
             self.feeder.result()
 
@@ -85,7 +86,7 @@ class Ends:
             begin = soon(warm)
             end = begin + int(seconds * 1e9)
             process = psutil.Process(system.pid)
-            self.feeder.start("closed", end + 100_000_000, FOREVER, self.window)
+            self.feeder.start("closed", end + 100_000_000, FOREVER, self._window(system))
             self.sink.call("drain", begin, FOREVER, LOOK)
             used = sum(process.cpu_times()[:2])
             counted: Drained = self.sink.call("drain", end, FOREVER, LOOK)
@@ -117,6 +118,10 @@ class Ends:
             lost = int(self.shared[SENT] - self.shared[RECEIVED])
         lateness = np.concatenate([each.lateness for each in drained])
         return window_of(lateness, begin, end, rate, lost)
+
+    def _window(self, system: System) -> int:
+        """Ticks on their way: of large messages some tens, at least."""
+        return max(self.window, 32 * MANY) if system.format == "arrow" else self.window
 
     def settle(self, patience: float = 1.0) -> None:
         """Take what is still on its way, until nothing came for a while."""

@@ -16,15 +16,14 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks import stream_triton
-from benchmarks.stream_ticks import Reading, reading_of
+from benchmarks.stream_ticks import TOPIC, Reading, reading_of
 from streamlstm.golden import make_golden
 from streamlstm.model import Errors, Model, Spec, save_model
-from streamlstm.wire import TOPIC
 from tests import daemon
 
 ROOT = Path(__file__).parents[1]
 HOUR = 3600 * 10**9
-OURS = ("binary", "json", "msgpack")
+OURS = ("binary", "json", "msgpack", "arrow")
 SCRIPTS = {"script-json": "json", "script-lean": "binary"}
 NAMES = ("proxy", *OURS, *SCRIPTS, "triton")
 

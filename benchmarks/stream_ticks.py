@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,12 @@ EPOCH = 1_700_000_000_000_000_000
 """Nanoseconds added to CLOCK_MONOTONIC, so that timestamps look like today's: 19 digits."""
 KEY = b"sensor-000000"
 """What a series is called, its number in the last six digits."""
+TOPIC = b"prediction."
+"""What the topic of a prediction begins with, before the series."""
+BATCH = b"ticks.batch"
+"""The topic of a message of the format arrow."""
+MANY = 1000
+"""Ticks in a message of the format arrow."""
 CYCLE = 1 << 17
 """Ticks laid out, at least, before they repeat."""
 
@@ -29,6 +36,8 @@ class Ticks(NamedTuple):
     """whether that is 19 digits, not an int64"""
     big: bool
     """whether that int64 is big endian"""
+    many: int = 1
+    """ticks in each message, their timestamps one after the other"""
 
 
 class Reading(NamedTuple):
@@ -39,6 +48,8 @@ class Reading(NamedTuple):
     stamp: int
     series: int
     """where six digits of the first frame say the series"""
+    batch: bool = False
+    """the last frame is an Arrow IPC stream of many rows, which says all that"""
 
 
 def order_of(series: int, hot: bool) -> NDArray[np.int64]:
@@ -96,7 +107,32 @@ def ticks_of(format: str, series: int, hot: bool, spoilt: bool = False) -> Ticks
             rows = tile(head + bytes(8) + b"\xa5value\xcb" + bytes(8))
             rows[:, -8:] = (tenths / 1e4).astype(">f8")[:, None].view(np.uint8)
             return Ticks(rows, width, len(head), False, True)
+        case "arrow":
+            return _arrow_ticks(order, tenths / 1e4)
     raise ValueError(f"unknown format {format!r}")
+
+
+def _arrow_ticks(order: NDArray[np.int64], values: NDArray[np.float64]) -> Ticks:
+    """``MANY`` ticks a message: a topic, and an Arrow IPC stream with one record batch."""
+    pa = importlib.import_module("pyarrow")
+    digits = _digits(order, 6)
+    marks = np.arange(MANY) + EPOCH
+    rows = []
+    for begin in range(0, len(order) - MANY + 1, MANY):
+        some = slice(begin, begin + MANY)
+        names = [KEY[:-6] + each.tobytes() for each in digits[some]]
+        columns = {
+            "series": pa.array(names, pa.binary()).cast(pa.utf8()),
+            "ts": pa.array(marks, pa.timestamp("ns", "UTC")),
+            "value": pa.array(values[some]),
+        }
+        batch, sink = pa.record_batch(columns), pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, batch.schema) as stream:
+            stream.write_batch(batch)
+        rows.append(BATCH + bytes(sink.getvalue()))
+    stamp = rows[0].index(marks.tobytes())
+    table = np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows), -1).copy()
+    return Ticks(table, len(BATCH), stamp, False, False, MANY)
 
 
 def reading_of(format: str, topic: bytes) -> Reading:
@@ -104,6 +140,8 @@ def reading_of(format: str, topic: bytes) -> Reading:
 
     ``lean`` is a binary tick's answer from a script: topic, NUL and at once the timestamp.
     """
+    if format == "arrow":
+        return Reading(False, 0, 0, batch=True)
     width = len(topic) + len(KEY)
     after = {"binary": 25 if topic else 3, "lean": 1}
     return Reading(format not in after, width + after.get(format, 0), width - 6)
