@@ -27,11 +27,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import stream_triton
+from benchmarks import step, stream_triton
 from benchmarks.stream_latency import PERCENTILES, Window, summary
 from benchmarks.stream_measure import Ends, Meter, TritonMeter
 from benchmarks.stream_soak import COUNTED, soak
 from benchmarks.stream_systems import NAMES, OURS, ROOT, SCRIPTS, Case, Starter, System
+from benchmarks.stream_ticks import MANY
 
 
 class Meters(NamedTuple):
@@ -104,6 +105,7 @@ def compare_throughput(
             "latency_us": None,
             "offered": None,
             "cpu_us_per_tick": float(np.median([each["cpu_us"] for each in results])),
+            "cores_of_others": float(np.median([each["others"] for each in results])),
             **{name: sum(each[name] for each in results) for name in ("sent", "lost", "disorder")},
         }
         if system.client:
@@ -114,8 +116,16 @@ def compare_throughput(
         if system.name == "ours":
             row["ratio_to_script"] = ratio(system, name=script, case=even)
             row["ratio_to_triton"] = ratio(system, name="triton", format="grpc", case=even)
+            if system.format == "arrow":
+                row["ratio_to_step"] = row["ticks_per_second"] / bare_step(system.case)
         rows.append(row)
     return rows
+
+
+def bare_step(case: Case) -> float:
+    """Ticks a second of the step alone, on all cores, for batches as large as arrow's messages."""
+    call = step.ours(step.random_weights(case.hidden), case.hidden, MANY)
+    return MANY / float(np.median([step.seconds_per_call(call, 0.1) for _ in range(11)]))
 
 
 # --- latency --------------------------------------------------------------------------------------
@@ -197,6 +207,7 @@ def show(row: dict[str, Any]) -> None:
     for key, of in (
         ("ratio_to_proxy", "the proxy"),
         ("ratio_to_even", "an even load"),
+        ("ratio_to_step", "the bare step"),
     ):
         if row.get(key):
             line += f"  {row[key]:.1%} of {of}"
@@ -206,6 +217,8 @@ def show(row: dict[str, Any]) -> None:
     line += f"  {row['cpu_us_per_tick']:.2f} us of CPU"
     if "client_cores" in row:
         line += f" (client: {row['client_cores']:.2f} cores)"
+    if row["cores_of_others"] > 0.1:
+        line += f"  others took {row['cores_of_others']:.1f} cores"
     if row["lost"] or row["disorder"]:
         line += f"  LOST {row['lost']} OUT OF ORDER {row['disorder']}"
     print(line, flush=True)

@@ -446,8 +446,9 @@ class End:
 
     def __init__(self, kind: type[Any], *args: Any) -> None:
         self._pipe, theirs = _processes.Pipe()
-        self.process = _processes.Process(target=_serve, args=(theirs, kind, args), daemon=True)
-        self.process.start()
+        self._process = _processes.Process(target=_serve, args=(theirs, kind, args), daemon=True)
+        self._process.start()
+        self.pid = self._process.pid or 0
 
     def start(self, method: str, *args: Any) -> None:
         """Call a method and do not wait."""
@@ -468,7 +469,7 @@ class End:
     def stop(self) -> None:
         """End the process."""
         self._pipe.close()
-        self.process.join(5)
+        self._process.join(5)
 
 
 def _serve(pipe: Connection, kind: type[Any], args: tuple[Any, ...]) -> None:

@@ -29,10 +29,34 @@ class Meter(Protocol):
         """Send each series a tick, so that all exist."""
 
     def throughput(self, system: System, seconds: float) -> dict[str, Any]:
-        """``rate``; ``cpu_us`` a tick; ``sent``; ``lost`` and out of order, which should be 0."""
+        """``rate``; ``cpu_us`` a tick; cores used by ``others``, who have no part in the run;
+        ``sent``; ``lost`` and ``disorder``, which should be 0.
+        """
 
     def latency(self, system: System, rate: float, seconds: float, scraped: bool) -> Window:
         """At ``rate`` ticks a second offered."""
+
+
+class Load:
+    """Cores used from here on: by a system, and by whatever has no part in the run."""
+
+    def __init__(self, system: System, *ends: int) -> None:
+        """Begin with a system and the processes at its ends, this one among them."""
+        root = psutil.Process(system.pid)
+        self._system = [root, *root.children(recursive=True)]
+        self._ends = [psutil.Process(pid) for pid in (*ends, os.getpid())]
+        self._begin = self._read()
+
+    def _read(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        every = psutil.cpu_times()
+        busy = sum(every) - every.idle - every.iowait - every.guest - every.guest_nice
+        times = [sum(sum(p.cpu_times()[:2]) for p in some) for some in (self._system, self._ends)]
+        return np.array([time.monotonic(), busy, *times])
+
+    def cores(self) -> tuple[float, float]:
+        """Of the system and of others, since the beginning."""
+        seconds, busy, own, ends = self._read() - self._begin
+        return own / seconds, max(0.0, busy - own - ends) / seconds
 
 
 class Ends:
@@ -85,18 +109,19 @@ class Ends:
         with self.joined(system):
             begin = soon(warm)
             end = begin + int(seconds * 1e9)
-            process = psutil.Process(system.pid)
             self.feeder.start("closed", end + 100_000_000, FOREVER, self._window(system))
             self.sink.call("drain", begin, FOREVER, LOOK)
-            used = sum(process.cpu_times()[:2])
+            load = Load(system, self.feeder.pid, self.sink.pid)
             counted: Drained = self.sink.call("drain", end, FOREVER, LOOK)
-            used = sum(process.cpu_times()[:2]) - used
+            cores, others = load.cores()
             self.feeder.result()
             self.settle()
             sent, received = int(self.shared[SENT]), int(self.shared[RECEIVED])
+        rate = (counted.count - 1) / max(counted.last - counted.first, 1) * 1e9
         return {
-            "rate": (counted.count - 1) / max(counted.last - counted.first, 1) * 1e9,
-            "cpu_us": 1e6 * used / max(counted.count, 1),
+            "rate": rate,
+            "cpu_us": 1e6 * cores / max(rate, 1),
+            "others": others,
             "sent": sent,
             "lost": sent - received,
             "disorder": counted.disorder,
@@ -147,21 +172,19 @@ class TritonMeter:
 
     def throughput(self, system: System, seconds: float, warm: float = 0.5) -> dict[str, Any]:
         """See :class:`Meter`."""
-        root = psutil.Process(system.pid)
-        processes = [root, *root.children(recursive=True)]
-        used = sum(sum(each.cpu_times()[:2]) for each in processes)
-        began = time.monotonic()
-        own = time.process_time()
-        counted = self._closed(system, soon(warm), soon(warm + seconds), FOREVER)
-        own = (time.process_time() - own) / (time.monotonic() - began)
-        used = sum(sum(each.cpu_times()[:2]) for each in processes) - used
+        self._closed(system, 0, soon(warm), FOREVER)
+        load, own = Load(system), time.process_time()
+        counted = self._closed(system, 0, soon(seconds), FOREVER)
+        cores, others = load.cores()
+        rate = counted.count / max(counted.last - counted.first, 1) * 1e9
         return {
-            "rate": counted.count / max(counted.last - counted.first, 1) * 1e9,
-            "cpu_us": 1e6 * used / max(counted.count, 1) * seconds / (seconds + warm),
+            "rate": rate,
+            "cpu_us": 1e6 * cores / max(rate, 1),
+            "others": others,
             "sent": counted.count,
             "lost": 0,
             "disorder": 0,
-            "client_cores": own,
+            "client_cores": (time.process_time() - own) / seconds,
         }
 
     def latency(
