@@ -176,9 +176,9 @@ def feed_open(
 
 
 @njit(cache=True, nogil=True)
-def _read_stamp(data: NDArray[np.uint8], size: int, reading: Any) -> int:
+def _read_stamp(data: NDArray[np.uint8], size: int, reading: Any) -> np.int64:
     """The timestamp of a prediction; 0 where there is none."""
-    ts = 0
+    ts = np.int64(0)
     if not reading.search:
         if size >= reading.stamp + 8:
             for k in range(7, -1, -1):
@@ -207,32 +207,38 @@ def _read_stamp(data: NDArray[np.uint8], size: int, reading: Any) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _read_series(data: NDArray[np.uint8], size: int, reading: Any) -> int:
-    series = 0
+def _read_series(data: NDArray[np.uint8], size: int, reading: Any) -> np.int64:
     if size < reading.series + 6:
-        return -1
-    for k in range(6):
-        series = 10 * series + np.int64(data[reading.series + k]) - 48
-    return series
+        return np.int64(-1)
+    return _digits(data, reading.series)
 
 
 @njit(cache=True, nogil=True)
-def _number(data: NDArray[np.uint8], at: int, size: int) -> int:
-    number = 0
+def _digits(data: NDArray[np.uint8], at: int) -> np.int64:
+    """The number that six digits say."""
+    number = np.int64(0)
+    for k in range(6):
+        number = np.int64(10) * number + np.int64(data[at + k]) - np.int64(48)
+    return number
+
+
+@njit(cache=True, nogil=True)
+def _number(data: NDArray[np.uint8], at: int, size: int) -> np.int64:
+    number = np.int64(0)
     for k in range(size - 1, -1, -1):
         number = number << 8 | np.int64(data[at + k])
     return number
 
 
 @njit(cache=True, nogil=True)
-def _table_field(data: NDArray[np.uint8], table: int, field: int) -> int:
+def _table_field(data: NDArray[np.uint8], table: np.int64, field: int) -> np.int64:
     """Where a field of a table of FlatBuffers is; it must be there."""
     vtable = table - np.int64(np.int32(_number(data, table, 4)))
     return table + _number(data, vtable + 4 + 2 * field, 2)
 
 
 @njit(cache=True, nogil=True)
-def _read_batch(data: NDArray[np.uint8]) -> tuple[int, int, int]:
+def _read_batch(data: NDArray[np.uint8]) -> tuple[np.int64, np.int64, np.int64]:
     """Rows of the record batch in an Arrow IPC stream; series and timestamp of the last.
 
     The first columns are ``series``, utf8 that ends in six digits, and ``ts``.
@@ -248,10 +254,8 @@ def _read_batch(data: NDArray[np.uint8]) -> tuple[int, int, int]:
     names = body + _number(data, buffers + 32, 8)
     stamps = body + _number(data, buffers + 64, 8)
     if rows == 0:
-        return 0, -1, 0
-    series, end = 0, names + _number(data, ends + 4 * rows, 4)
-    for k in range(end - 6, end):
-        series = 10 * series + np.int64(data[k]) - 48
+        return rows, np.int64(-1), np.int64(0)
+    series = _digits(data, names + _number(data, ends + 4 * rows, 4) - 6)
     return rows, series, _number(data, stamps + 8 * (rows - 1), 8)
 
 
@@ -285,7 +289,7 @@ def drain(
                 break
             continue
         size = _zmq_msg_size(at)
-        series = -1
+        series = np.int64(-1)
         look = (count + 1) % every == 0
         if look:
             series = _read_series(carray(_zmq_msg_data(at), (size,)), size, reading)
@@ -296,7 +300,7 @@ def drain(
         size = _zmq_msg_size(at)
         if size < 20:  # the welcome
             continue
-        ts = 0
+        ts = np.int64(0)
         if reading.batch:
             rows, series, ts = _read_batch(carray(_zmq_msg_data(at), (size,)))
             count += rows
@@ -379,7 +383,7 @@ class Feeder:
 class Drained(NamedTuple):
     """What a turn of the sink brought."""
 
-    count: int
+    taken: int
     first: int
     """CLOCK_MONOTONIC"""
     last: int

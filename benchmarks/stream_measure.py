@@ -49,7 +49,7 @@ class Load:
 
     def _read(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         every = psutil.cpu_times()
-        busy = sum(every) - every.idle - every.iowait - every.guest - every.guest_nice
+        busy = every.user + every.nice + every.system + every.steal  # interrupts are no one's
         times = [sum(sum(p.cpu_times()[:2]) for p in some) for some in (self._system, self._ends)]
         return np.array([time.monotonic(), busy, *times])
 
@@ -90,7 +90,7 @@ class Ends:
     def _probe(self, system: System) -> None:
         for _ in range(50):
             self.feeder.call("closed", FOREVER, 1, FOREVER)
-            if self.sink.call("drain", soon(0.2), 1, 1).count:
+            if self.sink.call("drain", soon(0.2), 1, 1).taken:
                 break
         else:
             raise TimeoutError(f"{system.name}: no tick comes through")
@@ -117,7 +117,7 @@ class Ends:
             self.feeder.result()
             self.settle()
             sent, received = int(self.shared[SENT]), int(self.shared[RECEIVED])
-        rate = (counted.count - 1) / max(counted.last - counted.first, 1) * 1e9
+        rate = (counted.taken - 1) / max(counted.last - counted.first, 1) * 1e9
         return {
             "rate": rate,
             "cpu_us": 1e6 * cores / max(rate, 1),
@@ -138,7 +138,7 @@ class Ends:
             self.feeder.start("open_loop", start, end, rate)
             drained: list[Drained] = [self.sink.call("drain", end + 50_000_000, FOREVER, 1)]
             self.feeder.result()
-            while self.shared[RECEIVED] < self.shared[SENT] and drained[-1].count:
+            while self.shared[RECEIVED] < self.shared[SENT] and drained[-1].taken:
                 drained.append(self.sink.call("drain", soon(0.5), FOREVER, 1))
             lost = int(self.shared[SENT] - self.shared[RECEIVED])
         lateness = np.concatenate([each.lateness for each in drained])
@@ -152,7 +152,7 @@ class Ends:
         """Take what is still on its way, until nothing came for a while."""
         while self.shared[RECEIVED] < self.shared[SENT]:
             drained: Drained = self.sink.call("drain", soon(patience), FOREVER, LOOK)
-            if not drained.count:
+            if not drained.taken:
                 return
 
     def stop(self) -> None:
@@ -168,7 +168,7 @@ class TritonMeter:
 
     def prime(self, system: System) -> None:
         """See :class:`Meter`."""
-        self._closed(system, 0, FOREVER, 2 * system.case.series)
+        self._closed(system, 0, FOREVER, system.case.series)
 
     def throughput(self, system: System, seconds: float, warm: float = 0.5) -> dict[str, Any]:
         """See :class:`Meter`."""
@@ -176,12 +176,12 @@ class TritonMeter:
         load, own = Load(system), time.process_time()
         counted = self._closed(system, 0, soon(seconds), FOREVER)
         cores, others = load.cores()
-        rate = counted.count / max(counted.last - counted.first, 1) * 1e9
+        rate = counted.taken / max(counted.last - counted.first, 1) * 1e9
         return {
             "rate": rate,
             "cpu_us": 1e6 * cores / max(rate, 1),
             "others": others,
-            "sent": counted.count,
+            "sent": counted.taken,
             "lost": 0,
             "disorder": 0,
             "client_cores": (time.process_time() - own) / seconds,
@@ -196,7 +196,7 @@ class TritonMeter:
         begin = start + int(warm * 1e9)
         end = begin + int(seconds * 1e9)
         drained = system.client.open_loop(start, end, rate)
-        return window_of(drained.lateness, begin, end, rate, drained.count - len(drained.lateness))
+        return window_of(drained.lateness, begin, end, rate, drained.taken - len(drained.lateness))
 
     def _closed(self, system: System, begin: int, end: int, most: int) -> Drained:
         assert system.client is not None

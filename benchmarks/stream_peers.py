@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -22,7 +23,7 @@ import zmq
 
 def sockets(bind_in: str, bind_out: str) -> tuple[Any, Any]:
     """SUB and PUB, bound; a line on stdout says where."""
-    context = zmq.Context.instance()
+    context: zmq.Context[Any] = zmq.Context()
     source, target = context.socket(zmq.SUB), context.socket(zmq.PUB)
     source.rcvhwm = target.sndhwm = 100_000
     source.subscribe(b"")
@@ -151,6 +152,13 @@ def write_onnx(path: str, hidden: str, horizon: str) -> None:
     onnx.save(model, path)
 
 
+KINDS: dict[str, Callable[..., None]] = {
+    "proxy": proxy,
+    "json": script_json,
+    "lean": script_lean,
+    "onnx": write_onnx,
+}
+
 if __name__ == "__main__":
     name, *arguments = sys.argv[1:]
-    {"proxy": proxy, "json": script_json, "lean": script_lean, "onnx": write_onnx}[name](*arguments)
+    KINDS[name](*arguments)

@@ -8,10 +8,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -65,17 +65,17 @@ class Starter:
     triton: Path | None = None
     """virtual environment that has Triton"""
     transport: str = "tcp"
-    options: dict[str, object] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     """of the daemon, by their dotted names"""
     triton_settings: stream_triton.Settings = stream_triton.THROUGHPUT
 
     def start(self, name: str, format: str, case: Case, stack: contextlib.ExitStack) -> System:
         """Start a system, which then sleeps until it is its turn."""
-        starts: dict[str, Callable[..., contextlib.AbstractContextManager[System]]]
-        starts = dict.fromkeys(OURS, self._daemon) | {"triton": self._triton}
+        kind = "ours" if name in OURS else name
+        start = {"ours": self._daemon, "triton": self._triton}.get(kind, self._peer)
         where = self.folder / str(len(list(self.folder.iterdir())))
         where.mkdir()
-        system = stack.enter_context(starts.get(name, self._peer)(name, format, case, where))
+        system = stack.enter_context(start(name, format, case, where))
         if not system.client:
             os.kill(system.pid, signal.SIGSTOP)
             stack.callback(os.kill, system.pid, signal.SIGCONT)  # or it could not end
@@ -84,7 +84,7 @@ class Starter:
     @contextlib.contextmanager
     def _daemon(self, name: str, format: str, case: Case, folder: Path) -> Iterator[System]:
         write_model(folder / "model.safetensors", case)
-        settings: dict[str, object] = {"engine.max_series": case.series}
+        settings: dict[str, Any] = {"engine.max_series": case.series}
         for end in ("input", "output"):
             settings |= {f"{end}.format": format, f"{end}.bind": self._endpoint(folder, end)}
         settings |= self.options

@@ -210,10 +210,6 @@ class Client:
         self._ticks = bytearray()  # messages that no frame holds yet
         self._number = 0
 
-    def prime(self) -> int:
-        """Send each series one tick; returns how many are answered."""
-        return self.closed(0, 1 << 62, 2 * len(self._begun), 500).count
-
     def closed(self, begin: int, end: int, most: int, window: int) -> Drained:
         """Keep ``window`` ticks on their way; the answers from ``begin`` to ``end`` are counted."""
         sent = answered = counted = first = last = 0
@@ -267,7 +263,7 @@ class Client:
 
     def _add(self, count: int) -> None:
         """Lay out the next ticks."""
-        parts = []
+        parts: list[bytes] = []
         for number in range(self._number, self._number + count):
             series = self._order[number % len(self._order)]
             requests = self._later if self._begun[series] else self._first
