@@ -37,8 +37,9 @@ from benchmarks.stream_ticks import MANY
 from streamlstm.kernels import cpu
 from streamlstm.kernels.cell import Head, Layer, Network
 
-
-TRIES = 4
+TRIES = 2
+FAILURES = (ConnectionError, TimeoutError, RuntimeError)
+"""What a system that broke down is known by; the others go on."""
 
 
 class Meters(NamedTuple):
@@ -69,8 +70,19 @@ def start_all(
                     hot = case._replace(hot=True)
                     systems.append(dataclasses.replace(systems[-1], case=hot))
     if "triton" in names:
-        systems.append(starter.start("triton", "grpc", case, stack))
+        systems += start_triton(case, starter, stack)
     return systems
+
+
+def start_triton(case: Case, starter: Starter, stack: contextlib.ExitStack) -> list[System]:
+    """Triton, which at times crashes as it starts."""
+    for _ in range(TRIES):
+        try:
+            return [starter.start("triton", "grpc", case, stack)]
+        except FAILURES as error:
+            print(f"triton: {str(error)[-300:]}", flush=True)
+    print("triton: does not start, not run", flush=True)
+    return []
 
 
 def format_of(name: str) -> str:
@@ -88,17 +100,21 @@ def compare_throughput(
     for system in systems:
         meters.of(system).prime(system)
     for _ in range(options.repeats):
-        for system in systems:
+        for system in list(runs):
             seconds = options.seconds / options.repeats
-            runs[system].append(quiet_window(meters.of(system), system, seconds, options.quiet))
+            try:
+                runs[system].append(quiet_window(meters.of(system), system, seconds, options.quiet))
+            except FAILURES as error:
+                print(f"{system.name} {system.format}: broke down: {error}", flush=True)
+                del runs[system]
         if alone:
             bare.append(MANY / step.seconds_per_call(alone, 0.5))
-    rates = {system: np.array([each["rate"] for each in runs[system]]) for system in systems}
+    rates = {system: np.array([each["rate"] for each in runs[system]]) for system in runs}
 
     def ratio(system: System, **other: object) -> float | None:
         """Median over repeats of the rate over that of the system which differs so."""
         wanted = dataclasses.replace(system, **other)  # type: ignore[arg-type]
-        for each in systems:
+        for each in runs:
             if (each.name, each.format, each.case) == (wanted.name, wanted.format, wanted.case):
                 return float(np.median(rates[system] / rates[each]))
         return None
@@ -194,7 +210,7 @@ def compare_latency(
                 variants.append(Variant(saver_system, "checkpointing"))
             if "triton" in options.systems:
                 quick = dataclasses.replace(starter, triton_settings=stream_triton.LATENCY)
-                variants.append(Variant(quick.start("triton", "grpc", case, stack), ""))
+                variants += [Variant(each, "") for each in start_triton(case, quick, stack)]
             for system in dict.fromkeys(variant.system for variant in variants):
                 meters.of(system).prime(system)
             for rate in options.rates:

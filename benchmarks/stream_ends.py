@@ -218,7 +218,7 @@ def _digits(data: NDArray[np.uint8], at: int) -> np.int64:
     """The number that six digits say."""
     number = np.int64(0)
     for k in range(6):
-        number = np.int64(10) * number + np.int64(data[at + k]) - np.int64(48)
+        number = np.int64(10 * number + data[at + k] - 48)
     return number
 
 

@@ -10,7 +10,7 @@ import sys
 sys.path[:0] = os.environ["PYTHONPATH"].split(os.pathsep)  # which the stub's interpreter ignores
 
 import numpy as np  # noqa: E402
-import onnxruntime  # noqa: E402
+import onnxruntime  # type: ignore[import-not-found]  # noqa: E402
 import triton_python_backend_utils as triton  # type: ignore[import-not-found]  # noqa: E402
 
 
@@ -28,16 +28,17 @@ class TritonPythonModel:  # noqa: D101
         self.c = np.zeros((0, self.hidden), np.float32)
 
     def execute(self, requests):  # type: ignore[no-untyped-def]  # noqa: D102
-        def column(name):  # type: ignore[no-untyped-def]
-            parts = [triton.get_input_tensor_by_name(each, name).as_numpy() for each in requests]
-            return np.concatenate(parts)[:, 0]
-
-        series = column("CORRID").tolist()
-        slots = np.array([self.slots.setdefault(each, len(self.slots)) for each in series])
+        series, x = (
+            np.concatenate(
+                [triton.get_input_tensor_by_name(each, name).as_numpy() for each in requests]
+            )[:, 0]
+            for name in ("CORRID", "x")
+        )
+        slots = np.array([self.slots.setdefault(each, len(self.slots)) for each in series.tolist()])
         if len(self.slots) > len(self.h):
             more = np.zeros((len(self.slots) + len(self.h), self.hidden), np.float32)
             self.h, self.c = np.concatenate([self.h, more]), np.concatenate([self.c, more])
-        feed = {"x": column("x")[None, :, None], "h": self.h[None, slots], "c": self.c[None, slots]}
+        feed = {"x": x[None, :, None], "h": self.h[None, slots], "c": self.c[None, slots]}
         y, h, c = self.session.run(None, feed)
         self.h[slots], self.c[slots] = h[0], c[0]
         return [
