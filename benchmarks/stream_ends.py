@@ -203,7 +203,7 @@ def _read_stamp(data: NDArray[np.uint8], size: int, reading: Any) -> np.int64:
                 ts = 10 * ts + np.int64(data[at]) - 48
                 at += 1
             return ts
-    return 0
+    return np.int64(0)
 
 
 @njit(cache=True, nogil=True)
