@@ -342,6 +342,8 @@ def parse() -> argparse.Namespace:
     for name in options.systems:
         if name not in NAMES:
             parser.error(f"unknown system {name!r}; there is: {', '.join(NAMES)}")
+    if "arrow" in options.latency:
+        parser.error("--latency: a message of the format arrow has no one time when it is due")
     if "triton" in options.systems and not options.triton:
         print("triton: no environment given by --triton, not run")
         options.systems.remove("triton")
