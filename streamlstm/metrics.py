@@ -79,8 +79,6 @@ LAYOUT = np.dtype(
 )
 """The record of all values. Of a histogram: how many fell into each bucket, the last beyond all
 bounds, and the sum of all."""
-PAUSE = 1e-4
-"""Seconds for which a scrape lets go of the interpreter between two metrics."""
 MOST_CLIENTS = 32
 """Connections kept at once; the oldest makes room for one more."""
 PATIENCE = 5.0
@@ -115,17 +113,9 @@ class Metrics(Collector):
         self.refresh: Callable[[], None] = lambda: None
 
     def collect(self) -> Iterator[Metric]:
-        """Every metric, as it stands.
-
-        The loop may be waiting for the interpreter, so each metric is followed by a pause.
-        """
+        """Every metric, as it stands."""
         self.refresh()
         values = self.values.copy()[0]  # of one moment, give or take a batch
-        for metric in self._families(values):
-            yield metric
-            time.sleep(PAUSE)
-
-    def _families(self, values: np.void) -> Iterator[Metric]:
         for name, help in COUNTERS.items():
             yield CounterMetricFamily(PREFIX + name, help, value=int(values[name]))
         dropped = CounterMetricFamily(

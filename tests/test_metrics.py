@@ -21,10 +21,13 @@ from streamlstm.metrics import (
     COUNTERS,
     HISTOGRAMS,
     LATENCIES,
+    LAYOUT,
     MOST_CLIENTS,
     Metrics,
     MetricsError,
     Server,
+    stepped,
+    took,
 )
 
 
@@ -60,64 +63,67 @@ def test_latency_buckets_begin_at_10_us_and_grow_by_about_1_8() -> None:
     assert all(1.7 < ratio < 1.95 for ratio in ratios)
 
 
-def record(metrics: Metrics, **changed: Any) -> None:
-    """One batch of one tick that took no time, but for what is ``changed``."""
+def step(metrics: Metrics, **changed: Any) -> None:
+    """One batch of one tick, of a prediction, that took no time, but for what is ``changed``."""
     batch = {
-        "received": 1, "published": 1,
-        "decode": 0.0, "step": 0.0, "encode": 0.0, "publish": 0.0, "tick_to_publish": 0.0,
-        "ts": np.zeros(0, np.int64), "now": 0,
+        "ts": np.zeros(1, np.int64), "published": 1, "now": 0,
+        "step": 0.0, "encode": 0.0, "publish": 0.0, "tick_to_publish": 0.0,
     }  # fmt: skip
-    metrics.record(**(batch | changed))
+    stepped(metrics.values, *(batch | changed).values())
 
 
-@given(
-    st.lists(
-        st.tuples(
-            st.integers(0, 200_000),
-            st.integers(0, 1000),
-            st.sampled_from((*LATENCIES, *np.nextafter(LATENCIES, 99), 0.0, 1e-9, 20.0, 1e9)),
-        )
-    )
-)
-@settings(max_examples=50, deadline=None)
+TIMES = st.sampled_from((*LATENCIES, *np.nextafter(LATENCIES, 99), 0.0, 1e-9, 20.0, 1e9))
+
+
+@given(st.lists(st.tuples(st.integers(0, 70_000), st.integers(0, 1000), TIMES, TIMES)))
+@settings(max_examples=50)
 def test_a_batch_counts_in_the_first_bucket_whose_bound_is_not_below_it(
-    batches: list[tuple[int, int, float]],
+    batches: list[tuple[int, int, float, float]],
 ) -> None:
     metrics = Metrics()
-    for received, published, seconds in batches:
-        record(metrics, received=received, published=published, step=seconds)
-        record(metrics, received=0, published=published, tick_to_publish=seconds)
+    for ticks, published, one, other in batches:
+        took(metrics.values, ticks, one)
+        step(metrics, ts=np.zeros(ticks, np.int64), published=published,
+             step=other, encode=one, publish=other, tick_to_publish=one)  # fmt: skip
     values = metrics.values[0]
-    received, published, seconds = np.array(batches).reshape(-1, 3).T
-    assert values["batches"] == 2 * len(batches)
-    assert values["ticks_received"] == received.sum()
-    assert values["predictions_published"] == 2 * published.sum()
+    ticks, published, one, other = np.array(batches).reshape(-1, 4).T
+    assert values["batches"] == len(batches)
+    assert values["ticks_received"] == ticks.sum()
+    assert values["predictions_published"] == published.sum()
+    once = np.ones_like(ticks)
     for name, observed, times in (
-        ("batch_size", received, np.ones_like(received)),
-        ("step_duration_seconds", seconds, np.ones_like(received)),
-        ("tick_to_publish_seconds", seconds, published),
+        ("batch_size", ticks, once),
+        ("decode_duration_seconds", one, once),
+        ("step_duration_seconds", other, once),
+        ("encode_duration_seconds", one, once),
+        ("publish_duration_seconds", other, once),
+        ("tick_to_publish_seconds", one, published),  # of each prediction, not of each batch
     ):
-        at_or_below = np.array([times[observed <= bound].sum() for bound in HISTOGRAMS[name][0]])
-        counts, total = values[name]["counts"].cumsum(), values[name]["sum"]
-        others = counts[-1] - times.sum()  # of the other call for each batch, at 0
-        np.testing.assert_array_equal(counts[:-1], at_or_below + others)
-        assert total == pytest.approx((observed * times).sum())
+        at_or_below = [times[observed <= bound].sum() for bound in HISTOGRAMS[name][0]]
+        counts = values[name]["counts"].cumsum()
+        np.testing.assert_array_equal(counts, [*at_or_below, times.sum()])
+        assert values[name]["sum"] == pytest.approx((observed * times).sum())
 
 
-def test_gauges_of_a_batch_are_the_latest() -> None:
+def test_the_lag_is_that_of_the_latest_tick_of_the_latest_batch() -> None:
     metrics = Metrics()
-    record(metrics, ts=np.array([3, 9, 5]) * 10**9, now=11 * 10**9, pending=7, coalesced=2)
-    record(metrics, pending=4, coalesced=3)
-    values = metrics.values[0]
-    assert values["event_lag_seconds"] == 2  # a batch without a tick tells nothing
-    assert values["pending_ticks"] == 4
-    assert values["ticks_coalesced"] == 5
+    step(metrics, ts=np.array([3, 9, 5]) * 10**9, now=11 * 10**9)
+    assert metrics.values["event_lag_seconds"] == 2
+    step(metrics, ts=np.array([4]) * 10**9, now=11 * 10**9)
+    assert metrics.values["event_lag_seconds"] == 7
+
+
+def test_without_a_record_nothing_is_counted() -> None:
+    nothing = np.zeros(0, LAYOUT)  # of a warm-up
+    took(nothing, 1, 1.0)
+    stepped(nothing, np.zeros(0, np.int64), 0, 0, 0.0, 0.0, 0.0, 0.0)
 
 
 def test_a_scrape_tells_what_was_counted() -> None:
     metrics = Metrics()
     for _ in range(2):
-        record(metrics, received=3, published=2, decode=0.25)
+        took(metrics.values, 3, 0.25)
+        step(metrics, ts=np.zeros(3, np.int64), published=2)
     metrics.values["checkpoint_failures"] += 1
     metrics.model = {"model": "abc"}
 

@@ -1,5 +1,6 @@
+"""What is the same whatever the format: what is read, refused and counted, and written."""
+
 import json
-import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from streamlstm.ticks import FRAMES, WARM, Arrivals, Forecasts, Messages, Names
 from streamlstm.wire.codec import Decoder, Encoder
 from streamlstm.wire.format import REASONS, Shape, WireError
 from streamlstm.wire.peer import decode_prediction, encode_tick
+from tests.wire.ticks import binary
 
 FORMATS = ("json", "msgpack", "binary")
 NOW = 1_700_000_000_000_000_000
@@ -44,11 +46,6 @@ def decoder_inputs(batch: Arrivals) -> int:
 
 def dropped(decoder: Decoder) -> int:
     return sum(decoder.drops.values())
-
-
-def binary(key: bytes, ts: int, *values: float, version: int = 1, flags: int = 0) -> bytes:
-    """As a C programmer would write it from the table."""
-    return key + b"\0" + struct.pack(f"<BBq{len(values)}d", version, flags, ts, *values)
 
 
 # what a publisher may send
@@ -108,21 +105,6 @@ def test_nan_and_infinity_as_python_writes_them_are_missing_values() -> None:
     decoded = decode(Decoder("json", 1), *messages)
     assert np.isnan([row[2][0] for row in decoded]).tolist() == [True, True, True, False]
     assert [row[1] for row in decoded][2] == 1718000000123456789
-
-
-def test_binary_as_the_table_says() -> None:
-    frames = [
-        binary(b"a", 5, 1.5, np.nan),
-        binary("Δ/é".encode(), -7, np.inf, 2.0, flags=1),
-        binary(b"c", 99, 3.0, 4.0, flags=2),
-        binary(b"d", 99, 3.0, 4.0, flags=3),
-    ]
-    decoded = decode(Decoder("binary", 2), *([frame] for frame in frames))
-    assert [(key, ts, flag) for key, ts, _, flag in decoded] == [
-        (b"a", 5, 0), ("Δ/é".encode(), -7, WARM), (b"c", NOW, 0), (b"d", NOW + 1, WARM)
-    ]  # fmt: skip
-    assert np.array_equal(decoded[0][2], [1.5, np.nan], equal_nan=True)
-    assert [row[2] for row in decoded[1:]] == [[np.inf, 2], [3, 4], [3, 4]]
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -402,17 +384,6 @@ def test_seconds_of_a_microsecond_come_back_as_they_were_sent(microseconds: int)
     rows.ts[0] = microseconds * 1000
     payload = encode("json", rows, names)[0][1]
     assert json.loads(payload)["ts"] == sent
-
-
-def test_a_binary_prediction_as_the_table_says() -> None:
-    rows, names = forecasts(2, 3)
-    (frame,) = encode("binary", rows, names)[1]
-    topic, _, rest = frame.partition(b"\0")
-    assert topic == b"prediction." + names[1]
-    head = struct.unpack_from("<BBHHB6sIQq", b"\0" + rest)
-    assert head == (0, 1, 2, 3, 2, bytes.fromhex("0123456789ab"), 7, 2, -1)
-    floats = np.frombuffer(rest[32:], "<f8").reshape(3, 2, 3)
-    assert np.array_equal(floats, [rows.point[1], *rows.quantiles[1]])
 
 
 @pytest.mark.parametrize("format", FORMATS)
