@@ -116,7 +116,7 @@ def test_the_lag_is_that_of_the_latest_tick_of_the_latest_batch() -> None:
 def test_without_a_record_nothing_is_counted() -> None:
     nothing = np.zeros(0, LAYOUT)  # of a warm-up
     took(nothing, 1, 1.0)
-    stepped(nothing, np.zeros(0, np.int64), 0, 0, 0.0, 0.0, 0.0, 0.0)
+    stepped(nothing, np.zeros(0, np.int64), 0, 0, 0, 0.0, 0.0, 0.0, 0.0)
 
 
 def test_a_scrape_tells_what_was_counted() -> None:
