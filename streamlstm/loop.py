@@ -149,7 +149,7 @@ class Loop:
         transport.warm_up()
         counted, self._values = self._values, self._values[:0]
         self._take(Messages.of([]), 0)
-        self._step()
+        self.step()
         self._values = counted
         if self._way:
             _run(self._way, 0)
@@ -157,48 +157,54 @@ class Loop:
     def run(self, until: int) -> int:
         """Serve ticks until something else is there, or ``until``, ns of the monotonic clock.
 
-        Returns how many were served.
+        Returns how many messages were taken.
 
         Raises:
             zmq.ZMQError: a socket failed.
         """
         if self._way is None:
             return self._run(until)
-        why, count, served = _run(self._way, until)
+        why, count, taken = _run(self._way, until)
         if why < 0:
             raise zmq.ZMQError(-why)
         if why == ODD:
-            served += self._take(self.receiver.messages, count)
-        return served
+            self._take(self.receiver.messages, count)
+            if len(self.pending):
+                self.step()
+        return taken + count
 
     def _run(self, until: int) -> int:
         """The same, a batch at a time, from Python."""
-        if not len(self.pending):
-            while not (count := self.receiver.receive(self.decoder.most)):
-                now = time.monotonic_ns()
-                if now >= until:
-                    return 0
-                for item, _ in self._poller.poll(-(-(until - now) // 1_000_000)):
-                    if item != self.receiver.socket:
-                        return 0
-            return self._take(self.receiver.messages, count)
-        self._step()
-        return 0
+        waiting, blocks = len(self.pending), self.pending.queue.policy == BLOCK
+        patience = 0 if waiting else max(0, until - time.monotonic_ns())
+        ready = dict(self._poller.poll(-(-patience // 1_000_000)))
+        taken = 0
+        if self.receiver.socket in ready and not (blocks and waiting):
+            if patience and self._wait_ns:
+                time.sleep(self._wait_ns / 1e9)
+            for _ in range(1 if blocks else TURNS):
+                count = self.receiver.receive(self.decoder.most)
+                if not count:
+                    break
+                self._take(self.receiver.messages, count)
+                taken += count
+        if len(self.pending):
+            self.step()
+        return taken
 
-    def _take(self, messages: Messages, count: int) -> int:
-        """Decode messages and let their ticks wait; how many there were."""
+    def _take(self, messages: Messages, count: int) -> None:
+        """Decode messages and let their ticks wait."""
         begun = time.monotonic_ns()
         arrivals = self.decoder.decode(messages, count, time.time_ns())
         queue, work = self.pending.queue, self.engine.work
         for part in arrivals.parts(queue.batch):
             while queue.policy == BLOCK and len(self.pending):
-                self._step()
+                self.step()
             placed = place(work, part, queue.ticks, make_room(queue))
             add(queue, placed, begun)
         metrics.took(self._values, self.decoder.rows, (time.monotonic_ns() - begun) / 1e9)
-        return self.decoder.rows
 
-    def _step(self) -> None:
+    def step(self) -> None:
         """Step a batch of those that wait, and publish."""
         ticks, taken = self.pending.next()
         begun = time.monotonic_ns()
@@ -242,40 +248,40 @@ def _now(clock: NDArray[np.int64], which: int) -> int:
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _run(way: Way, until: int) -> tuple[int, int, int]:
-    """Serve ticks; why it came back (an error number below 0), messages unread, ticks served."""
-    queue, served, idle_since = way.queue, 0, 0
+    """Serve ticks; why it came back (an error number below 0), messages unread, and those taken."""
+    queue, taken, idle_since = way.queue, 0, 0
     while True:
         now = _now(way.clock, _MONOTONIC)
         waiting = queue.bounds[1] - queue.bounds[0]
         patience = 0
         if now >= until:
             if waiting == 0:
-                return OTHER, 0, served
+                return OTHER, 0, taken
         elif waiting == 0 and now >= idle_since + way.spin_ns:
             patience = (until - now + 999_999) // 1_000_000
         ready = wait(way.items, patience)
         if ready < 0:
-            return ready, 0, served
+            return ready, 0, taken
         if ready & 1 and patience and way.wait_ns:
             _sleep(way.clock, way.wait_ns)
         if ready & 1 and (waiting == 0 or queue.policy != BLOCK):
             for _ in range(1 if queue.policy == BLOCK else TURNS):
                 count = drain(way.source, queue.batch)
                 if count < 0:
-                    return count, 0, served
+                    return count, 0, taken
                 if count:
                     if not _take(way, count):
-                        return ODD, count, served
-                    served += count
+                        return ODD, count, taken
+                    taken += count
                 if count < queue.batch:
                     break
         if queue.bounds[1] > queue.bounds[0]:
             error = _step(way)
             if error:
-                return -error, 0, served
+                return -error, 0, taken
             idle_since = _now(way.clock, _MONOTONIC)
-        if ready & ~1 or (now >= until and not ready & 1):
-            return OTHER, 0, served
+        if ready & ~1 or now >= until:
+            return OTHER, 0, taken
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)

@@ -153,7 +153,8 @@ class Service:
     def main_loop(self) -> None:
         """Serve whatever waits, a batch at a time, until a signal."""
         while not self.stopping:
-            self._serve(min(time.monotonic() + LOOK_ROUND, self._next_checkpoint))
+            until = time.monotonic() + LOOK_ROUND
+            self._serve(until if self._saving else min(until, self._next_checkpoint))
             self._checkpoint()
 
     def shutdown(self) -> None:
@@ -165,11 +166,13 @@ class Service:
             self.server.ready = False
         left = self.config.input.hwm  # more cannot have waited, but for several publishers
         while left > 0 and time.monotonic() < began + share:
-            served = self._serve(time.monotonic() + QUIET)
-            left -= served
-            if not served and not len(self.loop.pending):
+            taken = self._serve(time.monotonic() + QUIET)
+            left -= taken
+            if not taken and not len(self.loop.pending):
                 break
         self.receiver.close()
+        while len(self.loop.pending) and time.monotonic() < began + share:
+            self.loop.step()
         self._save()
         self.publisher.close(linger=share)
         self.close()
@@ -181,13 +184,16 @@ class Service:
         )
 
     def _serve(self, until: float) -> int:
-        """Serve ticks until something else is there, or the monotonic clock says ``until``."""
-        served = self.loop.run(round(1e9 * until))
+        """Serve ticks until something else is there, or the monotonic clock says ``until``.
+
+        Returns how many messages were taken.
+        """
+        taken = self.loop.run(round(1e9 * until))
         with contextlib.suppress(BlockingIOError):
             self._wakeup.recv(4096)
         self.publisher.forget_subscriptions()
         self._sample()
-        return served
+        return taken
 
     def close(self) -> None:
         """Let go of all sockets, however far startup came."""
@@ -411,7 +417,7 @@ def _keep_to(cpus: Sequence[int]) -> None:
     allowed = os.sched_getaffinity(0)
     if strange := sorted(set(cpus) - allowed):
         there = ", ".join(map(str, sorted(allowed)))
-        raise CoreError(f"service.cpus: core {strange[0]} is not there, of {there}")
+        raise CoreError(f"service.cpus: core {strange[0]} is not there; choose of {there}")
     os.sched_setaffinity(0, cpus)
 
 
