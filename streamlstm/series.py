@@ -175,8 +175,14 @@ def _begin(index: Index, at: int, hashed: np.uint64, key: int, length: int) -> i
 def _same(index: Index, slot: int, key: int, length: int) -> bool:
     if index.lengths[slot] != length:
         return False
+    name = index.names.ctypes.data + slot * index.names.strides[0]
+    for byte in range(0, length - 7, 8):
+        if load_u64(name + byte) != load_u64(key + byte):
+            return False
+    if length >= 8:  # the last eight, some of them once more
+        return load_u64(name + length - 8) == load_u64(key + length - 8)
     for byte in range(length):
-        if index.names[slot, byte] != load_u8(key + byte):
+        if load_u8(name + byte) != load_u8(key + byte):
             return False
     return True
 

@@ -124,39 +124,45 @@ def _read(messages: Messages, count: int, columns: Columns, limits: Limits) -> N
     for m in range(count):
         frame = messages.first[m]
         begin, end = messages.frames[frame], messages.frames[frame + 1]
-        columns.fault[m] = SOUND
-        if end - begin > limits.max_frame:
-            columns.fault[m] = FRAME_TOO_LARGE
-            continue
-        # the end is where it is in a sound tick of few bytes, which is quick to see
-        stop = end - TICK - VALUES * inputs
-        if not (stop > begin and load_u8(data + stop) == 0 and _none(data + begin, data + stop)):
-            stop = begin
-            while stop < end and load_u8(data + stop) != 0:
-                stop += 1
+        stop = end - TICK - VALUES * inputs  # where the name ends in a sound tick
         at = data + stop
-        if messages.first[m + 1] - frame > 1 or end - stop < TICK:
-            columns.fault[m] = MALFORMED
-        elif load_u8(at + 1) != VERSION or load_u8(at + 2) & ~(WARM | ARRIVAL):
-            columns.fault[m] = UNSUPPORTED
-        elif end - stop != TICK + VALUES * inputs:
-            columns.fault[m] = WRONG_VALUES
-        else:
-            columns.fault[m] = key_fault(data + begin, stop - begin, limits.max_key)
-            columns.begin[m], columns.end[m] = begin, stop
-            columns.flags[m] = load_u8(at + 2)
-            columns.ts[m] = load_i64(at + 3)
-            for k in range(inputs):
-                columns.values[m, k] = load_f64(at + TICK + VALUES * k)
+        if not (
+            messages.first[m + 1] - frame == 1
+            and begin < stop
+            and end - begin <= limits.max_frame
+            and load_u8(at) == 0
+            and load_u8(at + 1) == VERSION
+            and load_u8(at + 2) & ~(WARM | ARRIVAL) == 0
+            and key_fault(data + begin, stop - begin, limits.max_key) == SOUND
+        ):
+            columns.fault[m] = _fault(messages, m, inputs, limits)
+            continue
+        columns.fault[m] = SOUND
+        columns.begin[m], columns.end[m] = begin, stop
+        columns.flags[m] = load_u8(at + 2)
+        columns.ts[m] = load_i64(at + 3)
+        for k in range(inputs):
+            columns.values[m, k] = load_f64(at + TICK + VALUES * k)
 
 
-@njit(cache=True, _nrt=False, inline="always")
-def _none(begin: int, end: int) -> bool:
-    """Whether no byte is 0."""
-    for at in range(begin, end):
-        if load_u8(at) == 0:
-            return False
-    return True
+@njit(cache=True, error_model="numpy", _nrt=False)
+def _fault(messages: Messages, m: int, inputs: int, limits: Limits) -> int:
+    """What is wrong with a message that is no sound tick."""
+    data, frame = messages.data.ctypes.data, messages.first[m]
+    begin, end = messages.frames[frame], messages.frames[frame + 1]
+    if end - begin > limits.max_frame:
+        return FRAME_TOO_LARGE
+    stop = begin
+    while stop < end and load_u8(data + stop) != 0:
+        stop += 1
+    if messages.first[m + 1] - frame > 1 or end - stop < TICK:
+        return MALFORMED
+    at = data + stop
+    if load_u8(at + 1) != VERSION or load_u8(at + 2) & ~(WARM | ARRIVAL):
+        return UNSUPPORTED
+    if end - stop != TICK + VALUES * inputs:
+        return WRONG_VALUES
+    return key_fault(data + begin, stop - begin, limits.max_key)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
