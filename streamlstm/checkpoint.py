@@ -37,9 +37,8 @@ def save(engine: Engine, path: Path) -> None:
     """
     series = engine.series
     n = series.active
-    tensors = {name: array[:n] for name, array in series.state.items()}
-    tensors["key.names"] = series.index.names[:n]
-    tensors["key.lengths"] = series.index.lengths[:n]
+    fields = series.state | {"key.names": series.index.names, "key.lengths": series.index.lengths}
+    tensors = {name: np.ascontiguousarray(array[:n]) for name, array in fields.items()}
     tensors["recurrent"] = engine.kernels.to_host(engine.buffers, np.arange(n, dtype=np.int32))
     header = {
         "format": FORMAT,

@@ -66,7 +66,9 @@ class Input(_Table):
         description="endpoints to listen on; none by default where `connect` names some",
     )
     topics: Texts = Field(
-        default=(), description="take only series whose name begins with one of these; empty: all"
+        default=(),
+        description="take only series whose name (in arrow: messages whose topic) begins with one"
+        " of these; empty: all",
     )
     format: Format = Field(
         default="json",

@@ -19,8 +19,9 @@ from streamlstm import features, intervals
 from streamlstm.golden import check_golden, network_of
 from streamlstm.kernels import cpu
 from streamlstm.kernels.cell import BackendError
+from streamlstm.memory import Fields, prefetch
 from streamlstm.model import Model, ModelError, Spec
-from streamlstm.series import Index, Series, bytes_per_series, find
+from streamlstm.series import LINE, Index, Series, approach, bytes_per_series, find
 from streamlstm.ticks import WARM, Arrivals, Forecasts, Keys, Ticks, first, rows_of
 
 BACKENDS = ("cpu", "cuda", "auto")
@@ -31,6 +32,10 @@ MOMENT = 1 << 62
 """Nanoseconds from 1970 beyond which no timestamp is taken: their differences would overflow."""
 LIMIT = 1e37
 """Largest absolute value taken: beyond it float32 state would overflow."""
+
+
+AHEAD = 16
+"""Series whose records are on their way to the cache while one is worked on."""
 
 
 class Clock(NamedTuple):
@@ -97,6 +102,8 @@ class Work(NamedTuple):
     """(reasons,)"""
     gaps: NDArray[np.int64]
     """(1,)"""
+    hashes: NDArray[np.uint64]
+    """(n,) of the keys of a batch"""
 
 
 class Engine:
@@ -158,6 +165,7 @@ class Engine:
             ),
             np.zeros(len(DROPS), np.int64),
             np.zeros(1, np.int64),
+            np.zeros(max_batch, np.uint64),
         )
         self._ticks = Ticks.room(max_batch, spec.inputs)
 
@@ -238,7 +246,7 @@ def open_backend(name: str) -> tuple[str, str, ModuleType]:
     return ("cpu", f"no usable GPU ({reason})", cpu) if reason else ("cuda", "a GPU is there", cuda)
 
 
-def state_fields(spec: Spec, bands: intervals.Plan) -> dict[str, tuple[type, tuple[int, ...]]]:
+def state_fields(spec: Spec, bands: intervals.Plan) -> Fields:
     """The one table of what a series keeps, but for its recurrent state, which is the kernels'."""
     return {
         "last_ts": (np.int64, ()),
@@ -267,11 +275,13 @@ def place(work: Work, arrivals: Arrivals, ticks: Ticks, at: int) -> int:
     As :meth:`Engine.place`.
     """
     keys, data, begin = arrivals.keys, arrivals.keys.data.ctypes.data, at
+    approach(work.slots, keys, work.hashes)
     for i in range(len(arrivals.ts)):
         reason = _fault(arrivals.values, i, arrivals.ts[i])
         slot = -1
         if reason < 0:
-            slot = find(work.slots, data + keys.begin[i], keys.end[i] - keys.begin[i])
+            key, length = data + keys.begin[i], keys.end[i] - keys.begin[i]
+            slot = find(work.slots, work.hashes[i], key, length)
             if slot < 0:
                 reason = SERIES_LIMIT
         if reason >= 0:
@@ -406,7 +416,12 @@ def _forecast(
 ) -> None:
     """Raw forecasts, the intervals around them, and what was learnt of those made before."""
     point, targets = forecasts.point, rows.scale.shape[1]
+    first_record, size = seq.ctypes.data, seq.strides[0]
     for j in range(taken):
+        if j + AHEAD < taken:  # the network's states have driven it out of the near cache
+            record = first_record + schedule.slot[j + AHEAD] * size
+            prefetch(record)
+            prefetch(record + LINE)
         i, slot, row = schedule.tick[j], schedule.slot[j], schedule.row[schedule.tick[j]]
         if row >= 0:
             seq[slot] += 1

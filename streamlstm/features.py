@@ -18,6 +18,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from streamlstm.memory import Fields, records
 from streamlstm.model import CalendarName, Spec
 
 SECOND = 1_000_000_000
@@ -94,7 +95,7 @@ class Rows(NamedTuple):
         )
 
 
-def memory_fields(spec: Spec) -> dict[str, tuple[type, tuple[int, ...]]]:
+def memory_fields(spec: Spec) -> Fields:
     """Name, dtype and shape of one series' row of :class:`Memory`."""
     return {
         "place": (np.int64, ()),
@@ -367,9 +368,7 @@ def features_of(spec: Spec, ts: NDArray[np.int64], values: NDArray[np.float64]) 
         ts: (n,) ns since the epoch, rising.
         values: (n, inputs) finite.
     """
-    memory = Memory(
-        *(np.zeros((1, *shape), dtype) for dtype, shape in memory_fields(spec).values())
-    )
+    memory = Memory(**records(memory_fields(spec), 1))
     n = len(ts)
     rows, slots = Rows.empty(spec, n), np.zeros(n, np.int32)
     steps = grid_steps(spec.step_ns, ts)

@@ -15,6 +15,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from streamlstm.memory import Fields, records
 from streamlstm.model import Errors
 
 RATE = 0.02
@@ -51,7 +52,7 @@ class Bands(NamedTuple):
     """(series, scored, targets) half-widths over scale"""
 
 
-def bands_fields(plan: Plan) -> dict[str, tuple[type, tuple[int, ...]]]:
+def bands_fields(plan: Plan) -> Fields:
     """Name, dtype and shape of one series' row of :class:`Bands`."""
     scored, targets = plan.initial.shape
     return {
@@ -141,7 +142,7 @@ def around(
     ``place`` (n,) of each tick on its grid, ``y`` (n,), ``point`` (n, horizon) made there.
     """
     n, horizon = point.shape
-    bands = Bands(*(np.zeros((1, *shape), dtype) for dtype, shape in bands_fields(layout).values()))
+    bands = Bands(**records(bands_fields(layout), 1))
     quantiles = np.empty((n, 2, horizon, 1))
     scale = np.ones((1, 1))
     values, points = y[:, None], point[:, :, None]

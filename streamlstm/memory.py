@@ -1,21 +1,58 @@
-"""Bytes at an address, for compiled code: the words of a message lie wherever its key ends.
+"""Bytes and functions at an address, for compiled code; records of several fields.
+
+The words of a message lie wherever its key ends.
 
 Little endian, as the wire is and every machine that Numba compiles for; nothing is aligned. The
 caller keeps the memory alive: ``array.ctypes.data`` is the address of an array's first byte.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import typeof, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+Fields = Mapping[str, tuple[type, tuple[int, ...]]]
+"""Name -> dtype and shape of what one record keeps."""
 
 copy: Any = types.ExternalFunction("memcpy", types.intp(types.intp, types.intp, types.uintp))
 """copy(to, from, count) in compiled code: C's memcpy"""
 
 _BYTE = ir.IntType(8)
+
+
+def record_layout(fields: Fields) -> np.dtype[np.void]:
+    """How the fields of a record lie, side by side."""
+    named = [(name, kind, shape) for name, (kind, shape) in fields.items()]
+    return np.dtype(named, align=True)
+
+
+def records(fields: Fields, n: int) -> dict[str, NDArray[Any]]:
+    """Zeros, (n, ...) for each field; what belongs to one record lies in the same cache lines.
+
+    There are two at least: to Numba the arrays of a single one would be of another type.
+    """
+    table = np.zeros(max(n, 2), record_layout(fields))
+    return {name: table[name] for name in fields}
+
+
+@intrinsic
+def prefetch(typing: Any, address: Any) -> Any:
+    """prefetch(address): bring its cache line near, to be read and written."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        byte, word = _BYTE.as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        hint = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        constants = [ir.Constant(word, value) for value in (1, 3, 1)]
+        builder.call(hint, [builder.inttoptr(args[0], byte), *constants])
+        return context.get_dummy_value()
+
+    return types.void(types.intp), generate
 
 
 def _loader(kind: Any, native: ir.Type) -> Any:

@@ -1,21 +1,21 @@
 """The store of series: key -> slot, and the one table that declares what each series keeps."""
 
 import secrets
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from streamlstm.memory import load_u8, load_u64
+from streamlstm.memory import Fields, load_u8, load_u64, prefetch, record_layout, records
 from streamlstm.ticks import Keys, Names
-
-Fields = Mapping[str, tuple[type, tuple[int, ...]]]
-"""Name -> dtype and shape of what one series keeps."""
 
 REFUSED = np.int32(-1)
 """The slot of a series for which there was no room."""
+
+
+LINE = 64
+"""Bytes of a cache line."""
 
 
 class Index(NamedTuple):
@@ -33,26 +33,30 @@ class Index(NamedTuple):
     """(capacity,) bytes of each key"""
     used: NDArray[np.int64]
     """(1,) slots taken"""
+    capacity: int
 
 
 class Series:
-    """All series of one engine. Memory is committed by the system as slots are first used."""
+    """All series of one engine: a record each, committed by the system as it is first used.
+
+    Attributes:
+        state: by field, (capacity, ...).
+    """
 
     def __init__(self, fields: Fields, capacity: int, max_key: int) -> None:
         """Make room for ``capacity`` series whose keys are at most ``max_key`` bytes long."""
-        self.fields = dict(fields)
         self.capacity = capacity
+        self.state = records(_all_fields(fields, max_key), capacity)
+        hashes, lengths = self.state.pop("hash"), self.state.pop("length")
         self.index = Index(
             np.array([secrets.randbits(64), secrets.randbits(64)], np.uint64),
             np.zeros(_places(capacity), np.int32),
-            np.zeros(capacity, np.uint64),
-            np.zeros((capacity, max_key), np.uint8),
-            np.zeros(capacity, np.uint16),
+            hashes,
+            self.state.pop("name"),
+            lengths,
             np.zeros(1, np.int64),
+            capacity,
         )
-        self.state: dict[str, NDArray[Any]] = {
-            name: np.zeros((capacity, *shape), dtype) for name, (dtype, shape) in fields.items()
-        }
 
     @property
     def active(self) -> int:
@@ -65,7 +69,7 @@ class Series:
         Keys must be 1 to ``max_key`` bytes long and free of NUL.
         """
         slots = np.empty(len(keys.begin), np.int32)
-        _lookup(self.index, keys, slots)
+        _lookup(self.index, keys, np.empty(len(slots), np.uint64), slots)
         return slots
 
     @property
@@ -85,8 +89,15 @@ def bytes_per_series(fields: Fields, capacity: int, max_key: int) -> dict[str, i
         name: int(np.dtype(dtype).itemsize * np.prod(shape, dtype=np.int64))
         for name, (dtype, shape) in fields.items()
     }
-    hashed, length, place = 8, 2, -(-4 * _places(capacity) // capacity)
-    return declared | {"key": hashed + length + place + max_key}
+    record = record_layout(_all_fields(fields, max_key)).itemsize
+    place = -(-4 * _places(capacity) // capacity)
+    return declared | {"key": record - sum(declared.values()) + place}
+
+
+def _all_fields(fields: Fields, max_key: int) -> Fields:
+    """With those of the key; its name last, since most of it is never looked at."""
+    head: Fields = {"hash": (np.uint64, ()), "length": (np.uint16, ())}
+    return {**head, **fields, "name": (np.uint8, (max_key,))}
 
 
 def _places(capacity: int) -> int:
@@ -96,17 +107,45 @@ def _places(capacity: int) -> int:
 
 # _nrt=False: nothing here owns an array, and reference counts would cost more than the work.
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def _lookup(index: Index, keys: Keys, slots: NDArray[np.int32]) -> None:
+def _lookup(index: Index, keys: Keys, hashes: NDArray[np.uint64], slots: NDArray[np.int32]) -> None:
     data = keys.data.ctypes.data
+    approach(index, keys, hashes)
     for i in range(len(slots)):
-        slots[i] = find(index, data + keys.begin[i], keys.end[i] - keys.begin[i])
+        key, length = data + keys.begin[i], keys.end[i] - keys.begin[i]
+        slots[i] = find(index, hashes[i], key, length)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def approach(index: Index, keys: Keys, hashes: NDArray[np.uint64]) -> None:
+    """Hash all keys, and bring near what :func:`find` and a step will look at.
+
+    The lines of many series are fetched at once, where one lookup after the other would wait for
+    each.
+    """
+    data, mask = keys.data.ctypes.data, np.uint64(len(index.table) - 1)
+    table = index.table.ctypes.data
+    for i in range(len(keys.begin)):
+        hashes[i] = hash_of(index, data + keys.begin[i], keys.end[i] - keys.begin[i])
+        prefetch(table + 4 * np.int64(hashes[i] & mask))
+    begin, size = index.hashes.ctypes.data, index.hashes.strides[0]
+    for i in range(len(keys.begin)):
+        slot = np.int64(index.table[np.int64(hashes[i] & mask)]) - 1
+        if slot >= 0:
+            record = begin + slot * size
+            for line in range(0, size, LINE):
+                prefetch(record + line)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
-def find(index: Index, key: int, length: int) -> int:
+def hash_of(index: Index, key: int, length: int) -> np.uint64:
+    """The hash of the key at an address."""
+    return _siphash(index.seed[0], index.seed[1], key, length)
+
+
+@njit(cache=True, error_model="numpy", _nrt=False)
+def find(index: Index, hashed: np.uint64, key: int, length: int) -> int:
     """The slot of the key at an address; a new key is given one, ``REFUSED`` if none is free."""
     mask = len(index.table) - 1
-    hashed = _siphash(index.seed[0], index.seed[1], key, length)
     at = np.int64(hashed & np.uint64(mask))
     while True:
         slot = int(index.table[at]) - 1
@@ -121,7 +160,7 @@ def find(index: Index, key: int, length: int) -> int:
 def _begin(index: Index, at: int, hashed: np.uint64, key: int, length: int) -> int:
     """Give a new key the next free slot, its place in the table being known."""
     slot = int(index.used[0])
-    if slot == len(index.hashes):
+    if slot == index.capacity:
         return int(REFUSED)
     index.used[0] = slot + 1
     index.table[at] = slot + 1

@@ -2,13 +2,14 @@
 
 import re
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
+from decimal import Context, Decimal
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _RFC3339 = re.compile(
     r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d+))?(?:[Zz]|([+-]\d\d:\d\d))", re.ASCII
 )
 _DECIMAL = re.compile(r"-?\d+(?:\.\d+)?(?:[Ee][+-]?\d+)?", re.ASCII)
+_DIGITS = Context(prec=100_000)  # more than a frame has: nothing is rounded
 
 
 def parse(text: str) -> int:
@@ -27,7 +28,7 @@ def parse(text: str) -> int:
         seconds = Decimal(text)
         if not abs(seconds) < 10**10:  # before a huge exponent is written out
             raise ValueError("beyond 64 bits")
-        ns = int(seconds.scaleb(9))
+        ns = int(seconds.scaleb(9, _DIGITS))
     if not -(2**63) <= ns < 2**63:
         raise ValueError("beyond 64 bits")
     return ns

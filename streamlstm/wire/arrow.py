@@ -384,7 +384,7 @@ def _flags(column: Any) -> Plain:
 def _write(
     messages: Messages, places: Places, forecasts: Forecasts, names: Names, begin: int, end: int
 ) -> None:
-    data, source, longest = messages.data.ctypes.data, names.text.ctypes.data, names.text.shape[1]
+    data, source, longest = messages.data.ctypes.data, names.text.ctypes.data, names.text.strides[0]
     horizon, targets, rows = forecasts.point.shape[1], forecasts.point.shape[2], end - begin
     outputs = horizon * targets
     node, buffer, body = data + places.nodes, data + places.buffers, data + places.body

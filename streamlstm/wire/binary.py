@@ -167,7 +167,7 @@ def _write(
     names: Names,
     begin: int,
 ) -> int:
-    data, source, longest = messages.data.ctypes.data, names.text.ctypes.data, names.text.shape[1]
+    data, source, longest = messages.data.ctypes.data, names.text.ctypes.data, names.text.strides[0]
     horizon, targets = forecasts.point.shape[1], forecasts.point.shape[2]
     head = layout.labels.data.ctypes.data
     most = min(len(messages.first) - 1, len(forecasts.slot) - begin)

@@ -100,7 +100,7 @@ def take(columns: Columns, first: int, max_key: int, data: int, layout: Layout) 
     """Read a record batch to the rows from ``first`` on; keys count from the address ``data``."""
     texts, numbers, stamps, warm = layout.texts, layout.numbers, layout.stamps, layout.warm
     inputs, most = columns.values.shape[1], _LAST // layout.unit
-    plain = (
+    ascii_only = (
         texts.width != 16 and len(texts.data) == 1 and _is_ascii(texts.data[0, 0], texts.data[0, 1])
     )
     for i in range(layout.rows):
@@ -130,7 +130,7 @@ def take(columns: Columns, first: int, max_key: int, data: int, layout: Layout) 
             at, length = _text(texts, text)
             if length < 0:
                 fault = MALFORMED
-            elif not (plain and 0 < length <= max_key):
+            elif not (ascii_only and 0 < length <= max_key):
                 wrong = key_fault(at, length, max_key)
                 fault = fault if wrong == SOUND else wrong
             columns.begin[row], columns.end[row] = at - data, at - data + length

@@ -211,7 +211,7 @@ def field(word: np.uint64, known: NDArray[np.uint64]) -> int:
 def put_name(data: NDArray[np.uint8], at: int, names: Names, slot: int) -> int:
     """Write the name in ``slot`` and return the next place."""
     length = int(names.lengths[slot])
-    source = names.text.ctypes.data + slot * names.text.shape[1]
+    source = names.text.ctypes.data + slot * names.text.strides[0]
     copy(data.ctypes.data + at, source, length)
     return at + length
 

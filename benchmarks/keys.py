@@ -1,0 +1,79 @@
+"""Keys to slots: how many of a million names are found in a second.
+
+    python -m benchmarks.keys [--keys 1000000] [--repeats 5] [--json FILE]
+
+Names of 8 to 64 bytes are looked up in random order, a batch at a time: ours in compiled code, from
+bytes as they lie in a message, against a dict of Python that is given bytes objects made before.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from streamlstm.series import Series
+from streamlstm.ticks import Keys
+
+BATCH = 1024
+
+
+def main() -> None:
+    """Build the names, look them up by both, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.keys")
+    parser.add_argument("--keys", type=int, default=1_000_000)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", metavar="FILE")
+    options = parser.parse_args()
+    rows = []
+    for size in (8, 16, 32, 64):
+        names = [b"%0*d" % (size, i) for i in range(options.keys)]
+        series = Series({"level": (np.float64, ())}, options.keys, 64)
+        began = time.perf_counter()
+        for begin in range(0, options.keys, BATCH):
+            series.lookup(Keys.of(names[begin : begin + BATCH]))
+        built = time.perf_counter() - began
+        known = {name: i for i, name in enumerate(names)}
+        order = np.random.default_rng(0).permutation(options.keys)
+        batches = [order[begin : begin + BATCH] for begin in range(0, options.keys, BATCH)]
+        asked = [Keys.of([names[i] for i in batch]) for batch in batches]
+        objects = [[bytes(bytearray(names[i])) for i in batch] for batch in batches]
+        ours, theirs = [], []
+        for _ in range(options.repeats):
+            ours.append(_rate(options.keys, lambda: [series.lookup(keys) for keys in asked]))
+            objects = [
+                [bytes(bytearray(name)) for name in batch] for batch in objects
+            ]  # no hash yet
+            theirs.append(
+                _rate(options.keys, lambda: [[known[k] for k in batch] for batch in objects])
+            )
+        for slots, batch in zip((series.lookup(keys) for keys in asked), batches, strict=True):
+            assert (slots == batch).all()
+        row = {
+            "key_bytes": size,
+            "keys": options.keys,
+            "ours_per_second": statistics.median(ours),
+            "dict_per_second": statistics.median(theirs),
+            "first_seen_per_second": options.keys / built,
+        }
+        rows.append(row)
+        print(
+            f"{size:3} bytes  {row['ours_per_second'] / 1e6:6.2f} M/s"
+            f"  [{min(ours) / 1e6:.2f} .. {max(ours) / 1e6:.2f}]"
+            f"  dict {row['dict_per_second'] / 1e6:6.2f} M/s"
+        )
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump(rows, file, indent=1)
+
+
+def _rate(count: int, work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return count / (time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    main()
