@@ -1,5 +1,9 @@
 """Checkpoints: a restart goes on with the same bits, and a damaged file is refused."""
 
+import errno
+import os
+import signal
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -9,7 +13,7 @@ import pytest
 from safetensors import SafetensorError
 
 from streamlstm import checkpoint
-from streamlstm.checkpoint import CheckpointError
+from streamlstm.checkpoint import CheckpointError, Saving
 from streamlstm.engine import Engine
 from streamlstm.ticks import Keys
 from tests.models import random_model
@@ -102,3 +106,112 @@ def test_of_another_engine(tmp_path: Path, other: dict[str, object], said: str) 
     checkpoint.save(running(), tmp_path / "c")
     with pytest.raises(CheckpointError, match=said):
         checkpoint.load(fresh(**other), tmp_path / "c")
+
+
+# beside the loop, by a child process
+
+
+@pytest.fixture
+def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A pipe: the child waits at it, and opening it waits for the child."""
+    path, save = tmp_path / "gate", checkpoint.save
+    os.mkfifo(path)
+    monkeypatch.setattr(checkpoint, "save", lambda *given: (path.read_bytes(), save(*given)))
+    return path
+
+
+def end_of(saving: Saving) -> bool:
+    """Wait for the child, and see how it went."""
+    os.waitid(os.P_PID, saving.pid, os.WEXITED | os.WNOWAIT)
+    return saving.done()
+
+
+def no_child_is_left() -> bool:
+    try:
+        os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return True
+    return False
+
+
+def test_a_child_writes_the_moment_at_which_it_began(tmp_path: Path, gate: Path) -> None:
+    engine, other = running(), fresh()
+    before, open_files = everything(engine), os.listdir("/proc/self/fd")
+    saving = Saving(engine, tmp_path / "c")
+    with gate.open("wb"):
+        engine.step(ticks([2, 0], [31, 33], np.array([1.0, 2])), 0)
+        engine.series.lookup(Keys.of([b"new"]))
+        assert not saving.done()
+        assert everything(engine) != before
+        for number in (signal.SIGTERM, signal.SIGINT):  # to the whole group, from a terminal
+            os.kill(saving.pid, number)
+    assert end_of(saving)
+    assert checkpoint.load(other, tmp_path / "c")
+    assert everything(other) == before
+    assert no_child_is_left()
+    assert os.listdir("/proc/self/fd") == open_files
+
+
+def test_what_the_parent_closes_is_closed_while_the_child_writes(
+    tmp_path: Path, gate: Path
+) -> None:
+    near, far = socket.socketpair()
+    with far:
+        saving = Saving(running(), tmp_path / "c")
+        with gate.open("wb"):
+            near.close()
+            far.settimeout(10)
+            assert far.recv(1) == b""
+        assert end_of(saving)
+
+
+def test_a_child_that_fails_says_why(tmp_path: Path) -> None:
+    saving = Saving(running(), tmp_path / "none" / "c")
+    with pytest.raises(OSError, match=r"No such file or directory.*none"):
+        end_of(saving)
+    assert no_child_is_left()
+
+
+def test_a_child_that_is_killed_is_a_failure(tmp_path: Path, gate: Path) -> None:
+    (tmp_path / "c").write_bytes(b"the one before")
+    saving = Saving(running(), tmp_path / "c")
+    with gate.open("wb"):
+        os.kill(saving.pid, signal.SIGKILL)
+        with pytest.raises(OSError, match="ended with -9"):
+            end_of(saving)
+    assert (tmp_path / "c").read_bytes() == b"the one before"
+    assert no_child_is_left()
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_one_that_is_stopped_leaves_nothing(tmp_path: Path, gate: Path, over: bool) -> None:
+    open_files = os.listdir("/proc/self/fd")
+    saving = Saving(running(), tmp_path / "c")
+    with gate.open("wb"):
+        if not over:
+            saving.stop()
+    if over:
+        os.waitid(os.P_PID, saving.pid, os.WEXITED | os.WNOWAIT)
+        saving.stop()
+    assert (tmp_path / "c").exists() == over
+    assert no_child_is_left()
+    assert os.listdir("/proc/self/fd") == open_files
+
+
+def test_one_stopped_at_its_worst_does_not_hinder_the_next(tmp_path: Path) -> None:
+    (tmp_path / ".c.new").write_bytes(b"x" * 1_000_000)  # what it had begun
+    engine, other = running(), fresh()
+    assert end_of(Saving(engine, tmp_path / "c"))
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+    assert checkpoint.load(other, tmp_path / "c")
+
+
+def test_no_room_for_a_child_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fork() -> int:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", fork)
+    engine, open_files = running(), os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match="temporarily unavailable"):
+        Saving(engine, tmp_path / "c")
+    assert os.listdir("/proc/self/fd") == open_files
