@@ -3,6 +3,9 @@
     python -m benchmarks.stream [--systems proxy,binary,json] [--seconds 30] [--json FILE]
     python -m benchmarks.stream --soak 3600
 
+The peers want ``--peers PYTHON`` with onnx and onnxruntime, and ``--triton VENV`` with the wheel
+nvidia-pytriton 0.7.0, numpy 1.26 and onnxruntime; what is not there is not run, and that is said.
+
 A feeder, the system under test and a sink are processes on this machine; each end counts for
 itself. Systems take turns within one run, and sleep (SIGSTOP) while it is not their turn; figures
 are medians over repeats, ratios are to the proxy in the same repeat, on the same messages.
@@ -18,8 +21,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -298,9 +303,11 @@ def show_soak(row: dict[str, Any]) -> None:
     )
     for name in COUNTED:
         print(f" + {name} {row[name]:,d}", end="")
-    print(f" + unaccounted {row['unaccounted']:,d}; out of order {row['disorder']}")
+    print(f" + unaccounted {row['unaccounted']:,d}", end="")
+    print(f" (lost before {row['lost_before']:,d}, behind {row['lost_behind']:,d})", end="")
+    print(f"; out of order {row['disorder']}")
     print(f"  resident {row['resident_bytes'][-1] / 2**20:.1f} MiB,", end=" ")
-    print(f"{row['resident_growth']:+.2%} since a tenth of the time,", end=" ")
+    print(f"{row['resident_growth']:+.2%} from the second tenth to the last,", end=" ")
     print(f"range {row['resident_range']:.2%}", flush=True)
 
 
@@ -342,6 +349,18 @@ def parse() -> argparse.Namespace:
     for name in options.systems:
         if name not in NAMES:
             parser.error(f"unknown system {name!r}; there is: {', '.join(NAMES)}")
+    if "arrow" in options.latency:
+        parser.error("--latency: a message of the format arrow has no one time when it is due")
+    looks = [options.peers, "-c", "import msgspec, onnx, onnxruntime, zmq"]
+    if (
+        set(SCRIPTS) & set(options.systems)
+        and subprocess.run(looks, capture_output=True).returncode
+    ):
+        print("script-json, script-lean: no onnxruntime and onnx for --peers, not run")
+        options.systems = [name for name in options.systems if name not in SCRIPTS]
+    if importlib.util.find_spec("pyarrow") is None and "arrow" in options.systems:
+        print("arrow: pyarrow is not installed, not run")
+        options.systems.remove("arrow")
     if "triton" in options.systems and not options.triton:
         print("triton: no environment given by --triton, not run")
         options.systems.remove("triton")

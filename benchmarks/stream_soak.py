@@ -15,6 +15,9 @@ from benchmarks.stream_systems import System
 from benchmarks.stream_ticks import spoilt_of, ticks_of
 
 SAMPLES = 120
+TAKEN, PUBLISHED = (
+    f"streamlstm_{name}_total" for name in ("ticks_received", "predictions_published")
+)
 COUNTED = {
     "coalesced": "streamlstm_ticks_coalesced_total",
     "warm": "streamlstm_ticks_warm_total",
@@ -27,7 +30,9 @@ def soak(ends: Ends, system: System, seconds: float, share: float = 0.5) -> dict
     """A row: a share of the maximum rate, measured first, offered for so long, while scraped.
 
     Some ticks are warm, and some of a version that nobody knows. ``unaccounted`` should be 0: what
-    the feeder sent, less what the sink got and what the daemon says it made of the rest.
+    the feeder sent, less what the sink got and what the daemon says it made of the rest. Where it
+    is not, ``lost_before`` of them never came to the daemon, and ``lost_behind`` were published by
+    it and never came to the sink.
     """
     ends.prime(system)
     maximum = float(np.median([ends.throughput(system, 3)["rate"] for _ in range(5)]))
@@ -59,7 +64,8 @@ def soak(ends: Ends, system: System, seconds: float, share: float = 0.5) -> dict
         for sample in after
         if sample.startswith("streamlstm_ticks_dropped_total{")
     }
-    settled = resident[SAMPLES // 10 :]
+    taken, published = (after[name] - before[name] for name in (TAKEN, PUBLISHED))
+    tenths = np.median(np.reshape(resident, (10, -1)), axis=1)[1:]  # it settles in the first
     return {
         "system": system.name,
         "format": system.format,
@@ -73,10 +79,12 @@ def soak(ends: Ends, system: System, seconds: float, share: float = 0.5) -> dict
         "dropped": {reason: count for reason, count in dropped.items() if count},
         **made,
         "unaccounted": sent - received - sum(dropped.values()) - sum(made.values()),
+        "lost_before": sent - int(taken),
+        "lost_behind": int(published) - received,
         "disorder": disorder,
         "resident_bytes": resident,
-        "resident_growth": settled[-1] / settled[0] - 1,
-        "resident_range": max(settled) / min(settled) - 1,
+        "resident_growth": float(tenths[-1] / tenths[0] - 1),
+        "resident_range": float(tenths.max() / tenths.min() - 1),
     }
 
 

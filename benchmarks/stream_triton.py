@@ -69,6 +69,8 @@ class Settings(NamedTuple):
     instances: int = 2
 
 
+MOST_WAITING = 20_000
+"""Ticks without an answer beyond which the client waits, so that a window ends soon after."""
 THROUGHPUT, LATENCY = Settings(), Settings(delay=0, instances=1)
 
 
@@ -226,7 +228,7 @@ class Client:
         return Drained(counted, first, last, 0, np.zeros((0, 2), np.int64))
 
     def open_loop(self, start: int, until: int, rate: float) -> Drained:
-        """Send by the clock; how late each answer is."""
+        """Send by the clock, as long as not too many wait; how late each answer is."""
         base, sent = self._number, 0
         lateness: list[tuple[int, int]] = []
         due = start
@@ -235,12 +237,14 @@ class Client:
             if now >= until:
                 break
             new = 0
-            while due <= now and due < until:
+            room = MOST_WAITING - (sent - len(lateness))
+            while due <= now and due < until and new < room:
                 new += 1
                 due = start + int((sent + new) * 1e9 / rate)
             self._add(new)
             sent += new
-            self._note(lateness, self._exchange((due - now) / 1e9), base, start, rate)
+            patience = (due - now) / 1e9 if new < room else 0.001
+            self._note(lateness, self._exchange(patience), base, start, rate)
         deadline = time.monotonic() + 5
         while len(lateness) < sent and time.monotonic() < deadline:
             self._note(lateness, self._exchange(0.1), base, start, rate)

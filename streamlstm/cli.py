@@ -12,13 +12,13 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from streamlstm import compiled
-from streamlstm.config import INPUT, OUTPUT, Config, ConfigError, load_config
+from streamlstm.config import INPUT, OUTPUT, Config, ConfigError, Format, load_config
 from streamlstm.fit_options import FitOptions
 
-FORMATS = ("json", "msgpack", "binary")
+FORMATS = get_args(Format)
 
 
 class _Parser(argparse.ArgumentParser):

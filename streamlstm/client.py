@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from streamlstm.datasets.frames import SeriesData
 from streamlstm.transport import WELCOME, TransportError
-from streamlstm.wire.format import TOPIC, Format
-from streamlstm.wire.peer import Prediction, decode_prediction, encode_tick
+from streamlstm.wire.format import BATCH, TOPIC, Format
+from streamlstm.wire.peer import Prediction, decode_predictions, encode_tick
 
 LINGER = 30.0
 """Seconds in which what was sent may still go out."""
@@ -90,12 +90,12 @@ class Listener:
         Raises:
             TransportError: the endpoint is malformed.
         """
-        self.format, self.endpoint = format, endpoint
+        self.format, self.endpoint, self.prefix = format, endpoint, prefix
         self._context = zmq.Context()
         self.socket = self._context.socket(zmq.SUB)
         self.socket.rcvhwm = 0
         self.socket.subscribe(WELCOME)
-        self.socket.subscribe(TOPIC + prefix.encode())
+        self.socket.subscribe(BATCH if format == "arrow" else TOPIC + prefix.encode())
         try:
             self.socket.connect(endpoint)
         except zmq.ZMQError as error:
@@ -123,7 +123,9 @@ class Listener:
         while waiting:
             message = self.socket.recv_multipart()
             if message != [WELCOME]:
-                yield decode_prediction(self.format, message)
+                for prediction in decode_predictions(self.format, message):
+                    if prediction.series.startswith(self.prefix):  # a batch has all
+                        yield prediction
             waiting = self.socket.poll(0)
 
     def close(self) -> None:

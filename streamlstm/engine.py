@@ -111,6 +111,7 @@ class Engine:
 
     Attributes:
         work: what the compiled stages are given.
+        taken: ticks that :meth:`step` took last, those without a forecast included.
     """
 
     def __init__(
@@ -168,6 +169,7 @@ class Engine:
             np.zeros(max_batch, np.uint64),
         )
         self._ticks = Ticks.room(max_batch, spec.inputs)
+        self.taken = 0
 
     @property
     def drops(self) -> dict[str, int]:
@@ -209,7 +211,8 @@ class Engine:
         if len(ticks.slot) > self.max_batch:
             raise ValueError(f"{len(ticks.slot)} ticks exceed max_batch = {self.max_batch}")
         work = self.work
-        taken, rounds, published = prepare(work, ticks)
+        self.taken, rounds, published = prepare(work, ticks)
+        taken = self.taken
         self.kernels.step(
             self.buffers,
             work.schedule.slot[:taken],

@@ -33,9 +33,10 @@ SIZES = tuple(float(1 << k) for k in range(17))
 """Ticks: bounds of the buckets, powers of 2."""
 COUNTERS: Mapping[str, str] = MappingProxyType(
     {
-        "ticks_received": "Messages taken from the input.",
+        "ticks_received": "Ticks taken from the input.",
         "predictions_published": "Predictions handed to the output.",
         "batches": "Batches stepped.",
+        "ticks_warm": "Ticks that moved their series in silence.",
         "ticks_coalesced": "Ticks skipped because a later one of their series waited.",
         "series_started": "Series seen for the first time.",
         "input_gaps": "Ticks that came after at least one was missed.",
@@ -301,6 +302,7 @@ def stepped(
     values: NDArray[np.void],
     ts: NDArray[np.int64],
     published: int,
+    warm: int,
     now: int,
     step: float,
     encode: float,
@@ -313,12 +315,14 @@ def stepped(
         values: (1,) of :data:`LAYOUT`; none: nothing is counted.
         ts: (ticks,) ns since the epoch.
         published: predictions.
+        warm: ticks without one, that were taken nevertheless.
         now: ns since the epoch.
         step, encode, publish: seconds that each stage took.
         tick_to_publish: seconds since the first of the ticks was taken from the input.
     """
     for record in values:
         record.predictions_published += published
+        record.ticks_warm += warm
         record.batches += 1
         latest = ts[0] if len(ts) else now
         for i in range(1, len(ts)):

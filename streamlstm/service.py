@@ -417,7 +417,7 @@ def _keep_to(cpus: Sequence[int]) -> None:
     allowed = os.sched_getaffinity(0)
     if strange := sorted(set(cpus) - allowed):
         there = ", ".join(map(str, sorted(allowed)))
-        raise CoreError(f"service.cpus: core {strange[0]} is not there, of {there}")
+        raise CoreError(f"service.cpus: core {strange[0]} is not there; choose of {there}")
     os.sched_setaffinity(0, cpus)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -46,6 +47,21 @@ class Daemon:
     def stop(self) -> int:
         self.process.terminate()
         return self.wait()
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """It stands still, and all that is sent waits for it."""
+        os.kill(self.process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.process.pid, signal.SIGCONT)
+
+    @property
+    def children(self) -> list[int]:
+        """Its child processes."""
+        tasks = Path(f"/proc/{self.process.pid}/task").iterdir()
+        return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
 
     def get(self, path: str) -> str:
         with urllib.request.urlopen(self.url + path, timeout=30) as answer:
@@ -105,9 +121,12 @@ def start(
 class Client:
     """A publisher and a subscriber of plain pyzmq, both known to be connected."""
 
-    def __init__(self, daemon: Daemon, topic: bytes = b"prediction.") -> None:
+    def __init__(
+        self, daemon: Daemon, topic: bytes = b"prediction.", *, push: bool = False
+    ) -> None:
+        """With ``push``, the daemon pulls."""
         self.context = zmq.Context()
-        self.feed = self.context.socket(zmq.XPUB)
+        self.feed = self.context.socket(zmq.PUSH if push else zmq.XPUB)
         self.feed.sndhwm = 0
         self.feed.connect(daemon.input)
         self.sink = self.context.socket(zmq.SUB)
@@ -116,7 +135,7 @@ class Client:
         self.sink.subscribe(topic)
         self.sink.subscribe(b"streamlstm.welcome")
         self.sink.connect(daemon.output)
-        assert self.feed.poll(30_000), "the daemon does not subscribe"
+        assert push or self.feed.poll(30_000), "the daemon does not subscribe"
         assert self.sink.recv() == b"streamlstm.welcome"
 
     def send(self, *frames: bytes) -> None:

@@ -66,7 +66,7 @@ def test_latency_buckets_begin_at_10_us_and_grow_by_about_1_8() -> None:
 def step(metrics: Metrics, **changed: Any) -> None:
     """One batch of one tick, of a prediction, that took no time, but for what is ``changed``."""
     batch = {
-        "ts": np.zeros(1, np.int64), "published": 1, "now": 0,
+        "ts": np.zeros(1, np.int64), "published": 1, "warm": 0, "now": 0,
         "step": 0.0, "encode": 0.0, "publish": 0.0, "tick_to_publish": 0.0,
     }  # fmt: skip
     stepped(metrics.values, *(batch | changed).values())
@@ -116,7 +116,7 @@ def test_the_lag_is_that_of_the_latest_tick_of_the_latest_batch() -> None:
 def test_without_a_record_nothing_is_counted() -> None:
     nothing = np.zeros(0, LAYOUT)  # of a warm-up
     took(nothing, 1, 1.0)
-    stepped(nothing, np.zeros(0, np.int64), 0, 0, 0.0, 0.0, 0.0, 0.0)
+    stepped(nothing, np.zeros(0, np.int64), 0, 0, 0, 0.0, 0.0, 0.0, 0.0)
 
 
 def test_a_scrape_tells_what_was_counted() -> None:

@@ -219,7 +219,8 @@ def step_on(
     for number in range(len(rounds) - 1):
         start, stop = rounds[number], rounds[number + 1]
         ticks = tiles.Ticks(simd.address(slots), simd.address(inputs), simd.address(outputs))
-        if p.threads == 1 or (stop - start) * p.flops < SHARED_FLOPS:
+        small = p.threads == 1 or (stop - start) * p.flops < SHARED_FLOPS
+        if small or pool.alone(p.pool):
             tiles.run_rows(block, layer, plan, caller, ticks, start, stop, stop)
         else:
             pool.offer(p.pool, p.threads, start, stop, max(simd.rows_of(block) // 3, 1), ticks)

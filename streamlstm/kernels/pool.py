@@ -14,7 +14,8 @@ The pool is a block of int64, a cache line a part:
     line 0        number of the job
     line 1        rows done
     line 2        the job's words, as `offer` was given them; 8 of them
-    line 3        stop flag; whether the helpers were started; the caller's core
+    line 3        stop flag; whether the helpers were started; the caller's core; jobs that the
+                  caller is to do alone, now and the next time that it had to wait
     line 4 + 4w   worker w: rows not yet taken, begin << 32 | end
     next          worker w: word 0 is 1 while it sleeps; a semaphore from word 1 on
     next two      the cores that it may use, a bit each
@@ -43,11 +44,12 @@ from streamlstm.kernels.simd import INDEX, intrinsic, set_word, word
 
 LINE = 8  # words of a cache line
 JOB, DONE, WORDS, STOP, WORKERS = 0, LINE, 2 * LINE, 3 * LINE, 4 * LINE
-STARTED, CORE = STOP + 1, STOP + 2
+STARTED, CORE, ALONE, PENALTY = STOP + 1, STOP + 2, STOP + 3, STOP + 4
 WORKER, ASLEEP, CORES, CORE_WORDS = 4 * LINE, LINE, 2 * LINE, 2 * LINE  # of a worker's part
 BYTES = 8
 END = (1 << 32) - 1  # mask of the end in a worker's rows
 SPINS = 1000  # looks for a new job before a helper goes to sleep: some 20 us
+LEAST, MOST = 8, 256  # jobs done alone after one whose helper had lost its core
 
 # callable in compiled code alone
 semaphore_init: Any = types.ExternalFunction(
@@ -206,14 +208,32 @@ def wake(pool: int, threads: int) -> None:
 
 
 @njit(cache=True)
+def alone(pool: int) -> bool:
+    """Whether the caller had better do a job alone: other processes want the cores too."""
+    left = word(pool, ALONE)
+    if left > 0:
+        set_word(pool, ALONE, left - 1)
+    return left > 0
+
+
+@njit(cache=True)
 def finish(pool: int, rows: int) -> None:
-    """Wait for rows that a helper has begun."""
+    """Wait for rows that a helper has begun.
+
+    If it has lost its core meanwhile, the next jobs are done alone: the more, the more often.
+    """
     looks = 0
     while read(pool, DONE) != rows:
         looks += 1
         if looks > SPINS:
             yield_core()
         pause()
+    if looks > SPINS:
+        penalty = min(max(2 * word(pool, PENALTY), LEAST), MOST)
+        set_word(pool, ALONE, penalty)
+        set_word(pool, PENALTY, penalty)
+    else:
+        set_word(pool, PENALTY, 0)
 
 
 @njit(cache=True)

@@ -131,7 +131,7 @@ def decode_prediction(format: Format, message: Sequence[bytes]) -> Prediction:
             (prediction,) = decode_predictions(format, message)
             return prediction
         if format == "binary":
-            return _readprediction_layout(*message)
+            return _read_binary_prediction(*message)
         _, payload = message
         decoder = msgspec.json if format == "json" else msgspec.msgpack
         read = decoder.decode(payload, type=maps.Prediction)
@@ -144,7 +144,7 @@ def decode_prediction(format: Format, message: Sequence[bytes]) -> Prediction:
         raise WireError(f"not a prediction in {format}: {error}") from error
 
 
-def _readprediction_layout(frame: bytes) -> Prediction:
+def _read_binary_prediction(frame: bytes) -> Prediction:
     topic, _, rest = frame.partition(b"\0")
     head = np.frombuffer(b"\0" + rest, prediction_layout(0, 0), count=1)[0]
     if not topic.startswith(TOPIC) or head["version"] != VERSION or head["levels"] != 2:
