@@ -6,8 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -73,6 +74,13 @@ class Daemon:
             if line.startswith(f"{name} "):
                 return float(line.rpartition(" ")[2])
         raise KeyError(name)
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    """Wait until ``holds``; it asks the daemon, which takes its time."""
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
 
 
 @contextlib.contextmanager

@@ -2,8 +2,10 @@
 
 import errno
 import os
+import shutil
 import signal
 import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -15,8 +17,11 @@ from safetensors import SafetensorError
 from streamlstm import checkpoint
 from streamlstm.checkpoint import CheckpointError, Saving
 from streamlstm.engine import Engine
-from streamlstm.ticks import Keys
-from tests.models import random_model
+from streamlstm.model import load_model
+from streamlstm.ticks import Keys, Ticks
+from streamlstm.wire.peer import encode_tick
+from tests.daemon import Client, eventually, start
+from tests.models import random_model, random_model_file
 from tests.test_engine import RICH, everything, ticks
 
 Kind = Mapping[str, object]
@@ -215,3 +220,129 @@ def test_no_room_for_a_child_is_a_failure(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(OSError, match="temporarily unavailable"):
         Saving(engine, tmp_path / "c")
     assert os.listdir("/proc/self/fd") == open_files
+
+
+# by the daemon, beside the ticks
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_model_file(tmp_path_factory.mktemp("model"))
+
+
+def test_checkpoints_are_written_now_and_then_and_a_failure_is_counted(
+    model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "state"
+    folder.mkdir()
+    written = "streamlstm_checkpoint_last_success_timestamp_seconds"
+    path = folder / "checkpoint"
+    with start(tmp_path, model, checkpoint__path=path, checkpoint__interval=0.05) as daemon:
+        eventually(lambda: written in daemon.get("/metrics"))
+        assert path.stat().st_mode & 0o777 == 0o600
+        shutil.rmtree(folder)
+        eventually(lambda: daemon.metric("streamlstm_checkpoint_failures_total") > 0)
+        with Client(daemon) as client:
+            client.tick("a", ts=1, value=1)
+            client.predictions(1)
+        assert daemon.stop() == 0
+    assert "no checkpoint: " in daemon.log
+
+
+WAITS = """
+import os, pathlib
+save, parent = checkpoint.save, os.getpid()
+def wait_and_save(engine, path):
+    if os.getpid() != parent:
+        (path.parent / "gate").read_bytes()
+    save(engine, path)
+checkpoint.save = wait_and_save
+"""
+"""A child that is to write a checkpoint waits until somebody has opened and closed the gate."""
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and that nobody asked about does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("end", ["SIGTERM", "SIGKILL"])
+def test_a_checkpoint_that_takes_long_keeps_no_tick_waiting_nor_the_end(
+    end: str, model: Path, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "gate")
+    path = tmp_path / "c"
+    options = {"checkpoint__path": path, "checkpoint__interval": 0.01}
+    with (
+        start(tmp_path, model, before=WAITS, **options) as daemon,
+        (tmp_path / "gate").open("wb") as gate,  # waits for the child
+        Client(daemon) as client,
+    ):
+        (child,) = daemon.children
+        for hour in range(50):
+            client.tick("beside", ts=hour, value=1)
+            assert client.predictions(1)[0]["seq"] == hour + 1
+        assert daemon.children == [child]
+        daemon.process.send_signal(signal.Signals[end])
+        code = daemon.wait()
+        eventually(lambda: not alive(child))
+        gate.close()
+    if end == "SIGKILL":
+        assert not path.exists()
+        return
+    assert code == 0
+    engine = Engine(load_model(model))
+    assert checkpoint.load(engine, path)
+    assert engine.series.state["seq"][:1].tolist() == [50]
+    assert "no checkpoint" not in daemon.log
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["c", "daemon.log", "gate"]
+
+
+def test_a_child_that_is_killed_is_counted_and_the_next_one_writes(
+    model: Path, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "gate")
+    options = {"checkpoint__path": tmp_path / "c", "checkpoint__interval": 0.01}
+    with start(tmp_path, model, before=WAITS, **options) as daemon:
+        with (tmp_path / "gate").open("wb"):
+            (child,) = daemon.children
+            os.kill(child, signal.SIGKILL)
+            eventually(lambda: daemon.metric("streamlstm_checkpoint_failures_total") == 1)
+        (tmp_path / "gate").open("wb").close()
+        eventually((tmp_path / "c").exists)
+        assert "no checkpoint: the child that wrote it ended with -9" in daemon.log
+        assert daemon.metric("streamlstm_checkpoint_failures_total") == 1
+        assert not [pid for pid in daemon.children if not alive(pid)]
+
+
+def test_a_checkpoint_is_of_one_moment(model: Path, tmp_path: Path) -> None:
+    """Of the ticks sent, it holds the first so many, and the state after them bit for bit."""
+    path, rng = tmp_path / "c", np.random.default_rng(0)
+    options = {"checkpoint__path": path, "checkpoint__interval": 0.02, "input__format": "binary"}
+    sent: list[tuple[str, int, float]] = []
+    written = set()  # times
+    with start(tmp_path, model, **options) as daemon, Client(daemon) as client:
+        deadline = time.monotonic() + 30
+        while len(written) < 2:
+            assert time.monotonic() < deadline
+            for _ in range(200):
+                tick = f"s{rng.integers(30)}", len(sent), float(rng.normal())
+                client.send(*encode_tick("binary", tick[0], tick[1], tick[2:]))
+                sent.append(tick)
+            client.receive(100)  # half as many: others wait
+            if path.exists():
+                written.add(path.stat().st_mtime_ns)
+        daemon.process.kill()
+        daemon.wait()
+    found, wanted = (Engine(load_model(model), max_batch=len(sent)) for _ in range(2))
+    assert checkpoint.load(found, path)
+    count = int(found.series.state["seq"].sum())
+    assert 0 < count <= len(sent)
+    names, stamps, values = zip(*sent[:count], strict=True)
+    slots = wanted.series.lookup(Keys.of([name.encode() for name in names]))
+    flags = np.zeros(count, np.uint8)
+    wanted.step(Ticks(slots, np.array(stamps), np.array(values)[:, None], flags), 0)
+    assert everything(found) == everything(wanted)

@@ -1,7 +1,5 @@
 """When ticks come faster than they are served, or predictions faster than somebody reads them."""
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +8,7 @@ import zmq
 
 from streamlstm.backlog import Policy
 from streamlstm.wire.peer import decode_prediction, encode_tick, encode_ticks
-from tests.daemon import Client, Daemon, start
+from tests.daemon import Client, Daemon, eventually, start
 from tests.models import HOUR, random_model_file
 
 SERIES = 20
@@ -20,13 +18,6 @@ OVERLOAD = 'streamlstm_ticks_dropped_total{reason="overload"}'
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return random_model_file(tmp_path_factory.mktemp("model"))
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    """Wait until ``holds``; it asks the daemon, which takes its time."""
-    deadline = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < deadline
 
 
 def burst(daemon: Daemon, client: Client, count: int, sent: int) -> None:
