@@ -92,6 +92,8 @@ class Saving:
         code = 1
         try:
             signal.set_wakeup_fd(-1)
+            os.closerange(3, to_say)  # whom the parent hangs up on is not to wait for this end
+            os.closerange(to_say + 1, os.sysconf("SC_OPEN_MAX"))
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_IGN)  # the parent ends it
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

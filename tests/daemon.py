@@ -3,10 +3,12 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -47,6 +49,21 @@ class Daemon:
         self.process.terminate()
         return self.wait()
 
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """It stands still, and all that is sent waits for it."""
+        os.kill(self.process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.process.pid, signal.SIGCONT)
+
+    @property
+    def children(self) -> list[int]:
+        """Its child processes."""
+        tasks = Path(f"/proc/{self.process.pid}/task").iterdir()
+        return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+
     def get(self, path: str) -> str:
         with urllib.request.urlopen(self.url + path, timeout=30) as answer:
             return answer.read().decode()
@@ -57,6 +74,13 @@ class Daemon:
             if line.startswith(f"{name} "):
                 return float(line.rpartition(" ")[2])
         raise KeyError(name)
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    """Wait until ``holds``; it asks the daemon, which takes its time."""
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
 
 
 @contextlib.contextmanager
@@ -105,9 +129,12 @@ def start(
 class Client:
     """A publisher and a subscriber of plain pyzmq, both known to be connected."""
 
-    def __init__(self, daemon: Daemon, topic: bytes = b"prediction.") -> None:
+    def __init__(
+        self, daemon: Daemon, topic: bytes = b"prediction.", *, push: bool = False
+    ) -> None:
+        """With ``push``, the daemon pulls."""
         self.context = zmq.Context()
-        self.feed = self.context.socket(zmq.XPUB)
+        self.feed = self.context.socket(zmq.PUSH if push else zmq.XPUB)
         self.feed.sndhwm = 0
         self.feed.connect(daemon.input)
         self.sink = self.context.socket(zmq.SUB)
@@ -116,7 +143,7 @@ class Client:
         self.sink.subscribe(topic)
         self.sink.subscribe(b"streamlstm.welcome")
         self.sink.connect(daemon.output)
-        assert self.feed.poll(30_000), "the daemon does not subscribe"
+        assert push or self.feed.poll(30_000), "the daemon does not subscribe"
         assert self.sink.recv() == b"streamlstm.welcome"
 
     def send(self, *frames: bytes) -> None:

@@ -8,8 +8,6 @@ ready: what it needs from there on and does not have, it has to compile.
 import os
 import shutil
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from streamlstm.engine import Engine
 from streamlstm.model import load_model
 from streamlstm.wire.format import Format
 from streamlstm.wire.peer import encode_tick, encode_ticks
-from tests.daemon import Client, Daemon, start
+from tests.daemon import Client, Daemon, eventually, start
 from tests.models import random_model_file
 
 STEP = 3600 * 10**9
@@ -176,13 +174,6 @@ def waiting(format: Format, names: list[str], stamps: list[int], inputs: int) ->
         values = np.tile(1.0 + np.arange(inputs), (len(names), 1))
         return [encode_ticks(names, stamps, values)]
     return [good(format, name, ts_ns, inputs) for name, ts_ns in zip(names, stamps, strict=True)]
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    """Wait until ``holds``; it asks the daemon, which takes its time."""
-    deadline = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < deadline
 
 
 def send_at_once(

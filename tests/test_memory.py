@@ -1,4 +1,4 @@
-"""Bytes at an address, and code at one."""
+"""Bytes and functions at an address; records of several fields."""
 
 import struct
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numba import njit
+from numba import njit, typeof
 
 from streamlstm import memory
 from streamlstm.memory import address_of, call, call_for_int, copy
@@ -90,3 +90,38 @@ def test_the_address_of_a_function_stays() -> None:
     values = np.zeros(1)
     assert address_of(_count, values, 0) == address_of(_count, values, 0) != 0
     assert address_of(_count, values, 0) != address_of(_count, values.astype(np.float32), 0)
+
+
+FIELDS: memory.Fields = {
+    "a": (np.uint8, ()), "b": (np.float64, (2, 3)), "c": (np.int16, (0,)), "d": (np.float32, (5,)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 7])
+def test_fields_of_a_record_lie_side_by_side_and_do_not_touch(n: int) -> None:
+    found = memory.records(FIELDS, n)
+    size = memory.record_layout(FIELDS).itemsize
+    assert size >= 1 + 48 + 20
+    for name, (kind, shape) in FIELDS.items():
+        array = found[name]
+        assert (array.dtype, array.shape[1:]) == (kind, shape)
+        assert len(array) >= n
+        assert array.strides[0] == size
+        assert array.ctypes.data % np.dtype(kind).itemsize == 0
+        assert not array.any()
+        array[...] = len(name) + np.arange(array.size).reshape(array.shape) % 7
+    for array in found.values():
+        np.testing.assert_array_equal(array, 1 + np.arange(array.size).reshape(array.shape) % 7)
+
+
+def test_to_compiled_code_one_record_is_like_many() -> None:
+    one, many = (memory.records(FIELDS, n) for n in (1, 100))
+    for name in FIELDS:
+        assert typeof(one[name]) == typeof(many[name])
+
+
+def test_prefetching_changes_nothing() -> None:
+    fetch = njit(lambda room: memory.prefetch(room.ctypes.data))
+    room = np.arange(8)
+    fetch(room)
+    assert room.tolist() == list(range(8))

@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from streamlstm.model import ModelError, load_model
 from streamlstm.ticks import Keys, Ticks
 from streamlstm.wire.format import Format
 from streamlstm.wire.peer import decode_prediction, encode_tick
-from tests.daemon import Client, Daemon, start
+from tests.daemon import Client, Daemon, eventually, start
 from tests.models import random_model_file
 
 HOUR = 3600
@@ -43,13 +43,6 @@ def daemon(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Da
 def client(daemon: Daemon) -> Iterator[Client]:
     with Client(daemon) as client:
         yield client
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    """Wait until ``holds``; it asks the daemon, which takes its time."""
-    deadline = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < deadline
 
 
 def walk(names: list[str], ticks: int, seed: int = 0) -> list[tuple[str, int, float]]:
@@ -315,25 +308,6 @@ def test_the_end_comes_within_shutdown_timeout(model: Path, tmp_path: Path) -> N
         assert time.monotonic() - began < 5
 
 
-def test_checkpoints_are_written_now_and_then_and_a_failure_is_counted(
-    model: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "state"
-    folder.mkdir()
-    written = "streamlstm_checkpoint_last_success_timestamp_seconds"
-    path = folder / "checkpoint"
-    with start(tmp_path, model, checkpoint__path=path, checkpoint__interval=0.05) as daemon:
-        eventually(lambda: written in daemon.get("/metrics"))
-        assert path.stat().st_mode & 0o777 == 0o600
-        shutil.rmtree(folder)
-        eventually(lambda: daemon.metric("streamlstm_checkpoint_failures_total") > 0)
-        with Client(daemon) as client:
-            client.tick("a", ts=1, value=1)
-            client.predictions(1)
-        assert daemon.stop() == 0
-    assert "no checkpoint: " in daemon.log
-
-
 @pytest.mark.parametrize("abstract", [False, True])
 def test_systemd_is_told(model: Path, tmp_path: Path, abstract: bool) -> None:
     address = f"@streamlstm-{os.getpid()}" if abstract else str(tmp_path / "notify")
@@ -348,6 +322,63 @@ def test_systemd_is_told(model: Path, tmp_path: Path, abstract: bool) -> None:
             daemon.process.terminate()
             assert manager.recv(4096).startswith(b"STOPPING=1")
             assert daemon.wait() == 0
+
+
+def test_it_keeps_to_its_cores_waits_and_looks_as_it_is_told(model: Path, tmp_path: Path) -> None:
+    core = max(os.sched_getaffinity(0))
+    options = {
+        "service__cpus": core, "engine__max_wait_us": 100_000, "service__busy_poll_us": 10**9,
+    }  # fmt: skip
+    with start(tmp_path, model, **options) as daemon, Client(daemon) as client:
+        pid = daemon.process.pid
+        assert os.sched_getaffinity(pid) == {core}
+        (sockets,) = [
+            int(task.name)
+            for task in Path(f"/proc/{pid}/task").iterdir()
+            if (task / "comm").read_text() == "ZMQbg/IO/0\n"
+        ]
+        assert os.sched_getaffinity(sockets) == {core}
+        began = time.monotonic()
+        client.tick("a", ts=1, value=1)
+        client.predictions(1)
+        assert time.monotonic() - began >= 0.1
+
+        def worked() -> int:
+            """Clock ticks of the processor."""
+            after = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
+            return sum(map(int, after.split()[11:13]))
+
+        before = worked()
+        eventually(lambda: worked() > before + 5)
+        client.tick("a", ts=2, value=1)
+        client.predictions(1)
+        assert daemon.stop() == 0
+
+
+def test_a_core_that_is_not_there_is_one_line_and_exit_code_1(
+    model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = {"model": model, "metrics": {"enabled": False}, "service": {"cpus": (0, 99_999)}}
+    before = os.sched_getaffinity(0)
+    assert service.run(Config.model_validate(options)) == 1
+    assert os.sched_getaffinity(0) == before
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "service.cpus: core 99999 is not there" in line
+
+
+def test_without_libzmqs_functions_it_serves_and_says_so_once(model: Path, tmp_path: Path) -> None:
+    ticks = walk(["a", "b"], 100)
+    missing = "service.transport._FUNCTIONS = ('zmq_of_another_time',)"
+    with start(tmp_path, model, before=missing) as daemon, Client(daemon) as client:
+        for name, hour, value in ticks:
+            client.tick(name, ts=hour * HOUR, value=value)
+        client.tick("odd", ts="today", value=1)
+        wanted = expected(model, ticks)
+        found = client.predictions(len(ticks))
+        assert [{key: each[key] for key in wanted[0]} for each in found] == wanted
+        assert daemon.stop() == 0
+    (line,) = [line for line in daemon.log.splitlines() if "libzmq" in line]
+    assert "WARNING" in line
 
 
 @pytest.mark.parametrize("name", ["input", "output", "metrics"])
