@@ -189,10 +189,20 @@ def send_at_once(
     return taken
 
 
+@pytest.fixture(scope="module", autouse=True)
+def cached(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The cache of all tests has most of what a daemon needs."""
+    folder = tmp_path_factory.mktemp("cached")
+    model = random_model_file(folder)
+    for format in ("json", "msgpack", "binary"):
+        with start(folder, model, input__format=format, output__format=format):
+            pass
+
+
 @contextlib.contextmanager
 def ready(folder: Path, model: Path, **options: Any) -> Iterator[Daemon]:
     """A daemon that is ready and finds no compiled code any more; it is to compile nothing."""
-    Engine(load_model(model), max_series=1).warm_up()  # so that the cache of all tests has most
+    Engine(load_model(model), max_series=1).warm_up()  # in the cache of all tests
     everything = Path(os.environ["NUMBA_CACHE_DIR"])
     cache = folder / everything.name
     shutil.copytree(everything, cache)
