@@ -5,9 +5,10 @@ folder would hide what the warm-up forgot, so the folder is emptied when the dae
 ready: what it needs from there on and does not have, it has to compile.
 """
 
+import contextlib
 import os
 import shutil
-import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -180,24 +181,46 @@ def send_at_once(
     daemon: Daemon, client: Client, messages: list[list[bytes]], before: int, ticks: int
 ) -> int:
     """Have all of ``messages`` wait when the daemon looks next; returns how many ticks it took."""
-    os.kill(daemon.process.pid, signal.SIGSTOP)
-    for message in messages:
-        client.send(*message)
-    os.kill(daemon.process.pid, signal.SIGCONT)
+    with daemon.stopped():
+        for message in messages:
+            client.send(*message)
     taken = before + ticks
     eventually(lambda: daemon.metric("streamlstm_ticks_received_total") == taken)
     return taken
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cached(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The cache of all tests has most of what a daemon needs."""
+    folder = tmp_path_factory.mktemp("cached")
+    model = random_model_file(folder)
+    for format in ("json", "msgpack", "binary"):
+        with start(folder, model, input__format=format, output__format=format):
+            pass
+
+
+@contextlib.contextmanager
+def ready(folder: Path, model: Path, **options: Any) -> Iterator[Daemon]:
+    """A daemon that is ready and finds no compiled code any more; it is to compile nothing."""
+    Engine(load_model(model), max_series=1).warm_up()  # in the cache of all tests
+    everything = Path(os.environ["NUMBA_CACHE_DIR"])
+    cache = folder / everything.name
+    shutil.copytree(everything, cache)
+    with start(folder, model, env={"NUMBA_CACHE_DIR": str(cache)}, **options) as daemon:
+        for file in list(cache.rglob("*.nb?")):
+            file.unlink()
+        compiled = daemon.metric(COUNTER)
+        yield daemon
+        assert daemon.metric(COUNTER) == compiled
+        assert daemon.stop() == 0
+        assert f"functions_compiled={compiled:.0f}\n" in daemon.log.splitlines(True)[-1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_is_compiled_once_ready(kind: str, tmp_path: Path) -> None:
     given, wanted, spec = KINDS[kind]
     path = random_model_file(tmp_path, **spec)
-    model = load_model(path)
-    Engine(model, max_series=1).warm_up()  # so that the cache of all tests has most of it
-    everything = Path(os.environ["NUMBA_CACHE_DIR"])
-    cache = tmp_path / everything.name
-    shutil.copytree(everything, cache)
+    inputs = load_model(path).spec.inputs
     options = {
         "input__format": given,
         "output__format": wanted,
@@ -206,25 +229,41 @@ def test_nothing_is_compiled_once_ready(kind: str, tmp_path: Path) -> None:
         "checkpoint__interval": 0.05,
         "interval__coverage": 0 if kind == "many inputs" else 0.9,
     }
-    env = {"NUMBA_CACHE_DIR": str(cache)}
-    with start(tmp_path, path, env=env, **options) as daemon, Client(daemon) as client:
-        for file in list(cache.rglob("*.nb?")):
-            file.unlink()
-        compiled = daemon.metric(COUNTER)
-        inputs = model.spec.inputs
+    with ready(tmp_path, path, **options) as daemon, Client(daemon) as client:
         storm = odd(given, inputs)
         taken = 0
         for message in storm:
             taken = send_at_once(daemon, client, [message], taken, 1)
         for ticks, batch in ((len(storm), storm), *batches(given, inputs)):
             taken = send_at_once(daemon, client, batch, taken, ticks)
-        assert daemon.metric('streamlstm_batch_size_bucket{le="1.0"}') >= len(storm)
+        assert daemon.metric("streamlstm_decode_duration_seconds_count") >= len(storm)
         assert daemon.metric('streamlstm_batch_size_bucket{le="256.0"}') < daemon.metric(
             "streamlstm_batch_size_count"
         )
         assert daemon.metric("streamlstm_predictions_published_total") > 3000
         assert daemon.metric("streamlstm_active_series") == SERIES
         eventually(lambda: "checkpoint_last_success" in daemon.get("/metrics"))
-        assert daemon.metric(COUNTER) == compiled
-        assert daemon.stop() == 0
-        assert f"functions_compiled={compiled:.0f}\n" in daemon.log.splitlines(True)[-1]
+
+
+FEW = {"engine__max_batch": 16, "input__max_pending": 20}
+WAYS: dict[str, dict[str, Any]] = {
+    "drop_newest": {"input__overload": "drop_newest", **FEW},
+    "drop_oldest": {"input__overload": "drop_oldest", **FEW},
+    "coalesce": {"input__overload": "coalesce", **FEW},
+    "waiting": {"input__kind": "pull", "engine__max_wait_us": 100, "service__busy_poll_us": 1000},
+    "one by one": {"before": "service.transport._FUNCTIONS = ('zmq_of_another_time',)"},
+    "in bulk too": {"output__batch": True},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_nor_whatever_way_a_tick_goes(way: str, tmp_path: Path) -> None:
+    if way == "in bulk too":
+        pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    options, path = WAYS[way], random_model_file(tmp_path)
+    push = options.get("input__kind") == "pull"
+    with ready(tmp_path, path, **options) as daemon, Client(daemon, push=push) as client:
+        storm = odd("json", 1)
+        taken = send_at_once(daemon, client, storm, 0, len(storm))
+        names, stamps = [f"s{i % 50}" for i in range(3000)], [BEGIN + i * STEP for i in range(3000)]
+        send_at_once(daemon, client, waiting("json", names, stamps, 1), taken, 3000)

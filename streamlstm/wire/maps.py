@@ -51,6 +51,7 @@ from streamlstm.wire.format import (
     UNSUPPORTED,
     WRONG_VALUES,
     Columns,
+    Limits,
     Reader,
     key_fault,
 )
@@ -98,6 +99,11 @@ class Prediction(msgspec.Struct, gc=False):
 
 class MapReader(Reader, ABC):
     """Reads plain ticks in compiled code, and by msgspec those that it leaves."""
+
+    def __init__(self, inputs: int, limits: Limits, most: int) -> None:
+        """As :class:`Reader`."""
+        super().__init__(inputs, limits, most)
+        key_fault(0, 0, 0)  # compile it now, not when the first tick is odd
 
     @abstractmethod
     def parse(self, payload: bytes) -> Any:
