@@ -62,7 +62,7 @@ class Way(NamedTuple):
     values: NDArray[np.void]
     """of the metrics"""
     clock: NDArray[np.int64]
-    """(2,) room for a time"""
+    """(3,) room for a time, and when the latest batch was served, ns of the monotonic clock"""
     wait_ns: int
     """for a batch to fill, once the first tick is there"""
     spin_ns: int
@@ -138,7 +138,7 @@ class Loop:
             writer.layout,
             self.publisher.sink,
             self._values,
-            np.zeros(2, np.int64),
+            np.zeros(3, np.int64),
             self._wait_ns,
             self._spin_ns,
         )
@@ -249,7 +249,7 @@ def _now(clock: NDArray[np.int64], which: int) -> int:
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _run(way: Way, until: int) -> tuple[int, int, int]:
     """Serve ticks; why it came back (an error number below 0), messages unread, and those taken."""
-    queue, taken, idle_since = way.queue, 0, 0
+    queue, taken = way.queue, 0
     while True:
         now = _now(way.clock, _MONOTONIC)
         waiting = queue.bounds[1] - queue.bounds[0]
@@ -257,7 +257,7 @@ def _run(way: Way, until: int) -> tuple[int, int, int]:
         if now >= until:
             if waiting == 0:
                 return OTHER, 0, taken
-        elif waiting == 0 and now >= idle_since + way.spin_ns:
+        elif waiting == 0 and now >= way.clock[2] + way.spin_ns:
             patience = (until - now + 999_999) // 1_000_000
         ready = wait(way.items, patience)
         if ready < 0:
@@ -279,7 +279,7 @@ def _run(way: Way, until: int) -> tuple[int, int, int]:
             error = _step(way)
             if error:
                 return -error, 0, taken
-            idle_since = _now(way.clock, _MONOTONIC)
+            way.clock[2] = _now(way.clock, _MONOTONIC)
         if ready & ~1 or now >= until:
             return OTHER, 0, taken
 
