@@ -145,6 +145,13 @@ class Client:
         self.sink.connect(daemon.output)
         assert push or self.feed.poll(30_000), "the daemon does not subscribe"
         assert self.sink.recv() == b"streamlstm.welcome"
+        # that comes with the connection, maybe before the daemon knows of the subscription, but a
+        # later connection's comes after it
+        with self.context.socket(zmq.SUB) as later:
+            later.rcvtimeo = 30_000
+            later.subscribe(b"streamlstm.welcome")
+            later.connect(daemon.output)
+            assert later.recv() == b"streamlstm.welcome"
 
     def send(self, *frames: bytes) -> None:
         self.feed.send_multipart(frames)
