@@ -184,6 +184,7 @@ class Engine:
     def warm_up(self) -> None:
         """Compile all that :meth:`step` can need; no series is begun or moved."""
         self.kernels.warm_up(self.buffers)
+        self.series.lookup(Keys.of([]))  # of a checkpoint, at the next start
         nothing = np.zeros(0, np.int64)
         keys = Keys(np.zeros(0, np.uint8), nothing, nothing)
         values, flags = np.zeros((0, self.model.spec.inputs)), np.zeros(0, np.uint8)
