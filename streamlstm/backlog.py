@@ -3,7 +3,8 @@
 ``block``       no more are taken while any waits here: the senders' queues fill
 ``drop_newest`` those that came last are dropped
 ``drop_oldest`` those that came first are dropped
-``coalesce``    of each series the latest stays; if these are too many too, the oldest are dropped
+``coalesce``    of each series the tick of the latest moment stays; if these are too many too, those
+                that came first are dropped
 """
 
 from typing import Literal, NamedTuple, get_args
@@ -117,10 +118,13 @@ def add(queue: Queue, count: int, now: int) -> None:
 
 @njit(cache=True, error_model="numpy", _nrt=False)
 def _coalesce(queue: Queue, begin: int, end: int) -> int:
-    """Close up the latest tick of each series; where they end."""
-    slot = queue.ticks.slot
+    """Close up the tick of the latest moment of each series; where they end."""
+    slot, ts = queue.ticks.slot, queue.ticks.ts
     for row in range(begin, end):
-        queue.latest[slot[row]] = row
+        best = queue.latest[slot[row]]  # of this series in these rows, or left from before
+        known = begin <= best < row and slot[best] == slot[row]
+        if not known or ts[row] > ts[best]:
+            queue.latest[slot[row]] = row
     kept = begin
     for row in range(begin, end):
         if queue.latest[slot[row]] == row:

@@ -19,9 +19,6 @@ from numpy.typing import NDArray
 Fields = Mapping[str, tuple[type, tuple[int, ...]]]
 """Name -> dtype and shape of what one record keeps."""
 
-copy: Any = types.ExternalFunction("memcpy", types.intp(types.intp, types.intp, types.uintp))
-"""copy(to, from, count) in compiled code: C's memcpy"""
-
 _BYTE = ir.IntType(8)
 
 
@@ -38,6 +35,19 @@ def records(fields: Fields, n: int) -> dict[str, NDArray[Any]]:
     """
     table = np.zeros(max(n, 2), record_layout(fields))
     return {name: table[name] for name in fields}
+
+
+@intrinsic
+def copy(typing: Any, to: Any, source: Any, count: Any) -> Any:
+    """copy(to, source, count): bytes from one address to another, which do not overlap."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        byte = _BYTE.as_pointer()
+        target, origin = (builder.inttoptr(address, byte) for address in args[:2])
+        cgutils.raw_memcpy(builder, target, origin, args[2], 1)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.intp), generate
 
 
 @intrinsic

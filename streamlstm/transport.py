@@ -29,6 +29,8 @@ ROOM = 1 << 20
 """Bytes of messages taken at once."""
 MESSAGE = 64
 """Bytes of a zmq_msg_t, as zmq.h has it."""
+NOTICES = 1000
+"""Notices of subscriptions thrown away at once."""
 _CUT_OFF = 16
 """Frames of so many times the limit are not even read: their sender is disconnected."""
 _MENDS: Mapping[int, str] = MappingProxyType(
@@ -247,9 +249,12 @@ class Publisher:
                 self.socket.setsockopt(zmq.XPUB_NODROP, 1)
 
     def forget_subscriptions(self) -> None:
-        """Throw away the notices of new subscriptions, which would pile up otherwise."""
+        """Throw away notices of new subscriptions, which would pile up otherwise.
+
+        Not more than ``NOTICES`` at once: a peer that sends them without end stops nothing.
+        """
         with contextlib.suppress(zmq.Again):
-            while True:
+            for _ in range(NOTICES):
                 self.socket.recv(zmq.NOBLOCK)
 
     def close(self, linger: float = 0) -> None:
@@ -357,6 +362,7 @@ def drain(source: Source, most: int) -> int:
             while _recv(part, source.socket, _NOBLOCK) < 0:  # what follows is there already
                 error = _errno()
                 if error != _INTERRUPTED:
+                    _close(part)
                     return -error
         count += 1
         messages.first[count] = frame

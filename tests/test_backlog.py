@@ -15,7 +15,7 @@ SERIES, INPUTS = 5, 2
 
 
 class Tick(NamedTuple):
-    """One that waits; ``ts`` is its number, so no two are the same."""
+    """One that waits."""
 
     slot: int
     ts: int
@@ -50,9 +50,10 @@ class Plain:
     def put(self, ticks: Sequence[Tick]) -> None:
         together = [*self.waiting, *ticks]
         if self.policy == "coalesce" and len(together) > self.most:
-            latest = {tick.slot: tick for tick in together}
-            self.coalesced += len(together) - len(latest)
-            together = sorted(latest.values(), key=lambda tick: tick.ts)
+            of_series = [[t for t in together if t.slot == slot] for slot in range(SERIES)]
+            best = [max(ticks, key=lambda tick: tick.ts) for ticks in of_series if ticks]
+            self.coalesced += len(together) - len(best)
+            together = [tick for tick in together if tick in best]
         if self.policy != "block" and len(together) > self.most:
             self.dropped += len(together) - self.most
             newest = self.policy == "drop_newest"
@@ -90,7 +91,13 @@ def test_it_is_as_a_list_would_be(
             gone += len(found)
         else:
             ticks = [
-                Tick(slot, came + i, tuple(rng.normal(size=INPUTS)), int(rng.integers(2)), now)
+                Tick(
+                    slot,
+                    came + i + int(rng.integers(-4, 4)),
+                    tuple(rng.normal(size=INPUTS)),
+                    int(rng.integers(2)),
+                    now,
+                )
                 for i, slot in enumerate(slots[:batch])
             ]
             put(backlog, ticks)

@@ -88,7 +88,7 @@ class BinaryWriter(Writer):
         head["horizon"], head["targets"] = shape.horizon, shape.targets
         head["model"] = np.frombuffer(bytes.fromhex(shape.model), np.uint8)
         numbers = 3 * VALUES * shape.horizon * shape.targets
-        super().__init__(shape, [head.tobytes()], numbers, growth=1)
+        super().__init__(shape, [TOPIC, head.tobytes()], numbers, growth=1)
 
     @property
     def compiled(self) -> Any:
@@ -175,23 +175,21 @@ def _write(
 ) -> int:
     data, source, longest = messages.data.ctypes.data, names.text.ctypes.data, names.text.strides[0]
     horizon, targets = forecasts.point.shape[1], forecasts.point.shape[2]
-    head = layout.labels.data.ctypes.data
+    labels = layout.labels.data.ctypes.data
     most = min(len(messages.first) - 1, len(forecasts.slot) - begin)
     at = 0
     for m in range(most):
         row = begin + m
         slot = forecasts.slot[row]
         length = int(names.lengths[slot])
-        size = layout.fixed + length
-        if m and at + size > len(messages.data):
+        if m and at + layout.fixed + length > len(messages.data):
             return row
         to = data + at
-        for k in range(TOPIC_SIZE):
-            messages.data[at + k] = TOPIC[k]
+        copy(to, labels, TOPIC_SIZE)
         to += TOPIC_SIZE
         copy(to, source + slot * longest, length)
         to += length
-        copy(to, head, HEAD)
+        copy(to, labels + TOPIC_SIZE, HEAD)
         store_u64(to + SEQ, np.uint64(forecasts.seq[row]))
         store_u64(to + SEQ + 8, np.uint64(forecasts.ts[row]))
         to += HEAD
@@ -204,6 +202,6 @@ def _write(
                 for t in range(targets):
                     store_f64(to, forecasts.quantiles[row, level, k, t])
                     to += 8
-        at += size
+        at = to - data
         messages.frames[m + 1], messages.first[m + 1] = at, m + 1
     return begin + most
