@@ -1,6 +1,7 @@
 """The house keeps its order: every import points down, and importing the package does nothing."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,17 @@ def test_level_0_imports_nothing_of_ours() -> None:
         parts = path.relative_to(ROOT).with_suffix("").parts
         if LEVELS[parts[0]] == 0 and parts[0] != "kernels":
             assert not imports(path), path
+
+
+@pytest.mark.parametrize("backend", ["cpu", "cuda"])
+def test_a_backend_offers_all_that_the_daemon_asks_it_for(backend: str) -> None:
+    """Without importing it, since a GPU is nothing that each machine has."""
+    rooms = ("engine", "loop", "checkpoint", "golden")
+    text = "".join((ROOT / f"{room}.py").read_text() for room in rooms)
+    asked = set(re.findall(r"\bkernels\.(\w+)\(", text))
+    assert {"step", "allocate", "compiled_step"} <= asked
+    tree = ast.parse((ROOT / "kernels" / f"{backend}.py").read_text())
+    assert asked <= {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
 def test_importing_the_package_brings_nothing_along() -> None:

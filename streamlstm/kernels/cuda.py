@@ -382,6 +382,10 @@ def _finish(pinned: _Pinned, start: int, stop: int, outputs: Floats) -> None:
     outputs[start:stop] = pinned.outputs[: (stop - start) * width].reshape(-1, width)
 
 
+def compiled_step(buffers: Buffers) -> None:
+    """None: `step` is for Python, which launches what runs on the device."""
+
+
 def to_host(buffers: Buffers, slots: NDArray[np.int32]) -> Floats:
     """A copy of the records of some slots, (n, *cell.record_shape)."""
     records = np.empty((len(slots), buffers.record), np.float32)
