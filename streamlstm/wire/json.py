@@ -86,7 +86,6 @@ class JsonWriter(Writer):
 
     def __init__(self, shape: Shape) -> None:
         """As :class:`Writer`."""
-        constant = _ENCODER.encode({"model": shape.model, "boot": shape.boot})[1:-1]
         labels = [b",%s:" % _ENCODER.encode(name) for name in Prediction.__struct_fields__[:6]]
         labels[0] = b"{" + labels[0][1:]
         constant = _ENCODER.encode({"model": shape.model, "boot": shape.boot})[1:-1]
