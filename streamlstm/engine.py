@@ -1,25 +1,34 @@
 """step(ticks, now) -> forecasts: a pure function of the store and the batch.
 
-A batch passes three compiled stages: admit (policies, and rounds in which no series occurs
-twice), advance (features, then the network's step), and forecast (raw units and intervals).
-Rounds keep arrival order, so what a series becomes does not depend on the batch it came in.
+First all ticks are admitted: policies, and rounds in which no series occurs twice. Then the kernels
+move the rows of a round, a tile at a time and shared between threads, and call back before a tile
+(features) and after it (raw units and intervals), while it is near. Rounds keep arrival order, so
+what a series becomes does not depend on the batch it came in.
 """
 
 import importlib
 import importlib.util
 import os
+from functools import cache
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
+from numba import njit, typeof
 from numpy.typing import NDArray
 
 from streamlstm import features, intervals
 from streamlstm.golden import check_golden, network_of
 from streamlstm.kernels import cpu
-from streamlstm.kernels.cell import BackendError
-from streamlstm.memory import Fields, prefetch
+from streamlstm.kernels.cell import BackendError, Stages
+from streamlstm.memory import (
+    Fields,
+    address_of,
+    load_value,
+    prefetch,
+    size_of,
+    store_value,
+)
 from streamlstm.model import Model, ModelError, Spec
 from streamlstm.series import LINE, Index, Series, approach, bytes_per_series, find
 from streamlstm.ticks import WARM, Arrivals, Forecasts, Keys, Ticks, first, rows_of
@@ -57,7 +66,7 @@ class Schedule(NamedTuple):
     steps: NDArray[np.int64]
     """(n,) of each tick: grid steps since the tick before it in its series"""
     row: NDArray[np.int64]
-    """(n,) of each tick: where its forecast goes; -1: not published"""
+    """(n,) of each tick: where its forecast goes; those that are not published from the end down"""
     tick: NDArray[np.int64]
     """(taken,) the ticks in computing order, round after round"""
     slot: NDArray[np.int32]
@@ -97,7 +106,6 @@ class Work(NamedTuple):
     outputs: NDArray[np.float32]
     """(n, outputs) of the network"""
     forecasts: Forecasts
-    """the last row of which is for those that nobody is to see"""
     drops: NDArray[np.int64]
     """(reasons,)"""
     gaps: NDArray[np.int64]
@@ -106,11 +114,19 @@ class Work(NamedTuple):
     """(n,) of the keys of a batch"""
 
 
+class Batch(NamedTuple):
+    """What the stages of a row are given, by the address of it."""
+
+    ticks: Ticks
+    work: Work
+
+
 class Engine:
     """A model, the series that it moves, and room for a batch.
 
     Attributes:
         work: what the compiled stages are given.
+        stages: of them those that the kernels call, and where they find what :func:`admit` left.
         taken: ticks that :meth:`step` took last, those without a forecast included.
     """
 
@@ -158,17 +174,23 @@ class Engine:
             Schedule.empty(max_batch),
             np.zeros((max_batch, spec.outputs), np.float32),
             Forecasts(
-                np.zeros(max_batch + 1, np.int32),
-                np.zeros(max_batch + 1, np.int64),
-                np.zeros(max_batch + 1, np.int64),
-                np.zeros((max_batch + 1, spec.horizon, spec.targets)),
-                np.zeros((max_batch + 1, 2, spec.horizon, spec.targets)),
+                np.zeros(max_batch, np.int32),
+                np.zeros(max_batch, np.int64),
+                np.zeros(max_batch, np.int64),
+                np.zeros((max_batch, spec.horizon, spec.targets)),
+                np.zeros((max_batch, 2, spec.horizon, spec.targets)),
             ),
             np.zeros(len(DROPS), np.int64),
             np.zeros(1, np.int64),
             np.zeros(max_batch, np.uint64),
         )
         self._ticks = Ticks.room(max_batch, spec.inputs)
+        batch = Batch(self._ticks, self.work)
+        self._batch = np.zeros(_room(batch), np.uint8)
+        context = self._batch.ctypes.data
+        _keep(context, batch)
+        before, after = _stages_of(typeof(batch))
+        self.stages = Stages(address_of(before, 0, 0, 0), address_of(after, 0, 0, 0), context)
         self.taken = 0
 
     @property
@@ -212,7 +234,7 @@ class Engine:
         if len(ticks.slot) > self.max_batch:
             raise ValueError(f"{len(ticks.slot)} ticks exceed max_batch = {self.max_batch}")
         work = self.work
-        self.taken, rounds, published = prepare(work, ticks)
+        self.taken, rounds, published = admit(work, ticks, self.stages.context)
         taken = self.taken
         self.kernels.step(
             self.buffers,
@@ -220,8 +242,8 @@ class Engine:
             work.rows.x[:taken],
             work.schedule.bounds[: rounds + 1],
             work.outputs[:taken],
+            self.stages,
         )
-        finish(work, ticks, taken)
         return first(work.forecasts, published)
 
 
@@ -300,43 +322,53 @@ def place(work: Work, arrivals: Arrivals, ticks: Ticks, at: int) -> int:
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def prepare(work: Work, ticks: Ticks) -> tuple[int, int, int]:
-    """Admit ticks and compute their features: all of a step before the network's.
+def admit(work: Work, ticks: Ticks, context: int) -> tuple[int, int, int]:
+    """Decide what is to be computed, and leave ``ticks`` for the stages of :attr:`Engine.stages`.
 
     Returns how many are taken, in how many rounds, and how many are to be published.
     """
-    schedule = work.schedule
-    taken, rounds, published = _admit(
-        work.features.step_ns, work.clock, ticks, schedule, work.drops, work.gaps
-    )
-    features.advance(
-        work.features,
-        work.memory,
-        work.rows,
-        schedule.tick[:taken],
-        schedule.slot[:taken],
-        schedule.steps,
-        ticks.ts,
-        ticks.values,
-        schedule.place,
-    )
-    return taken, rounds, published
+    store_value(context, ticks)  # a `Batch` begins with them
+    return _admit(work.features.step_ns, work.clock, ticks, work.schedule, work.drops, work.gaps)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def finish(work: Work, ticks: Ticks, taken: int) -> None:
-    """Forecast from what the network says: all of a step after the network's."""
-    _forecast(
-        work.intervals,
-        work.bands,
-        work.seq,
-        ticks,
-        work.schedule,
-        work.rows,
-        work.outputs,
-        work.forecasts,
-        taken,
-    )
+@njit(cache=True)
+def _room(batch: Batch) -> int:
+    return size_of(batch)
+
+
+@njit(cache=True)
+def _keep(address: int, batch: Batch) -> None:
+    store_value(address, batch)
+
+
+@cache
+def _stages_of(kind: Any) -> tuple[Any, Any]:
+    """The stages before and after the network's, for a :class:`Batch` of this Numba type."""
+
+    @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+    def before(context: int, start: int, stop: int) -> None:
+        ticks, work = load_value(context, kind)
+        schedule = work.schedule
+        features.advance(
+            work.features,
+            work.memory,
+            work.rows,
+            schedule.tick,
+            schedule.slot,
+            schedule.steps,
+            ticks.ts,
+            ticks.values,
+            schedule.place,
+            start,
+            stop,
+        )
+
+    @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+    def after(context: int, start: int, stop: int) -> None:
+        ticks, work = load_value(context, kind)
+        _forecast(work, ticks, start, stop)
+
+    return before, after
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
@@ -378,6 +410,7 @@ def _admit(
         taken += 1
     for r in range(rounds):
         bounds[r + 2] += bounds[r + 1]
+    last = len(schedule.row) - 1
     for i in range(len(ticks.slot)):
         if schedule.round[i] < 0:
             continue
@@ -387,8 +420,10 @@ def _admit(
         schedule.tick[at] = i
         schedule.slot[at] = slot
         clock.rank[slot] = 0
-        schedule.row[i] = -1
-        if not ticks.flags[i] & WARM:
+        if ticks.flags[i] & WARM:
+            schedule.row[i] = last
+            last -= 1
+        else:
             schedule.row[i] = published
             published += 1
     return taken, rounds, published
@@ -406,28 +441,22 @@ def _fault(values: NDArray[np.float64], tick: int, ts: int) -> int:
     return -1 if -MOMENT < ts < MOMENT else 1
 
 
-@njit(cache=True, error_model="numpy", _nrt=False)
-def _forecast(
-    plan: intervals.Plan,
-    bands: intervals.Bands,
-    seq: NDArray[np.int64],
-    ticks: Ticks,
-    schedule: Schedule,
-    rows: features.Rows,
-    outputs: NDArray[np.float32],
-    forecasts: Forecasts,
-    taken: int,
-) -> None:
-    """Raw forecasts, the intervals around them, and what was learnt of those made before."""
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _forecast(work: Work, ticks: Ticks, start: int, stop: int) -> None:
+    """Raw forecasts of some rows, intervals around them, what was learnt of those made before."""
+    schedule, rows, outputs, forecasts, seq = (
+        work.schedule, work.rows, work.outputs, work.forecasts, work.seq
+    )  # fmt: skip
     point, targets = forecasts.point, rows.scale.shape[1]
     first_record, size = seq.ctypes.data, seq.strides[0]
-    for j in range(taken):
-        if j + AHEAD < taken:  # the network's states have driven it out of the near cache
+    for j in range(start, stop):
+        if j + AHEAD < stop:  # the network's states have driven it out of the near cache
             record = first_record + schedule.slot[j + AHEAD] * size
             prefetch(record)
             prefetch(record + LINE)
         i, slot, row = schedule.tick[j], schedule.slot[j], schedule.row[schedule.tick[j]]
-        if row >= 0:
+        warm = (ticks.flags[i] & WARM) != 0
+        if not warm:
             seq[slot] += 1
             forecasts.slot[row] = slot
             forecasts.ts[row] = ticks.ts[i]
@@ -437,8 +466,8 @@ def _forecast(
                 at = k * targets + t
                 point[row, k, t] = rows.base[j, at] + rows.scale[j, t] * outputs[j, at]
         intervals.surround(
-            plan,
-            bands,
+            work.intervals,
+            work.bands,
             slot,
             schedule.place[j],
             schedule.steps[i],
@@ -449,5 +478,5 @@ def _forecast(
             point,
             forecasts.quantiles,
             row,
-            row < 0,
+            warm,
         )

@@ -143,7 +143,7 @@ def steps_since(step_ns: int, last_ts: int, ts: int) -> int:
     return min(max(1, (ts - last_ts + step_ns // 2) // step_ns), FARTHEST)
 
 
-@njit(cache=True, error_model="numpy", _nrt=False)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def advance(
     plan: Plan,
     memory: Memory,
@@ -154,15 +154,17 @@ def advance(
     ts: NDArray[np.int64],
     values: NDArray[np.float64],
     place: NDArray[np.int64],
+    start: int,
+    stop: int,
 ) -> None:
     """Move series by their ticks, one after the other, and write each one's features to ``rows``.
 
-    Row j is of tick ``tick[j]`` of series ``slot[j]``; its place in the series goes to
-    ``place[j]``. Of every tick: ``steps`` (n,) since the one before it, ``ts`` (n,) ns,
+    Rows ``start`` to ``stop``: row j is of tick ``tick[j]`` of series ``slot[j]``, whose place
+    there goes to ``place[j]``. Of every tick: ``steps`` (n,) since the one before, ``ts`` (n,) ns,
     ``values`` (n, inputs), finite. Where ticks were missed, the places between keep what stood
     there whole seasons before, or the latest value where nothing did.
     """
-    for j in range(len(tick)):
+    for j in range(start, stop):
         i = tick[j]
         place[j] = _advance(plan, memory, rows, j, slot[j], steps[i], ts[i], values, i)
 
@@ -372,7 +374,9 @@ def features_of(spec: Spec, ts: NDArray[np.int64], values: NDArray[np.float64]) 
     n = len(ts)
     rows, slots = Rows.empty(spec, n), np.zeros(n, np.int32)
     steps = grid_steps(spec.step_ns, ts)
-    advance(plan(spec), memory, rows, np.arange(n), slots, steps, ts, values, np.empty_like(ts))
+    advance(
+        plan(spec), memory, rows, np.arange(n), slots, steps, ts, values, np.empty_like(ts), 0, n
+    )
     return rows
 
 

@@ -1,6 +1,6 @@
 """The way of a tick, from socket to socket, a batch at a time.
 
-    receive -> read -> settle -> place -> queue -> prepare -> step -> finish -> write -> send
+    receive -> read -> settle -> place -> queue -> admit -> step -> write -> send
 
 :func:`_run` goes this way in compiled code, without the interpreter, for as long as there is
 nothing but sound ticks; it even sleeps there. It comes back for whatever else there is: a signal, a
@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from streamlstm import metrics, transport
 from streamlstm.backlog import BLOCK, Backlog, Queue, add, make_room
-from streamlstm.engine import Engine, Work, finish, place, prepare
+from streamlstm.engine import Engine, Work, admit, place
+from streamlstm.kernels.cell import Stages
 from streamlstm.memory import address_of, call, call_for_int
 from streamlstm.ticks import Arrivals, Keys, Messages, Names, first, rows_of
 from streamlstm.transport import Publisher, Receiver, Sink, Source, drain, flush, wait
@@ -33,7 +34,7 @@ OTHER, ODD = range(2)
 """Why :func:`_run` came back: something but ticks; messages that are not all sound."""
 
 
-class Stages(NamedTuple):
+class Code(NamedTuple):
     """Where the machine code of what differs by format and cell lies."""
 
     read: int
@@ -44,7 +45,7 @@ class Stages(NamedTuple):
 class Way(NamedTuple):
     """All that a tick passes on its way, for compiled code."""
 
-    stages: Stages
+    code: Code
     items: NDArray[np.int64]
     """what is waited for: the input, subscriptions, and what wakes the daemon up"""
     source: Source
@@ -55,6 +56,8 @@ class Way(NamedTuple):
     queue: Queue
     work: Work
     network: int
+    beside: Stages
+    """of the step"""
     names: Names
     written: Messages
     layout: Layout
@@ -112,16 +115,16 @@ class Loop:
         """What :func:`_run` is given; None where a stage has no compiled code."""
         engine, reader, writer = self.engine, self.decoder.reader, self.encoders[0].writer
         step = engine.kernels.compiled_step(engine.buffers)
-        stages = transport.compiled(), step, reader.compiled, writer.compiled
-        if not all(stages) or len(self.encoders) > 1:
+        compiled = transport.compiled(), step, reader.compiled, writer.compiled
+        if not all(compiled) or len(self.encoders) > 1:
             return None
         work, names, messages = engine.work, engine.series.names, self.receiver.messages
         columns, written = reader.columns, writer.messages
         inputs = work.schedule.slot, work.rows.x, work.schedule.bounds
         return Way(
-            Stages(
+            Code(
                 address_of(reader.compiled, messages, 0, columns, reader.limits),
-                address_of(step, 0, *inputs, work.outputs),
+                address_of(step, 0, *inputs, work.outputs, engine.stages),
                 address_of(writer.compiled, written, writer.layout, work.forecasts, names, 0),
             ),
             self._items,
@@ -133,6 +136,7 @@ class Loop:
             self.pending.queue,
             work,
             engine.buffers.plan,
+            engine.stages,
             names,
             written,
             writer.layout,
@@ -289,7 +293,7 @@ def _take(way: Way, count: int) -> bool:
     """Read messages and let their ticks wait; False, and nothing done, where one is not sound."""
     queue, columns = way.queue, way.columns
     begun = _now(way.clock, _MONOTONIC)
-    call(way.stages.read, way.source.messages, count, columns, way.limits)
+    call(way.code.read, way.source.messages, count, columns, way.limits)
     for row in range(count):
         if columns.fault[row] != SOUND:
             return False
@@ -311,24 +315,22 @@ def _step(way: Way) -> int:
     ticks, taken_at = rows_of(queue.ticks, begin, end), queue.taken[begin]
     queue.bounds[0] = end
     begun = _now(way.clock, _MONOTONIC)
-    taken, rounds, published = prepare(work, ticks)
+    taken, rounds, published = admit(work, ticks, way.beside.context)
     schedule = work.schedule
     call(
-        way.stages.step,
+        way.code.step,
         way.network,
         schedule.slot[:taken],
         work.rows.x[:taken],
         schedule.bounds[: rounds + 1],
         work.outputs[:taken],
+        way.beside,
     )
-    finish(work, ticks, taken)
     stepped = _now(way.clock, _MONOTONIC)
     forecasts, sent, encoding = first(work.forecasts, published), 0, 0
     since = stepped
     while sent < published:
-        written = call_for_int(
-            way.stages.write, way.written, way.layout, forecasts, way.names, sent
-        )
+        written = call_for_int(way.code.write, way.written, way.layout, forecasts, way.names, sent)
         until = _now(way.clock, _MONOTONIC)
         encoding += until - since
         error = flush(way.sink, way.written, written - sent)

@@ -3,7 +3,7 @@
 import os
 import platform
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
 import numba
@@ -72,7 +72,7 @@ def million_steps_per_second(model: Model, threads: int = 0) -> dict[int, float]
     return speeds
 
 
-def _per_second(buffers: cpu.Buffers, *args: np.ndarray) -> float:
+def _per_second(buffers: cpu.Buffers, *args: Any) -> float:
     """Calls in a second."""
     calls, began = 0, time.perf_counter()
     while (spent := time.perf_counter() - began) < SECONDS:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from streamlstm.engine import Engine
 from streamlstm.model import Model, ModelError, save_model
-from streamlstm.ticks import WARM, Arrivals, Forecasts, Keys, Ticks
+from streamlstm.ticks import WARM, Arrivals, Forecasts, Keys, Ticks, rows_of
 from tests.models import HOUR, random_model
 from tests.oracle import Oracle
 
@@ -132,6 +132,31 @@ def test_same_bits_however_the_ticks_were_batched(
     for k, array in enumerate(together):
         np.testing.assert_array_equal(array, np.concatenate([part[k] for part in apart]))
     assert everything(whole) == everything(parts)
+
+
+def test_same_bits_whoever_shares_the_work() -> None:
+    """Threads that share a batch, of which a part is warm, do as one that goes tick by tick."""
+    model = random_model(hidden=64, horizon=3, lags=(2, 1))
+    shared = Engine(model, max_series=1000, max_batch=2000, threads=4)
+    alone = Engine(model, max_series=1000, max_batch=2000, threads=1)
+    random = np.random.default_rng(1)
+    names = Keys.of([b"%d" % i for i in range(1000)])
+    for engine in (shared, alone):
+        engine.series.lookup(names)
+        engine.warm_up()
+    for hour in range(20):
+        slots = random.permutation(np.concatenate([np.arange(1000), np.arange(0, 1000, 2)]))
+        many = ticks(
+            slots.tolist(),
+            (hour + np.arange(1500) / 1500).tolist(),
+            slots + random.normal(size=1500),
+        )
+        many.flags[random.random(1500) < 0.3] = WARM
+        ours = copied(shared.step(many, 0))
+        theirs = [copied(alone.step(rows_of(many, i, i + 1), 0)) for i in range(1500)]
+        for mine, single in zip(ours, zip(*theirs, strict=True), strict=True):
+            assert mine.tobytes() == np.concatenate(single).tobytes()
+    assert everything(shared) == everything(alone)
 
 
 def test_a_series_does_not_depend_on_the_others() -> None:

@@ -12,22 +12,23 @@ import streamlstm
 
 ROOT = Path(streamlstm.__file__).parent
 LEVELS = {
-    "config": 0, "model": 0, "ticks": 0, "timestamps": 0, "metrics": 0, "compiled": 0, "kernels": 0,
-    "memory": 0, "decimals": 0,
-    "fit_options": 1, "features": 1, "golden": 1, "wire": 1, "series": 1, "transport": 1,
+    "config": 0, "model": 0, "ticks": 0, "timestamps": 0, "metrics": 0, "compiled": 0, "memory": 0,
+    "decimals": 0,
+    "fit_options": 1, "features": 1, "kernels": 1, "wire": 1, "series": 1, "transport": 1,
     "intervals": 1, "backlog": 1,
-    "engine": 2,
-    "checkpoint": 3, "loop": 3,
-    "service": 4,
+    "golden": 2,
+    "engine": 3,
+    "checkpoint": 4, "loop": 4,
+    "service": 5,
     # the side rooms: nothing of the daemon may import them
-    "datasets": 5, "samples": 5, "speed": 5, "precision": 5, "backtest": 5,
-    "client": 6, "terminal": 6, "linear": 6, "gradient": 6,
-    "plot": 7, "mixture": 7, "bptt": 7,
-    "train": 8,
-    "demo": 9,
-    "commands": 10,
-    "cli": 11,
-    "__main__": 12,
+    "datasets": 6, "samples": 6, "speed": 6, "precision": 6, "backtest": 6,
+    "client": 7, "terminal": 7, "linear": 7, "gradient": 7,
+    "plot": 8, "mixture": 8, "bptt": 8,
+    "train": 9,
+    "demo": 10,
+    "commands": 11,
+    "cli": 12,
+    "__main__": 13,
 }  # fmt: skip
 WITHIN_KERNELS = {
     "simd": 0, "cell": 1, "pool": 1, "products": 1, "reference": 2, "gates": 2, "layers": 3,

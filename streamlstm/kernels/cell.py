@@ -26,6 +26,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from streamlstm.kernels.simd import fma, maximum, minimum, product, times_power
+from streamlstm.memory import call
 
 UNITS = 16  # hidden units are padded to a multiple of this
 ACTIVATIONS = ("linear", "relu", "tanh", "sigmoid", "hard_sigmoid")  # a code is an index into these
@@ -34,6 +35,29 @@ LINEAR, RELU, TANH, SIGMOID, HARD_SIGMOID = range(5)
 CELLS = ("lstm", "gru", "rnn")
 
 Floats = NDArray[np.float32]
+
+
+class Stages(NamedTuple):
+    """What a step calls for its rows, a tile at a time: compiled `(context, start, stop)`.
+
+    The rows of a round are shared between threads, and a tile's are still in the caches.
+    """
+
+    before: int = 0  # address, 0: nothing; it writes the rows' inputs
+    after: int = 0  # address, 0: nothing; it reads the rows' outputs
+    context: int = 0  # an address, for them to know what it means
+
+
+NO_STAGES = Stages()
+
+
+@njit(cache=True, nogil=True)
+def run_stage(stage: int, context: int, start: int, stop: int) -> None:
+    """Call one of `Stages`, if it is there."""
+    if stage:
+        call(stage, context, start, stop)
+
+
 NO_BIAS: Floats = np.zeros(0, np.float32)
 
 

@@ -21,7 +21,16 @@ from numba import config, njit, types
 from numpy.typing import NDArray
 
 from streamlstm.kernels import cell, layers, pool, simd, tiles
-from streamlstm.kernels.cell import UNITS, Floats, Network, padded, record_shape, state_shape
+from streamlstm.kernels.cell import (
+    NO_STAGES,
+    UNITS,
+    Floats,
+    Network,
+    Stages,
+    padded,
+    record_shape,
+    state_shape,
+)
 from streamlstm.kernels.tiles import FLOAT_BYTES, TILE
 
 BLOCK = 384  # float32 of a register block at most
@@ -140,6 +149,7 @@ def allocate(network: Network, capacity: int, threads: int | None = None) -> Buf
         result_stride=result_stride,
         head_terms=terms,
         sums=take(BLOCK),
+        turn=take(2),
         share=at,
         scratch=keep(np.zeros(at * threads, np.float32)),
     )
@@ -166,13 +176,15 @@ def step(
     inputs: Floats,
     rounds: NDArray[np.int64],
     outputs: Floats,
+    stages: Stages = NO_STAGES,
 ) -> None:
     """Move series one step per row and write the head's outputs.
 
     slots (n,); inputs (n, I); outputs (n, O), all C-contiguous; rounds (r + 1,): rows
     rounds[j]:rounds[j+1] have unique slots, and rounds run in order. Slots and rounds are trusted.
+    `stages` run beside the step, for each row before and after it.
     """
-    _STEPS[buffers.kind](buffers.plan, slots, inputs, rounds, outputs)
+    _STEPS[buffers.kind](buffers.plan, slots, inputs, rounds, outputs, stages)
 
 
 def compiled_step(buffers: Buffers) -> Any:
@@ -211,14 +223,24 @@ def warm_up(buffers: Buffers) -> None:
 
 @njit(cache=True, inline="always")
 def step_on(
-    block: Any, layer: Any, plan: int, slots: Any, inputs: Any, rounds: Any, outputs: Any
+    block: Any,
+    layer: Any,
+    plan: int,
+    slots: Any,
+    inputs: Any,
+    rounds: Any,
+    outputs: Any,
+    stages: Any,
 ) -> None:
     """`step` on a given register block; layer: the `simd.function` of its kind of cell."""
     p = tiles.plan_at(plan)
     caller = np.int64(0)  # a plain 0 would have the callees compiled once more
     for number in range(len(rounds) - 1):
         start, stop = rounds[number], rounds[number + 1]
-        ticks = tiles.Ticks(simd.address(slots), simd.address(inputs), simd.address(outputs))
+        ticks = tiles.Ticks(
+            simd.address(slots), simd.address(inputs), simd.address(outputs),
+            stages.before, stages.after, stages.context,
+        )  # fmt: skip
         small = p.threads == 1 or (stop - start) * p.flops < SHARED_FLOPS
         if small or pool.alone(p.pool):
             tiles.run_rows(block, layer, plan, caller, ticks, start, stop, stop)
@@ -236,10 +258,7 @@ def _share(block: Any, layer: Any, plan: int, worker: int) -> None:
     step = simd.rows_of(block)
     start, stop, last = pool.take(p.pool, p.threads, worker, step, TILE)
     while stop > 0:
-        w = pool.WORDS
-        ticks = tiles.Ticks(
-            simd.word(p.pool, w), simd.word(p.pool, w + 1), simd.word(p.pool, w + 2)
-        )
+        ticks = tiles.ticks_at(p.pool + pool.WORDS * pool.BYTES)
         tiles.run_rows(block, layer, plan, worker, ticks, start, stop, last)
         pool.add(p.pool, pool.DONE, stop - start)
         start, stop, last = pool.take(p.pool, p.threads, worker, step, TILE)
@@ -259,25 +278,29 @@ def _serve(block: Any, layer: Any, plan: int, worker: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _step_lstm(plan: int, slots: Any, inputs: Any, rounds: Any, outputs: Any) -> None:
-    step_on(simd.host_tile(), simd.function(layers.lstm), plan, slots, inputs, rounds, outputs)
+def _step_lstm(plan: int, slots: Any, inputs: Any, rounds: Any, outputs: Any, stages: Any) -> None:
+    layer = simd.function(layers.lstm)
+    step_on(simd.host_tile(), layer, plan, slots, inputs, rounds, outputs, stages)
 
 
 @njit(cache=True, nogil=True)
-def _step_gru(plan: int, slots: Any, inputs: Any, rounds: Any, outputs: Any) -> None:
-    step_on(simd.host_tile(), simd.function(layers.gru), plan, slots, inputs, rounds, outputs)
+def _step_gru(plan: int, slots: Any, inputs: Any, rounds: Any, outputs: Any, stages: Any) -> None:
+    layer = simd.function(layers.gru)
+    step_on(simd.host_tile(), layer, plan, slots, inputs, rounds, outputs, stages)
 
 
 @njit(cache=True, nogil=True)
-def _step_gru_before(plan: int, slots: Any, inputs: Any, rounds: Any, outputs: Any) -> None:
-    step_on(
-        simd.host_tile(), simd.function(layers.gru_before), plan, slots, inputs, rounds, outputs
-    )
+def _step_gru_before(
+    plan: int, slots: Any, inputs: Any, rounds: Any, outputs: Any, stages: Any
+) -> None:
+    layer = simd.function(layers.gru_before)
+    step_on(simd.host_tile(), layer, plan, slots, inputs, rounds, outputs, stages)
 
 
 @njit(cache=True, nogil=True)
-def _step_rnn(plan: int, slots: Any, inputs: Any, rounds: Any, outputs: Any) -> None:
-    step_on(simd.host_tile(), simd.function(layers.rnn), plan, slots, inputs, rounds, outputs)
+def _step_rnn(plan: int, slots: Any, inputs: Any, rounds: Any, outputs: Any, stages: Any) -> None:
+    layer = simd.function(layers.rnn)
+    step_on(simd.host_tile(), layer, plan, slots, inputs, rounds, outputs, stages)
 
 
 @njit(cache=True, nogil=True)

@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 
 from streamlstm.kernels import block, cell, warp
 from streamlstm.kernels.block import PAD
-from streamlstm.kernels.cell import BackendError, Floats, Network
+from streamlstm.kernels.cell import NO_STAGES, BackendError, Floats, Network, Stages
 from streamlstm.kernels.device import SIMULATED
 from streamlstm.kernels.warp import GROUP, LANE_ROWS, LANES
 
@@ -334,14 +334,19 @@ def step(
     inputs: Floats,
     rounds: NDArray[np.int64],
     outputs: Floats,
+    stages: Stages = NO_STAGES,
 ) -> None:
-    """Move series one step per row and write the head's outputs; see `cpu.step`."""
+    """Move series one step per row and write the head's outputs; see `cpu.step`.
+
+    The host runs the stages of some rows while the device works on others.
+    """
     count = len(buffers.pinned[0].slots)
     waiting: list[tuple[_Pinned, int, int]] = []
     for number, start in enumerate(range(0, len(slots), count)):
         stop = min(start + count, len(slots))
         if len(waiting) == 2:
-            _finish(*waiting.pop(0), outputs)
+            _finish(*waiting.pop(0), outputs, stages)
+        cell.run_stage(stages.before, stages.context, start, stop)
         pinned = buffers.pinned[number % 2]
         pinned.slots[: stop - start] = slots[start:stop]
         x = inputs[start:stop].ravel()
@@ -353,7 +358,7 @@ def step(
         pinned.done.record(buffers.stream)
         waiting.append((pinned, start, stop))
     for submitted in waiting:
-        _finish(*submitted, outputs)
+        _finish(*submitted, outputs, stages)
 
 
 def launch(buffers: Buffers, pinned: _Pinned, sizes: list[int]) -> None:
@@ -376,10 +381,11 @@ def launch(buffers: Buffers, pinned: _Pinned, sizes: list[int]) -> None:
         number = last
 
 
-def _finish(pinned: _Pinned, start: int, stop: int, outputs: Floats) -> None:
+def _finish(pinned: _Pinned, start: int, stop: int, outputs: Floats, stages: Stages) -> None:
     pinned.done.synchronize()
     width = outputs.shape[1]
     outputs[start:stop] = pinned.outputs[: (stop - start) * width].reshape(-1, width)
+    cell.run_stage(stages.after, stages.context, start, stop)
 
 
 def compiled_step(buffers: Buffers) -> None:

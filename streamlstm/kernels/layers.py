@@ -13,6 +13,7 @@ from numba import njit
 
 from streamlstm.kernels import cell, gates, simd
 from streamlstm.kernels.cell import UNITS, Floats, padded
+from streamlstm.memory import prefetch
 
 FLOAT_BYTES = 4
 
@@ -50,6 +51,7 @@ class Place(NamedTuple):
     sums: int  # room for the pre-activations of a register block
     ahead: int  # of the record addresses of the tile after this one, or 0
     parts: int  # h, and of an LSTM c
+    backwards: int  # 1: begin with the last units, whose weights the tile before has left near
 
 
 # --- weights --------------------------------------------------------------------------------------
@@ -135,9 +137,10 @@ def _groups(
     short_single = gates.one_group(short, layout)
     few = simd.rows_of(short)
     groups = -(-hidden // UNITS)
-    group = 0
-    while group < groups:
-        some = together if group + together <= groups else 1
+    done = 0
+    while done < groups:
+        some = together if done + together <= groups else 1
+        group = groups - done - some if place.backwards else done
         for lane in range(0, UNITS, simd.lanes_of(block)):
             unit = group * UNITS + lane
             w = weights + (group * panel + lane) * FLOAT_BYTES
@@ -162,7 +165,7 @@ def _groups(
                         short_single, layout, x, y, w, panel, b, out, then, place, r, unit
                     )
                 r += rows
-        group += some
+        done += some
 
 
 @njit(cache=True)
@@ -180,9 +183,9 @@ def _prefetch(place: Any, row: int, rows: int, unit: int) -> None:
     """
     for r in range(row, row + rows):
         record = simd.word(place.ahead, r)
-        simd.prefetch(record + (place.h + unit) * FLOAT_BYTES)
+        prefetch(record + (place.h + unit) * FLOAT_BYTES)
         if place.parts > 1:
-            simd.prefetch(record + (place.c + unit) * FLOAT_BYTES)
+            prefetch(record + (place.c + unit) * FLOAT_BYTES)
 
 
 @njit(cache=True, inline="always")

@@ -309,22 +309,6 @@ def store(typing: Any, memory: Any, at: Any, vector: Any) -> Any:
     return types.void(memory, types.intp, vector), generate
 
 
-@intrinsic
-def prefetch(typing: Any, memory: Any) -> Any:
-    """prefetch(address): bring the cache line of an integer address near, to be written."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        byte = ir.IntType(8).as_pointer()
-        word = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
-        hint = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        constants = [ir.Constant(word, value) for value in (1, 3, 1)]
-        builder.call(hint, [builder.inttoptr(args[0], byte), *constants])
-        return context.get_dummy_value()
-
-    return types.void(types.intp), generate
-
-
 def emit_load(builder: Any, pointer: Any, lanes: int) -> Any:
     """A register of the float32 at a pointer."""
     kind = ir.VectorType(FLOAT, lanes)

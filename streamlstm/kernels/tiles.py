@@ -47,6 +47,7 @@ class Plan(NamedTuple):
     result_stride: int
     head_terms: int
     sums: int  # room for the pre-activations of a register block
+    turn: int  # in which order the units of the next tile are computed: 0 or 1
 
 
 class Ticks(NamedTuple):
@@ -55,6 +56,9 @@ class Ticks(NamedTuple):
     slots: int  # int32 (n,)
     inputs: int  # float32 (n, I)
     outputs: int  # float32 (n, O)
+    before: int  # of `cell.Stages`
+    after: int
+    context: int
 
 
 @njit(cache=True)
@@ -65,14 +69,23 @@ def plan_at(plan: int) -> Any:
         w(plan, 0), w(plan, 1), w(plan, 2), w(plan, 3), w(plan, 4), w(plan, 5), w(plan, 6),
         w(plan, 7), w(plan, 8), w(plan, 9), w(plan, 10), w(plan, 11), w(plan, 12), w(plan, 13),
         w(plan, 14), w(plan, 15), w(plan, 16), w(plan, 17), w(plan, 18), w(plan, 19), w(plan, 20),
-        w(plan, 21), w(plan, 22), w(plan, 23), w(plan, 24), w(plan, 25),
+        w(plan, 21), w(plan, 22), w(plan, 23), w(plan, 24), w(plan, 25), w(plan, 26),
     )  # fmt: skip
+
+
+@njit(cache=True)
+def ticks_at(address: int) -> Any:
+    """The ticks at an address."""
+    w = simd.word
+    return Ticks(
+        w(address, 0), w(address, 1), w(address, 2), w(address, 3), w(address, 4), w(address, 5)
+    )
 
 
 @njit(cache=True)
 def _layer_at(plan: int, number: int) -> Any:
     w = simd.word
-    at = 26 + 11 * number
+    at = 27 + 11 * number
     return layers.Plan(
         w(plan, at), w(plan, at + 1), w(plan, at + 2), w(plan, at + 3), w(plan, at + 4),
         w(plan, at + 5), w(plan, at + 6), w(plan, at + 7), w(plan, at + 8), w(plan, at + 9),
@@ -95,11 +108,14 @@ def run_rows(
         if more > 0:
             _look_up(p, worker, ahead, ticks, at + count, more, TILE)
         near = ahead if more > 0 and not p.window else np.int64(0)
+        cell.run_stage(ticks.before, ticks.context, at, at + count)
         if count == 1:
-            single = simd.with_vectors(simd.with_rows(block, 1), 8)
+            # few vectors: weights that the row before has left near are not driven out by others
+            single = simd.with_vectors(simd.with_rows(block, 1), 4)
             _tile(single, layer, plan, worker, ticks, at, count, rows, near)
         else:
             _tile(block, layer, plan, worker, ticks, at, count, rows, near)
+        cell.run_stage(ticks.after, ticks.context, at, at + count)
         rows, ahead = ahead, rows
         at, count = at + count, left
 
@@ -173,6 +189,9 @@ def _advance(
         for k in range(p.inputs):
             value = simd.number(head, r * p.head_stride + p.head_inputs + k)
             simd.set_number(scratch, first.tile + r * first.stride + first.hidden + k, value)
+    turn = scratch + p.turn * FLOAT_BYTES
+    backwards = simd.word(turn, 0)
+    simd.set_word(turn, 0, 1 - backwards)
     for number in range(p.layers):
         own = _layer_at(plan, number)
         if number + 1 < p.layers:
@@ -199,6 +218,7 @@ def _advance(
             scratch + p.sums * FLOAT_BYTES,
             ahead,
             p.state_size // (p.layers * p.units),
+            backwards,
         )
         full = layers.whole(block, count)
         simd.call(layer, block, own, place, scratch + own.tile * FLOAT_BYTES, full)

@@ -12,7 +12,8 @@ from numba import njit
 from numba.core import event
 
 from streamlstm.kernels import cpu, layers, reference, simd
-from streamlstm.kernels.cell import padded
+from streamlstm.kernels.cell import NO_STAGES, Stages, padded
+from streamlstm.memory import address_of
 from tests.kernels.networks import CELLS, LONG, OTHERS, SHORT, golden, random_network
 
 
@@ -243,40 +244,76 @@ def test_every_size_of_batch_gives_the_bits_of_single_steps(hidden, outputs, cou
     assert together.state.tobytes() == single.state.tobytes()
 
 
+@njit
+def bring_inputs(context, start, stop):
+    """From one place to another, adding up in a third how often."""
+    for j in range(start, stop):
+        simd.set_number(simd.word(context, 1), j, simd.number(simd.word(context, 0), j))
+        calls = simd.word(context, 2)
+        simd.set_number(calls, j, simd.number(calls, j) + np.float32(1))
+
+
+@njit
+def take_outputs(context, start, stop):
+    for j in range(start, stop):
+        simd.set_number(simd.word(context, 4), j, simd.number(simd.word(context, 3), j))
+
+
+@pytest.mark.parametrize("count", [1, 5, 1000])
+def test_stages_run_for_each_row_before_and_after_it(count):
+    network = random_network(48, 1, outputs=1)
+    with_stages, plain = cpu.allocate(network, count), cpu.allocate(network, count)
+    cpu.warm_up(with_stages)
+    slots = np.concatenate([np.arange(count), np.arange(count)[::3], [0] * 5]).astype(np.int32)
+    rounds = np.cumsum([0, count, len(range(0, count, 3)), 1, 1, 1, 1, 1])
+    inputs = np.random.default_rng(count).standard_normal((len(slots), 1)).astype(np.float32)
+    expected = np.zeros((len(slots), 1), np.float32)
+    cpu.step(plain, slots, inputs, rounds, expected)
+    brought, calls, outputs, taken = (np.zeros_like(expected) for _ in range(4))
+    arrays = inputs, brought, calls, outputs, taken
+    context = np.array([array.ctypes.data for array in arrays])
+    stages = Stages(
+        address_of(bring_inputs, 0, 0, 0), address_of(take_outputs, 0, 0, 0), context.ctypes.data
+    )
+    cpu.step(with_stages, slots, brought, rounds, outputs, stages)
+    assert (calls == 1).all()
+    assert outputs.tobytes() == taken.tobytes() == expected.tobytes()
+
+
 @njit(cache=True)
 def lstm_avx512(plan, slots, inputs, rounds, outputs):
     kind = simd.function(layers.lstm)
-    cpu.step_on(simd.tile(6, 4, 16), kind, plan, slots, inputs, rounds, outputs)
+    cpu.step_on(simd.tile(6, 4, 16), kind, plan, slots, inputs, rounds, outputs, NO_STAGES)
 
 
 @njit(cache=True)
 def lstm_avx2(plan, slots, inputs, rounds, outputs):
     kind = simd.function(layers.lstm)
-    cpu.step_on(simd.tile(3, 4, 8), kind, plan, slots, inputs, rounds, outputs)
+    cpu.step_on(simd.tile(3, 4, 8), kind, plan, slots, inputs, rounds, outputs, NO_STAGES)
 
 
 @njit(cache=True)
 def lstm_narrow(plan, slots, inputs, rounds, outputs):
     kind = simd.function(layers.lstm)
-    cpu.step_on(simd.tile(3, 4, 4), kind, plan, slots, inputs, rounds, outputs)
+    cpu.step_on(simd.tile(3, 4, 4), kind, plan, slots, inputs, rounds, outputs, NO_STAGES)
 
 
 @njit(cache=True)
 def gru_narrow(plan, slots, inputs, rounds, outputs):
     kind = simd.function(layers.gru)
-    cpu.step_on(simd.tile(3, 4, 4), kind, plan, slots, inputs, rounds, outputs)
+    cpu.step_on(simd.tile(3, 4, 4), kind, plan, slots, inputs, rounds, outputs, NO_STAGES)
 
 
 @njit(cache=True)
 def gru_before_narrow(plan, slots, inputs, rounds, outputs):
     kind = simd.function(layers.gru_before)
-    cpu.step_on(simd.tile(3, 4, 4), kind, plan, slots, inputs, rounds, outputs)
+    cpu.step_on(simd.tile(3, 4, 4), kind, plan, slots, inputs, rounds, outputs, NO_STAGES)
 
 
 @njit(cache=True)
 def rnn_narrow(plan, slots, inputs, rounds, outputs):
     kind = simd.function(layers.rnn)
-    cpu.step_on(simd.tile(3, 4, 4), kind, plan, slots, inputs, rounds, outputs)
+    cpu.step_on(simd.tile(3, 4, 4), kind, plan, slots, inputs, rounds, outputs, NO_STAGES)
 
 
 WIDTHS = {
