@@ -9,12 +9,11 @@ what a series becomes does not depend on the batch it came in.
 import importlib
 import importlib.util
 import os
-from functools import cache
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numba import njit, typeof
+from numba import njit
 from numpy.typing import NDArray
 
 from streamlstm import features, intervals
@@ -25,6 +24,7 @@ from streamlstm.memory import (
     Fields,
     address_of,
     load_value,
+    pointer_to,
     prefetch,
     size_of,
     store_value,
@@ -189,8 +189,8 @@ class Engine:
         self._batch = np.zeros(_room(batch), np.uint8)
         context = self._batch.ctypes.data
         _keep(context, batch)
-        before, after = _stages_of(typeof(batch))
-        self.stages = Stages(address_of(before, 0, 0, 0), address_of(after, 0, 0, 0), context)
+        given = pointer_to(batch), 0, 0
+        self.stages = Stages(address_of(_before, *given), address_of(_after, *given), context)
         self.taken = 0
 
     @property
@@ -341,34 +341,34 @@ def _keep(address: int, batch: Batch) -> None:
     store_value(address, batch)
 
 
-@cache
-def _stages_of(kind: Any) -> tuple[Any, Any]:
-    """The stages before and after the network's, for a :class:`Batch` of this Numba type."""
+# Compiled on their own, for the kernels to call by address.
 
-    @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-    def before(context: int, start: int, stop: int) -> None:
-        ticks, work = load_value(context, kind)
-        schedule = work.schedule
-        features.advance(
-            work.features,
-            work.memory,
-            work.rows,
-            schedule.tick,
-            schedule.slot,
-            schedule.steps,
-            ticks.ts,
-            ticks.values,
-            schedule.place,
-            start,
-            stop,
-        )
 
-    @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-    def after(context: int, start: int, stop: int) -> None:
-        ticks, work = load_value(context, kind)
-        _forecast(work, ticks, start, stop)
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _before(batch: Batch, start: int, stop: int) -> None:
+    """The stage before the network's: features."""
+    ticks, work = load_value(batch)
+    schedule = work.schedule
+    features.advance(
+        work.features,
+        work.memory,
+        work.rows,
+        schedule.tick,
+        schedule.slot,
+        schedule.steps,
+        ticks.ts,
+        ticks.values,
+        schedule.place,
+        start,
+        stop,
+    )
 
-    return before, after
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _after(batch: Batch, start: int, stop: int) -> None:
+    """The stage after the network's: forecasts and intervals."""
+    ticks, work = load_value(batch)
+    _forecast(work, ticks, start, stop)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)

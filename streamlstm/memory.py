@@ -118,15 +118,15 @@ def _leaves(builder: Any, pointer: Any, value: Any = None) -> Any:
 
 
 @intrinsic
-def load_value(typing: Any, address: Any, kind: Any) -> Any:
-    """load_value(address, kind) -> what :func:`store_value` left there of that Numba type."""
-    found = kind.instance_type
+def load_value(typing: Any, pointer: Any) -> Any:
+    """load_value(pointer) -> what :func:`store_value` left where a :func:`pointer_to` points."""
+    kind = pointer.dtype
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        native = context.get_value_type(found)
-        return _leaves(builder, builder.inttoptr(args[0], native.as_pointer()))
+        native = context.get_value_type(kind).as_pointer()
+        return _leaves(builder, builder.bitcast(args[0], native))
 
-    return found(types.intp, kind), generate
+    return kind(pointer), generate
 
 
 @intrinsic
@@ -152,12 +152,17 @@ def size_of(typing: Any, value: Any) -> Any:
     return types.intp(value), generate
 
 
+def pointer_to(value: Any) -> Any:
+    """The Numba type of an argument that is the address of a value like this one."""
+    return types.CPointer(typeof(value))
+
+
 def address_of(compiled: Any, *like: Any) -> int:
-    """Where the machine code of a compiled function lies, for arguments of the types of ``like``.
+    """Where the machine code of a compiled function lies, of arguments like these, or so typed.
 
     What is called by its address is compiled once, on its own, however many callers it has.
     """
-    kinds = tuple(map(typeof, like))
+    kinds = tuple(each if isinstance(each, types.Type) else typeof(each) for each in like)
     compiled.compile(kinds)
     found = compiled.overloads[kinds]
     return found.library.get_pointer_to_function(found.fndesc.llvm_func_name)

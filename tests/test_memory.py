@@ -62,7 +62,6 @@ class Held(NamedTuple):
 
 def test_a_value_is_found_at_its_address_as_it_was_left() -> None:
     held = Held(np.arange(6.0).reshape(2, 3)[:, 1:], (0.5, (1, 2)))
-    kind = typeof(held)
     room = np.zeros(njit(lambda value: memory.size_of(value))(held), np.uint8)
 
     @njit
@@ -70,13 +69,17 @@ def test_a_value_is_found_at_its_address_as_it_was_left() -> None:
         memory.store_value(address, value)
 
     @njit
-    def find(address: int) -> tuple[float, float, float, int]:
-        found = memory.load_value(address, kind)
+    def find(pointer: Any) -> int:
+        found = memory.load_value(pointer)
         found.numbers[0, 0] = 7.0
-        return found.numbers[1, 1], found.numbers.shape[0], found.rest[0], found.rest[1][1]
+        return int(found.numbers[1, 1] + 10 * len(found.numbers) + 100 * found.rest[1][1])
+
+    @njit
+    def find_at(function: int, address: int) -> int:
+        return call_for_int(function, address)
 
     leave(room.ctypes.data, held)
-    assert find(room.ctypes.data) == (5.0, 2, 0.5, 2)
+    assert find_at(address_of(find, memory.pointer_to(held)), room.ctypes.data) == 225
     assert held.numbers[0, 0] == 7.0  # the very array
 
 
