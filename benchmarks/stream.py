@@ -304,7 +304,8 @@ def show_soak(row: dict[str, Any]) -> None:
     for name in COUNTED:
         print(f" + {name} {row[name]:,d}", end="")
     print(f" + unaccounted {row['unaccounted']:,d}", end="")
-    print(f" (lost before {row['lost_before']:,d}, behind {row['lost_behind']:,d})", end="")
+    print(f" (lost before {row['lost_before']:,d}, behind {row['lost_behind']:,d},", end="")
+    print(f" {row['overflows']:,d} overflows)", end="")
     print(f"; out of order {row['disorder']}")
     print(f"  resident {row['resident_bytes'][-1] / 2**20:.1f} MiB,", end=" ")
     print(f"{row['resident_growth']:+.2%} from the second tenth to the last,", end=" ")

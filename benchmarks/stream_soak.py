@@ -15,8 +15,9 @@ from benchmarks.stream_systems import System
 from benchmarks.stream_ticks import spoilt_of, ticks_of
 
 SAMPLES = 120
-TAKEN, PUBLISHED = (
-    f"streamlstm_{name}_total" for name in ("ticks_received", "predictions_published")
+TAKEN, PUBLISHED, OVERFLOWS = (
+    f"streamlstm_{name}_total"
+    for name in ("ticks_received", "predictions_published", "subscriber_overflows")
 )
 COUNTED = {
     "coalesced": "streamlstm_ticks_coalesced_total",
@@ -32,7 +33,8 @@ def soak(ends: Ends, system: System, seconds: float, share: float = 0.5) -> dict
     Some ticks are warm, and some of a version that nobody knows. ``unaccounted`` should be 0: what
     the feeder sent, less what the sink got and what the daemon says it made of the rest. Where it
     is not, ``lost_before`` of them never came to the daemon, and ``lost_behind`` were published by
-    it and never came to the sink.
+    it and never came to the sink: ``overflows`` says how often it was found too slow, with all of
+    ``output.hwm`` waiting for it. How many it lost then ZeroMQ tells nobody.
     """
     ends.prime(system)
     maximum = float(np.median([ends.throughput(system, 3)["rate"] for _ in range(5)]))
@@ -64,7 +66,9 @@ def soak(ends: Ends, system: System, seconds: float, share: float = 0.5) -> dict
         for sample in after
         if sample.startswith("streamlstm_ticks_dropped_total{")
     }
-    taken, published = (after[name] - before[name] for name in (TAKEN, PUBLISHED))
+    taken, published, overflows = (
+        after[name] - before[name] for name in (TAKEN, PUBLISHED, OVERFLOWS)
+    )
     tenths = np.median(np.reshape(resident, (10, -1)), axis=1)[1:]  # it settles in the first
     return {
         "system": system.name,
@@ -81,6 +85,7 @@ def soak(ends: Ends, system: System, seconds: float, share: float = 0.5) -> dict
         "unaccounted": sent - received - sum(dropped.values()) - sum(made.values()),
         "lost_before": sent - int(taken),
         "lost_behind": int(published) - received,
+        "overflows": int(overflows),
         "disorder": disorder,
         "resident_bytes": resident,
         "resident_growth": float(tenths[-1] / tenths[0] - 1),
