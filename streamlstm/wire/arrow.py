@@ -225,7 +225,6 @@ class ArrowWriter(Writer):
         row = {"series": "1", "ts": 1, "forecast": ones, "lower": ones, "upper": ones, "seq": 1}
         batch = pa.RecordBatch.from_pylist([row], schema)
         begin = BATCH + schema.serialize().to_pybytes()
-        begin = BATCH + schema.serialize().to_pybytes()
         message = np.frombuffer(bytearray(batch.serialize()), np.uint8)
         metadata = message[: places(message.ctypes.data).body].tobytes()
         head = begin + metadata
@@ -371,7 +370,6 @@ def _flags(column: Any) -> Plain:
 
 
 # --- compiled -------------------------------------------------------------------------------------
-
 
 _TOPIC_SIZE = len(BATCH)
 

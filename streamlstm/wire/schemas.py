@@ -132,28 +132,35 @@ def _describe(made: Any, schema: Any, counts: list[int]) -> bool:
     return True
 
 
+_TEXTS = (
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+)
+
+
 def _size(kind: Any) -> tuple[int, int] | None:
     """Nodes and buffers of a column of a type; None where that is not sure."""
-    if pa.types.is_primitive(kind) or pa.types.is_decimal(kind):
-        return 1, 2
-    if pa.types.is_fixed_size_binary(kind):
-        return 1, 2
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return 1, 3
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        return 1, 3
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        own, within = 2, [kind.value_type]
-    elif pa.types.is_fixed_size_list(kind):
-        own, within = 1, [kind.value_type]
-    elif pa.types.is_struct(kind):
-        own, within = 1, [kind.field(i).type for i in range(kind.num_fields)]
-    else:
+    is_a = pa.types
+    within, buffers = [], 2
+    if is_a.is_struct(kind):
+        within, buffers = [kind.field(i).type for i in range(kind.num_fields)], 1
+    elif is_a.is_fixed_size_list(kind):
+        within, buffers = [kind.value_type], 1
+    elif is_a.is_list(kind) or is_a.is_large_list(kind):
+        within = [kind.value_type]
+    elif any(is_text(kind) for is_text in _TEXTS):
+        buffers = 3
+    elif not (is_a.is_primitive(kind) or is_a.is_decimal(kind) or is_a.is_fixed_size_binary(kind)):
         return None
-    sizes = [_size(each) for each in within]
-    if None in sizes:
-        return None
-    return 1 + sum(size[0] for size in sizes if size), own + sum(size[1] for size in sizes if size)
+    nodes = 1
+    for each in within:
+        size = _size(each)
+        if size is None:
+            return None
+        nodes, buffers = nodes + size[0], buffers + size[1]
+    return nodes, buffers
 
 
 # --- compiled -------------------------------------------------------------------------------------
