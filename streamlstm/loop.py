@@ -5,8 +5,8 @@
 :func:`_run` goes this way in compiled code, without the interpreter, for as long as there is
 nothing but sound ticks; it even sleeps there. It comes back for whatever else there is: a signal, a
 subscription, the end of its time, a batch with a message that is faulty or that only a library can
-read. A format or backend without compiled code of its own goes the same way from Python, one stage
-after the other.
+read. A backend without compiled code of its own, or a second format of predictions, goes the same
+way from Python, one stage after the other.
 """
 
 import time
@@ -49,6 +49,8 @@ class Way(NamedTuple):
     items: NDArray[np.int64]
     """what is waited for: the input, subscriptions, and what wakes the daemon up"""
     source: Source
+    most: int
+    """messages taken at once"""
     columns: Columns
     limits: Limits
     latest_arrival: NDArray[np.int64]
@@ -61,6 +63,8 @@ class Way(NamedTuple):
     names: Names
     written: Messages
     layout: Layout
+    together: bool
+    """whether one message holds all predictions that are written at once"""
     sink: Sink
     values: NDArray[np.void]
     """of the metrics"""
@@ -115,8 +119,7 @@ class Loop:
         """What :func:`_run` is given; None where a stage has no compiled code."""
         engine, reader, writer = self.engine, self.decoder.reader, self.encoders[0].writer
         step = engine.kernels.compiled_step(engine.buffers)
-        compiled = transport.compiled(), step, reader.compiled, writer.compiled
-        if not all(compiled) or len(self.encoders) > 1:
+        if not (transport.compiled() and step) or len(self.encoders) > 1:
             return None
         work, names, messages = engine.work, engine.series.names, self.receiver.messages
         columns, written = reader.columns, writer.messages
@@ -129,6 +132,7 @@ class Loop:
             ),
             self._items,
             self.receiver.source,
+            self.decoder.most,
             columns,
             reader.limits,
             self.decoder.latest_arrival,
@@ -140,6 +144,7 @@ class Loop:
             names,
             written,
             writer.layout,
+            writer.batch,
             self.publisher.sink,
             self._values,
             np.zeros(3, np.int64),
@@ -198,15 +203,18 @@ class Loop:
 
     def _take(self, messages: Messages, count: int) -> None:
         """Decode messages and let their ticks wait."""
-        begun = time.monotonic_ns()
+        begun, stepping = time.monotonic_ns(), 0
         arrivals = self.decoder.decode(messages, count, time.time_ns())
         queue, work = self.pending.queue, self.engine.work
         for part in arrivals.parts(queue.batch):
             while queue.policy == BLOCK and len(self.pending):
+                since = time.monotonic_ns()
                 self.step()
+                stepping += time.monotonic_ns() - since
             placed = place(work, part, queue.ticks, make_room(queue))
             add(queue, placed, begun)
-        metrics.took(self._values, self.decoder.rows, (time.monotonic_ns() - begun) / 1e9)
+        seconds = (time.monotonic_ns() - begun - stepping) / 1e9
+        metrics.took(self._values, self.decoder.rows, seconds)
 
     def step(self) -> None:
         """Step a batch of those that wait, and publish."""
@@ -270,14 +278,15 @@ def _run(way: Way, until: int) -> tuple[int, int, int]:
             _sleep(way.clock, way.wait_ns)
         if ready & 1 and (waiting == 0 or queue.policy != BLOCK):
             for _ in range(1 if queue.policy == BLOCK else TURNS):
-                count = drain(way.source, queue.batch)
+                count = drain(way.source, way.most)
                 if count < 0:
                     return count, 0, taken
                 if count:
-                    if not _take(way, count):
-                        return ODD, count, taken
+                    why = _take(way, count)
+                    if why:
+                        return why, count, taken
                     taken += count
-                if count < queue.batch:
+                if count < way.most:
                     break
         if queue.bounds[1] > queue.bounds[0]:
             error = _step(way)
@@ -289,21 +298,35 @@ def _run(way: Way, until: int) -> tuple[int, int, int]:
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
-def _take(way: Way, count: int) -> bool:
-    """Read messages and let their ticks wait; False, and nothing done, where one is not sound."""
-    queue, columns = way.queue, way.columns
+def _take(way: Way, count: int) -> int:
+    """Read messages and let their ticks wait; 0, or an error number below 0.
+
+    ``ODD``, and nothing done, where a message is not sound.
+    """
+    queue, columns, messages = way.queue, way.columns, way.source.messages
     begun = _now(way.clock, _MONOTONIC)
-    call(way.code.read, way.source.messages, count, columns, way.limits)
-    for row in range(count):
+    rows = call_for_int(way.code.read, messages, count, columns, way.limits)
+    for row in range(rows):
         if columns.fault[row] != SOUND:
-            return False
-    settle(columns, count, _now(way.clock, _REALTIME), way.latest_arrival, way.refused)
-    keys = Keys(way.source.messages.data, columns.begin[:count], columns.end[:count])
-    arrivals = Arrivals(keys, columns.ts[:count], columns.values[:count], columns.flags[:count])
-    add(queue, place(way.work, arrivals, queue.ticks, make_room(queue)), begun)
-    seconds = (_now(way.clock, _MONOTONIC) - begun) * 1e-9
-    metrics.took(way.values, count, seconds)
-    return True
+            return ODD
+    settle(columns, rows, _now(way.clock, _REALTIME), way.latest_arrival, way.refused)
+    stepping = 0
+    for begin in range(0, rows, queue.batch):
+        while queue.policy == BLOCK and queue.bounds[1] > queue.bounds[0]:
+            since = _now(way.clock, _MONOTONIC)
+            error = _step(way)
+            if error:
+                return -error
+            stepping += _now(way.clock, _MONOTONIC) - since
+        end = min(rows, begin + queue.batch)
+        keys = Keys(messages.data, columns.begin[begin:end], columns.end[begin:end])
+        arrivals = Arrivals(
+            keys, columns.ts[begin:end], columns.values[begin:end], columns.flags[begin:end]
+        )
+        add(queue, place(way.work, arrivals, queue.ticks, make_room(queue)), begun)
+    seconds = (_now(way.clock, _MONOTONIC) - begun - stepping) * 1e-9
+    metrics.took(way.values, rows, seconds)
+    return 0
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
@@ -333,7 +356,7 @@ def _step(way: Way) -> int:
         written = call_for_int(way.code.write, way.written, way.layout, forecasts, way.names, sent)
         until = _now(way.clock, _MONOTONIC)
         encoding += until - since
-        error = flush(way.sink, way.written, written - sent)
+        error = flush(way.sink, way.written, 1 if way.together else written - sent)
         if error:
             return error
         since = _now(way.clock, _MONOTONIC)

@@ -36,7 +36,7 @@ WITHIN_KERNELS = {
 }  # fmt: skip
 WITHIN_WIRE = {
     "format": 0, "big_endian": 0, "binary": 1, "maps": 1, "layout": 1, "json": 2, "msgpack": 2,
-    "arrow": 2, "codec": 3, "peer": 3,
+    "schemas": 2, "arrow": 3, "codec": 4, "peer": 4,
 }  # fmt: skip
 WITHIN = {"kernels": WITHIN_KERNELS, "wire": WITHIN_WIRE}
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from tests.models import HOUR, random_model
 POLICIES: list[Policy] = ["block", "drop_newest", "drop_oldest", "coalesce"]
 MODEL = random_model()
 WAYS = ["compiled", "from Python"]
+needs_pyarrow = pytest.mark.skipif(not find_spec("pyarrow"), reason="pyarrow is not installed")
 
 
 class Rig(AbstractContextManager["Rig"]):
@@ -141,6 +143,15 @@ def good(count: int, format: Format = "binary", series: int = 7) -> list[list[by
         ("binary", "json", "block", 300),
         *(("binary", "msgpack", policy, 8) for policy in POLICIES[1:]),
         *(("json", "json", policy, 3) for policy in POLICIES[1:]),
+        *(
+            pytest.param(given, wanted, policy, 8, marks=needs_pyarrow)
+            for given, wanted, policy in [
+                ("arrow", "arrow", "block"),
+                ("arrow", "binary", "block"),
+                ("json", "arrow", "block"),
+                *(("binary", "arrow", policy) for policy in POLICIES[1:]),
+            ]
+        ),
     ],
 )
 def test_either_way_says_the_same_bytes(
@@ -196,11 +207,14 @@ ODD: dict[Format, list[list[bytes]]] = {
     ],
     "binary": [[b""], [b"no end"], [b"a\0\2"], [b"a", b"b"], [b"x" * 70_000]],
     "msgpack": [[b"odd", b"\xc1"], [b"odd"], [b""], [b"odd", b"\x81\xa2ts\x01"]],
+    "arrow": [[b"odd", b"\xff\xff\xff\xff\1"], [b"odd"], [b""], [b"a", b"b", b"c", b"d"]],
 }
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("format", ODD)
+@pytest.mark.parametrize(
+    "format", [pytest.param(f, marks=needs_pyarrow if f == "arrow" else ()) for f in ODD]
+)
 @pytest.mark.parametrize("policy", ["block", "drop_oldest"])
 def test_odd_messages_keep_no_series_waiting_and_nothing_is_counted_twice(
     format: Format, way: str, policy: Policy
@@ -379,14 +393,15 @@ def test_it_looks_for_the_next_tick_without_sleeping_if_it_is_told() -> None:
     assert idle < 0.01 < busy
 
 
-# what has no compiled code of its own
+# many ticks in a message
 
 
+@needs_pyarrow
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("policy", POLICIES)
-def test_batches_of_ticks_are_dropped_and_coalesced_too(policy: Policy) -> None:
-    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
-    with Rig("as arrow goes", given="arrow", policy=policy, most=20) as rig:
-        assert not rig.loop.compiled
+def test_batches_of_ticks_are_dropped_and_coalesced_too(policy: Policy, way: str) -> None:
+    with Rig(way, given="arrow", policy=policy, most=20) as rig:
+        assert rig.loop.compiled == (way == "compiled")
         for hour in range(8):
             names, stamps = [f"s{i}" for i in range(10)], [hour * HOUR] * 10
             rig.send([encode_ticks(names, stamps, np.full((10, 1), hour))])
@@ -400,6 +415,67 @@ def test_batches_of_ticks_are_dropped_and_coalesced_too(policy: Policy) -> None:
     if policy in ("drop_oldest", "coalesce"):
         latest = {each.series: each.ts_ns for each in found}
         assert set(latest.values()) == {7 * HOUR}
+
+
+@needs_pyarrow
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("wanted", ["binary", "arrow"])
+def test_messages_larger_than_a_batch_go_the_same_either_way(
+    policy: Policy, wanted: Format
+) -> None:
+    """Of two schemas by turns, and some with a row that is not sound."""
+    said = []
+    for way in WAYS:
+        rng = np.random.default_rng(3)
+        with Rig(way, given="arrow", wanted=wanted, policy=policy, most=30) as rig:
+            taken = total = bad = 0
+            seen: list[Any] = []
+            by_pyarrow = rig.decoder.reader.read_one
+
+            def read_one(*args: Any, seen: list[Any] = seen, read: Any = by_pyarrow) -> Any:
+                seen.append(args)
+                return read(*args)
+
+            rig.decoder.reader.read_one = read_one
+            for turn in range(60):
+                size, odd = int(rng.integers(1, 50)), policy == "block" and turn % 20 == 19
+                total, bad = total + size, bad + odd
+                names = [f"s{i}" for i in rng.integers(0, 9, size - odd)] + [""] * odd
+                stamps = turn * HOUR + np.arange(size)
+                values = rng.normal(size=(size, 1))
+                rig.send([encode_ticks(names, stamps, values, warm=turn % 2 == 1)])
+                taken += rig.serve() if turn < 2 else 0  # by pyarrow, as first of its schema
+            assert taken + rig.serve() == 60
+            assert len(seen) == 2 + bad  # the first of each schema, and those not sound
+            counts, found = dict(rig.counts), rig.received()
+            assert counts["ticks_received"] == total
+            assert counts["bad_key"] == bad
+            assert (counts["batches"] > 60) == (policy == "block")
+            assert (counts["overload"] + counts["coalesced"] > 0) == (policy != "block")
+            said.append((found, counts))
+    assert said[0] == said[1]
+
+
+@needs_pyarrow
+@pytest.mark.parametrize("policy", ["block", "coalesce"])
+def test_a_large_message_is_predicted_as_its_ticks_alone(policy: Policy) -> None:
+    names, stamps = [f"s{i % 7}" for i in range(100)], [i // 7 * HOUR for i in range(100)]
+    values = np.arange(100)[:, None] / 3
+    said = []
+    for given in ("binary", "arrow"):
+        with Rig("compiled", given=given, policy=policy, most=1000) as rig:
+            if given == "arrow":
+                rig.send([encode_ticks(names[:1], stamps[:1], values[:1])])
+                rig.send([encode_ticks(names[1:], stamps[1:], values[1:])])
+            else:
+                rig.send(good(100))
+            rig.serve()
+            said.append(rig.received())
+    assert len(said[0]) == 100
+    assert said[0] == said[1]
+
+
+# what has no compiled code of its own
 
 
 def test_where_libzmq_is_not_found_ticks_pass_from_python(monkeypatch: pytest.MonkeyPatch) -> None:

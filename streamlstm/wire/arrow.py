@@ -34,17 +34,20 @@ batch, a row for each prediction:
 The schema's metadata says ``model`` and ``boot``, as decimal digits.
 
 How: pyarrow finds where the columns lie, and compiled code reads them there: names stay in the
-message, numbers go straight to their rows. No object is made for a tick.
+message, numbers go straight to their rows. No object is made for a tick. Where pyarrow has read
+a message of the same schema before, compiled code finds them too (:mod:`streamlstm.wire.schemas`),
+but for messages that are not sound, or of which a row is not.
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numba import njit
+from numpy.typing import NDArray
 
-from streamlstm.memory import copy, store_u32, store_u64
+from streamlstm.memory import copy, load_u32, store_u32, store_u64
 from streamlstm.ticks import Forecasts, Messages, Names
 from streamlstm.wire.format import (
     BATCH,
@@ -58,28 +61,22 @@ from streamlstm.wire.format import (
     Shape,
     Writer,
 )
+from streamlstm.wire.format import Layout as Labels
 from streamlstm.wire.layout import (
-    BODY,
-    BUFFERS,
-    HEADER,
-    NODES,
-    ROWS,
     Layout,
     Numbers,
     Plain,
     Texts,
     envelope_fault,
-    field,
-    table,
+    places,
     take,
 )
+from streamlstm.wire.schemas import KNOWN, MOST_ROWS, SCHEMAS, UNITS, read, read_one, remember
 
-MOST_ROWS = 1 << 16
-"""Ticks of a message at most."""
 END = 32
 """Bytes of a stream's end, and of what fills up its buffers, at most."""
-UNITS = {"s": 10**9, "ms": 10**6, "us": 1000, "ns": 1}
-"""Nanoseconds in each."""
+PATIENCE = 64
+"""Messages that pyarrow reads for one that is looked at to be remembered, but for the first few."""
 SHOWN = 40
 """Bytes of what is no stream that a sample shows."""
 UNREADABLE = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, MemoryError)
@@ -95,35 +92,48 @@ class RefusedError(Exception):
 
 
 class ArrowReader(Reader):
-    """Reads the layout by pyarrow, and what lies there in compiled code."""
+    """Reads messages like earlier ones in compiled code, and the others by pyarrow."""
 
     batch = True
 
     def __init__(self, inputs: int, limits: Limits, most: int) -> None:
-        """As :class:`Reader`."""
-        super().__init__(inputs, limits, MOST_ROWS + most)
+        """As :class:`Reader`; ``most`` messages at once."""
+        super().__init__(inputs, limits, MOST_ROWS + most, SCHEMAS * KNOWN.itemsize)
         self._why: dict[int, str] = {}
-        # one tick, so that all is compiled and loaded that another can need
-        names = pa.array(["a"]).dictionary_encode()
-        batch = pa.record_batch({"series": names, "value": pa.array([0], pa.int8())})
-        self.read(Messages.of([[serialize(batch)]]), 1)
+        self._known, self._missed = self.columns.scratch.view(KNOWN), 0
+        # so that all is compiled and loaded that a tick can need
+        names, number = pa.array(["a"]), pa.array([0], pa.int8())
+        for series, value in ((names.dictionary_encode(), number), (names, number.cast(_NUMBER))):
+            batch = pa.record_batch({"series": series, "value": value})
+            self.read(Messages.of([[serialize(batch)]]), 1)
+        self.columns.scratch[:], self._missed = 0, 0
+
+    @property
+    def compiled(self) -> Any:
+        """As :attr:`Reader.compiled`."""
+        return read
 
     def read(self, messages: Messages, count: int) -> tuple[Columns, int]:
         """As :meth:`Reader.read`; a message that is refused has one row, and no other."""
-        data, row = messages.data.ctypes.data, 0
+        row = 0
         self._why.clear()
         for m in range(count):
-            begin = row
-            try:
-                for layout in self._layouts(messages, m, MOST_ROWS - row):
-                    take(self.columns, row, self.limits.max_key, data, layout)
-                    row += layout.rows
-            except RefusedError as refused:
-                row = begin
-                self.columns.fault[row] = refused.fault
-                self._why[row] = str(refused)
-                row += 1
+            rows = read_one(messages, m, self.columns, row, self.limits)
+            row += rows if rows >= 0 else self.read_one(messages, m, row)
         return self.columns, row
+
+    def read_one(self, messages: Messages, m: int, first: int) -> int:
+        """Read message ``m`` by pyarrow to the rows from ``first`` on; how many they are."""
+        data, row = messages.data.ctypes.data, first
+        try:
+            for layout in self._layouts(messages, m, MOST_ROWS - row):
+                take(self.columns, row, self.limits.max_key, data, layout)
+                row += layout.rows
+        except RefusedError as refused:
+            self.columns.fault[first] = refused.fault
+            self._why[first] = str(refused)
+            return 1
+        return row - first
 
     def show(self, messages: Messages, row: int) -> str:
         """As :meth:`Reader.show`."""
@@ -155,7 +165,8 @@ class ArrowReader(Reader):
         if fault != SOUND:
             raise RefusedError(fault, f"not an Arrow IPC stream: {stream[:SHOWN].tobytes()!r}")
         try:
-            for batch in pa.ipc.open_stream(pa.py_buffer(stream), options=_READING):
+            batches = pa.ipc.open_stream(pa.py_buffer(stream), options=_READING)
+            for k, batch in enumerate(batches):
                 room -= batch.num_rows
                 if room < 0:
                     raise RefusedError(
@@ -166,15 +177,25 @@ class ArrowReader(Reader):
                     codes, names = _names(_column(batch, "series"))
                     lists, numbers = _values(batch)
                     stamps, warm = _column(batch, "ts", False), _column(batch, "warm", False)
-                    yield Layout(
+                    layout = Layout(
                         batch.num_rows,
                         _texts(codes, names, address, address + stop - begin),
                         _numbers(lists, numbers),
                         *_stamps(stamps),
                         _flags(warm),
                     )
+                    if k == 0:
+                        self._learn(stream, batch.schema, layout)
+                    yield layout
         except UNREADABLE as error:
             raise RefusedError(MALFORMED, str(error).partition("\n")[0]) from None
+
+    def _learn(self, stream: NDArray[np.uint8], schema: Any, layout: Layout) -> None:
+        """Remember a stream, if it is plain and its turn has come."""
+        self._missed += 1
+        turn, waited = divmod(self._missed, PATIENCE)
+        if self._missed <= SCHEMAS or not waited:
+            remember(self._known, (turn or self._missed) % SCHEMAS, stream, schema, layout)
 
 
 class ArrowWriter(Writer):
@@ -204,47 +225,18 @@ class ArrowWriter(Writer):
         row = {"series": "1", "ts": 1, "forecast": ones, "lower": ones, "upper": ones, "seq": 1}
         batch = pa.RecordBatch.from_pylist([row], schema)
         begin = BATCH + schema.serialize().to_pybytes()
-        self._places, metadata = _places(batch.serialize().to_pybytes(), len(begin))
-        each = 4 + shape.max_key + 8 * (2 + 3 * shape.horizon * shape.targets)
-        super().__init__(shape, [], self._places.body + shape.most * each + END, growth=0)
+        message = np.frombuffer(bytearray(batch.serialize()), np.uint8)
+        metadata = message[: places(message.ctypes.data).body].tobytes()
         head = begin + metadata
+        each = 4 + shape.max_key + 8 * (2 + 3 * shape.horizon * shape.targets)
+        super().__init__(shape, [], len(head) + shape.most * each + END, growth=0)
         self.messages.data[: len(head)] = np.frombuffer(head, np.uint8)
         self.messages.frames[1], self.messages.first[1] = len(BATCH), 2
 
-    def write(self, forecasts: Forecasts, names: Names, begin: int) -> int:
-        """As :meth:`Writer.write`: one message of as many as ``shape.most``."""
-        end = min(begin + self.shape.most, len(forecasts.slot))
-        _write(self.messages, self._places, forecasts, names, begin, end)
-        return end
-
-
-class Places(NamedTuple):
-    """Where in the data of messages lies what changes."""
-
-    size: int
-    """of the body"""
-    rows: int
-    nodes: int
-    """a row count and a null count for each array, children after their parents"""
-    buffers: int
-    """an offset in the body and a size for each"""
-    body: int
-
-
-def _places(message: bytes, begin: int) -> tuple[Places, bytes]:
-    """Those of a record batch whose message is to begin at ``begin``; the message but its body."""
-    length, root = np.frombuffer(message, "<i4", 2, offset=4).tolist()
-    metadata = np.frombuffer(bytearray(message[8 : 8 + length]), np.uint8)
-    base = metadata.ctypes.data
-    batch = table(base, length, root, HEADER)
-    found = (
-        field(base, length, root, BODY, 8),
-        field(base, length, batch, ROWS, 8),
-        table(base, length, batch, NODES) + 4,  # after how many there are
-        table(base, length, batch, BUFFERS) + 4,
-        length,
-    )
-    return Places(*(begin + 8 + place for place in found)), message[: 8 + length]
+    @property
+    def compiled(self) -> Any:
+        """As :attr:`Writer.compiled`."""
+        return _write
 
 
 def serialize(batch: Any) -> bytes:
@@ -379,15 +371,25 @@ def _flags(column: Any) -> Plain:
 
 # --- compiled -------------------------------------------------------------------------------------
 
+_TOPIC_SIZE = len(BATCH)
 
-@njit(cache=True, nogil=True, _nrt=False)
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _write(
-    messages: Messages, places: Places, forecasts: Forecasts, names: Names, begin: int, end: int
-) -> None:
+    messages: Messages, layout: Labels, forecasts: Forecasts, names: Names, begin: int
+) -> int:
+    end = min(begin + len(messages.first) - 1, len(forecasts.slot))
     data, source, longest = messages.data.ctypes.data, names.text.ctypes.data, names.text.strides[0]
     horizon, targets, rows = forecasts.point.shape[1], forecasts.point.shape[2], end - begin
     outputs = horizon * targets
-    node, buffer, body = data + places.nodes, data + places.buffers, data + places.body
+    schema = data + _TOPIC_SIZE
+    message = schema + 8 + np.int64(load_u32(schema + 4))
+    found = places(message)
+    node, buffer, body = (
+        message + found.nodes + 4,
+        message + found.buffers + 4,
+        message + found.body,
+    )
 
     at = _padded(4 * (rows + 1))
     text = at
@@ -428,10 +430,11 @@ def _write(
     copy(body + at, forecasts.seq.ctypes.data + 8 * begin, 8 * rows)
     at += 8 * rows
 
-    store_u64(data + places.rows, np.uint64(rows))
-    store_u64(data + places.size, np.uint64(at))
+    store_u64(message + found.rows, np.uint64(rows))
+    store_u64(message + found.size, np.uint64(at))
     store_u64(body + at, np.uint64(0xFFFFFFFF))  # the end of the stream
-    messages.frames[2] = places.body + at + 8
+    messages.frames[2] = body + at + 8 - data
+    return end
 
 
 @njit(cache=True, _nrt=False, inline="always")

@@ -119,7 +119,7 @@ def prediction_layout(horizon: int, targets: int) -> np.dtype[np.void]:
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def _read(messages: Messages, count: int, columns: Columns, limits: Limits) -> None:
+def _read(messages: Messages, count: int, columns: Columns, limits: Limits) -> int:
     data, inputs = messages.data.ctypes.data, columns.values.shape[1]
     for m in range(count):
         frame = messages.first[m]
@@ -143,6 +143,7 @@ def _read(messages: Messages, count: int, columns: Columns, limits: Limits) -> N
         columns.ts[m] = load_i64(at + 3)
         for k in range(inputs):
             columns.values[m, k] = load_f64(at + TICK + VALUES * k)
+    return count
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)

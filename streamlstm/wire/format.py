@@ -3,6 +3,7 @@
 **Welcome.** A subscriber of ``streamlstm.welcome`` gets that topic alone, once it has connected.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -81,10 +82,10 @@ class Columns(NamedTuple):
     fault: NDArray[np.uint8]
     """(rows,)"""
     scratch: NDArray[np.uint8]
-    """(64,) for the reader"""
+    """(at least 64,) for the reader, which may keep there what it knows from earlier calls"""
 
     @classmethod
-    def room(cls, rows: int, inputs: int) -> "Columns":
+    def room(cls, rows: int, inputs: int, scratch: int = 64) -> "Columns":
         """For so many ticks."""
         return cls(
             np.zeros(rows, np.int64),
@@ -93,11 +94,11 @@ class Columns(NamedTuple):
             np.zeros((rows, inputs)),
             np.zeros(rows, np.uint8),
             np.zeros(rows, np.uint8),
-            np.zeros(64, np.uint8),
+            np.zeros(scratch, np.uint8),
         )
 
 
-class Reader:
+class Reader(ABC):
     """Reads the ticks of one format.
 
     Attributes:
@@ -107,23 +108,23 @@ class Reader:
     batch: ClassVar[bool] = False
     """whether a message holds many ticks, to be read by itself"""
 
-    def __init__(self, inputs: int, limits: Limits, most: int) -> None:
-        """Expect ``inputs`` values a tick, and ``most`` messages at once."""
+    def __init__(self, inputs: int, limits: Limits, rows: int, scratch: int = 64) -> None:
+        """Expect ``inputs`` values a tick, and at most ``rows`` ticks at once."""
         self.inputs, self.limits = inputs, limits
-        self.columns = Columns.room(most, inputs)
+        self.columns = Columns.room(rows, inputs, scratch)
 
     @property
+    @abstractmethod
     def compiled(self) -> Any:
-        """Compiled ``(messages, count, columns, limits)``; None where :meth:`read` alone can.
+        """Compiled ``(messages, count, columns, limits)``, which returns an int.
 
-        It reads the first ``count`` messages to ``columns``, or leaves their rows ``UNREAD``.
+        It reads the first ``count`` messages to ``columns``, and returns to how many rows. A
+        message that it leaves to a library has one row, which is ``UNREAD``.
         """
-        return None
 
     def read(self, messages: Messages, count: int) -> tuple[Columns, int]:
         """Ticks of the first ``count`` messages, good or bad, and how many; none raises."""
-        self.compiled(messages, count, self.columns, self.limits)
-        return self.columns, count
+        return self.columns, int(self.compiled(messages, count, self.columns, self.limits))
 
     def show(self, messages: Messages, row: int) -> str:
         """What a sample of the log says of a faulty ``row`` of those read last."""
@@ -156,7 +157,7 @@ class Layout(NamedTuple):
     """bytes that each byte of a name adds at most"""
 
 
-class Writer:
+class Writer(ABC):
     """Writes the predictions of one format.
 
     Attributes:
@@ -177,13 +178,13 @@ class Writer:
         self.messages = Messages.room(shape.most, max(ROOM, largest))
 
     @property
+    @abstractmethod
     def compiled(self) -> Any:
-        """Compiled ``(messages, layout, forecasts, names, begin)``; or None: :meth:`write`.
+        """Compiled ``(messages, layout, forecasts, names, begin)``, which returns an int.
 
-        It writes one message each for forecasts from ``begin`` on, as many as there is room for,
-        and returns where the rest begins.
+        It writes one message each for forecasts from ``begin`` on, or one for all where ``batch``,
+        as many as there is room for, and returns where the rest begins.
         """
-        return None
 
     def write(self, forecasts: Forecasts, names: Names, begin: int) -> int:
         """Write forecasts from ``begin`` on, and return where the rest begins."""

@@ -118,7 +118,7 @@ _QUOTES, _ONES, _HIGH = (np.uint64(0x0101010101010101 * byte) for byte in (_QUOT
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def _read(messages: Messages, count: int, columns: Columns, limits: Limits) -> None:
+def _read(messages: Messages, count: int, columns: Columns, limits: Limits) -> int:
     data = messages.data
     for m in range(count):
         at, end = locate(messages, m, columns, limits.max_frame)
@@ -127,6 +127,7 @@ def _read(messages: Messages, count: int, columns: Columns, limits: Limits) -> N
             address, length = data.ctypes.data + begin, columns.end[m] - begin
             if key_fault(address, length, limits.max_key) == SOUND:
                 columns.fault[m] = SOUND
+    return count
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)

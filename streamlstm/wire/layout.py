@@ -81,6 +81,23 @@ class Layout(NamedTuple):
     warm: Plain
 
 
+class Places(NamedTuple):
+    """Where in the message of a record batch lies what the next one has otherwise.
+
+    Bytes from the message's begin; 0 where there is no such thing.
+    """
+
+    size: int
+    """int64, bytes of the body"""
+    rows: int
+    """int64"""
+    nodes: int
+    """uint32, how many; then of each array, children after parents, two int64: rows, nulls"""
+    buffers: int
+    """uint32, how many; then of each two int64: an offset in the body, bytes"""
+    body: int
+
+
 # --- compiled -------------------------------------------------------------------------------------
 
 _LAST = np.iinfo(np.int64).max
@@ -197,6 +214,29 @@ def _text(texts: Texts, i: int) -> tuple[int, int]:
     if not (0 <= buffer < len(texts.data) and 0 <= begin <= end <= texts.data[buffer, 1]):
         return texts.entries, -1
     return texts.data[buffer, 0] + begin, end - begin
+
+
+@njit(cache=True, _nrt=False)
+def places(message: int) -> Places:
+    """Those of a message that is whole, at an address; all 0 where it is of another kind."""
+    base, length = message + 8, _i32(message + 4)
+    root = np.int64(load_u32(base))
+    kind, header = field(base, length, root, KIND, 1), table(base, length, root, HEADER)
+    if kind <= 0 or load_u8(base + kind) != _BATCH:
+        return Places(0, 0, 0, 0, 0)
+    return Places(
+        _behind(field(base, length, root, BODY, 8)),
+        _behind(field(base, length, header, ROWS, 8)),
+        _behind(table(base, length, header, NODES)),
+        _behind(table(base, length, header, BUFFERS)),
+        8 + length,
+    )
+
+
+@njit(cache=True, _nrt=False, inline="always")
+def _behind(at: int) -> int:
+    """A place in a FlatBuffer, in a message."""
+    return 8 + at if at > 0 else 0
 
 
 @njit(cache=True, nogil=True, _nrt=False)

@@ -27,7 +27,7 @@ no interval is known), ``model``, ``boot`` (another number after each start of t
 of the model.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Any
 
 import msgspec
@@ -97,7 +97,7 @@ class Prediction(msgspec.Struct, gc=False):
     seq: int
 
 
-class MapReader(Reader, ABC):
+class MapReader(Reader):
     """Reads plain ticks in compiled code, and by msgspec those that it leaves."""
 
     def __init__(self, inputs: int, limits: Limits, most: int) -> None:

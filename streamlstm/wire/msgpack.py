@@ -109,7 +109,7 @@ def _read(
     count: int,
     columns: Columns,
     limits: Limits,
-) -> None:
+) -> int:
     data = messages.data.ctypes.data
     for m in range(count):
         begin, end = locate(messages, m, columns, limits.max_frame)
@@ -117,6 +117,7 @@ def _read(
             key, length = data + columns.begin[m], columns.end[m] - columns.begin[m]
             if key_fault(key, length, limits.max_key) == SOUND:
                 columns.fault[m] = SOUND
+    return count
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
