@@ -15,7 +15,8 @@ The pool is a block of int64, a cache line a part:
     line 1        rows done
     line 2        the job's words, as `offer` was given them; 8 of them
     line 3        stop flag; whether the helpers were started; the caller's core; jobs that the
-                  caller is to do alone, now and the next time that it had to wait
+                  caller is to do alone, now and the next time that it had to wait; when the job
+                  was offered, ns; room for a time
     line 4 + 4w   worker w: rows not yet taken, begin << 32 | end
     next          worker w: word 0 is 1 while it sleeps; a semaphore from word 1 on
     next two      the cores that it may use, a bit each
@@ -29,6 +30,7 @@ from __future__ import annotations
 import os
 import platform
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from itertools import product
@@ -44,7 +46,7 @@ from streamlstm.kernels.simd import INDEX, intrinsic, set_word, word
 
 LINE = 8  # words of a cache line
 JOB, DONE, WORDS, STOP, WORKERS = 0, LINE, 2 * LINE, 3 * LINE, 4 * LINE
-STARTED, CORE, ALONE, PENALTY = STOP + 1, STOP + 2, STOP + 3, STOP + 4
+STARTED, CORE, ALONE, PENALTY, OFFERED, TIME = (STOP + k for k in range(1, 7))
 WORKER, ASLEEP, CORES, CORE_WORDS = 4 * LINE, LINE, 2 * LINE, 2 * LINE  # of a worker's part
 BYTES = 8
 END = (1 << 32) - 1  # mask of the end in a worker's rows
@@ -62,6 +64,7 @@ set_cores: Any = types.ExternalFunction(
     "sched_setaffinity", types.int32(types.int32, types.intp, types.intp)
 )
 yield_core: Any = types.ExternalFunction("sched_yield", types.int32())
+clock: Any = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.intp))
 
 
 # --- atomic words ---------------------------------------------------------------------------------
@@ -189,6 +192,7 @@ def offer(pool: int, threads: int, start: int, stop: int, step: int, words: Any)
         set_word(pool, WORDS + k, words[k])
     write(pool, DONE, 0)
     set_word(pool, CORE, this_core())
+    set_word(pool, OFFERED, _now(pool))
     begin = start
     for worker in range(threads):
         share = (stop - begin) // (threads - worker)
@@ -196,6 +200,13 @@ def offer(pool: int, threads: int, start: int, stop: int, step: int, words: Any)
         write(pool, WORKERS + worker * WORKER, begin << 32 | end)
         begin = end
     write(pool, JOB, read(pool, JOB) + 1)
+
+
+@njit(cache=True)
+def _now(pool: int) -> int:
+    """Nanoseconds of the monotonic clock."""
+    clock(time.CLOCK_MONOTONIC, pool + TIME * BYTES)
+    return word(pool, TIME) * 1_000_000_000 + word(pool, TIME + 1)
 
 
 @njit(cache=True)
@@ -220,15 +231,16 @@ def alone(pool: int) -> bool:
 def finish(pool: int, rows: int) -> None:
     """Wait for rows that a helper has begun.
 
-    If it has lost its core meanwhile, the next jobs are done alone: the more, the more often.
+    If that takes longer than the caller's own share, since the helper has lost its core, the next
+    jobs are done alone: the more, the more often.
     """
-    looks = 0
+    looks, waiting = 0, _now(pool)
     while read(pool, DONE) != rows:
         looks += 1
         if looks > SPINS:
             yield_core()
         pause()
-    if looks > SPINS:
+    if looks > SPINS and _now(pool) - waiting > waiting - word(pool, OFFERED):
         penalty = min(max(2 * word(pool, PENALTY), LEAST), MOST)
         set_word(pool, ALONE, penalty)
         set_word(pool, PENALTY, penalty)
