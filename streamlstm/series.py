@@ -7,6 +7,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from streamlstm.hashing import siphash
 from streamlstm.memory import Fields, load_u8, load_u64, prefetch, record_layout, records
 from streamlstm.ticks import Keys, Names
 
@@ -139,7 +140,7 @@ def approach(index: Index, keys: Keys, hashes: NDArray[np.uint64]) -> None:
 @njit(cache=True, error_model="numpy", _nrt=False)
 def hash_of(index: Index, key: int, length: int) -> np.uint64:
     """The hash of the key at an address."""
-    return _siphash(index.seed[0], index.seed[1], key, length)
+    return siphash(index.seed[0], index.seed[1], key, length)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
@@ -185,49 +186,3 @@ def _same(index: Index, slot: int, key: int, length: int) -> bool:
         if load_u8(name + byte) != load_u8(key + byte):
             return False
     return True
-
-
-@njit(cache=True, inline="always")
-def _rotate(x: np.uint64, by: int) -> np.uint64:
-    return (x << np.uint64(by)) | (x >> np.uint64(64 - by))
-
-
-@njit(cache=True, error_model="numpy", _nrt=False)
-def _sip_round(
-    a: np.uint64, b: np.uint64, c: np.uint64, d: np.uint64
-) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64]:
-    a += b
-    b = _rotate(b, 13) ^ a
-    a = _rotate(a, 32)
-    c += d
-    d = _rotate(d, 16) ^ c
-    a += d
-    d = _rotate(d, 21) ^ a
-    c += b
-    b = _rotate(b, 17) ^ c
-    c = _rotate(c, 32)
-    return a, b, c, d
-
-
-@njit(cache=True, error_model="numpy", _nrt=False)
-def _siphash(k0: np.uint64, k1: np.uint64, key: int, length: int) -> np.uint64:
-    """SipHash-1-3 (Aumasson & Bernstein 2012, fewer rounds as in Rust and Python) of a key."""
-    a = k0 ^ np.uint64(0x736F6D6570736575)
-    b = k1 ^ np.uint64(0x646F72616E646F6D)
-    c = k0 ^ np.uint64(0x6C7967656E657261)
-    d = k1 ^ np.uint64(0x7465646279746573)
-    for at in range(0, length - 7, 8):
-        word = load_u64(key + at)
-        d ^= word
-        a, b, c, d = _sip_round(a, b, c, d)
-        a ^= word
-    word = np.uint64(length & 0xFF) << np.uint64(56)
-    for at in range(length & ~7, length):
-        word |= np.uint64(load_u8(key + at)) << np.uint64(8 * (at & 7))
-    d ^= word
-    a, b, c, d = _sip_round(a, b, c, d)
-    a ^= word
-    c ^= np.uint64(0xFF)
-    for _ in range(3):
-        a, b, c, d = _sip_round(a, b, c, d)
-    return a ^ b ^ c ^ d

@@ -1,16 +1,12 @@
 """The store of series: every key its own slot, for ever, and nothing beyond the room there is."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numba import njit
 
 from streamlstm.memory import Fields
-from streamlstm.series import REFUSED, Series, _siphash, bytes_per_series
+from streamlstm.series import REFUSED, Series, bytes_per_series
 from streamlstm.ticks import Keys
 
 KEYS = st.binary(min_size=1, max_size=16).filter(lambda key: b"\0" not in key)
@@ -68,24 +64,6 @@ def test_restored_keys_get_the_slots_they_had() -> None:
     slots = series.lookup(Keys.of(names))
     again.restore(series.index.names[:4], series.index.lengths[:4])
     np.testing.assert_array_equal(again.lookup(Keys.of(names)), slots)
-
-
-def test_the_hash_is_siphash_1_3() -> None:
-    """Python's own str hash is SipHash-1-3; PYTHONHASHSEED=0 is the all-zero seed."""
-    if sys.hash_info.algorithm != "siphash13":
-        pytest.skip("this Python hashes otherwise")
-    words = [b"x" * n for n in range(1, 40)]
-    code = f"print(*[hash(w) % 2**64 for w in {words}])"
-    theirs = subprocess.run(
-        [sys.executable, "-c", code], env={"PYTHONHASHSEED": "0"}, capture_output=True, check=True
-    ).stdout.split()
-
-    @njit
-    def hashed(data: np.ndarray) -> int:
-        return _siphash(np.uint64(0), np.uint64(0), data.ctypes.data, len(data))
-
-    ours = [int(hashed(np.frombuffer(w, np.uint8))) for w in words]
-    assert ours == [int(h) for h in theirs]
 
 
 def test_two_stores_place_keys_by_different_secrets() -> None:

@@ -1,0 +1,489 @@
+"""The journal: what was appended is read back, whatever becomes of the file after it."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamlstm.journal import (
+    BYTES,
+    FULL,
+    SYNC_ERRORS,
+    SYNCS,
+    Durability,
+    Entry,
+    Found,
+    Journal,
+    JournalError,
+    append,
+    commit,
+    read,
+    tail,
+)
+from streamlstm.ticks import Names, Ticks
+
+NONE = Names(np.zeros((2, 8), np.uint8), np.zeros(2, np.uint16))
+HEADER = 4096
+
+
+def opened(folder: Path, first: int = 1, **options: object) -> Journal:
+    """A small journal of 1 input, which the thread leaves alone unless asked."""
+    given = {
+        "inputs": 1, "max_batch": 100, "max_key": 64, "model": "abc", "durability": "strict",
+        "segment_bytes": 1 << 14, "fsync_interval": 1000.0,
+    }  # fmt: skip
+    return Journal(folder, first=first, **given | options)  # type: ignore[arg-type]
+
+
+def ticks(n: int, seed: int = 0, inputs: int = 1) -> Ticks:
+    random = np.random.default_rng(seed)
+    return Ticks(
+        random.integers(0, 1000, n, np.int32),
+        random.integers(0, 1 << 62, n),
+        random.normal(size=(n, inputs)),
+        random.integers(0, 2, n, np.uint8),
+    )
+
+
+def names_of(told: list[bytes]) -> Names:
+    text = np.zeros((max(2, len(told)), 64), np.uint8)
+    for row, name in zip(text, told, strict=False):
+        row[: len(name)] = np.frombuffer(name, np.uint8)
+    lengths = np.zeros(len(text), np.uint16)
+    lengths[: len(told)] = [len(name) for name in told]
+    return Names(text, lengths)
+
+
+def put(journal: Journal, batch: Ticks, names: Names = NONE, begun: int = 0, used: int = 0) -> None:
+    """Append and commit, in the next segment if need be."""
+    error = append(journal.log, batch, names, begun, used, 7)
+    if error == FULL:
+        journal.roll()
+        error = append(journal.log, batch, names, begun, used, 7)
+    assert error == 0
+    assert commit(journal.log) == 0
+
+
+def same(entry: Entry, number: int, batch: Ticks) -> None:
+    assert entry.number == number
+    for ours, theirs in zip(entry.ticks, batch, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert ours.tobytes() == theirs.tobytes()
+        assert ours.shape == theirs.shape
+
+
+def small(folder: Path, sizes: tuple[int, ...] = (3, 1, 4)) -> Path:
+    """A closed journal of one segment; its file."""
+    journal = opened(folder)
+    for k, n in enumerate(sizes):
+        put(journal, ticks(n, k), names_of([b"a%d" % k]), 0, 1)
+    journal.close()
+    (segment,) = folder.glob("*.seg")
+    return segment
+
+
+def numbers(folder: Path, after: int = 0) -> list[int]:
+    return [entry.number for entry in read(folder, after)]
+
+
+NAMES = st.lists(st.text(min_size=1, max_size=16).map(str.encode), max_size=5)
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(st.tuples(st.integers(0, 100), NAMES), max_size=12),
+    st.integers(1, 3),
+    st.sampled_from(["strict", "interval"]),
+)
+def test_what_was_appended_is_read_back(
+    tmp_path_factory: pytest.TempPathFactory,
+    batches: list[tuple[int, list[bytes]]],
+    inputs: int,
+    durability: Durability,
+) -> None:
+    folder = tmp_path_factory.mktemp("journal") / "made"
+    journal = opened(folder, inputs=inputs, durability=durability)
+    everyone: list[bytes] = []
+    for k, (n, told) in enumerate(batches):
+        begun, everyone = len(everyone), everyone + told
+        put(journal, ticks(n, k, inputs), names_of(everyone), begun, len(everyone))
+    assert journal.number == len(batches) + 1
+    journal.close()
+    assert journal.synced == len(batches)
+    known: list[bytes] = []
+    entries = list(read(folder, 0))
+    for k, (entry, (n, told)) in enumerate(zip(entries, batches, strict=True)):
+        same(entry, k + 1, ticks(n, k, inputs))
+        assert (entry.begun, entry.names) == (len(known), told)
+        assert (entry.model, entry.now) == ("abc", 7)
+        known += told
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
+
+
+def test_segments_follow_each_other_and_restarts_go_on(tmp_path: Path) -> None:
+    for first in (1, 101, 201):
+        journal = opened(tmp_path, first)
+        for number in range(first, first + 100):
+            put(journal, ticks(number % 60, number))
+        journal.close()
+    assert len(list(tmp_path.glob("*.seg"))) > 6
+    for number, entry in enumerate(read(tmp_path, 0), 1):
+        same(entry, number, ticks(number % 60, number))
+    assert numbers(tmp_path, 250) == list(range(251, 301))
+    found = tail(tmp_path)
+    assert (found.entries, found.last, found.torn) == (300, 300, 0)
+
+
+def test_the_thread_prepares_the_next_segment_and_syncs(tmp_path: Path) -> None:
+    journal = opened(tmp_path, durability="interval", fsync_interval=0.001)
+    number = 0
+    while len(list(tmp_path.glob("*.seg"))) < 4:
+        if append(journal.log, ticks(100), NONE, 0, 0, 0) == 0:
+            number += 1
+    while journal.synced < number:
+        os.sched_yield()
+    journal.close()
+    assert numbers(tmp_path) == list(range(1, number + 1))
+
+
+def test_more_names_than_an_entry_holds_are_told_before_it(tmp_path: Path) -> None:
+    told = [b"%060d" % i for i in range(1000)]
+    journal = opened(tmp_path, segment_bytes=1 << 20)
+    put(journal, ticks(100), names_of(told), 5, 1000)
+    journal.close()
+    *before, last = read(tmp_path, 0)
+    assert before
+    assert all(len(entry.ticks.ts) == 0 for entry in before)
+    same(last, len(before) + 1, ticks(100))
+    again = [(e.begun + i, name) for e in (*before, last) for i, name in enumerate(e.names)]
+    assert again == list(enumerate(told))[5:]
+
+
+def test_a_batch_that_is_too_large_is_refused(tmp_path: Path) -> None:
+    journal = opened(tmp_path)
+    assert append(journal.log, ticks(2000), NONE, 0, 0, 0) == errno.EMSGSIZE
+    assert append(journal.log, ticks(1, inputs=2), NONE, 0, 0, 0) == errno.EMSGSIZE
+    put(journal, ticks(100))
+    journal.close()
+    assert numbers(tmp_path) == [1]
+
+
+# --- damage ---------------------------------------------------------------------------------------
+
+
+def test_a_tail_torn_at_any_byte_is_thrown_away(tmp_path: Path) -> None:
+    segment = small(tmp_path)
+    whole = segment.read_bytes()
+    begin = HEADER + (len(whole) - HEADER) * 0
+    lengths = [e.ticks.values.size for e in read(tmp_path, 0)]
+    assert lengths == [3, 1, 4]
+    begin = whole.rindex((3).to_bytes(8, "little") + (2).to_bytes(8, "little")) - 16
+    for cut in range(begin, len(whole)):
+        segment.write_bytes(whole[:cut])
+        assert numbers(tmp_path) == [1, 2], cut
+        segment.write_bytes(whole[:cut] + bytes(1 << 12))  # as preallocated
+        last_written = len(whole[:cut].rstrip(b"\0"))
+        found = Found()
+        assert [e.number for e in read(tmp_path, 0, found)] in ([1, 2], [1, 2, 3])
+        assert found.torn in (0, -(-max(0, last_written - begin) // 8) * 8)
+        if found.entries == 3:
+            assert whole[cut:].strip(b"\0") == b""
+
+
+def test_a_tail_of_which_sectors_are_missing_or_garbled_is_thrown_away(tmp_path: Path) -> None:
+    segment = small(tmp_path, (3, 100))
+    whole = segment.read_bytes()
+    sectors = range(HEADER // 512, -(-len(whole) // 512))
+    assert len(sectors) > 3
+    random = np.random.default_rng(0)
+    for sector in sectors[1:]:
+        for stale in (bytes(512), random.bytes(512)):
+            hurt = bytearray(whole)
+            hurt[sector * 512 : sector * 512 + 512] = stale
+            segment.write_bytes(hurt)
+            assert numbers(tmp_path) == [1], sector
+
+
+def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
+    segment = small(tmp_path)
+    whole = segment.read_bytes()
+    last = whole.rindex((3).to_bytes(8, "little") + (2).to_bytes(8, "little")) - 16
+    said = "move the folder away"
+    for at in (*range(512), *range(HEADER, len(whole))):
+        hurt = bytearray(whole)
+        hurt[at] ^= 0x10
+        segment.write_bytes(hurt)
+        if at >= last:
+            assert numbers(tmp_path) == [1, 2], at
+            continue
+        with pytest.raises(JournalError) as raised:
+            numbers(tmp_path)
+        message = str(raised.value)
+        assert segment.name in message
+        assert "\n" not in message
+        assert said in message or "use the version" in message
+        if at >= HEADER:  # what a checkpoint has made needless harms nobody
+            assert numbers(tmp_path, 2) == [3], at
+
+
+def test_what_is_damaged_before_the_last_restart_is_found(tmp_path: Path) -> None:
+    first = small(tmp_path)
+    opened(tmp_path, 4).close()
+    hurt = bytearray(first.read_bytes())
+    hurt[-30] ^= 1
+    first.write_bytes(hurt)
+    with pytest.raises(JournalError, match="entry 3 is damaged"):
+        numbers(tmp_path)
+
+
+def test_a_torn_tail_before_a_restart_is_no_damage(tmp_path: Path) -> None:
+    segment = small(tmp_path)
+    segment.write_bytes(segment.read_bytes()[:-20])
+    journal = opened(tmp_path, 3)
+    put(journal, ticks(9, 9))
+    journal.close()
+    *_, last = read(tmp_path, 0)
+    same(last, 3, ticks(9, 9))
+    assert numbers(tmp_path) == [1, 2, 3]
+
+
+def test_what_was_never_synced_may_be_lost_in_any_order(tmp_path: Path) -> None:
+    """Power lost under ``interval``: a later page on disk, an earlier one not."""
+    journal = opened(tmp_path, durability="interval")
+    ends = []
+    for k in range(4):
+        put(journal, ticks(50, k))
+        ends.append(HEADER + int(journal.log.state[BYTES]))
+    journal.close()
+    (segment,) = tmp_path.glob("*.seg")
+    hurt = bytearray(segment.read_bytes())
+    hurt[ends[0] : ends[1]] = bytes(ends[1] - ends[0])
+    segment.write_bytes(hurt)
+    assert numbers(tmp_path) == [1]
+    journal = opened(tmp_path, 2)
+    for k in range(8):
+        put(journal, ticks(k, k))
+    journal.close()
+    entries = list(read(tmp_path, 0))
+    assert [entry.number for entry in entries] == list(range(1, 10))
+    same(entries[1], 2, ticks(0))
+
+
+def many(folder: Path, **options: object) -> list[Path]:
+    """A closed journal of several segments, 100 entries."""
+    journal = opened(folder, **options)
+    for k in range(100):
+        put(journal, ticks(60, k))
+    journal.close()
+    return sorted(folder.glob("*.seg"))
+
+
+@pytest.mark.parametrize("which", [0, 1, 3])
+@pytest.mark.parametrize("durability", ["strict", "interval"])
+def test_a_missing_segment_is_found(tmp_path: Path, which: int, durability: str) -> None:
+    segments = many(tmp_path, durability=durability)
+    segments[which].unlink()
+    with pytest.raises(JournalError, match="missing"):
+        numbers(tmp_path)
+    assert numbers(tmp_path, 90) == list(range(91, 101))
+
+
+def test_another_version_is_refused(tmp_path: Path) -> None:
+    segment = small(tmp_path)
+    hurt = bytearray(segment.read_bytes())
+    hurt[8] = 9
+    segment.write_bytes(hurt)
+    with pytest.raises(JournalError, match="of format 9, this version reads 1"):
+        numbers(tmp_path)
+
+
+def test_where_nothing_is_nothing_is_read(tmp_path: Path) -> None:
+    assert numbers(tmp_path / "none") == []
+    assert tail(tmp_path) == Found()
+
+
+# --- segments that go, and disks that fail --------------------------------------------------------
+
+
+def test_forget_keeps_what_is_needed(tmp_path: Path) -> None:
+    journal = opened(tmp_path)
+    for k in range(100):
+        put(journal, ticks(60, k))
+    for before in (1, 2, 37, 38, 39, 40, 101):
+        sizes = sum(path.stat().st_size for path in tmp_path.glob("*.seg"))
+        freed = journal.forget(before)
+        assert sizes - freed == sum(path.stat().st_size for path in tmp_path.glob("*.seg"))
+        assert numbers(tmp_path, before - 1) == list(range(before, 101))
+    assert journal.forget(101) == 0
+    put(journal, ticks(1))
+    journal.close()
+    assert numbers(tmp_path, 100) == [101]
+    with pytest.raises(JournalError, match="entry 1 is missing"):
+        numbers(tmp_path)
+
+
+def test_what_a_start_prepared_and_never_used_goes_at_the_next(tmp_path: Path) -> None:
+    for _ in range(3):
+        journal = opened(tmp_path)
+        journal.roll()
+        for descriptor in journal.log.state[[0, 5]]:
+            os.close(descriptor)  # as a crash does
+        os.close(journal._folder)
+    assert len(list(tmp_path.glob("*.seg"))) == 2
+
+
+def test_two_do_not_share_a_folder(tmp_path: Path) -> None:
+    journal = opened(tmp_path)
+    with pytest.raises(JournalError, match="another process"):
+        opened(tmp_path)
+    journal.close()
+
+
+def test_a_full_disk_loses_nothing_and_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = opened(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        number = 0
+        while append(journal.log, ticks(60, number + 1), NONE, 0, 0, 0) == 0:
+            number += 1
+        with pytest.raises(JournalError, match="free some space") as raised:
+            journal.roll()
+        assert raised.value.errno == errno.ENOSPC
+        assert append(journal.log, ticks(60), NONE, 0, 0, 0) == errno.ENOSPC
+        assert numbers(tmp_path) == list(range(1, number + 1))
+        with pytest.raises(JournalError, match="free some space"):
+            opened(tmp_path / "other")
+    journal.roll()
+    put(journal, ticks(60, number + 1))
+    journal.close()
+    for k, entry in enumerate(read(tmp_path, 0), 1):
+        same(entry, k, ticks(60, k))
+    assert k == number + 1
+
+
+def test_an_error_of_the_disk_itself_is_returned(tmp_path: Path) -> None:
+    """Every write to /dev/full fails as on a full disk."""
+    journal = opened(tmp_path)
+    put(journal, ticks(5))
+    kept = os.dup(journal.log.state[0])
+    with open("/dev/full", "r+b", buffering=0) as full:
+        os.dup2(full.fileno(), journal.log.state[0])
+        assert append(journal.log, ticks(6), NONE, 0, 0, 0) == errno.ENOSPC
+        assert journal.number == 2
+    os.dup2(kept, journal.log.state[0])
+    os.close(kept)
+    put(journal, ticks(6))
+    journal.close()
+    assert numbers(tmp_path) == [1, 2]
+
+
+def failing(journal: Journal) -> Callable[[], None]:
+    """Let fdatasync of the segment fail, as it does on a pipe; what ends that."""
+    kept, (out, into) = os.dup(journal.log.state[0]), os.pipe()
+    os.dup2(into, journal.log.state[0])
+
+    def mend() -> None:
+        os.dup2(kept, journal.log.state[0])
+        for descriptor in (kept, out, into):
+            os.close(descriptor)
+
+    return mend
+
+
+@pytest.mark.parametrize("durability", ["strict", "interval"])
+def test_what_could_not_be_synced_is_never_said_to_be_on_disk(
+    tmp_path: Path, durability: str
+) -> None:
+    journal = opened(tmp_path, durability=durability)
+    put(journal, ticks(1))
+    journal.sync()
+    assert append(journal.log, ticks(2), NONE, 0, 0, 0) == 0
+    mend = failing(journal)
+    if durability == "strict":
+        assert commit(journal.log) == errno.EINVAL
+    else:
+        with pytest.raises(JournalError, match="look after the disk"):
+            journal.sync()
+    mend()
+    assert journal.log.state[SYNC_ERRORS] == 1
+    assert append(journal.log, ticks(3), NONE, 0, 0, 0) == FULL
+    journal.roll()
+    assert append(journal.log, ticks(3), NONE, 0, 0, 0) == 0
+    assert commit(journal.log) == (errno.EIO if durability == "strict" else 0)
+    with pytest.raises(JournalError):
+        journal.sync()
+    assert journal.synced == 1
+    assert journal.forget(3) > 0  # a checkpoint has it all
+    journal.sync()
+    put(journal, ticks(4))
+    journal.close()
+    assert journal.synced == 4
+    assert numbers(tmp_path, 2) == [3, 4]
+
+
+def test_strict_syncs_each_commit_and_interval_none(tmp_path: Path) -> None:
+    journal = opened(tmp_path / "a")
+    for k in range(1, 6):
+        put(journal, ticks(1))
+        assert (journal.log.state[SYNCS], journal.synced) == (k, k)
+        assert commit(journal.log) == 0
+    assert journal.log.state[SYNCS] == 5
+    journal.close()
+    journal = opened(tmp_path / "b", durability="interval")
+    put(journal, ticks(1))
+    assert (journal.log.state[SYNCS], journal.synced) == (0, 0)
+    journal.sync()
+    assert (journal.log.state[SYNCS], journal.synced) == (1, 1)
+    journal.close()
+
+
+def test_a_folder_that_cannot_be_made_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(JournalError, match=r"^[^\n]*choose a folder[^\n]*$"):
+        opened(tmp_path / "file" / "journal")
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from tests.test_journal import opened, put, ticks
+journal = opened(Path(sys.argv[1]), durability="interval", fsync_interval=0.001)
+number = 0
+while True:
+    number += 1
+    put(journal, ticks(number % 60, number))
+    sys.stdout.write("\\n")
+    sys.stdout.flush()
+"""
+
+
+def test_what_was_appended_outlives_a_kill(tmp_path: Path) -> None:
+    random = np.random.default_rng()
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(tmp_path)], stdout=subprocess.PIPE, bufsize=0
+    )
+    assert child.stdout
+    told = len(child.stdout.read(int(random.integers(1, 3000))))
+    child.send_signal(signal.SIGKILL)
+    told += len(child.stdout.read())
+    child.wait()
+    child.stdout.close()
+    entries = list(read(tmp_path, 0))
+    assert told <= len(entries) <= told + 1
+    for number, entry in enumerate(entries, 1):
+        same(entry, number, ticks(number % 60, number))
