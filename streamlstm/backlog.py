@@ -41,11 +41,16 @@ class Queue(NamedTuple):
 class Backlog:
     """A queue of ticks, for the compiled functions below."""
 
-    def __init__(self, policy: Policy, most: int, batch: int, inputs: int, series: int) -> None:
-        """Keep ``most`` ticks waiting, of slots below ``series``; ``batch`` are added at once."""
+    def __init__(
+        self, policy: Policy, most: int, batch: int, inputs: int, series: int, read: int = 0
+    ) -> None:
+        """Keep ``most`` ticks waiting, of slots below ``series``; ``batch`` are added at once.
+
+        Where it blocks there is room for ``read``, which come together.
+        """
         kind = get_args(Policy).index(policy)
         most = 0 if kind == BLOCK else most
-        rows = 2 * most + batch
+        rows = max(2 * most + batch, -(-read // batch) * batch)
         self.queue = Queue(
             kind,
             most,
@@ -62,12 +67,16 @@ class Backlog:
         begin, end = self.queue.bounds.tolist()
         return int(end - begin)
 
-    def next(self) -> tuple[Ticks, int]:
-        """Take up to ``batch`` of them, the first, and when the very first was taken, ns."""
+    def first(self) -> tuple[Ticks, int]:
+        """Up to ``batch`` of them, the first, and when the very first was taken, ns."""
         queue = self.queue
         begin, end = queue.bounds.tolist()
-        queue.bounds[0] = end = min(end, begin + queue.batch)
+        end = min(end, begin + queue.batch)
         return rows_of(queue.ticks, begin, end), int(queue.taken[begin % len(queue.taken)])
+
+    def drop(self, count: int) -> None:
+        """The first ``count`` wait no more; they stay readable until others are added."""
+        self.queue.bounds[0] += count
 
     @property
     def dropped(self) -> int:

@@ -48,6 +48,7 @@ Format = Literal["json", "msgpack", "binary", "arrow"]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Numbers = Annotated[tuple[int, ...], BeforeValidator(_split)]
 Policy = Literal["block", "drop_newest", "drop_oldest", "coalesce"]
+Durability = Literal["strict", "interval", "off"]
 OptionalPath = Annotated[Path | None, BeforeValidator(lambda value: value or None)]
 
 
@@ -184,6 +185,22 @@ class Checkpoint(_Table):
     )
 
 
+class Journal(_Table):
+    """What came since the checkpoint, in the folder ``<its path>.journal``; replayed at start."""
+
+    durability: Durability = Field(
+        default="interval",
+        description="of the ticks that a forecast is made of: strict (on disk before it is"
+        " published), interval (on disk soon after), off; none without checkpoint.path",
+    )
+    fsync_interval: float = Field(
+        default=0.1, gt=0, le=3600, description="seconds from one sync to the next, for interval"
+    )
+    segment_bytes: int = Field(
+        default=64 << 20, ge=1 << 16, le=1 << 34, description="of each file, allocated ahead"
+    )
+
+
 class Service(_Table):
     """The process."""
 
@@ -213,6 +230,7 @@ class Config(_Table):
     interval: Interval = Interval()
     metrics: Metrics = Metrics()
     checkpoint: Checkpoint = Checkpoint()
+    journal: Journal = Journal()
     service: Service = Service()
 
     @model_validator(mode="after")

@@ -80,11 +80,13 @@ _HEAD_OF_SEGMENT = np.dtype(
     _FIRST,  # number of the first entry of this segment
     _LEAVE,  # a number, where this segment is to be left: what lies there could not be synced
     _BROKEN,  # a number, where not all below it could be synced and forgetting it is the mend
+    _SUSPENDED,  # 1: nothing is written
     BYTES,
     SYNCS,
     SYNC_ERRORS,
+    MISSED,  # ticks that were not written while it was suspended
     _COUNTERS,
-) = range(15)
+) = range(17)
 
 
 class JournalError(OSError):
@@ -131,6 +133,13 @@ class Found:
     last: int = 0
     """number of the last sound entry before the end or a torn tail; 0 where there is none"""
     torn: int = 0
+
+
+def nowhere() -> Log:
+    """A log that keeps nothing, for those who want none."""
+    state = np.zeros(_COUNTERS, np.int64)
+    state[_FD] = -1
+    return Log(state, np.zeros(4, np.uint64), np.zeros(0, np.uint8), 0, 0, False)
 
 
 class Journal:
@@ -226,6 +235,25 @@ class Journal:
         with self._lock:
             self._retire()
             self._prepare()
+
+    @property
+    def suspended(self) -> bool:
+        """Whether nothing is written."""
+        return bool(self.log.state[_SUSPENDED])
+
+    def suspend(self) -> None:
+        """Write nothing more until :meth:`resume`; ``state[MISSED]`` counts the ticks."""
+        self.log.state[_SUSPENDED] = 1
+
+    def resume(self) -> int:
+        """Go on writing, for those who have all of the state that is not here.
+
+        The number returned is left out, so that nobody reads on from before the gap.
+        """
+        state = self.log.state
+        number = int(state[_NUMBER])
+        state[_NUMBER], state[_SUSPENDED] = number + 1, 0
+        return number
 
     def sync(self) -> None:
         """Wait until all that was appended is on disk.
@@ -607,6 +635,11 @@ def append(log: Log, ticks: Ticks, names: Names, begun: int, used: int, now: int
         0, ``FULL``, or an error number: EMSGSIZE where there are more ticks or longer names than
         were said, ENOSPC where the disk is full.
     """
+    if log.state[_FD] < 0:
+        return 0
+    if log.state[_SUSPENDED]:
+        log.state[MISSED] += len(ticks.ts)
+        return 0
     fixed = _HEAD + len(ticks.ts) * (13 + 8 * log.inputs)
     room = len(log.buffer) - 8
     if ticks.values.shape[1] != log.inputs or fixed > room:
@@ -734,7 +767,7 @@ def _turn(log: Log) -> int:
         state[_SYNCED] = state[_NUMBER] - 1
     if state[_LEAVE] and state[_NUMBER] > state[_LEAVE]:
         state[_BROKEN] = state[_NUMBER]
-    log.seeds[:2] = log.seeds[2:]
+    log.seeds[0], log.seeds[1] = log.seeds[2], log.seeds[3]
     state[_RETIRED] = state[_FD]
     state[_FIRST] = state[_NUMBER]
     state[_SEGMENT] += 1

@@ -1,6 +1,6 @@
 """The way of a tick, from socket to socket, a batch at a time.
 
-    receive -> read -> settle -> place -> queue -> admit -> step -> write -> send
+    receive -> read -> settle -> place -> queue -> journal -> admit -> step -> write -> send
 
 :func:`_run` goes this way in compiled code, without the interpreter, for as long as there is
 nothing but sound ticks; it even sleeps there. It comes back for whatever else there is: a signal, a
@@ -9,6 +9,7 @@ read. A backend without compiled code of its own, or a second format of predicti
 way from Python, one stage after the other.
 """
 
+import os
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -21,15 +22,18 @@ from numpy.typing import NDArray
 from streamlstm import metrics, transport
 from streamlstm.backlog import BLOCK, Backlog, Queue, add, make_room
 from streamlstm.engine import Engine, Work, admit, place
+from streamlstm.journal import FULL, JournalError, Log, append, commit, nowhere
 from streamlstm.kernels.cell import Stages
 from streamlstm.memory import address_of, call, call_for_int
-from streamlstm.ticks import Arrivals, Keys, Messages, Names, first, rows_of
+from streamlstm.ticks import Arrivals, Keys, Messages, Names, Ticks, first, rows_of
 from streamlstm.transport import Publisher, Receiver, Sink, Source, drain, flush, wait
 from streamlstm.wire.codec import Decoder, Encoder, settle
 from streamlstm.wire.format import SOUND, Columns, Layout, Limits
 
 TURNS = 4
 """Batches taken from the input for one that is stepped, at most, where ticks may be dropped."""
+JOURNAL = 1 << 16
+"""What is added to an error number that is the journal's, not a socket's."""
 OTHER, ODD = range(2)
 """Why :func:`_run` came back: something but ticks; messages that are not all sound."""
 
@@ -66,6 +70,9 @@ class Way(NamedTuple):
     together: bool
     """whether one message holds all predictions that are written at once"""
     sink: Sink
+    log: Log
+    told: NDArray[np.int64]
+    """(3,) series whose names the journal has; room for a time"""
     values: NDArray[np.void]
     """of the metrics"""
     clock: NDArray[np.int64]
@@ -90,6 +97,7 @@ class Loop:
         values: NDArray[np.void],
         wakeup: int,
         *,
+        log: Log | None = None,
         wait_ns: int = 0,
         spin_ns: int = 0,
     ) -> None:
@@ -99,10 +107,14 @@ class Loop:
             receiver, decoder, pending, engine, encoders, publisher: in this order.
             values: of the metrics, (1,) of :data:`streamlstm.metrics.LAYOUT`.
             wakeup: a file descriptor that is readable when :meth:`run` is to come back.
+            log: the journal's, if there is one.
             wait_ns, spin_ns: see :class:`Way`.
         """
         self.receiver, self.decoder, self.pending = receiver, decoder, pending
         self.engine, self.encoders, self.publisher = engine, encoders, publisher
+        self._log = log or nowhere()
+        self._told = np.array([engine.series.active, 0, 0])
+        self._names = engine.series.names
         self._values, self._wait_ns, self._spin_ns = values, wait_ns, spin_ns
         self._items = transport.poll_items(receiver.socket, publisher.socket, wakeup)
         self._poller = zmq.Poller()
@@ -146,6 +158,8 @@ class Loop:
             writer.layout,
             writer.batch,
             self.publisher.sink,
+            self._log,
+            self._told,
             self._values,
             np.zeros(3, np.int64),
             self._wait_ns,
@@ -163,6 +177,10 @@ class Loop:
         if self._way:
             _run(self._way, 0)
 
+    def _heed(self, error: int) -> None:
+        if error:
+            raise JournalError(error, f"journal: {os.strerror(error)}")
+
     def run(self, until: int) -> int:
         """Serve ticks until something else is there, or ``until``, ns of the monotonic clock.
 
@@ -170,11 +188,13 @@ class Loop:
 
         Raises:
             zmq.ZMQError: a socket failed.
+            JournalError: as :meth:`step`.
         """
         if self._way is None:
             return self._run(until)
         why, count, taken = _run(self._way, until)
         if why < 0:
+            self._heed(max(0, -why - JOURNAL))
             raise zmq.ZMQError(-why)
         if why == ODD:
             self._take(self.receiver.messages, count)
@@ -203,24 +223,25 @@ class Loop:
 
     def _take(self, messages: Messages, count: int) -> None:
         """Decode messages and let their ticks wait."""
-        begun, stepping = time.monotonic_ns(), 0
+        begun = time.monotonic_ns()
         arrivals = self.decoder.decode(messages, count, time.time_ns())
         queue, work = self.pending.queue, self.engine.work
         for part in arrivals.parts(queue.batch):
-            while queue.policy == BLOCK and len(self.pending):
-                since = time.monotonic_ns()
-                self.step()
-                stepping += time.monotonic_ns() - since
-            placed = place(work, part, queue.ticks, make_room(queue))
-            add(queue, placed, begun)
-        seconds = (time.monotonic_ns() - begun - stepping) / 1e9
-        metrics.took(self._values, self.decoder.rows, seconds)
+            add(queue, place(work, part, queue.ticks, make_room(queue)), begun)
+        metrics.took(self._values, self.decoder.rows, (time.monotonic_ns() - begun) / 1e9)
 
     def step(self) -> None:
-        """Step a batch of those that wait, and publish."""
-        ticks, taken = self.pending.next()
+        """Step a batch of those that wait, and publish.
+
+        Raises:
+            JournalError: it could not be journalled, and is the next one still.
+        """
+        ticks, taken = self.pending.first()
         begun = time.monotonic_ns()
+        self._heed(_record(self._log, self._told, self.engine.work, self._names, ticks))
+        self.pending.drop(len(ticks.ts))
         forecasts = self.engine.step(ticks, begun)
+        self._heed(commit(self._log))
         stepped, encoding = time.monotonic_ns(), 0
         for encoder in self.encoders:
             sent = 0
@@ -282,9 +303,8 @@ def _run(way: Way, until: int) -> tuple[int, int, int]:
                 if count < 0:
                     return count, 0, taken
                 if count:
-                    why = _take(way, count)
-                    if why:
-                        return why, count, taken
+                    if not _take(way, count):
+                        return ODD, count, taken
                     taken += count
                 if count < way.most:
                     break
@@ -298,35 +318,25 @@ def _run(way: Way, until: int) -> tuple[int, int, int]:
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
-def _take(way: Way, count: int) -> int:
-    """Read messages and let their ticks wait; 0, or an error number below 0.
-
-    ``ODD``, and nothing done, where a message is not sound.
-    """
+def _take(way: Way, count: int) -> bool:
+    """Read messages and let their ticks wait; False, and nothing done, where one is not sound."""
     queue, columns, messages = way.queue, way.columns, way.source.messages
     begun = _now(way.clock, _MONOTONIC)
     rows = call_for_int(way.code.read, messages, count, columns, way.limits)
     for row in range(rows):
         if columns.fault[row] != SOUND:
-            return ODD
+            return False
     settle(columns, rows, _now(way.clock, _REALTIME), way.latest_arrival, way.refused)
-    stepping = 0
     for begin in range(0, rows, queue.batch):
-        while queue.policy == BLOCK and queue.bounds[1] > queue.bounds[0]:
-            since = _now(way.clock, _MONOTONIC)
-            error = _step(way)
-            if error:
-                return -error
-            stepping += _now(way.clock, _MONOTONIC) - since
         end = min(rows, begin + queue.batch)
         keys = Keys(messages.data, columns.begin[begin:end], columns.end[begin:end])
         arrivals = Arrivals(
             keys, columns.ts[begin:end], columns.values[begin:end], columns.flags[begin:end]
         )
         add(queue, place(way.work, arrivals, queue.ticks, make_room(queue)), begun)
-    seconds = (_now(way.clock, _MONOTONIC) - begun - stepping) * 1e-9
+    seconds = (_now(way.clock, _MONOTONIC) - begun) * 1e-9
     metrics.took(way.values, rows, seconds)
-    return 0
+    return True
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
@@ -336,8 +346,11 @@ def _step(way: Way) -> int:
     begin = queue.bounds[0]
     end = min(queue.bounds[1], begin + queue.batch)
     ticks, taken_at = rows_of(queue.ticks, begin, end), queue.taken[begin]
-    queue.bounds[0] = end
     begun = _now(way.clock, _MONOTONIC)
+    error = _record(way.log, way.told, work, way.names, ticks)
+    if error:
+        return JOURNAL + error
+    queue.bounds[0] = end
     taken, rounds, published = admit(work, ticks, way.beside.context)
     schedule = work.schedule
     call(
@@ -349,6 +362,9 @@ def _step(way: Way) -> int:
         work.outputs[:taken],
         way.beside,
     )
+    error = commit(way.log)
+    if error:
+        return JOURNAL + error
     stepped = _now(way.clock, _MONOTONIC)
     forecasts, sent, encoding = first(work.forecasts, published), 0, 0
     since = stepped
@@ -373,6 +389,19 @@ def _step(way: Way) -> int:
         (since - taken_at) * 1e-9,
     )
     return 0
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _record(log: Log, told: NDArray[np.int64], work: Work, names: Names, ticks: Ticks) -> int:
+    """Write a batch to the journal, with the names of series not yet told; 0 or an error number."""
+    used = work.slots.used[0]
+    error = append(log, ticks, names, told[0], used, 0)
+    while error == FULL:  # the next segment is being made
+        _sleep(told[1:], 1_000_000)
+        error = append(log, ticks, names, told[0], used, 0)
+    if error == 0:
+        told[0] = used
+    return error
 
 
 _nanosleep: Any = types.ExternalFunction("nanosleep", types.int32(types.intp, types.intp))

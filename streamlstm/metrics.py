@@ -43,6 +43,9 @@ COUNTERS: Mapping[str, str] = MappingProxyType(
         "subscriber_overflows": "Times that a subscriber's queue was found full; it loses what"
         " follows until it has read half of it.",
         "checkpoint_failures": "Checkpoints that could not be written.",
+        "journal_bytes": "Bytes written to the journal.",
+        "journal_failures": "Times that the journal could not be written or synced.",
+        "ticks_not_journalled": "Ticks stepped while the journal could not be written.",
         "functions_compiled": "Functions compiled since the start; none are once ready.",
     }
 )

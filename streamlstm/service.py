@@ -2,30 +2,35 @@
 
 import contextlib
 import ctypes
+import errno
 import gc
 import json
 import logging
 import math
 import os
 import secrets
+import select
 import signal
 import socket
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import zmq
 from numba.core import event
 
-from streamlstm import checkpoint, transport
+from streamlstm import checkpoint, journal, transport
 from streamlstm.backlog import Backlog
 from streamlstm.checkpoint import CheckpointError, Saving
 from streamlstm.config import Config
 from streamlstm.engine import Engine
+from streamlstm.journal import Journal, JournalError
 from streamlstm.kernels.cell import BackendError
 from streamlstm.loop import Loop
 from streamlstm.metrics import Metrics, MetricsError, Server
 from streamlstm.model import Model, ModelError, load_model
+from streamlstm.replay import replay
 from streamlstm.transport import Publisher, Receiver, TransportError
 from streamlstm.wire.codec import Decoder, Encoder
 from streamlstm.wire.format import FormatError, Shape
@@ -36,8 +41,13 @@ LOOK_ROUND = 1.0
 """Seconds after which it is seen at the latest what else there is to do."""
 FAST_BIN = 160
 """Bytes of the largest piece of memory that the C library is to hand out the fast way."""
+RETRY = 1.0
+"""Seconds after which the journal is tried again."""
 COMPLAIN_EVERY = 10.0
 """Seconds between two lines in the log about ticks dropped for one reason."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error numbers of a disk that is full, or as good as."""
 
 _log = logging.getLogger("streamlstm")
 
@@ -62,6 +72,7 @@ def run(config: Config, announce: bool = False) -> int:
         CheckpointError,
         CoreError,
         FormatError,
+        JournalError,
         TransportError,
         MetricsError,
     ) as error:
@@ -75,7 +86,7 @@ def run(config: Config, announce: bool = False) -> int:
         print(json.dumps(service.whereabouts), flush=True)
     service.main_loop()
     service.shutdown()
-    return 0
+    return 1 if service.failed else 0
 
 
 def check(config: Config) -> str:
@@ -84,7 +95,8 @@ def check(config: Config) -> str:
     Raises:
         ModelError, BackendError, CheckpointError, FormatError: each with one line.
     """
-    engine, restored = _open_engine(config)
+    engine, _ = _open_engine(config)
+    restored = engine.series.active
     _open_wire(config, engine.model)
     each = sum(engine.bytes_per_series.values())
     return (
@@ -108,6 +120,8 @@ class Service:
         self._wakeup.setblocking(False)
         self._sender.setblocking(False)
         self._saving: Saving | None = None
+        self.journal: Journal | None = None
+        self.failed = False
         self._compiles = event.RecordingListener()
         event.register("numba:compile", self._compiles)
         self._complained: dict[str, float] = {}
@@ -118,8 +132,8 @@ class Service:
         """Bring everything up, compiled and restored.
 
         Raises:
-            ModelError, BackendError, CheckpointError, CoreError, FormatError, TransportError,
-                MetricsError: each with one line.
+            ModelError, BackendError, CheckpointError, CoreError, FormatError, JournalError,
+                TransportError, MetricsError: each with one line.
         """
         config = self.config
         _ease_allocation()
@@ -127,8 +141,10 @@ class Service:
         if config.metrics.enabled:
             self.server = Server(self.metrics, config.metrics.host, config.metrics.port)
         notify("STATUS=opening the model")
-        self.engine, self._restored = _open_engine(config)
+        self.engine, self._journalled = _open_engine(config)
+        self._restored = self.engine.series.active
         model = self.engine.model
+        self._open_journal()
         notify("STATUS=compiling")
         self.decoder, self.encoders = _open_wire(config, model)
         self._make_loop()
@@ -175,9 +191,15 @@ class Service:
             if not taken and not len(self.loop.pending):
                 break
         self.receiver.close()
-        while len(self.loop.pending) and time.monotonic() < began + share:
-            self.loop.step()
+        with contextlib.suppress(JournalError):
+            while len(self.loop.pending) and time.monotonic() < began + share:
+                self.loop.step()
         self._save()
+        if self.journal:
+            try:
+                self.journal.close()
+            except JournalError as error:
+                _log.error("%s", error)
         self.publisher.close(linger=share)
         self.close()
         _event(
@@ -192,7 +214,11 @@ class Service:
 
         Returns how many messages were taken.
         """
-        taken = self.loop.run(round(1e9 * until))
+        taken = 0
+        try:
+            taken = self.loop.run(round(1e9 * until))
+        except JournalError as error:
+            self._miss_journal(error)
         with contextlib.suppress(BlockingIOError):
             self._wakeup.recv(4096)
         self.publisher.forget_subscriptions()
@@ -246,15 +272,16 @@ class Service:
         try:
             if self._saving:
                 if self._saving.done():
-                    self._saving = None
-                    self.metrics.values["checkpoint_last_success_timestamp_seconds"] = time.time()
+                    saved, self._saving = self._saving, None
+                    self._saved(saved.journalled)
             elif time.monotonic() >= self._next_checkpoint:
                 self._plan_checkpoint()
+                self._resume_journal()
                 if self.engine.backend == "cuda":  # a child has no part in the device
                     self._save()
                 else:
                     assert self.config.checkpoint.path
-                    self._saving = Saving(self.engine, self.config.checkpoint.path)
+                    self._saving = Saving(self.engine, self.config.checkpoint.path, self._number)
         except OSError as error:
             self._saving = None
             self._miss_checkpoint(error)
@@ -267,11 +294,82 @@ class Service:
         if not path:
             return
         try:
-            checkpoint.save(self.engine, path)
+            number = self._number
+            checkpoint.save(self.engine, path, number)
         except OSError as error:
             self._miss_checkpoint(error)
         else:
-            self.metrics.values["checkpoint_last_success_timestamp_seconds"] = time.time()
+            self._saved(number)
+
+    @property
+    def _number(self) -> int:
+        """Of the last entry of the journal whose ticks were stepped."""
+        return self.journal.number - 1 if self.journal else self._journalled
+
+    def _saved(self, journalled: int) -> None:
+        """A checkpoint is there: what the journal has of before is needed no more."""
+        self.metrics.values["checkpoint_last_success_timestamp_seconds"] = time.time()
+        if self.journal:
+            try:
+                self.journal.forget(journalled + 1)
+            except JournalError as error:
+                self._complain("journal", str(error))
+
+    def _open_journal(self) -> None:
+        """Replay what is there, and begin to write.
+
+        Raises:
+            JournalError: it is damaged, say.
+        """
+        config, engine = self.config, self.engine
+        if not config.checkpoint.path:
+            return
+        folder = _journal_of(config.checkpoint.path)
+        notify("STATUS=replaying the journal")
+        found = replay(engine, folder, self._journalled)
+        self._journalled, self._restored = found.last, engine.series.active
+        if found.entries or found.torn:
+            _event(logging.INFO, "replayed", journal=folder, batches=found.entries, torn=found.torn)
+        if config.journal.durability != "off":
+            self.journal = Journal(
+                folder,
+                inputs=engine.model.spec.inputs,
+                max_batch=engine.max_batch,
+                max_key=config.input.max_key,
+                model=engine.model.id,
+                durability=config.journal.durability,
+                fsync_interval=config.journal.fsync_interval,
+                segment_bytes=config.journal.segment_bytes,
+                first=found.last + 1,
+            )
+
+    def _miss_journal(self, error: JournalError) -> None:
+        """A batch could not be journalled: under strict it waits, else it goes on without.
+
+        What is not there would be missing in all that follows, so nothing more is written before
+        the next checkpoint, which is made as soon as it can be.
+        """
+        assert self.journal
+        self.metrics.values["journal_failures"] += 1
+        strict, full = self.config.journal.durability == "strict", error.errno in _FULL
+        self._complain("journal", f"{error}; {'free some space' if full else 'look at the disk'}")
+        if not strict:
+            self.journal.suspend()
+            self._next_checkpoint = time.monotonic()
+        elif full:
+            select.select([self._wakeup], [], [], RETRY)
+        else:
+            self.stopping = self.failed = True
+
+    def _resume_journal(self) -> None:
+        """Write on where there is room again, from the checkpoint on that is to be made now."""
+        if self.journal and self.journal.suspended:
+            try:
+                self.journal.roll()
+            except JournalError as error:
+                self._complain("journal", str(error))
+            else:
+                self.journal.resume()
 
     def _miss_checkpoint(self, error: OSError) -> None:
         """Log and count a failure; the next time it is tried again."""
@@ -300,6 +398,7 @@ class Service:
             config.engine.max_batch,
             spec.inputs,
             config.engine.max_series,
+            len(self.decoder.reader.columns.ts),
         )
         self.loop = Loop(
             self.receiver,
@@ -310,6 +409,7 @@ class Service:
             self.publisher,
             self.metrics.values,
             self._wakeup.fileno(),
+            log=self.journal.log if self.journal else None,
             wait_ns=1000 * config.engine.max_wait_us,
             spin_ns=1000 * config.service.busy_poll_us,
         )
@@ -356,6 +456,9 @@ class Service:
         values["input_gaps"] = self.engine.gaps
         values["subscriber_overflows"] = self.publisher.overflows
         values["functions_compiled"] = self.functions_compiled
+        if self.journal:
+            values["journal_bytes"] = self.journal.log.state[journal.BYTES]
+            values["ticks_not_journalled"] = self.journal.log.state[journal.MISSED]
         values["active_series"] = active
         values["state_bytes"] = active * sum(self.engine.bytes_per_series.values())
 
@@ -367,7 +470,7 @@ class Service:
 
 
 def _open_engine(config: Config) -> tuple[Engine, int]:
-    """The engine, and how many series a checkpoint brought back."""
+    """The engine, with what a checkpoint brought back; the last entry of the journal in that."""
     engine = Engine(
         load_model(config.model),
         backend=config.engine.backend,
@@ -382,9 +485,14 @@ def _open_engine(config: Config) -> tuple[Engine, int]:
     path = config.checkpoint.path
     if path and not path.parent.is_dir():
         raise CheckpointError(f"{path}: its folder does not exist; make it")
-    if path and checkpoint.load(engine, path):
+    journalled = checkpoint.load(engine, path) if path else None
+    if journalled is not None:
         _event(logging.INFO, "restored", checkpoint=path, series=engine.series.active)
-    return engine, engine.series.active
+    return engine, journalled or 0
+
+
+def _journal_of(checkpoint: Path) -> Path:
+    return checkpoint.with_name(f"{checkpoint.name}.journal")
 
 
 def _open_wire(config: Config, model: Model) -> tuple[Decoder, list[Encoder]]:

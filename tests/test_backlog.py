@@ -34,7 +34,8 @@ def put(backlog: Backlog, ticks: Sequence[Tick]) -> None:
 
 
 def take(backlog: Backlog) -> tuple[list[tuple[int, int, tuple[float, ...], int]], int]:
-    ticks, taken = backlog.next()
+    ticks, taken = backlog.first()
+    backlog.drop(len(ticks.ts))
     columns = ticks.slot.tolist(), ticks.ts.tolist(), map(tuple, ticks.values), ticks.flags.tolist()
     return list(zip(*columns, strict=True)), taken
 

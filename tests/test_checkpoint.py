@@ -46,7 +46,7 @@ def fresh(seed: int = 0, kind: Kind = NO_KIND, **options: object) -> Engine:
 def test_a_restart_goes_on_bit_for_bit(tmp_path: Path, kind: Kind) -> None:
     one, other = running(kind=kind), fresh(kind=kind)
     checkpoint.save(one, tmp_path / "c")
-    assert checkpoint.load(other, tmp_path / "c")
+    assert checkpoint.load(other, tmp_path / "c") is not None
     assert everything(one) == everything(other)
     keys = Keys.of([b"ccc", b"new", b"a"])
     np.testing.assert_array_equal(one.series.lookup(keys), other.series.lookup(keys))
@@ -56,7 +56,7 @@ def test_a_restart_goes_on_bit_for_bit(tmp_path: Path, kind: Kind) -> None:
 
 
 def test_none_there_is_no_error(tmp_path: Path) -> None:
-    assert not checkpoint.load(fresh(), tmp_path / "c")
+    assert checkpoint.load(fresh(), tmp_path / "c") is None
 
 
 def test_it_replaces_the_one_before_whole_and_is_the_owners_alone(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_a_child_writes_the_moment_at_which_it_began(tmp_path: Path, gate: Path)
         for number in (signal.SIGTERM, signal.SIGINT):  # to the whole group, from a terminal
             os.kill(saving.pid, number)
     assert end_of(saving)
-    assert checkpoint.load(other, tmp_path / "c")
+    assert checkpoint.load(other, tmp_path / "c") is not None
     assert everything(other) == before
     assert no_child_is_left()
     assert os.listdir("/proc/self/fd") == open_files
@@ -208,7 +208,7 @@ def test_one_stopped_at_its_worst_does_not_hinder_the_next(tmp_path: Path) -> No
     engine, other = running(), fresh()
     assert end_of(Saving(engine, tmp_path / "c"))
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
-    assert checkpoint.load(other, tmp_path / "c")
+    assert checkpoint.load(other, tmp_path / "c") is not None
 
 
 def test_no_room_for_a_child_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,7 +295,7 @@ def test_a_checkpoint_that_takes_long_keeps_no_tick_waiting_nor_the_end(
         return
     assert code == 0
     engine = Engine(load_model(model))
-    assert checkpoint.load(engine, path)
+    assert checkpoint.load(engine, path) is not None
     assert engine.series.state["seq"][:1].tolist() == [50]
     assert "no checkpoint" not in daemon.log
     assert sorted(each.name for each in tmp_path.iterdir()) == ["c", "daemon.log", "gate"]
@@ -338,7 +338,7 @@ def test_a_checkpoint_is_of_one_moment(model: Path, tmp_path: Path) -> None:
         daemon.process.kill()
         daemon.wait()
     found, wanted = (Engine(load_model(model), max_batch=len(sent)) for _ in range(2))
-    assert checkpoint.load(found, path)
+    assert checkpoint.load(found, path) is not None
     count = int(found.series.state["seq"].sum())
     assert 0 < count <= len(sent)
     names, stamps, values = zip(*sent[:count], strict=True)

@@ -1,0 +1,230 @@
+"""A daemon that was killed goes on from the very bits that it had: real processes, real files."""
+
+import os
+import random
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from streamlstm import checkpoint
+from streamlstm.engine import Engine
+from streamlstm.journal import Journal, JournalError, append, read
+from streamlstm.model import load_model
+from streamlstm.replay import replay
+from streamlstm.ticks import Keys, Ticks
+from streamlstm.wire.peer import encode_tick
+from tests.daemon import Client, Daemon, eventually, start
+from tests.models import HOUR, random_model, random_model_file
+from tests.test_engine import everything, ticks
+
+NAMES = [f"s{k}".encode() for k in range(7)]
+
+
+def value_of(series: int, tick: int) -> float:
+    return float(np.sin(series + 0.1 * tick * tick))
+
+
+def message(series: int, tick: int) -> bytes:
+    name = NAMES[series].decode()
+    (frame,) = encode_tick("binary", name, (1 + tick) * HOUR, [value_of(series, tick)])
+    return frame
+
+
+@contextmanager
+def running(folder: Path, model: Path, **options: Any) -> Iterator[Daemon]:
+    settings: dict[str, Any] = {
+        "checkpoint.path": folder / "state",
+        "checkpoint.interval": 0,
+        "input.format": "binary",
+        "input.kind": "pull",
+        "output.format": "binary",
+        "engine.max_batch": 16,
+        "engine.max_series": 50,
+        "journal.segment_bytes": 1 << 16,
+    }
+    with start(folder, model, **settings | options) as daemon:
+        yield daemon
+
+
+def never_killed(model: Path, seen: dict[bytes, int]) -> Engine:
+    """An engine that took so many ticks of each series, in the order of these."""
+    engine = Engine(load_model(model), max_series=50)
+    slots = engine.series.lookup(Keys.of(list(seen)))
+    for slot, (name, count) in zip(slots.tolist(), seen.items(), strict=True):
+        for tick in range(count):
+            value = np.array([value_of(NAMES.index(name), tick)])
+            engine.step(
+                Ticks(
+                    np.array([slot], np.int32), np.array([(1 + tick) * HOUR]), value[None],
+                    np.zeros(1, np.uint8),
+                ),
+                0,
+            )  # fmt: skip
+    return engine
+
+
+def names_of(engine: Engine) -> list[bytes]:
+    text, lengths = engine.series.names
+    return [text[k, : lengths[k]].tobytes() for k in range(engine.series.active)]
+
+
+@pytest.mark.parametrize("durability", ["strict", "interval"])
+def test_killed_at_any_moment_it_goes_on_bit_for_bit(tmp_path: Path, durability: str) -> None:
+    """Thrice in a row: with a checkpoint begun now and then, and without."""
+    model = random_model_file(tmp_path, hidden=8)
+    chance = random.Random(durability)
+    published, sent = dict.fromkeys(NAMES, 0), dict.fromkeys(NAMES, 0)
+    options = {"journal.durability": durability}
+    for round_ in range(3):
+        every = {"checkpoint.interval": 0.05} if round_ == 1 else {}
+        with (
+            running(tmp_path, model, **options, **every) as daemon,
+            Client(daemon, push=True) as client,
+        ):
+            for _ in range(600):
+                series = chance.randrange(len(NAMES))
+                client.send(message(series, sent[NAMES[series]]))
+                sent[NAMES[series]] += 1
+            for frame, *_ in client.receive(chance.randrange(1, 600)):
+                name = frame.removeprefix(b"prediction.").split(b"\0")[0]
+                published[name] += 1
+            os.kill(daemon.process.pid, signal.SIGKILL)
+            daemon.process.wait(10)
+            while client.sink.poll(50):
+                frame = client.sink.recv()
+                published[frame.removeprefix(b"prediction.").split(b"\0")[0]] += 1
+        engine = Engine(load_model(model), max_series=50)
+        after = checkpoint.load(engine, tmp_path / "state") or 0
+        replay(engine, tmp_path / "state.journal", after)
+        seen = dict(zip(names_of(engine), engine.series.state["seen"].tolist(), strict=False))
+        assert all(published[name] <= seen[name] <= sent[name] for name in published)
+        assert everything(engine) == everything(never_killed(model, seen))
+        sent = {name: seen[name] for name in NAMES}  # what was lost on its way comes again
+        published = dict(sent)
+    with running(tmp_path, model, **options) as daemon:
+        assert "replayed" in daemon.log
+        daemon.process.send_signal(signal.SIGTERM)
+        assert daemon.process.wait(30) == 0
+    stopped = Engine(load_model(model), max_series=50)
+    assert checkpoint.load(stopped, tmp_path / "state") is not None
+    assert everything(stopped) == everything(engine)
+
+
+def test_without_a_journal_the_checkpoint_alone_comes_back(tmp_path: Path) -> None:
+    model = random_model_file(tmp_path, hidden=8)
+    with (
+        running(tmp_path, model, **{"journal.durability": "off"}) as daemon,
+        Client(daemon, push=True) as client,
+    ):
+        client.send(message(0, 0))
+        client.receive(1)
+        os.kill(daemon.process.pid, signal.SIGKILL)
+    assert not (tmp_path / "state.journal").exists()
+    assert not (tmp_path / "state").exists()
+
+
+FULL = """
+import errno, os
+there = os.posix_fallocate
+def fallocate(descriptor, begin, size):
+    if os.path.exists({flag!r}):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    there(descriptor, begin, size)
+os.posix_fallocate = fallocate
+"""
+
+
+@pytest.mark.parametrize("durability", ["strict", "interval"])
+def test_a_full_disk_stops_strict_and_not_interval_and_both_go_on_when_it_is_mended(
+    tmp_path: Path, durability: str
+) -> None:
+    model, flag = random_model_file(tmp_path, hidden=8), tmp_path / "full"
+    settings = {"journal.durability": durability, "checkpoint.interval": 0.2}
+    with (
+        running(tmp_path, model, before=FULL.format(flag=str(flag)), **settings) as daemon,
+        Client(daemon, push=True) as client,
+    ):
+        flag.touch()
+        count = 0
+
+        def failed() -> bool:
+            nonlocal count
+            for _ in range(200):
+                client.send(message(0, count))
+                count += 1
+            return daemon.metric("streamlstm_journal_failures_total") > 0
+
+        eventually(failed)
+        if durability == "interval":
+            client.receive(count)
+            client.send(message(0, count))
+            count += 1
+            client.receive(1)
+            assert daemon.metric("streamlstm_ticks_not_journalled_total") > 0
+        flag.unlink()
+        if durability == "strict":
+            client.receive(count)
+        eventually(lambda: (tmp_path / "state").exists())
+        client.send(message(0, count))
+        client.receive(1)
+        daemon.process.send_signal(signal.SIGTERM)
+        assert daemon.process.wait(30) == 0
+        assert "No space left on device" in daemon.log
+    engine = Engine(load_model(model), max_series=50)
+    after = checkpoint.load(engine, tmp_path / "state")
+    assert after is not None
+    assert replay(engine, tmp_path / "state.journal", after).entries == 0
+    assert everything(engine) == everything(never_killed(model, {NAMES[0]: count + 1}))
+
+
+def journalled(folder: Path, engine: Engine, hours: range) -> None:
+    """Ticks of two series, stepped and written."""
+    journal = Journal(
+        folder, inputs=1, max_batch=256, max_key=64, model=engine.model.id, durability="strict",
+        first=1 + max((entry.number for entry in read(folder, 0)), default=0),
+    )  # fmt: skip
+    slots = engine.series.lookup(Keys.of([b"a", b"b"])).tolist()
+    for hour in hours:
+        batch = ticks(slots, [hour, hour], np.array([hour, -hour]))
+        assert append(journal.log, batch, engine.series.names, 0, 2, 0) == 0
+        engine.step(batch, 0)
+    journal.close()
+
+
+def test_what_is_replayed_is_not_counted_again(tmp_path: Path) -> None:
+    one, other = (Engine(random_model(), max_series=5) for _ in range(2))
+    journalled(tmp_path / "j", one, range(5))
+    journalled(tmp_path / "j", one, range(3))  # all late
+    assert one.drops["late"] > 0
+    assert replay(other, tmp_path / "j", 0).entries == 8
+    assert everything(one) == everything(other)
+    assert not any(other.drops.values())
+
+
+def test_a_batch_larger_than_those_of_today_is_replayed_in_parts(tmp_path: Path) -> None:
+    one, other = Engine(random_model(), max_series=5), Engine(random_model(), max_batch=1)
+    journalled(tmp_path / "j", one, range(5))
+    replay(other, tmp_path / "j", 2)
+    replay(other, tmp_path / "none", 2)
+    whole = Engine(random_model(), max_batch=1)
+    replay(whole, tmp_path / "j", 0)
+    assert everything(whole) == everything(one)
+    assert everything(other) != everything(one)
+
+
+@pytest.mark.parametrize(
+    ("engine", "says"),
+    [
+        (lambda: Engine(random_model(1), max_series=5), "of model .*; move it away"),
+        (lambda: Engine(random_model(), max_series=1), "more than max_series = 1"),
+    ],
+)
+def test_a_journal_of_something_else_is_refused(tmp_path: Path, engine: Any, says: str) -> None:
+    journalled(tmp_path / "j", Engine(random_model(), max_series=5), range(2))
+    with pytest.raises(JournalError, match=says):
+        replay(engine(), tmp_path / "j", 0)
