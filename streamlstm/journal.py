@@ -6,7 +6,7 @@ header of 4,096 bytes and then entries, one a batch; zeros follow the last. All 
 
 Header: magic ``STREAMLJ``; u32 format, byte order mark 0x01020304, inputs, bytes of the model id;
 u64 first (0, or see :class:`Journal`); two u64, the segment's own random seed of the checksums; the
-model id, padded to 440 bytes; u64 SipHash-1-3 of all that with a zero seed.
+model id, padded to 456 bytes; u64 SipHash-1-3 of all that with a zero seed.
 
 Entry, a multiple of 8 bytes: u64 SipHash-1-3 of all the rest of it; u32 its length, u32 ticks; u64
 number; u64 number up to which all was known to be on disk when this was written; i64 now; u32 first
@@ -54,7 +54,7 @@ _MAGIC = b"STREAMLJ"
 _ORDER = 0x01020304
 _HEADER = 4096
 """Bytes before the first entry: a page, so that no write of an entry touches the header."""
-_ID = 440
+_ID = 456
 """Bytes that a model's id may have: the header lies in one sector of 512."""
 _HEAD = 56
 """Bytes of an entry before its columns."""
@@ -274,10 +274,10 @@ class Journal:
             self.sync()
         finally:
             with contextlib.suppress(OSError):
-                os.ftruncate(state[_FD], state[_AT])
+                os.ftruncate(int(state[_FD]), int(state[_AT]))
                 if state[_NEXT] >= 0:
                     self._path(int(state[_SEGMENT]) + 1).unlink()
-            for descriptor in (state[_FD], state[_NEXT], state[_RETIRED], self._folder):
+            for descriptor in (*state[[_FD, _NEXT, _RETIRED]].tolist(), self._folder):
                 if descriptor >= 0:
                     os.close(descriptor)
             state[[_FD, _NEXT, _RETIRED]] = -1
@@ -302,7 +302,7 @@ class Journal:
         until, wrong = int(state[_NUMBER]) - 1, int(state[SYNC_ERRORS])
         self._retire()
         while state[_SYNCED] < until and not state[_LEAVE]:
-            if not self._synced(state[_FD]):
+            if not self._synced(int(state[_FD])):
                 state[_BROKEN] = state[_LEAVE] = state[_NUMBER]
             if state[_RETIRED] < 0:  # appending has not gone on to another segment meanwhile
                 break
@@ -313,7 +313,7 @@ class Journal:
     def _retire(self) -> None:
         """Sync and close the segment before this one."""
         state = self.log.state
-        if (descriptor := state[_RETIRED]) >= 0:
+        if (descriptor := int(state[_RETIRED])) >= 0:
             if not self.log.strict and not self._synced(descriptor):
                 state[_BROKEN] = max(state[_BROKEN], state[_FIRST])
             os.close(descriptor)
@@ -734,7 +734,7 @@ def _turn(log: Log) -> int:
         state[_SYNCED] = state[_NUMBER] - 1
     if state[_LEAVE] and state[_NUMBER] > state[_LEAVE]:
         state[_BROKEN] = state[_NUMBER]
-    log.seeds[:2] = log.seeds[2:]
+    log.seeds[0], log.seeds[1] = log.seeds[2], log.seeds[3]
     state[_RETIRED] = state[_FD]
     state[_FIRST] = state[_NUMBER]
     state[_SEGMENT] += 1
