@@ -632,7 +632,7 @@ def commit(log: Log) -> int:
         0, or an error number; see :class:`Journal` for what follows.
     """
     state = log.state
-    number = state[_NUMBER]
+    number = int(state[_NUMBER])
     if not log.strict or state[_SYNCED] == number - 1:
         return 0
     if state[_LEAVE] or state[_BROKEN]:
@@ -647,7 +647,7 @@ def commit(log: Log) -> int:
 def _sync_file(state: NDArray[np.int64]) -> int:
     """Sync this segment; 0 or an error number, after which it is to be left."""
     while _fdatasync(state[_FD]) < 0:
-        error = np.int64(load_u32(_errno()))
+        error = int(load_u32(_errno()))
         if error != _EINTR:
             state[SYNC_ERRORS] += 1
             state[_BROKEN] = state[_LEAVE] = state[_NUMBER]
@@ -661,7 +661,7 @@ def _fitting(names: Names, begun: int, used: int, room: int) -> tuple[int, int]:
     """Up to which slot names fit, and the bytes of their text."""
     text = 0
     for slot in range(begun, used):
-        length = np.int64(names.lengths[slot])
+        length = int(names.lengths[slot])
         if text + length + 2 * (slot + 1 - begun) > room:
             return slot, text
         text += length
@@ -712,7 +712,7 @@ def _write(
     while done < length:
         wrote = _pwrite(state[_FD], entry + done, length - done, state[_AT] + done)
         if wrote <= 0:
-            error = np.int64(load_u32(_errno())) if wrote < 0 else _EIO
+            error = int(load_u32(_errno())) if wrote < 0 else _EIO
             if error == _EINTR:
                 continue
             return error
@@ -728,7 +728,7 @@ def _turn(log: Log) -> int:
     """Go on to the next segment; 0, ``FULL`` or an error number."""
     state = log.state
     if state[_NEXT] < 0 or state[_RETIRED] >= 0:
-        return state[_FAILED] if state[_FAILED] else FULL
+        return int(state[_FAILED]) if state[_FAILED] else FULL
     behind = log.strict and not state[_LEAVE] and state[_SYNCED] < state[_NUMBER] - 1
     if behind and _sync_file(state) == 0:  # or else commit says so
         state[_SYNCED] = state[_NUMBER] - 1
