@@ -704,7 +704,7 @@ def _write(
     copy(at, ticks.flags.ctypes.data, n)
     at += n
     for slot in range(begun, until):
-        size = np.int64(names.lengths[slot])
+        size = int(names.lengths[slot])
         copy(at, names.text.ctypes.data + slot * names.text.strides[0], size)
         at += size
     store_u64(entry, siphash(log.seeds[0], log.seeds[1], entry + 8, length - 8))
