@@ -6,7 +6,7 @@ header of 4,096 bytes and then entries, one a batch; zeros follow the last. All 
 
 Header: magic ``STREAMLJ``; u32 format, byte order mark 0x01020304, inputs, bytes of the model id;
 u64 first (0, or see :class:`Journal`); two u64, the segment's own random seed of the checksums; the
-model id, padded to 440 bytes; u64 SipHash-1-3 of all that with a zero seed.
+model id, padded to 456 bytes; u64 SipHash-1-3 of all that with a zero seed.
 
 Entry, a multiple of 8 bytes: u64 SipHash-1-3 of all the rest of it; u32 its length, u32 ticks; u64
 number; u64 number up to which all was known to be on disk when this was written; i64 now; u32 first
@@ -54,7 +54,7 @@ _MAGIC = b"STREAMLJ"
 _ORDER = 0x01020304
 _HEADER = 4096
 """Bytes before the first entry: a page, so that no write of an entry touches the header."""
-_ID = 440
+_ID = 456
 """Bytes that a model's id may have: the header lies in one sector of 512."""
 _HEAD = 56
 """Bytes of an entry before its columns."""
@@ -302,10 +302,10 @@ class Journal:
             self.sync()
         finally:
             with contextlib.suppress(OSError):
-                os.ftruncate(state[_FD], state[_AT])
+                os.ftruncate(int(state[_FD]), int(state[_AT]))
                 if state[_NEXT] >= 0:
                     self._path(int(state[_SEGMENT]) + 1).unlink()
-            for descriptor in (state[_FD], state[_NEXT], state[_RETIRED], self._folder):
+            for descriptor in (*state[[_FD, _NEXT, _RETIRED]].tolist(), self._folder):
                 if descriptor >= 0:
                     os.close(descriptor)
             state[[_FD, _NEXT, _RETIRED]] = -1
@@ -330,7 +330,7 @@ class Journal:
         until, wrong = int(state[_NUMBER]) - 1, int(state[SYNC_ERRORS])
         self._retire()
         while state[_SYNCED] < until and not state[_LEAVE]:
-            if not self._synced(state[_FD]):
+            if not self._synced(int(state[_FD])):
                 state[_BROKEN] = state[_LEAVE] = state[_NUMBER]
             if state[_RETIRED] < 0:  # appending has not gone on to another segment meanwhile
                 break
@@ -341,7 +341,7 @@ class Journal:
     def _retire(self) -> None:
         """Sync and close the segment before this one."""
         state = self.log.state
-        if (descriptor := state[_RETIRED]) >= 0:
+        if (descriptor := int(state[_RETIRED])) >= 0:
             if not self.log.strict and not self._synced(descriptor):
                 state[_BROKEN] = max(state[_BROKEN], state[_FIRST])
             os.close(descriptor)
@@ -665,7 +665,7 @@ def commit(log: Log) -> int:
         0, or an error number; see :class:`Journal` for what follows.
     """
     state = log.state
-    number = state[_NUMBER]
+    number = int(state[_NUMBER])
     if not log.strict or state[_SYNCED] == number - 1:
         return 0
     if state[_LEAVE] or state[_BROKEN]:
@@ -680,7 +680,7 @@ def commit(log: Log) -> int:
 def _sync_file(state: NDArray[np.int64]) -> int:
     """Sync this segment; 0 or an error number, after which it is to be left."""
     while _fdatasync(state[_FD]) < 0:
-        error = np.int64(load_u32(_errno()))
+        error = int(load_u32(_errno()))
         if error != _EINTR:
             state[SYNC_ERRORS] += 1
             state[_BROKEN] = state[_LEAVE] = state[_NUMBER]
@@ -694,7 +694,7 @@ def _fitting(names: Names, begun: int, used: int, room: int) -> tuple[int, int]:
     """Up to which slot names fit, and the bytes of their text."""
     text = 0
     for slot in range(begun, used):
-        length = np.int64(names.lengths[slot])
+        length = int(names.lengths[slot])
         if text + length + 2 * (slot + 1 - begun) > room:
             return slot, text
         text += length
@@ -737,7 +737,7 @@ def _write(
     copy(at, ticks.flags.ctypes.data, n)
     at += n
     for slot in range(begun, until):
-        size = np.int64(names.lengths[slot])
+        size = int(names.lengths[slot])
         copy(at, names.text.ctypes.data + slot * names.text.strides[0], size)
         at += size
     store_u64(entry, siphash(log.seeds[0], log.seeds[1], entry + 8, length - 8))
@@ -745,7 +745,7 @@ def _write(
     while done < length:
         wrote = _pwrite(state[_FD], entry + done, length - done, state[_AT] + done)
         if wrote <= 0:
-            error = np.int64(load_u32(_errno())) if wrote < 0 else _EIO
+            error = int(load_u32(_errno())) if wrote < 0 else _EIO
             if error == _EINTR:
                 continue
             return error
@@ -761,7 +761,7 @@ def _turn(log: Log) -> int:
     """Go on to the next segment; 0, ``FULL`` or an error number."""
     state = log.state
     if state[_NEXT] < 0 or state[_RETIRED] >= 0:
-        return state[_FAILED] if state[_FAILED] else FULL
+        return int(state[_FAILED]) if state[_FAILED] else FULL
     behind = log.strict and not state[_LEAVE] and state[_SYNCED] < state[_NUMBER] - 1
     if behind and _sync_file(state) == 0:  # or else commit says so
         state[_SYNCED] = state[_NUMBER] - 1

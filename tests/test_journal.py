@@ -183,9 +183,6 @@ def test_a_batch_that_is_too_large_is_refused(tmp_path: Path) -> None:
 def test_a_tail_torn_at_any_byte_is_thrown_away(tmp_path: Path) -> None:
     segment = small(tmp_path)
     whole = segment.read_bytes()
-    begin = HEADER + (len(whole) - HEADER) * 0
-    lengths = [e.ticks.values.size for e in read(tmp_path, 0)]
-    assert lengths == [3, 1, 4]
     begin = whole.rindex((3).to_bytes(8, "little") + (2).to_bytes(8, "little")) - 16
     for cut in range(begin, len(whole)):
         segment.write_bytes(whole[:cut])
@@ -237,9 +234,10 @@ def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
 
 def test_what_is_damaged_before_the_last_restart_is_found(tmp_path: Path) -> None:
     first = small(tmp_path)
+    at = first.stat().st_size - 30
     opened(tmp_path, 4).close()
     hurt = bytearray(first.read_bytes())
-    hurt[-30] ^= 1
+    hurt[at] ^= 1
     first.write_bytes(hurt)
     with pytest.raises(JournalError, match="entry 3 is damaged"):
         numbers(tmp_path)
