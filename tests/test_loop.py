@@ -390,7 +390,7 @@ def test_it_looks_for_the_next_tick_without_sleeping_if_it_is_told() -> None:
             assert 0.1 <= time.monotonic() - began < 10
             assert len(rig.received()) == 1
     idle, busy = worked
-    assert idle < 0.01 < busy
+    assert 4 * idle < busy
 
 
 # many ticks in a message
