@@ -183,6 +183,13 @@ class Checkpoint(_Table):
     interval: float = Field(
         default=60, ge=0, le=1e9, description="seconds between two; 0: at stop only"
     )
+    keep: int = Field(
+        default=2,
+        ge=1,
+        le=1000,
+        description="how many; an older one serves where the newest is damaged, with the journal"
+        " since then",
+    )
 
 
 class Journal(_Table):

@@ -17,6 +17,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from streamlstm import features, intervals
+from streamlstm.copy_on_write import CopyOnWrite, Shadow, preserve
 from streamlstm.golden import check_golden, network_of
 from streamlstm.kernels import cpu
 from streamlstm.kernels.cell import BackendError, Stages
@@ -112,6 +113,8 @@ class Work(NamedTuple):
     """(1,)"""
     hashes: NDArray[np.uint64]
     """(n,) of the keys of a batch"""
+    shadow: Shadow
+    """of a moment that is being copied"""
 
 
 class Batch(NamedTuple):
@@ -127,6 +130,7 @@ class Engine:
     Attributes:
         work: what the compiled stages are given.
         stages: of them those that the kernels call, and where they find what :func:`admit` left.
+        copies: of the rows of a moment, for a checkpoint of it.
         taken: ticks that :meth:`step` took last, those without a forecast included.
     """
 
@@ -162,6 +166,8 @@ class Engine:
         self.series = Series(fields, max_series, max_key)
         self.buffers = self.kernels.allocate(network, max_series, threads or None)
         state = self.series.state
+        recurrent = self.kernels.host_state(self.buffers, 0)
+        self.copies = CopyOnWrite(self.series.table, recurrent.shape[1:])
         self.work = Work(
             features.plan(spec),
             bands,
@@ -183,6 +189,7 @@ class Engine:
             np.zeros(len(DROPS), np.int64),
             np.zeros(1, np.int64),
             np.zeros(max_batch, np.uint64),
+            self.copies.shadow,
         )
         self._ticks = Ticks.room(max_batch, spec.inputs)
         batch = Batch(self._ticks, self.work)
@@ -327,6 +334,7 @@ def admit(work: Work, ticks: Ticks, context: int) -> tuple[int, int, int]:
 
     Returns how many are taken, in how many rounds, and how many are to be published.
     """
+    preserve(work.shadow, ticks.slot)
     store_value(context, ticks)  # a `Batch` begins with them
     return _admit(work.features.step_ns, work.clock, ticks, work.schedule, work.drops, work.gaps)
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from streamlstm import metrics, transport
 from streamlstm.backlog import BLOCK, Backlog, Queue, add, make_room
+from streamlstm.copy_on_write import BEHIND, MORE, sweep
 from streamlstm.engine import Engine, Work, admit, place
 from streamlstm.journal import FULL, JournalError, Log, append, commit, nowhere
 from streamlstm.kernels.cell import Stages
@@ -205,7 +206,10 @@ class Loop:
     def _run(self, until: int) -> int:
         """The same, a batch at a time, from Python."""
         waiting, blocks = len(self.pending), self.pending.queue.policy == BLOCK
-        patience = 0 if waiting else max(0, until - time.monotonic_ns())
+        copied = sweep(self.engine.work.shadow)
+        patience = 0 if waiting or copied == MORE else max(0, until - time.monotonic_ns())
+        if copied == BEHIND:
+            patience = min(patience, 1_000_000)
         ready = dict(self._poller.poll(-(-patience // 1_000_000)))
         taken = 0
         if self.receiver.socket in ready and not (blocks and waiting):
@@ -292,6 +296,9 @@ def _run(way: Way, until: int) -> tuple[int, int, int]:
                 return OTHER, 0, taken
         elif waiting == 0 and now >= way.clock[2] + way.spin_ns:
             patience = (until - now + 999_999) // 1_000_000
+        copied = sweep(way.work.shadow)
+        if copied:
+            patience = min(patience, 0 if copied == MORE else 1)
         ready = wait(way.items, patience)
         if ready < 0:
             return ready, 0, taken

@@ -41,7 +41,8 @@ class Series:
     """All series of one engine: a record each, committed by the system as it is first used.
 
     Attributes:
-        state: by field, (capacity, ...).
+        table: (capacity,) records, those of the keys included.
+        state: by field, but for the key's, (capacity, ...).
     """
 
     def __init__(self, fields: Fields, capacity: int, max_key: int) -> None:
@@ -49,6 +50,8 @@ class Series:
         self.capacity = capacity
         self.state = records(_all_fields(fields, max_key), capacity)
         hashes, lengths = self.state.pop("hash"), self.state.pop("length")
+        assert hashes.base is not None
+        self.table: NDArray[np.void] = hashes.base
         self.index = Index(
             np.array([secrets.randbits(64), secrets.randbits(64)], np.uint64),
             np.zeros(_places(capacity), np.int32),
@@ -78,10 +81,15 @@ class Series:
         """The key of each slot in use."""
         return Names(self.index.names, self.index.lengths)
 
-    def restore(self, names: NDArray[np.uint8], lengths: NDArray[np.uint16]) -> None:
-        """Give slots 0, 1, ... of an empty store to these keys, (n, bytes) zero-padded and (n,)."""
-        begin = np.arange(len(lengths)) * names.shape[1]
-        self.lookup(Keys(names.copy().ravel(), begin, begin + lengths))
+    @property
+    def live(self) -> NDArray[np.bool_]:
+        """Of the slots that were ever used, whether there is a series in each."""
+        return self.index.lengths[: self.index.used[0]] > 0
+
+    def restore(self, used: int) -> None:
+        """Find the series again whose records were written to slots below ``used``."""
+        self.index.used[0] = used
+        _restore(self.index)
 
 
 def bytes_per_series(fields: Fields, capacity: int, max_key: int) -> dict[str, int]:
@@ -107,6 +115,20 @@ def _places(capacity: int) -> int:
 
 
 # _nrt=False: nothing here owns an array, and reference counts would cost more than the work.
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _restore(index: Index) -> None:
+    """Hash all names, and enter them in the empty table."""
+    mask, names = np.uint64(len(index.table) - 1), index.names.ctypes.data
+    for slot in range(index.used[0]):
+        length = np.int64(index.lengths[slot])
+        if length:
+            index.hashes[slot] = hash_of(index, names + slot * index.names.strides[0], length)
+            at = np.int64(index.hashes[slot] & mask)
+            while index.table[at]:
+                at = (at + 1) & np.int64(mask)
+            index.table[at] = slot + 1
+
+
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _lookup(index: Index, keys: Keys, hashes: NDArray[np.uint64], slots: NDArray[np.int32]) -> None:
     data = keys.data.ctypes.data

@@ -149,6 +149,7 @@ class Service:
         self.decoder, self.encoders = _open_wire(config, model)
         self._make_loop()
         self.loop.warm_up()
+        checkpoint.warm_up(self.engine)
         if not transport.compiled():
             _log.warning(
                 "libzmq's functions were not found: messages pass one by one through pyzmq, at a"
@@ -272,16 +273,19 @@ class Service:
         try:
             if self._saving:
                 if self._saving.done():
-                    saved, self._saving = self._saving, None
-                    self._saved(saved.journalled)
+                    self._saving = None
+                    self._saved()
             elif time.monotonic() >= self._next_checkpoint:
                 self._plan_checkpoint()
                 self._resume_journal()
-                if self.engine.backend == "cuda":  # a child has no part in the device
-                    self._save()
-                else:
-                    assert self.config.checkpoint.path
-                    self._saving = Saving(self.engine, self.config.checkpoint.path, self._number)
+                assert self.config.checkpoint.path
+                self._saving = Saving(
+                    self.engine,
+                    self.config.checkpoint.path,
+                    self._number,
+                    keep=self.config.checkpoint.keep,
+                    tell=self._wake,
+                )
         except OSError as error:
             self._saving = None
             self._miss_checkpoint(error)
@@ -294,24 +298,24 @@ class Service:
         if not path:
             return
         try:
-            number = self._number
-            checkpoint.save(self.engine, path, number)
+            checkpoint.save(self.engine, path, self._number, keep=self.config.checkpoint.keep)
         except OSError as error:
             self._miss_checkpoint(error)
         else:
-            self._saved(number)
+            self._saved()
 
     @property
     def _number(self) -> int:
         """Of the last entry of the journal whose ticks were stepped."""
         return self.journal.number - 1 if self.journal else self._journalled
 
-    def _saved(self, journalled: int) -> None:
-        """A checkpoint is there: what the journal has of before is needed no more."""
+    def _saved(self) -> None:
+        """A checkpoint is there: what the journal has of before the oldest is needed no more."""
         self.metrics.values["checkpoint_last_success_timestamp_seconds"] = time.time()
         if self.journal:
+            assert self.config.checkpoint.path
             try:
-                self.journal.forget(journalled + 1)
+                self.journal.forget(checkpoint.journalled(self.config.checkpoint.path) + 1)
             except JournalError as error:
                 self._complain("journal", str(error))
 
@@ -424,7 +428,11 @@ class Service:
         signal.set_wakeup_fd(self._sender.fileno())
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
-        signal.signal(signal.SIGCHLD, lambda *_: None)  # a checkpoint is written: wake up
+
+    def _wake(self) -> None:
+        """Have the loop come back, from whichever thread."""
+        with contextlib.suppress(OSError):  # it is awake already, or gone
+            self._sender.send(b"!")
 
     def _stop(self, number: int, frame: object) -> None:
         """Set a flag; from here on a second signal, or the timeout, ends the process at once."""
@@ -485,10 +493,13 @@ def _open_engine(config: Config) -> tuple[Engine, int]:
     path = config.checkpoint.path
     if path and not path.parent.is_dir():
         raise CheckpointError(f"{path}: its folder does not exist; make it")
-    journalled = checkpoint.load(engine, path) if path else None
-    if journalled is not None:
-        _event(logging.INFO, "restored", checkpoint=path, series=engine.series.active)
-    return engine, journalled or 0
+    restored = checkpoint.load(engine, path) if path else None
+    if restored is None:
+        return engine, 0
+    for each in restored.damaged:
+        _log.error("%s; going on from %s", each.partition(";")[0], restored.path)
+    _event(logging.INFO, "restored", checkpoint=restored.path, series=engine.series.active)
+    return engine, restored.journalled
 
 
 def _journal_of(checkpoint: Path) -> Path:

@@ -197,6 +197,11 @@ def to_host(buffers: Buffers, slots: NDArray[np.int32]) -> Floats:
     return buffers.state[slots].reshape(len(slots), *buffers.shape)
 
 
+def host_state(buffers: Buffers, count: int) -> Floats:
+    """The records of the first slots, (count, record): where they lie, and go on changing."""
+    return buffers.state[:count]
+
+
 def from_host(buffers: Buffers, slots: NDArray[np.int32], records: Floats) -> None:
     """Set the records of some slots from (n, *cell.record_shape); units beyond H must be zero."""
     buffers.state[slots] = records.reshape(len(slots), -1)

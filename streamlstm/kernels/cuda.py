@@ -402,6 +402,11 @@ def to_host(buffers: Buffers, slots: NDArray[np.int32]) -> Floats:
     return records.reshape(len(slots), *buffers.shape)
 
 
+def host_state(buffers: Buffers, count: int) -> Floats:
+    """The records of the first slots, (count, record): a copy of this moment."""
+    return to_host(buffers, np.arange(count, dtype=np.int32)).reshape(count, -1)
+
+
 def from_host(buffers: Buffers, slots: NDArray[np.int32], records: Floats) -> None:
     """Set the records of some slots from (n, *cell.record_shape); units beyond H must be zero."""
     flat = records.reshape(len(slots), buffers.record)
