@@ -42,7 +42,7 @@ class Backlog:
     """A queue of ticks, for the compiled functions below."""
 
     def __init__(
-        self, policy: Policy, most: int, batch: int, inputs: int, series: int, read: int = 0
+        self, policy: Policy, most: int, batch: int, inputs: int, series: int, read: int
     ) -> None:
         """Keep ``most`` ticks waiting, of slots below ``series``; ``batch`` are added at once.
 

@@ -33,7 +33,7 @@ from streamlstm.wire.format import SOUND, Columns, Layout, Limits
 
 TURNS = 4
 """Batches taken from the input for one that is stepped, at most, where ticks may be dropped."""
-JOURNAL = 1 << 16
+JOURNAL = 1 << 40
 """What is added to an error number that is the journal's, not a socket's."""
 OTHER, ODD = range(2)
 """Why :func:`_run` came back: something but ticks; messages that are not all sound."""

@@ -187,9 +187,10 @@ class Service:
             self.server.ready = False
         left = self.config.input.hwm  # more cannot have waited, but for several publishers
         while left > 0 and time.monotonic() < began + share:
+            waited = len(self.loop.pending)
             taken = self._serve(time.monotonic() + QUIET)
             left -= taken
-            if not taken and not len(self.loop.pending):
+            if not taken and not waited:
                 break
         self.receiver.close()
         with contextlib.suppress(JournalError):

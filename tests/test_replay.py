@@ -99,8 +99,8 @@ def test_killed_at_any_moment_it_goes_on_bit_for_bit(tmp_path: Path, durability:
                 frame = client.sink.recv()
                 published[frame.removeprefix(b"prediction.").split(b"\0")[0]] += 1
         engine = Engine(load_model(model), max_series=50)
-        after = checkpoint.load(engine, tmp_path / "state") or 0
-        replay(engine, tmp_path / "state.journal", after)
+        restored = checkpoint.load(engine, tmp_path / "state")
+        replay(engine, tmp_path / "state.journal", restored.journalled if restored else 0)
         seen = dict(zip(names_of(engine), engine.series.state["seen"].tolist(), strict=False))
         assert all(published[name] <= seen[name] <= sent[name] for name in published)
         assert everything(engine) == everything(never_killed(model, seen))
@@ -176,9 +176,9 @@ def test_a_full_disk_stops_strict_and_not_interval_and_both_go_on_when_it_is_men
         assert daemon.process.wait(30) == 0
         assert "No space left on device" in daemon.log
     engine = Engine(load_model(model), max_series=50)
-    after = checkpoint.load(engine, tmp_path / "state")
-    assert after is not None
-    assert replay(engine, tmp_path / "state.journal", after).entries == 0
+    restored = checkpoint.load(engine, tmp_path / "state")
+    assert restored is not None
+    assert replay(engine, tmp_path / "state.journal", restored.journalled).entries == 0
     assert everything(engine) == everything(never_killed(model, {NAMES[0]: count + 1}))
 
 
