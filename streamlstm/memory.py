@@ -51,6 +51,18 @@ def copy(typing: Any, to: Any, source: Any, count: Any) -> Any:
 
 
 @intrinsic
+def clear(typing: Any, to: Any, count: Any) -> Any:
+    """clear(to, count): zeros to an address."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        target = builder.inttoptr(args[0], _BYTE.as_pointer())
+        cgutils.memset(builder, target, args[1], 0)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp), generate
+
+
+@intrinsic
 def prefetch(typing: Any, address: Any) -> Any:
     """prefetch(address): bring its cache line near, to be read and written."""
 
