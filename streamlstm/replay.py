@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from streamlstm.engine import Engine
-from streamlstm.journal import Found, JournalError, read
+from streamlstm.segments import Found, JournalError, read
 from streamlstm.ticks import Keys, rows_of
 
 
