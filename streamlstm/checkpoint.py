@@ -39,10 +39,11 @@ def save(engine: Engine, path: Path, journalled: int = 0) -> None:
         OSError: the file cannot be written; the one before it is left as it was.
     """
     series = engine.series
-    n = series.active
+    slots = series.slots
     fields = series.state | {"key.names": series.index.names, "key.lengths": series.index.lengths}
-    tensors = {name: np.ascontiguousarray(array[:n]) for name, array in fields.items()}
-    tensors["recurrent"] = engine.kernels.to_host(engine.buffers, np.arange(n, dtype=np.int32))
+    tensors = {name: np.ascontiguousarray(array[slots]) for name, array in fields.items()}
+    tensors["key.slots"] = slots
+    tensors["recurrent"] = engine.kernels.to_host(engine.buffers, slots)
     header = {
         "format": FORMAT,
         "model": engine.model.id,
@@ -172,26 +173,30 @@ def load(engine: Engine, path: Path) -> int | None:
 def _restore(engine: Engine, path: Path, tensors: dict[str, NDArray[Any]]) -> None:
     series, index = engine.series, engine.series.index
     names, lengths = tensors.get("key.names"), tensors.get("key.lengths")
+    slots = tensors.get("key.slots", np.zeros(0))
     if names is None or lengths is None or names.dtype != np.uint8 or lengths.dtype != np.uint16:
         raise _refused(path, "without keys")
     n, widest = len(lengths), index.names.shape[1]
-    if n > series.capacity:
-        raise _refused(path, f"of {n} series, max_series is {series.capacity}; raise it")
+    if len(slots) != n or slots.dtype != np.int32 or len(np.unique(slots)) != n:
+        raise _refused(path, "with slots that cannot be")
+    if n and not 0 <= slots.min() <= slots.max() < series.capacity:
+        count = slots.max() + 1
+        raise _refused(path, f"of {count} series, max_series is {series.capacity}; raise it")
     if len(names) != n or (n and not 1 <= lengths.min() <= lengths.max() <= names.shape[1]):
         raise _refused(path, "with keys that cannot be")
     if n and lengths.max() > widest:
         raise _refused(path, f"has keys of {lengths.max()} bytes, max_key is {widest}; raise it")
-    slots = np.arange(n, dtype=np.int32)
     expected = {name: array[:0] for name, array in series.state.items()}
     expected["recurrent"] = engine.kernels.to_host(engine.buffers, slots[:0])
     for name, like in expected.items():
         given = tensors.get(name)
         if given is None or given.dtype != like.dtype or given.shape != (n, *like.shape[1:]):
             raise _refused(path, f"made with other settings ({name})")
-    series.restore(names, lengths)
+    series.restore(names, lengths, slots)
     for name, array in series.state.items():
-        array[:n] = tensors[name]
+        array[slots] = tensors[name]
     engine.kernels.from_host(engine.buffers, slots, tensors["recurrent"])
+    series.arrange()
 
 
 def _crc(tensor: NDArray[Any]) -> int:

@@ -19,9 +19,9 @@ from numba import njit
 from numpy.typing import NDArray
 
 from streamlstm import features, intervals
-from streamlstm.events import BACK, NEW, Events, note
+from streamlstm.events import Events
 from streamlstm.golden import check_golden, network_of
-from streamlstm.index import CLOSING, LINE, STARTED, Index, approach, close, end, find, seek, touch
+from streamlstm.index import CLOSES, CLOSING, LINE, Index, approach, close, end, find, seek, touch
 from streamlstm.kernels import cpu
 from streamlstm.kernels.cell import BackendError, Stages
 from streamlstm.memory import (
@@ -94,7 +94,7 @@ class Schedule(NamedTuple):
     """(n,) of each tick: what its series does before it, as ``Clock.anew``"""
     over: NDArray[np.int32]
     """(n,) series that are to start anew after the batch, but for those that have done so in it"""
-    count: NDArray[np.int64]
+    over_count: NDArray[np.int64]
     """(1,) how many"""
 
     @classmethod
@@ -226,9 +226,7 @@ class Engine:
             np.zeros(max_batch, np.int32),
             recurrent,
             self.series.offsets[features.Memory._fields[0]],
-            Events(
-                index.changes, self.series.names, index.records, index.begin, index.end, told
-            ),
+            Events(index.changes, self.series.names, index.records, index.begin, index.end, told),
         )
         self._ticks = Ticks.room(max_batch, spec.inputs)
         batch = Batch(self._ticks, self.work)
@@ -257,7 +255,9 @@ class Engine:
         nothing = np.zeros(0, np.int64)
         keys = Keys(np.zeros(0, np.uint8), nothing, nothing)
         values, flags = np.zeros((0, self.model.spec.inputs)), np.zeros(0, np.uint8)
-        self.step(self.place(Arrivals(keys, nothing, values, flags)), 0)
+        arrivals = Arrivals(keys, nothing, values, flags)
+        meet(self.work, arrivals, 0)
+        self.step(self.place(arrivals), 0)
 
     def place(self, arrivals: Arrivals) -> Ticks:
         """Find the series of each of at most ``max_batch`` ticks, or begin it.
@@ -282,6 +282,17 @@ class Engine:
         index = self.series.index
         return index.closing[: index.counts[CLOSING]].copy()
 
+    def take_ended(self) -> NDArray[np.int32]:
+        """The same, for those who see to it themselves."""
+        index, slots = self.series.index, self.ended
+        index.changes.marks[slots] &= ~CLOSES
+        index.counts[CLOSING] = 0
+        return slots
+
+    def moved(self, slots: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Whether some series are more than names, (n,): a tick moved them, or was published."""
+        return (self.work.clock.seen[slots] > 0) | (self.work.seq[slots] > 0)
+
     def records(self, slots: NDArray[np.int32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """All state of some series: their records, (n, bytes), and recurrent states, (n, ...)."""
         return self.series.records(slots), self.kernels.to_host(self.buffers, slots)
@@ -303,13 +314,10 @@ class Engine:
 
         False where no slot is free. ``now`` is the moment of its tick, as for :func:`place`.
         """
-        index = self.series.index
         if self.series.active == self.series.capacity:
             return False
         slots = self.series.lookup(Keys.of([key]))
-        touch(index, int(slots[0]), now)
-        index.counts[STARTED] -= 1
-        note(index.changes, int(slots[0]), NEW | BACK, np.uint8(0))
+        self.series.come_back(slots, now)
         self.set_records(slots, records, recurrent)
         self.work.events.recurrent[slots] = recurrent.reshape(1, -1)
         return True
@@ -484,7 +492,7 @@ def admit(work: Work, ticks: Ticks, context: int, now: int) -> tuple[int, int, i
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def finish(work: Work) -> None:
     """Forget what is to be forgotten after a batch: of series that ended, or are to start anew."""
-    for k in range(work.schedule.count[0]):
+    for k in range(work.schedule.over_count[0]):
         slot = int(work.schedule.over[k])
         anew = work.clock.anew[slot]
         if anew:
@@ -574,7 +582,7 @@ def _admit(
     taken, rounds, published = 0, 0, 0
     bounds = schedule.bounds
     bounds[0] = bounds[1] = 0
-    schedule.count[0] = 0
+    schedule.over_count[0] = 0
     for i in range(len(ticks.slot)):
         slot, ts = ticks.slot[i], ticks.ts[i]
         reason = _fault(ticks.values, i, ts)
@@ -586,8 +594,8 @@ def _admit(
             reason = DUPLICATE if ts == clock.last_ts[slot] else LATE
         if message:
             clock.anew[slot] = OVER if message & END else anew if reason >= 0 else 0
-            schedule.over[schedule.count[0]] = slot
-            schedule.count[0] += 1
+            schedule.over[schedule.over_count[0]] = slot
+            schedule.over_count[0] += 1
         elif reason < 0:
             clock.anew[slot] = 0
         if reason >= 0:

@@ -25,8 +25,8 @@ class Changes(NamedTuple):
     """The slots that changed, each once."""
 
     slots: NDArray[np.int32]
-    """(capacity,) of which the first ``count`` count"""
-    count: NDArray[np.int64]
+    """(capacity,) of which the first ``length`` count"""
+    length: NDArray[np.int64]
     """(1,)"""
     marks: NDArray[np.uint8]
     """(capacity,) ``GONE``, ``NEW`` and ``BACK`` of each slot; other bits are others'"""
@@ -78,14 +78,14 @@ def no_events() -> Events:
 def note(changes: Changes, slot: int, mark: np.uint8, over: np.uint8) -> None:
     """Mark a slot as changed; marks ``over`` hold no more."""
     if not changes.marks[slot] & CHANGED:
-        changes.slots[changes.count[0]] = slot
-        changes.count[0] += 1
+        changes.slots[changes.length[0]] = slot
+        changes.length[0] += 1
     changes.marks[slot] = (changes.marks[slot] & ~over) | mark
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
 def told(changes: Changes) -> None:
     """Whatever changed is known."""
-    for k in range(changes.count[0]):
+    for k in range(changes.length[0]):
         changes.marks[changes.slots[k]] &= ~CHANGED
-    changes.count[0] = 0
+    changes.length[0] = 0

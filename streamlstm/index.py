@@ -29,7 +29,7 @@ WAITING = (1 << 63) - 1
 LINE = 64
 """Bytes of a cache line."""
 
-_CLOSES, _WAITS = np.uint8(8), np.uint8(16)
+CLOSES, _WAITS = np.uint8(8), np.uint8(16)
 """Marks of a slot whose series ended, and of one of these with ticks that wait."""
 _BEFORE, _AFTER = 0, 1
 """Of a slot in the list: the one used later, the one used earlier."""
@@ -208,15 +208,15 @@ def release(index: Index, slot: int, reason: int) -> None:
         index.free[index.counts[FREE]] = slot
         index.counts[FREE] += 1
     index.counts[reason] += 1
-    note(index.changes, slot, GONE, NEW | BACK | _CLOSES)
+    note(index.changes, slot, GONE, NEW | BACK | CLOSES)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
 def end(index: Index, slot: int) -> None:
     """A series has ended; :func:`close` is to follow."""
     marks = index.changes.marks
-    if not marks[slot] & _CLOSES:
-        marks[slot] |= _CLOSES
+    if not marks[slot] & CLOSES:
+        marks[slot] |= CLOSES
         index.closing[index.counts[CLOSING]] = slot
         index.counts[CLOSING] += 1
 
@@ -232,14 +232,14 @@ def close(index: Index, waiting: NDArray[np.int32], seen: NDArray[np.int64]) -> 
     """
     marks = index.changes.marks
     for slot in waiting:
-        if marks[slot] & _CLOSES:
+        if marks[slot] & CLOSES:
             marks[slot] |= _WAITS
     for k in range(index.counts[CLOSING]):
         slot = int(index.closing[k])
-        if not marks[slot] & _CLOSES:
+        if not marks[slot] & CLOSES:
             continue
         again = marks[slot] & _WAITS or seen[slot] > 0
-        marks[slot] &= ~(_CLOSES | _WAITS)
+        marks[slot] &= ~(CLOSES | _WAITS)
         if again:
             index.counts[ENDED] += 1
             index.counts[STARTED] += 1

@@ -76,6 +76,8 @@ class Log(NamedTuple):
     """(4,) of the checksums of this segment and of the next"""
     buffer: NDArray[np.uint8]
     """room for the longest entry"""
+    sleep: NDArray[np.int64]
+    """(2,) room for a time"""
     size: int
     """bytes of a segment"""
     inputs: int
@@ -86,7 +88,9 @@ def nowhere() -> Log:
     """A log that keeps nothing, for those who want none."""
     state = np.zeros(_COUNTERS, np.int64)
     state[_FD] = -1
-    return Log(state, np.zeros(4, np.uint64), np.zeros(0, np.uint8), 0, 0, False)
+    return Log(
+        state, np.zeros(4, np.uint64), np.zeros(0, np.uint8), np.zeros(2, np.int64), 0, 0, False
+    )
 
 
 class Journal:
@@ -150,7 +154,8 @@ class Journal:
         state[_AT] = HEADER
         state[[_NEXT, _RETIRED]] = -1
         strict = durability == "strict"
-        self.log = Log(state, seeds, np.zeros(longest, np.uint8), size, inputs, strict)
+        room, time = np.zeros(longest, np.uint8), np.zeros(2, np.int64)
+        self.log = Log(state, seeds, room, time, size, inputs, strict)
         self._folder = _open_folder(folder)
         try:
             state[_SEGMENT] = _tidy(folder) + 1
@@ -421,7 +426,7 @@ def append(log: Log, ticks: Ticks, events: Events, now: int) -> int:
     rest = room - size_of_entry(len(ticks.ts), log.inputs, 0, 0)
     if ticks.values.shape[1] != log.inputs or rest < 0:
         return _EMSGSIZE
-    last = 2 * events.changes.count[0]
+    last = 2 * events.changes.length[0]
     until = _fitting(events, rest)
     while until < last:
         until = _fitting(events, room - HEAD)
@@ -431,7 +436,7 @@ def append(log: Log, ticks: Ticks, events: Events, now: int) -> int:
         if error:
             return error
         _tell(events, until)
-        last = 2 * events.changes.count[0]
+        last = 2 * events.changes.length[0]
         until = _fitting(events, rest)
     error = _write(log, ticks, events, until, now)
     if error == 0:
@@ -475,7 +480,7 @@ def _sync_file(state: NDArray[np.int64]) -> int:
 def _event(events: Events, at: int) -> tuple[int, int]:
     """Kind (0: none) and slot of an event: first all those that go, so that a key may move."""
     changes = events.changes
-    count = changes.count[0]
+    count = changes.length[0]
     slot = int(changes.slots[at if at < count else at - count])
     marks = changes.marks[slot]
     if at < count:
@@ -497,20 +502,20 @@ def _lengths(events: Events, kind: int, slot: int) -> tuple[int, int]:
 @njit(cache=True, error_model="numpy", _nrt=False)
 def _fitting(events: Events, room: int) -> int:
     """Up to which event there is room."""
-    for at in range(2 * events.changes.count[0]):
+    for at in range(2 * events.changes.length[0]):
         kind, slot = _event(events, at)
         if kind:
             room -= 11 + sum(_lengths(events, kind, slot))
             if room < 0:
                 return at
-    return int(2 * events.changes.count[0])
+    return int(2 * events.changes.length[0])
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
 def _tell(events: Events, until: int) -> None:
     """The events up to one are told."""
     changes = events.changes
-    count, left = changes.count[0], 0
+    count, left = changes.length[0], 0
     for at in range(until):
         slot = changes.slots[at if at < count else at - count]
         changes.marks[slot] &= ~GONE if at < count else ~(NEW | BACK)
@@ -519,7 +524,7 @@ def _tell(events: Events, until: int) -> None:
         if changes.marks[slot] & CHANGED:
             changes.slots[left] = slot
             left += 1
-    changes.count[0] = left
+    changes.length[0] = left
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
@@ -618,5 +623,3 @@ def _turn(log: Log) -> int:
     state[_NEXT] = -1
     state[_LEAVE] = 0
     return 0
-
-

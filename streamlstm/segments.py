@@ -10,15 +10,14 @@ model id, padded to 456 bytes; u64 SipHash-1-3 of all that with a zero seed.
 
 Entry, a multiple of 8 bytes: u64 SipHash-1-3 of all the rest of it; u32 its length, u32 ticks; u64
 number; u64 number up to which all was known to be on disk when this was written; i64 now; u32
-events, bytes of their names, bytes of their states, 0. Then columns: of the ticks ts i64, values f64
-(ticks, inputs), slot i32; of the events slot i32, bytes of state u32, bytes of name u16, kind u8; of
-the ticks flags u8; names; states. All events come before the ticks.
+events, bytes of their names, bytes of their states, 0. Then columns: of the ticks ts i64, values
+f64 (ticks, inputs), slot i32; of the events slot i32, bytes of state u32, bytes of name u16, kind
+u8; of the ticks flags u8; names; states. All events come before the ticks.
 
 Numbers count from 1 without a gap. What says that an entry is missing or damaged, and not merely
 torn off by a crash, is a later entry by which it was on disk.
 """
 
-import errno
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +49,7 @@ HEAD_OF_SEGMENT = np.dtype(
         ("first", "<u8"), ("seed", "<u8", 2), ("model", f"S{ID}"), ("checksum", "<u8"),
     ]
 )  # fmt: skip
+
 
 class JournalError(OSError):
     """A journal that cannot be written or read; the message is one line and says the mend."""
@@ -151,6 +151,7 @@ def tail(folder: Path) -> Found:
 
 
 def error_at(path: Path, code: int | None, why: str, mend: str) -> JournalError:
+    """What is wrong with a file or folder, in one line, and the error number."""
     error = JournalError(f"{path}: journal: {why}; {mend}")
     error.errno = code
     return error
@@ -236,7 +237,7 @@ def _entries(data: NDArray[np.uint8], head: _Head) -> Iterator[tuple[int, int, i
 def _entry(data: NDArray[np.uint8], at: int, head: _Head) -> Entry:
     n = int(data[at + 12 : at + 16].view(np.uint32)[0])
     number, _, now = data[at + 16 : at + 40].view(np.int64).tolist()
-    count, text, _ = data[at + 40 : at + 52].view(np.uint32).tolist()
+    count, _, _ = data[at + 40 : at + 52].view(np.uint32).tolist()
     at += HEAD
 
     def column(kind: type[np.generic], many: int) -> NDArray[Any]:

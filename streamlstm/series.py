@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from streamlstm.events import Changes, told
+from streamlstm.events import BACK, NEW, Changes, note, told
 from streamlstm.index import (
     COUNTS,
     FREE,
@@ -21,6 +21,7 @@ from streamlstm.index import (
     find,
     longest_idle_ones,
     release,
+    touch,
 )
 from streamlstm.memory import Fields, record_layout, records
 from streamlstm.ticks import Keys, Names
@@ -156,6 +157,13 @@ class Series:
         """Close series; of ``REASONS`` which it is counted for."""
         _release(self.index, slots, reason)
 
+    def come_back(self, slots: NDArray[np.int32], now: int) -> None:
+        """Series just begun are none of today: they come back, with a tick of the moment ``now``.
+
+        The journal is to be told all of their state.
+        """
+        _come_back(self.index, slots, now)
+
     def longest_idle(
         self, most: int, oldest: int, heard_before: int = (1 << 63) - 1
     ) -> NDArray[np.int32]:
@@ -178,6 +186,7 @@ class Series:
         self.lookup(Keys.of([]))
         self.restore(np.zeros((0, 1), np.uint8), np.zeros(0, np.uint16), nothing)
         self.release(nothing)
+        self.come_back(nothing, 0)
         arrange(self.index, nothing[:0])
         told(self.index.changes)
         if "heard" in self.state:
@@ -234,3 +243,11 @@ def _bind(
 def _release(index: Index, slots: NDArray[np.int32], reason: int) -> None:
     for slot in slots:
         release(index, slot, reason)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _come_back(index: Index, slots: NDArray[np.int32], now: int) -> None:
+    for slot in slots:
+        touch(index, slot, now)
+        index.counts[STARTED] -= 1
+        note(index.changes, slot, NEW | BACK, np.uint8(0))

@@ -147,7 +147,7 @@ def test_who_ended_is_closed_unless_it_speaks_again() -> None:
     close(series.index, np.array([1, 3, 1], np.int32), seen)
     assert series.keys(series.slots) == [b"b", b"c", b"d"]
     assert series.evicted["ended"] == 3
-    assert series.index.changes.slots[: series.index.changes.count[0]].tolist() == [0]
+    assert series.index.changes.slots[: series.index.changes.length[0]].tolist() == [0]
     assert (series.index.changes.marks & ~CHANGED == 0).all()
     close(series.index, np.zeros(0, np.int32), seen)
     assert series.active == 3

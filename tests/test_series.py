@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamlstm.memory import Fields
 from streamlstm.index import REFUSED
+from streamlstm.memory import Fields
 from streamlstm.series import Series, bytes_per_series
 from streamlstm.ticks import Keys
 
