@@ -74,6 +74,12 @@ class Backlog:
         end = min(end, begin + queue.batch)
         return rows_of(queue.ticks, begin, end), int(queue.taken[begin % len(queue.taken)])
 
+    @property
+    def waiting(self) -> Ticks:
+        """All of them."""
+        begin, end = self.queue.bounds.tolist()
+        return rows_of(self.queue.ticks, begin, end)
+
     def drop(self, count: int) -> None:
         """The first ``count`` wait no more; they stay readable until others are added."""
         self.queue.bounds[0] += count

@@ -9,6 +9,7 @@ little endian; the header says which fields lie where, and how many rows there a
 
 import contextlib
 import json
+import math
 import os
 import threading
 import time
@@ -83,9 +84,14 @@ class Saving:
             tell: called by the thread at its end.
         """
         self._path, self._keep, self._tell = path, keep, tell
-        self._copies, live = engine.copies, engine.series.live
-        self._total = self._copies.begin(live, engine.kernels.host_state(engine.buffers, len(live)))
-        self._header = _pack_header(engine, journalled)
+        self._copies, used = engine.series.copies, engine.series.used
+        states = engine.kernels.host_records(engine.buffers)
+        if not len(states):  # they lie on a device
+            slots = np.arange(used, dtype=np.int32)
+            states = engine.kernels.to_host(engine.buffers, slots).reshape(used, -1)
+        rows = self._copies.begin(used, states)
+        self._total = rows * self._copies.row.itemsize
+        self._header = _pack_header(engine, rows, journalled)
         self._error: OSError | None = None
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
@@ -187,8 +193,8 @@ def save(engine: Engine, path: Path, journalled: int = 0, *, keep: int = 1) -> N
 
 def warm_up(engine: Engine) -> None:
     """Compile all that a checkpoint can need."""
-    sweep(engine.copies.shadow)
-    engine.copies.written()
+    sweep(engine.series.copies.shadow)
+    engine.series.copies.written()
     checksum(b"")
 
 
@@ -241,15 +247,14 @@ def journalled(path: Path) -> int:
 # --- the file -------------------------------------------------------------------------------------
 
 
-def _pack_header(engine: Engine, journalled: int) -> bytes:
-    copies, series = engine.copies, engine.series
+def _pack_header(engine: Engine, rows: int, journalled: int) -> bytes:
     header = {
         "model": engine.model.id,
         "coverage": engine.coverage,
         "journal": journalled,
-        "series": int(series.live.sum()),
-        "slots": len(series.live),
-        "fields": _fields(copies.row),
+        "series": rows,
+        "slots": engine.series.used,
+        "fields": _fields(engine.series.copies.row),
     }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
@@ -285,14 +290,14 @@ def _read_header(path: Path, file: BufferedReader) -> dict[str, Any]:
 
 def _row_of(path: Path, header: dict[str, Any], engine: Engine) -> np.dtype[np.void]:
     """How a row of the file lies: as the engine's own, but for the width of keys."""
-    own = engine.copies.row
+    own = engine.series.table.dtype
     theirs, record = header["fields"], header["fields"][1][1]
     widths = {name: tuple(shape) for name, _, shape, _ in record[:-1]}
-    kinds = {name: kind for name, (kind, *_) in (own["record"].fields or {}).items()}
+    kinds = {name: kind for name, (kind, *_) in (own.fields or {}).items()}
     shapes = {name: kind.shape for name, kind in kinds.items()} | {"name": widths.get("name", ())}
     fields = [(name, kind.base, shapes[name]) for name, kind in kinds.items()]
     lying = np.dtype(fields, align=True)
-    row = row_layout(lying, own["state"].shape)
+    row = row_layout(lying, math.prod(engine.kernels.to_host(engine.buffers, _NONE).shape[1:]))
     ours = _fields(row)
     if ours != theirs:
         known = [*ours[1][1][:-1], *ours]
@@ -355,18 +360,15 @@ def _verify(path: Path, file: BufferedReader, header: dict[str, Any], engine: En
 
 def _restore(path: Path, file: BufferedReader, header: dict[str, Any], engine: Engine) -> None:
     row = _row_of(path, header, engine)
-    table, shape = engine.series.table, engine.kernels.to_host(engine.buffers, _NONE).shape[1:]
+    shape = engine.kernels.to_host(engine.buffers, _NONE).shape[1:]
     for rows in _pieces(path, file, header, row):
-        slots, records = rows["slot"], rows["record"]
-        for name in table.dtype.names or ():
-            if name == "name":
-                width = min(table["name"].shape[1], records["name"].shape[1])
-                table["name"][slots, :width] = records["name"][:, :width]
-            else:
-                table[name][slots] = records[name]
+        slots, records = rows["slot"].astype(np.int32), rows["record"]
+        engine.series.restore(records["name"], records["length"], slots)
+        for name, array in engine.series.state.items():
+            array[slots] = records[name]
         states = np.ascontiguousarray(rows["state"]).reshape(len(rows), *shape)
-        engine.kernels.from_host(engine.buffers, slots.astype(np.int32), states)
-    engine.series.restore(header["slots"])
+        engine.kernels.from_host(engine.buffers, slots, states)
+    engine.series.arrange()
 
 
 _NONE = np.zeros(0, np.int32)

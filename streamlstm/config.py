@@ -156,7 +156,23 @@ class Engine(_Table):
         default=100_000,
         ge=1,
         le=100_000_000,
-        description="series kept; ticks of further ones are dropped",
+        description="series kept at once",
+    )
+    when_full: Literal["reject", "evict"] = Field(
+        default="reject",
+        description="what a further series meets: reject (its ticks are dropped), evict (the series"
+        " that was idle longest is closed, unless a tick of it waits)",
+    )
+    idle_timeout: float = Field(
+        default=0,
+        ge=0,
+        le=1e9,
+        description="seconds after which a series that sends nothing is closed; 0: never",
+    )
+    parking: OptionalPath = Field(
+        default=None,
+        description="file that keeps the state of series closed for either reason until they speak"
+        " again; empty: they start anew",
     )
 
 

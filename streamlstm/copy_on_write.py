@@ -14,9 +14,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from streamlstm.kernels.cell import Floats
-from streamlstm.kernels.pool import read, write
-from streamlstm.memory import copy, store_u64
+from streamlstm.memory import copy, load_shared, store_shared, store_u64
+
+Floats = NDArray[np.float32]
 
 NOTHING, BEHIND, MORE = range(3)
 """What :func:`sweep` says: all is copied; the reader is to catch up first; there is more to do."""
@@ -45,50 +45,56 @@ class Shadow(NamedTuple):
     """What compiled code copies with."""
 
     words: NDArray[np.int64]
-    kept: NDArray[np.uint8]
-    """(capacity,) 1: copied, or not of the moment"""
+    live: NDArray[np.bool_]
+    """(capacity,) whether a series has the slot; kept up to date by who gives and takes slots"""
+    kept: NDArray[np.bool_]
+    """(capacity,) whether the row is copied, or not of the moment"""
 
 
 class CopyOnWrite:
     """Copies of all rows of one moment after the other.
 
-    A row is a slot (int64), the record of a series, its recurrent state (float32): :attr:`row`.
+    Attributes:
+        shadow: what compiled code copies with.
+        row: a slot (int64), the record of its series, its recurrent state (float32).
     """
 
-    def __init__(self, table: NDArray[np.void], states: tuple[int, ...]) -> None:
-        """Be ready for the rows of ``table`` (capacity,), with recurrent states of this shape."""
+    def __init__(self, table: NDArray[np.void]) -> None:
+        """Be ready for the rows of ``table`` (capacity,)."""
         self._table = table
-        self.row = row_layout(table.dtype, states)
+        self.row = row_layout(table.dtype, 0)
         words = np.zeros(_WORDS, np.int64)
         words[_RECORDS], words[_RECORDS_APART] = table.ctypes.data, table.strides[0]
         words[_RECORD] = table.itemsize
-        words[_STATE] = self.row["state"].itemsize
-        self.shadow = Shadow(words, np.zeros(len(table), np.uint8))
+        self.shadow = Shadow(words, np.zeros(len(table), bool), np.zeros(len(table), bool))
         self._log: mmap.mmap | None = None
         self._held: Floats | None = None
 
-    def begin(self, live: NDArray[np.bool_], states: Floats) -> int:
+    def begin(self, slots: int, states: Floats) -> int:
         """Take this moment.
 
         Args:
-            live: (slots,) whether there is a series in each.
-            states: (slots at least, ...) recurrent states, which may go on changing behind
+            slots: below which all series are.
+            states: (slots at least, floats) recurrent states, which may go on changing behind
                 :func:`preserve`.
 
         Returns:
-            How many bytes the log will have; whole rows of them.
+            How many rows the log will have.
         """
-        words, count = self.shadow.words, int(live.sum())
-        size = count * self.row.itemsize
+        words, live = self.shadow.words, self.shadow.live[:slots]
+        count = int(np.count_nonzero(live))
+        self.row = row_layout(self._table.dtype, states.shape[1])
         # as much as all rows, but a page is not there before it is written to
-        self._log = mmap.mmap(-1, max(size, 1), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        size = max(count * self.row.itemsize, 1)
+        self._log = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._held = states
-        self.shadow.kept[: len(live)] = ~live
+        np.logical_not(live, out=self.shadow.kept[:slots])
         words[_LOG] = np.frombuffer(self._log, np.uint8).ctypes.data
         words[_STATES], words[_STATES_APART] = states.ctypes.data, states.strides[0]
+        words[_STATE] = self.row["state"].itemsize
         words[[_NEXT, _WRITTEN, _READ]] = 0
-        words[_SLOTS] = len(live)
-        return size
+        words[_SLOTS] = slots
+        return count
 
     def end(self) -> None:
         """Let go of the log; whoever reads it must be done."""
@@ -115,11 +121,10 @@ class CopyOnWrite:
         self.shadow.words[_READ] = end
 
 
-def row_layout(record: np.dtype[np.void], states: tuple[int, ...]) -> np.dtype[np.void]:
-    """How the fields of a row lie, side by side."""
-    return np.dtype(
-        [("slot", np.int64), ("record", record), ("state", np.float32, states)], align=True
-    )
+def row_layout(record: np.dtype[np.void], floats: int) -> np.dtype[np.void]:
+    """How the fields of a row lie, side by side; ``floats`` are of the recurrent state."""
+    fields = [("slot", np.int64), ("record", record), ("state", np.float32, (floats,))]
+    return np.dtype(fields, align=True)
 
 
 # --- compiled -------------------------------------------------------------------------------------
@@ -128,10 +133,16 @@ def row_layout(record: np.dtype[np.void], states: tuple[int, ...]) -> np.dtype[n
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def preserve(shadow: Shadow, slots: NDArray[np.int32]) -> None:
     """Copy the rows of some slots that are about to change, where the moment needs them."""
-    words, kept = shadow.words, shadow.kept
-    for slot in slots:
-        if slot < words[_SLOTS] and not kept[slot]:
-            _copy(words, kept, slot)
+    if shadow.words[_SLOTS]:
+        for slot in slots:
+            preserve_one(shadow, slot)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def preserve_one(shadow: Shadow, slot: int) -> None:
+    """The same of one."""
+    if slot < shadow.words[_SLOTS] and not shadow.kept[slot]:
+        _copy(shadow.words, shadow.kept, slot)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
@@ -156,19 +167,19 @@ def sweep(shadow: Shadow) -> int:
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
-def _copy(words: NDArray[np.int64], kept: NDArray[np.uint8], slot: int) -> None:
+def _copy(words: NDArray[np.int64], kept: NDArray[np.bool_], slot: int) -> None:
     written = words[_WRITTEN]
     row = words[_LOG] + written
     store_u64(row, np.uint64(slot))
     copy(row + 8, words[_RECORDS] + slot * words[_RECORDS_APART], words[_RECORD])
     at = row + 8 + words[_RECORD]
     copy(at, words[_STATES] + slot * words[_STATES_APART], words[_STATE])
-    kept[slot] = 1
+    kept[slot] = True
     end = at + words[_STATE]
     end += -end % 8
-    write(words.ctypes.data, _WRITTEN, written + end - row)
+    store_shared(words[_WRITTEN:].ctypes.data, written + end - row)
 
 
 @njit(cache=True, nogil=True, _nrt=False)
 def _written(shadow: Shadow) -> Any:
-    return read(shadow.words.ctypes.data, _WRITTEN)
+    return load_shared(shadow.words[_WRITTEN:].ctypes.data)

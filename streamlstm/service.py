@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import zmq
 from numba.core import event
 
@@ -25,12 +26,14 @@ from streamlstm.backlog import Backlog
 from streamlstm.checkpoint import CheckpointError, Saving
 from streamlstm.config import Config
 from streamlstm.engine import Engine
-from streamlstm.journal import Journal, JournalError
+from streamlstm.journal import Journal
 from streamlstm.kernels.cell import BackendError
 from streamlstm.loop import Loop
 from streamlstm.metrics import Metrics, MetricsError, Server
 from streamlstm.model import Model, ModelError, load_model
+from streamlstm.parking import Parking, ParkingError
 from streamlstm.replay import replay
+from streamlstm.segments import JournalError
 from streamlstm.transport import Publisher, Receiver, TransportError
 from streamlstm.wire.codec import Decoder, Encoder
 from streamlstm.wire.format import FormatError, Shape
@@ -73,6 +76,7 @@ def run(config: Config, announce: bool = False) -> int:
         CoreError,
         FormatError,
         JournalError,
+        ParkingError,
         TransportError,
         MetricsError,
     ) as error:
@@ -93,9 +97,11 @@ def check(config: Config) -> str:
     """Open all that :func:`run` would, but for the sockets, and say what was found.
 
     Raises:
-        ModelError, BackendError, CheckpointError, FormatError: each with one line.
+        ModelError, BackendError, CheckpointError, FormatError, ParkingError: each with one line.
     """
     engine, _ = _open_engine(config)
+    if parking := _open_parking(config, engine):
+        parking.close()
     restored = engine.series.active
     _open_wire(config, engine.model)
     each = sum(engine.bytes_per_series.values())
@@ -121,19 +127,21 @@ class Service:
         self._sender.setblocking(False)
         self._saving: Saving | None = None
         self.journal: Journal | None = None
+        self.parking: Parking | None = None
         self.failed = False
         self._compiles = event.RecordingListener()
         event.register("numba:compile", self._compiles)
         self._complained: dict[str, float] = {}
         self._dropped: dict[str, int] = {}
         self._dropped_by_engine = 0
+        self._evicted: dict[str, int] = {}
 
     def startup(self) -> None:
         """Bring everything up, compiled and restored.
 
         Raises:
             ModelError, BackendError, CheckpointError, CoreError, FormatError, JournalError,
-                TransportError, MetricsError: each with one line.
+                ParkingError, TransportError, MetricsError: each with one line.
         """
         config = self.config
         _ease_allocation()
@@ -142,8 +150,8 @@ class Service:
             self.server = Server(self.metrics, config.metrics.host, config.metrics.port)
         notify("STATUS=opening the model")
         self.engine, self._journalled = _open_engine(config)
-        self._restored = self.engine.series.active
         model = self.engine.model
+        self.parking = _open_parking(config, self.engine)
         self._open_journal()
         notify("STATUS=compiling")
         self.decoder, self.encoders = _open_wire(config, model)
@@ -173,9 +181,11 @@ class Service:
 
     def main_loop(self) -> None:
         """Serve whatever waits, a batch at a time, until a signal."""
+        more = False
         while not self.stopping:
-            until = time.monotonic() + LOOK_ROUND
+            until = time.monotonic() + (0 if more else LOOK_ROUND)
             self._serve(until if self._saving else min(until, self._next_checkpoint))
+            more = self.loop.evict_idle()
             self._checkpoint()
 
     def shutdown(self) -> None:
@@ -202,6 +212,8 @@ class Service:
                 self.journal.close()
             except JournalError as error:
                 _log.error("%s", error)
+        if self.parking:
+            self.parking.close()
         self.publisher.close(linger=share)
         self.close()
         _event(
@@ -258,6 +270,7 @@ class Service:
         if self.decoder.sample:
             self._complain(*self.decoder.sample)
             self.decoder.sample = None
+        self._sample_evicted()
         dropped = int(self.engine.work.drops.sum())
         if dropped == self._dropped_by_engine:
             return
@@ -268,6 +281,19 @@ class Service:
                 self._complain(
                     reason, "by the engine; of such ticks ticks_dropped_total counts all"
                 )
+
+    def _sample_evicted(self) -> None:
+        """Log one of the series evicted, and what went wrong with the parked ones."""
+        for reason, count in self.engine.series.evicted.items():
+            if count > self._evicted.get(reason, 0):
+                self._evicted[reason] = count
+                key = bytes(self.engine.series.index.latest).rstrip(b"\0")
+                self._complain(
+                    reason, f"{count} by now, such as {key!r}", "series evicted", logging.INFO
+                )
+        if self.parking and self.parking.problem:
+            self._complain("parking", self.parking.problem, "series not kept")
+            self.parking.problem = ""
 
     def _checkpoint(self) -> None:
         """Begin a checkpoint where it is time, or see whether the one begun is written."""
@@ -331,8 +357,8 @@ class Service:
             return
         folder = _journal_of(config.checkpoint.path)
         notify("STATUS=replaying the journal")
-        found = replay(engine, folder, self._journalled)
-        self._journalled, self._restored = found.last, engine.series.active
+        found = replay(engine, folder, self._journalled, self.parking)
+        self._journalled = found.last
         if found.entries or found.torn:
             _event(logging.INFO, "replayed", journal=folder, batches=found.entries, torn=found.torn)
         if config.journal.durability != "off":
@@ -345,6 +371,7 @@ class Service:
                 durability=config.journal.durability,
                 fsync_interval=config.journal.fsync_interval,
                 segment_bytes=config.journal.segment_bytes,
+                state_bytes=sum(array.nbytes for array in engine.records(np.zeros(1, np.int32))),
                 first=found.last + 1,
             )
 
@@ -415,6 +442,8 @@ class Service:
             self.metrics.values,
             self._wakeup.fileno(),
             log=self.journal.log if self.journal else None,
+            parking=self.parking,
+            idle_timeout=config.engine.idle_timeout,
             wait_ns=1000 * config.engine.max_wait_us,
             spin_ns=1000 * config.service.busy_poll_us,
         )
@@ -461,7 +490,13 @@ class Service:
         self.metrics.dropped = self.decoder.drops | self.engine.drops | overload
         values["ticks_coalesced"] = self.loop.pending.coalesced
         values["pending_ticks"] = len(self.loop.pending)
-        values["series_started"] = active - self._restored
+        self.metrics.evicted = self.engine.series.evicted
+        values["series_started"] = self.engine.series.started
+        if self.parking:
+            values["series_parked"] = self.parking.parked
+            values["series_returned"] = self.parking.returned
+            values["parked_series_refused"] = self.parking.refused
+            values["parking_failures"] = self.parking.failures
         values["input_gaps"] = self.engine.gaps
         values["subscriber_overflows"] = self.publisher.overflows
         values["functions_compiled"] = self.functions_compiled
@@ -471,11 +506,13 @@ class Service:
         values["active_series"] = active
         values["state_bytes"] = active * sum(self.engine.bytes_per_series.values())
 
-    def _complain(self, reason: str, content: str) -> None:
+    def _complain(
+        self, reason: str, content: str, what: str = "tick dropped", level: int = logging.WARNING
+    ) -> None:
         now = time.monotonic()
         if now >= self._complained.get(reason, -math.inf) + COMPLAIN_EVERY:
             self._complained[reason] = now
-            _event(logging.WARNING, "tick dropped", reason=reason, content=content)
+            _event(level, what, reason=reason, content=content)
 
 
 def _open_engine(config: Config) -> tuple[Engine, int]:
@@ -488,6 +525,8 @@ def _open_engine(config: Config) -> tuple[Engine, int]:
         coverage=config.interval.coverage,
         threads=config.engine.threads,
         max_key=config.input.max_key,
+        ordered=config.engine.when_full == "evict" or config.engine.idle_timeout > 0,
+        evict=config.engine.when_full == "evict" and not config.engine.parking,
     )
     if config.engine.backend == "auto":
         _event(logging.INFO, "backend", took=engine.backend, because=engine.backend_reason)
@@ -501,6 +540,11 @@ def _open_engine(config: Config) -> tuple[Engine, int]:
         _log.error("%s; going on from %s", each.partition(";")[0], restored.path)
     _event(logging.INFO, "restored", checkpoint=restored.path, series=engine.series.active)
     return engine, restored.journalled
+
+
+def _open_parking(config: Config, engine: Engine) -> Parking | None:
+    path = config.engine.parking
+    return Parking(path, engine, evict=config.engine.when_full == "evict") if path else None
 
 
 def _journal_of(checkpoint: Path) -> Path:

@@ -193,7 +193,7 @@ def test_many_series_that_change_all_the_while(tmp_path: Path) -> None:
     saving, hour = Saving(engine, tmp_path / "c"), 60
     while not saving.done():
         change(hour)
-        sweep(engine.copies.shadow)
+        sweep(engine.series.copies.shadow)
         hour += 1
     assert hour > 62
     assert checkpoint.load(other, tmp_path / "c") is not None
@@ -221,7 +221,7 @@ def test_one_that_is_stopped_leaves_nothing(tmp_path: Path, over: bool) -> None:
     told = threading.Event()
     saving = Saving(engine, tmp_path / "c", tell=told.set)
     if over:
-        assert sweep(engine.copies.shadow) == NOTHING
+        assert sweep(engine.series.copies.shadow) == NOTHING
         assert told.wait(30)
     saving.stop()
     assert [path.name for path in tmp_path.iterdir()] == ["c"] * over
@@ -240,7 +240,7 @@ def test_its_memory_is_given_back(tmp_path: Path) -> None:
     engine = running()
     for _ in range(3):
         checkpoint.save(engine, tmp_path / "c")
-        assert engine.copies._log is None
+        assert engine.series.copies._log is None
 
 
 # by the daemon, beside the ticks

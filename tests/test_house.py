@@ -15,9 +15,10 @@ LEVELS = {
     "config": 0, "model": 0, "ticks": 0, "timestamps": 0, "metrics": 0, "compiled": 0, "memory": 0,
     "decimals": 0,
     "fit_options": 1, "features": 1, "kernels": 1, "wire": 1, "hashing": 1, "transport": 1,
-    "intervals": 1, "backlog": 1,
-    "golden": 2, "series": 2, "journal": 2, "copy_on_write": 2,
-    "engine": 3,
+    "intervals": 1, "backlog": 1, "events": 1, "copy_on_write": 1,
+    "index": 1.5, "segments": 1.5,
+    "golden": 2, "series": 2, "journal": 2,
+    "engine": 3, "parking": 3.5,
     "checkpoint": 4, "loop": 4, "replay": 4,
     "service": 5,
     # the side rooms: nothing of the daemon may import them

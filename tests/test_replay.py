@@ -13,9 +13,10 @@ import pytest
 
 from streamlstm import checkpoint
 from streamlstm.engine import Engine
-from streamlstm.journal import Journal, JournalError, append, read
+from streamlstm.journal import Journal, append
 from streamlstm.model import load_model
 from streamlstm.replay import replay
+from streamlstm.segments import JournalError, read
 from streamlstm.ticks import Keys, Ticks
 from streamlstm.wire.peer import encode_tick
 from tests.daemon import Client, Daemon, eventually, start
@@ -70,7 +71,7 @@ def never_killed(model: Path, seen: dict[bytes, int]) -> Engine:
 
 def names_of(engine: Engine) -> list[bytes]:
     text, lengths = engine.series.names
-    return [text[k, : lengths[k]].tobytes() for k in range(engine.series.active)]
+    return [text[k, : lengths[k]].tobytes() for k in engine.series.slots]
 
 
 @pytest.mark.parametrize("durability", ["strict", "interval"])
@@ -191,7 +192,7 @@ def journalled(folder: Path, engine: Engine, hours: range) -> None:
     slots = engine.series.lookup(Keys.of([b"a", b"b"])).tolist()
     for hour in hours:
         batch = ticks(slots, [hour, hour], np.array([hour, -hour]))
-        assert append(journal.log, batch, engine.series.names, 0, 2, 0) == 0
+        assert append(journal.log, batch, engine.work.events, 0) == 0
         engine.step(batch, 0)
     journal.close()
 
