@@ -23,15 +23,17 @@ from numba.core import event
 from streamlstm import checkpoint, journal, transport
 from streamlstm.backlog import Backlog
 from streamlstm.checkpoint import CheckpointError, Saving
-from streamlstm.config import Config
+from streamlstm.config import Config, exposures
 from streamlstm.engine import Engine
 from streamlstm.journal import Journal, JournalError
 from streamlstm.kernels.cell import BackendError
 from streamlstm.loop import Loop
-from streamlstm.metrics import Metrics, MetricsError, Server
+from streamlstm.metrics import Metrics
 from streamlstm.model import Model, ModelError, load_model
 from streamlstm.replay import replay
+from streamlstm.security import Curve, Doors, SecurityError
 from streamlstm.transport import Publisher, Receiver, TransportError
+from streamlstm.web import MetricsError, Server, Tls, Users
 from streamlstm.wire.codec import Decoder, Encoder
 from streamlstm.wire.format import FormatError, Shape
 
@@ -63,6 +65,8 @@ def run(config: Config, announce: bool = False) -> int:
     (lists of endpoints, wildcards resolved), ``metrics`` (a URL, or null) and ``pid``.
     """
     _log_to_stderr(config.service.log_level)
+    for exposure in exposures(config):
+        _log.warning("%s", exposure)
     service = Service(config)
     try:
         service.startup()
@@ -73,6 +77,7 @@ def run(config: Config, announce: bool = False) -> int:
         CoreError,
         FormatError,
         JournalError,
+        SecurityError,
         TransportError,
         MetricsError,
     ) as error:
@@ -93,8 +98,13 @@ def check(config: Config) -> str:
     """Open all that :func:`run` would, but for the sockets, and say what was found.
 
     Raises:
-        ModelError, BackendError, CheckpointError, FormatError: each with one line.
+        ModelError, BackendError, CheckpointError, FormatError, MetricsError, SecurityError: each
+            with one line.
     """
+    _open_tls(config)
+    Users(config.metrics.users)
+    with zmq.Context() as context:
+        _open_curve(config, context).close()
     engine, _ = _open_engine(config)
     restored = engine.series.active
     _open_wire(config, engine.model)
@@ -116,6 +126,8 @@ class Service:
         self.metrics = Metrics()
         self.server: Server | None = None
         self._context = zmq.Context()
+        self.curve: Curve | None = None
+        self.doors: Doors | None = None
         self._wakeup, self._sender = socket.socketpair()
         self._wakeup.setblocking(False)
         self._sender.setblocking(False)
@@ -133,13 +145,21 @@ class Service:
 
         Raises:
             ModelError, BackendError, CheckpointError, CoreError, FormatError, JournalError,
-                TransportError, MetricsError: each with one line.
+                SecurityError, TransportError, MetricsError: each with one line.
         """
         config = self.config
+        self._umask = os.umask(0o077)  # what is written here is for nobody else
         _ease_allocation()
         _keep_to(config.service.cpus)  # before there are threads, which inherit it
         if config.metrics.enabled:
-            self.server = Server(self.metrics, config.metrics.host, config.metrics.port)
+            self.server = Server(
+                self.metrics,
+                config.metrics.host,
+                config.metrics.port,
+                tls=_open_tls(config),
+                users=config.metrics.users,
+            )
+        self.curve = _open_curve(config, self._context)
         notify("STATUS=opening the model")
         self.engine, self._journalled = _open_engine(config)
         self._restored = self.engine.series.active
@@ -223,10 +243,13 @@ class Service:
             self._wakeup.recv(4096)
         self.publisher.forget_subscriptions()
         self._sample()
+        self._look_at_the_doors()
         return taken
 
     def close(self) -> None:
         """Let go of all sockets, however far startup came."""
+        if self.curve:
+            self.curve.close()
         self._context.destroy(linger=0)
         if signal.getsignal(signal.SIGTERM) == self._stop:
             signal.set_wakeup_fd(-1)
@@ -266,6 +289,17 @@ class Service:
                 self._complain(
                     reason, "by the engine; of such ticks ticks_dropped_total counts all"
                 )
+
+    def _look_at_the_doors(self) -> None:
+        """Count, and log now and then, who was not let in; see who may be."""
+        assert self.curve
+        assert self.doors
+        self.curve.refresh()
+        self.doors.look()
+        before, refused = self.metrics.values["connections_refused"][0], self.doors.refused
+        if refused > before:
+            self.metrics.values["connections_refused"] = refused
+            self._warn("connections refused", "connections", total=refused)
 
     def _checkpoint(self) -> None:
         """Begin a checkpoint where it is time, or see whether the one begun is written."""
@@ -383,7 +417,7 @@ class Service:
     def _make_loop(self) -> None:
         """Connect all stages; the sockets have no endpoints yet."""
         config, spec = self.config, self.engine.model.spec
-        self.publisher = Publisher(self._context, hwm=config.output.hwm)
+        self.publisher = Publisher(self._context, hwm=config.output.hwm, curve=self.curve)
         self.receiver = Receiver(
             self._context,
             kind=config.input.kind,
@@ -391,7 +425,9 @@ class Service:
             hwm=config.input.hwm,
             max_frame=config.input.max_frame,
             most=config.engine.max_batch,
+            curve=self.curve,
         )
+        self.doors = Doors(self._context, (self.receiver.socket, self.publisher.socket))
         pending = Backlog(
             config.input.overload,
             config.input.max_pending,
@@ -416,8 +452,10 @@ class Service:
 
     def _open_endpoints(self) -> None:
         wire_in, wire_out = self.config.input, self.config.output
+        os.umask(self._umask)  # who may use an ipc socket is what the operator's says
         self.publisher.open(wire_out.bind, wire_out.connect)
         self.receiver.open(wire_in.bind, wire_in.connect)
+        os.umask(0o077)
         self._heed_signals()
 
     def _heed_signals(self) -> None:
@@ -463,10 +501,14 @@ class Service:
         values["state_bytes"] = active * sum(self.engine.bytes_per_series.values())
 
     def _complain(self, reason: str, content: str) -> None:
+        self._warn("tick dropped", reason, reason=reason, content=content)
+
+    def _warn(self, name: str, about: str, **fields: object) -> None:
+        """Log what happened, unless the same was not long ago."""
         now = time.monotonic()
-        if now >= self._complained.get(reason, -math.inf) + COMPLAIN_EVERY:
-            self._complained[reason] = now
-            _event(logging.WARNING, "tick dropped", reason=reason, content=content)
+        if now >= self._complained.get(about, -math.inf) + COMPLAIN_EVERY:
+            self._complained[about] = now
+            _event(logging.WARNING, name, **fields)
 
 
 def _open_engine(config: Config) -> tuple[Engine, int]:
@@ -489,6 +531,21 @@ def _open_engine(config: Config) -> tuple[Engine, int]:
     if journalled is not None:
         _event(logging.INFO, "restored", checkpoint=path, series=engine.series.active)
     return engine, journalled or 0
+
+
+def _open_tls(config: Config) -> Tls | None:
+    asked = config.metrics
+    if not (asked.enabled and asked.cert_file and asked.key_file):
+        return None
+    return Tls(asked.cert_file, asked.key_file, asked.client_ca_file)
+
+
+def _open_curve(config: Config, context: "zmq.Context[zmq.Socket[bytes]]") -> Curve:
+    asked = config.security
+    curve = Curve(keys=asked.secret_key, servers=asked.server_keys)
+    if asked.clients:
+        curve.admit(context, asked.clients)
+    return curve
 
 
 def _journal_of(checkpoint: Path) -> Path:

@@ -13,9 +13,9 @@ import streamlstm
 ROOT = Path(streamlstm.__file__).parent
 LEVELS = {
     "config": 0, "model": 0, "ticks": 0, "timestamps": 0, "metrics": 0, "compiled": 0, "memory": 0,
-    "decimals": 0,
+    "decimals": 0, "security": 0,
     "fit_options": 1, "features": 1, "kernels": 1, "wire": 1, "hashing": 1, "transport": 1,
-    "intervals": 1, "backlog": 1,
+    "intervals": 1, "backlog": 1, "web": 1,
     "golden": 2, "series": 2, "journal": 2,
     "engine": 3,
     "checkpoint": 4, "loop": 4, "replay": 4,
