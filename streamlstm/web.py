@@ -36,6 +36,8 @@ _RECORD = 1 << 14
 """Bytes of a TLS record at most (RFC 8446): nothing read so stays behind in the library."""
 _COST = 14, 8, 5
 """Of scrypt: log2(N), r, p, as OWASP's Password Storage Cheat Sheet has it for 16 MiB; 0.2 s."""
+_MEMORY = 1 << 26
+"""Bytes that a hash may take."""
 _HASH = re.compile(r"\$scrypt\$ln=(\d\d?),r=(\d\d?),p=(\d\d?)\$([\w+/-]+)\$([\w+/-]+)", re.ASCII)
 
 _log = logging.getLogger("streamlstm")
@@ -57,7 +59,7 @@ def hash_password(password: str) -> str:
 
 
 def _scrypt(password: bytes, salt: bytes, log_n: int, r: int, p: int) -> bytes:
-    return hashlib.scrypt(password, salt=salt, n=1 << log_n, r=r, p=p, maxmem=1 << 26, dklen=32)
+    return hashlib.scrypt(password, salt=salt, n=1 << log_n, r=r, p=p, maxmem=_MEMORY, dklen=32)
 
 
 def _encode(data: bytes) -> str:
@@ -74,7 +76,7 @@ class Users:
             MetricsError: one is no such hash.
         """
         self._hashes = {name.encode(): _parse(name, text) for name, text in hashes.items()}
-        self._nobody = _parse("", hash_password(secrets.token_hex()))
+        self._nobody = _COST, secrets.token_bytes(16), secrets.token_bytes(32)
         self._key = secrets.token_bytes(32)
         self._known: set[bytes] = set()
         self._next_guess = 0.0
@@ -116,8 +118,9 @@ def _parse(name: str, text: str) -> tuple[tuple[int, int, int], bytes, bytes]:
     log_n, r, p = int(found[1]), int(found[2]), int(found[3])
     try:
         salt, code = (base64.b64decode(part + "=" * (-len(part) % 4)) for part in found.group(4, 5))
-        _scrypt(b"", salt, log_n, r, p)
-    except (ValueError, TypeError):  # TypeError: a cost beyond 64 bits
+        if not (log_n and r and p and 128 * r * ((1 << log_n) + p + 2) <= _MEMORY):
+            raise ValueError
+    except ValueError:
         raise MetricsError(f"metrics.users: {name}: not a hash to be computed; {mend}") from None
     return (log_n, r, p), salt, code
 

@@ -434,7 +434,7 @@ def test_hashes_are_salted_and_say_their_cost() -> None:
 @pytest.mark.parametrize(
     "text",
     ["", PASSWORD, "$2y$10$abcdefghijklmnopqrstuv", HASH + "$", HASH.replace("ln=14", "ln=40"),
-     HASH.replace("ln=14", "ln=99999"), HASH.replace("r=8", "r=0"), 
+     HASH.replace("ln=14", "ln=99999"), HASH.replace("r=8", "r=0"),
      HASH.replace("p=5", "p=999")],
 )  # fmt: skip
 def test_what_is_no_hash_is_one_line_with_the_mend(text: str) -> None:
