@@ -226,6 +226,19 @@ class Security(_Table):
         description="NAME.key files by endpoint, of those that input.connect and output.connect"
         " name; without one nothing is encrypted there",
     )
+    max_connections: int = Field(
+        default=1024,
+        ge=1,
+        le=100_000,
+        description="to input and output at once; beyond it the latest are ended",
+    )
+    max_held: int = Field(
+        default=1 << 30,
+        ge=1 << 20,
+        le=1 << 44,
+        description="bytes that peers may have this daemon hold for them (messages that wait, parts"
+        " of unfinished ones, subscriptions); beyond it all of them are disconnected",
+    )
 
 
 class Checkpoint(_Table):

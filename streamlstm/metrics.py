@@ -35,6 +35,8 @@ COUNTERS: Mapping[str, str] = MappingProxyType(
         " follows until it has read half of it.",
         "connections_refused": "Connections to the sockets for ticks and predictions that ended"
         " with the handshake: of another protocol, a wrong key, or one that is not allowed.",
+        "connections_ended": "Connections ended because there were too many, or because peers had"
+        " the daemon hold too much.",
         "checkpoint_failures": "Checkpoints that could not be written.",
         "journal_bytes": "Bytes written to the journal.",
         "journal_failures": "Times that the journal could not be written or synced.",

@@ -7,6 +7,8 @@ certificate as :mod:`zmq.auth` writes it, ``NAME.key`` to be given away, ``NAME.
 import contextlib
 import logging
 import os
+import socket
+import struct
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,7 +17,6 @@ from typing import NamedTuple
 
 import zmq
 import zmq.auth
-from zmq.utils.monitor import parse_monitor_message
 
 HANDSHAKE = 5.0
 """Seconds that a peer may take for its handshake."""
@@ -25,6 +26,9 @@ _REFUSED = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
+
+_EVENT = struct.Struct("=Hi")
+"""What zmq_socket_monitor(3) tells: an event, and its value."""
 
 _log = logging.getLogger("streamlstm")
 
@@ -116,7 +120,8 @@ class Curve:
             endpoint: load_keys(path, secret=False).public for endpoint, path in servers.items()
         }
         self._authenticator: zmq.auth.Authenticator | None = None
-        self._clients, self._seen = Path(), 0
+        self._clients: Path | None = None
+        self._seen = 0
 
     def admit(self, context: "zmq.Context[zmq.Socket[bytes]]", clients: Path) -> None:
         """Let nobody else connect to what the context's sockets will bind.
@@ -135,12 +140,21 @@ class Curve:
             load_keys(file, secret=False)
         if not files:
             _log.warning("%s: no client's NAME.key is in it, so none may connect", clients)
+        self._clients = clients
+        self._ask(context)
+
+    def move(self, context: "zmq.Context[zmq.Socket[bytes]]") -> None:
+        """Ask of the sockets of another context what was asked of those of before, now closed."""
+        if self._clients:
+            self._ask(context)
+
+    def _ask(self, context: "zmq.Context[zmq.Socket[bytes]]") -> None:
         # brings asyncio along, for which nobody else has to wait
         from zmq.auth.thread import ThreadAuthenticator
 
-        self._clients = clients
         self._authenticator = ThreadAuthenticator(context, log=_log.getChild("curve"))
         self._authenticator.start()
+        self._seen = 0
         self.refresh()
 
     def before_bind(self, socket: "zmq.Socket[bytes]") -> None:
@@ -166,7 +180,7 @@ class Curve:
 
         Those taken away keep the connections that they have.
         """
-        if self._authenticator:
+        if self._authenticator and self._clients:
             with contextlib.suppress(OSError):
                 changed = self._clients.stat().st_mtime_ns
                 if changed != self._seen:
@@ -181,31 +195,58 @@ class Curve:
 
 
 class Doors:
-    """Counts those who come to sockets and are not let in."""
+    """Counts those who come to sockets, and lets in only so many at once.
+
+    Attributes:
+        refused: connections that ended with the handshake.
+        turned_away: connections ended because there were too many.
+        told: sockets of which there is something to read when somebody came or left.
+    """
 
     def __init__(
         self,
         context: "zmq.Context[zmq.Socket[bytes]]",
         sockets: Iterable["zmq.Socket[bytes]"],
+        most: int,
     ) -> None:
-        """Watch ``sockets``, before they are bound; :meth:`look` now and then, or they stop.
+        """Watch ``sockets``, before they are bound, for more than ``most`` connections in all.
 
-        libzmq's own threads wait where what they tell is not read, so it may pile up here.
+        :meth:`look` whenever there is something to read of :attr:`told`, where it piles up. (Were
+        there a limit, libzmq's own threads would wait at it.)
         """
-        self.refused = 0
-        self._watched = []
-        for number, socket in enumerate(sockets):
+        self.refused = self.turned_away = 0
+        self._most, self._inside = most, dict[int, None]()  # file descriptors, in their order
+        self.told: list[zmq.Socket[bytes]] = []
+        for number, each in enumerate(sockets):
             endpoint = f"inproc://doors-{id(self)}-{number}"
-            socket.monitor(endpoint, _REFUSED)
+            each.monitor(endpoint, _REFUSED | zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
             told = context.socket(zmq.PAIR)
             told.rcvhwm = 0
             told.connect(endpoint)
-            self._watched.append(told)
+            self.told.append(told)
+
+    @property
+    def inside(self) -> int:
+        """Connections there are."""
+        return len(self._inside)
 
     def look(self) -> None:
-        """Count what was told."""
-        for told in self._watched:
+        """Count what was told; end the latest connections where there are too many."""
+        for told in self.told:
             with contextlib.suppress(zmq.Again):
                 while True:
-                    event = parse_monitor_message(told.recv_multipart(zmq.NOBLOCK))
-                    self.refused += bool(event["event"] & _REFUSED)
+                    self._hear(*_EVENT.unpack(told.recv_multipart(zmq.NOBLOCK)[0]))
+        for connection in [*self._inside][self._most :]:
+            del self._inside[connection]
+            self.turned_away += 1
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection)) as peer:
+                peer.shutdown(socket.SHUT_RDWR)  # it is libzmq that closes it then
+
+    def _hear(self, event: int, value: int) -> None:
+        if event == zmq.EVENT_ACCEPTED:
+            self._inside.pop(value, None)
+            self._inside[value] = None
+        elif event == zmq.EVENT_DISCONNECTED:
+            self._inside.pop(value, None)
+        else:
+            self.refused += 1

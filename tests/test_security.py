@@ -43,7 +43,7 @@ class Served:
             curve.admit(self.context, clients)
         self.receiver = Receiver(self.context, curve=curve)
         self.publisher = Publisher(self.context, curve=curve)
-        self.doors = Doors(self.context, (self.receiver.socket, self.publisher.socket))
+        self.doors = Doors(self.context, (self.receiver.socket, self.publisher.socket), 10)
         self.receiver.open([LOCAL])
         self.publisher.open([LOCAL])
 
@@ -213,7 +213,7 @@ def test_a_server_that_is_not_the_one_expected_gets_nothing(
     impostor.bind(LOCAL)
     end = impostor.get_string(zmq.LAST_ENDPOINT)
     receiver = Receiver(context, curve=Curve(servers={end: keys.server_public}))
-    doors = Doors(context, [receiver.socket])
+    doors = Doors(context, [receiver.socket], 10)
     receiver.open(connect=[end])
     assert not impostor.poll(200)
     doors.look()
