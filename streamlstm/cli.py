@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from streamlstm import compiled
-from streamlstm.config import INPUT, OUTPUT, Config, ConfigError, Format, load_config
+from streamlstm.config import INPUT, OUTPUT, Config, ConfigError, Format, exposures, load_config
 from streamlstm.fit_options import FitOptions
 
 FORMATS = get_args(Format)
@@ -98,7 +98,10 @@ def _run(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     from streamlstm import service
 
-    print(service.check(_load(options)))
+    config = _load(options)
+    for exposure in exposures(config):
+        print(f"streamlstm check: warning: {exposure}", file=sys.stderr)
+    print(service.check(config))
     return 0
 
 
@@ -254,6 +257,7 @@ def _parser() -> _Parser:
         metavar="SECONDS",
         help="for a daemon to subscribe (default: 10)",
     )
+    _key_arguments(publish)
     _table_arguments(publish)
 
     watch = command("watch", _for_people("watch"), "watch predictions as they come")
@@ -269,7 +273,22 @@ def _parser() -> _Parser:
         metavar="SECONDS",
         help="for the daemon to answer (default: 10)",
     )
+    _key_arguments(watch)
+
+    keys = command("keys", _for_people("keys"), "make a key pair for encrypted connections")
+    keys.add_argument("name", help="of the files: NAME.key and NAME.key_secret")
+    keys.add_argument(
+        "--password",
+        action="store_true",
+        help="ask for a password instead, and print its hash, for metrics.users; NAME is the user",
+    )
     return parser
+
+
+def _key_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("keys, where the daemon asks for them")
+    group.add_argument("--server-key", type=Path, metavar="FILE", help="the daemon's NAME.key")
+    group.add_argument("--key", type=Path, metavar="FILE", help="your own NAME.key_secret")
 
 
 def _table_arguments(parser: argparse.ArgumentParser) -> None:

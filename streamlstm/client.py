@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import zmq
 from numpy.typing import NDArray
 
 from streamlstm.datasets.frames import SeriesData
+from streamlstm.security import Curve
 from streamlstm.transport import WELCOME, TransportError
 from streamlstm.wire.format import BATCH, TOPIC, Format
 from streamlstm.wire.peer import Prediction, decode_predictions, encode_tick
@@ -21,20 +23,35 @@ _LOOK_UP = 200
 class Feed:
     """Publishes ticks to a daemon; waits rather than drop when the daemon does not keep up."""
 
-    def __init__(self, endpoint: str, format: Format, *, bind: bool = False) -> None:
-        """Open the socket.
+    def __init__(
+        self,
+        endpoint: str,
+        format: Format,
+        *,
+        bind: bool = False,
+        key: Path | None = None,
+        server_key: Path | None = None,
+    ) -> None:
+        """Open the socket, with key files where the daemon asks for them.
 
         Raises:
             TransportError: the endpoint is malformed or in use.
+            SecurityError: a key file cannot be used.
         """
         self.format, self.endpoint = format, endpoint
+        curve = _curve(endpoint, key, server_key)
         self._context = zmq.Context()
         self.socket = self._context.socket(zmq.XPUB)
         self.socket.setsockopt(zmq.XPUB_NODROP, 1)
         self.socket.sndtimeo = _LOOK_UP
         self._events = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         try:
-            (self.socket.bind if bind else self.socket.connect)(endpoint)
+            if bind:
+                curve.before_bind(self.socket)
+                self.socket.bind(endpoint)
+            else:
+                curve.before_connect(self.socket, endpoint)
+                self.socket.connect(endpoint)
         except zmq.ZMQError as error:
             self.close(0)
             raise TransportError(
@@ -50,7 +67,7 @@ class Feed:
         if not self.socket.poll(round(1000 * seconds)):
             raise TransportError(
                 f"{self.endpoint}: no daemon subscribed within {seconds:g} s; is 'streamlstm run'"
-                " up, and does its input listen there?"
+                " up, does its input listen there, and do the keys fit, if it asks for any?"
             )
 
     def send(self, series: str, ts_ns: int, values: Sequence[float], *, warm: bool = False) -> None:
@@ -84,19 +101,30 @@ class Feed:
 class Listener:
     """Subscribes to the predictions of all series whose name begins with ``prefix``."""
 
-    def __init__(self, endpoint: str, format: Format, prefix: str = "") -> None:
-        """Open the socket; nothing is known yet of the daemon.
+    def __init__(
+        self,
+        endpoint: str,
+        format: Format,
+        prefix: str = "",
+        *,
+        key: Path | None = None,
+        server_key: Path | None = None,
+    ) -> None:
+        """Open the socket, with key files where the daemon asks for them; of it nothing is known.
 
         Raises:
             TransportError: the endpoint is malformed.
+            SecurityError: a key file cannot be used.
         """
         self.format, self.endpoint, self.prefix = format, endpoint, prefix
+        curve = _curve(endpoint, key, server_key)
         self._context = zmq.Context()
         self.socket = self._context.socket(zmq.SUB)
         self.socket.rcvhwm = 0
         self.socket.subscribe(WELCOME)
         self.socket.subscribe(BATCH if format == "arrow" else TOPIC + prefix.encode())
         try:
+            curve.before_connect(self.socket, endpoint)
             self.socket.connect(endpoint)
         except zmq.ZMQError as error:
             self.close()
@@ -113,7 +141,7 @@ class Listener:
         if not self.socket.poll(round(1000 * seconds)):
             raise TransportError(
                 f"{self.endpoint}: no daemon answered within {seconds:g} s; is 'streamlstm run' up,"
-                " and is this its output?"
+                " is this its output, and do the keys fit, if it asks for any?"
             )
         self.socket.recv_multipart()
 
@@ -131,6 +159,10 @@ class Listener:
     def close(self) -> None:
         """Leave."""
         self._context.destroy(0)
+
+
+def _curve(endpoint: str, key: Path | None, server_key: Path | None) -> Curve:
+    return Curve(keys=key, servers={endpoint: server_key} if server_key else {})
 
 
 class Continuity:

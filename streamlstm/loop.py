@@ -124,8 +124,7 @@ class Loop:
                 engine's series are ordered where this or parking is given.
             wait_ns, spin_ns: see :class:`Way`.
         """
-        self.receiver, self.decoder, self.pending = receiver, decoder, pending
-        self.engine, self.encoders, self.publisher = engine, encoders, publisher
+        self.decoder, self.pending, self.engine, self.encoders = decoder, pending, engine, encoders
         self._log = log or nowhere()
         self._parking, self._idle_ns = parking, round(1e9 * idle_timeout)
         # a clock that is set does not make series idle, and neither does a daemon that was down
@@ -133,9 +132,20 @@ class Loop:
         self._begun = time.time_ns()
         engine.series.arrange()
         self._values, self._wait_ns, self._spin_ns = values, wait_ns, spin_ns
-        self._items = transport.poll_items(receiver.socket, publisher.socket, wakeup)
+        self.attach(receiver, publisher, wakeup)
+
+    def attach(
+        self, receiver: Receiver, publisher: Publisher, *others: "zmq.Socket[bytes] | int"
+    ) -> None:
+        """Take from ``receiver`` and give to ``publisher`` from here on.
+
+        :meth:`run` comes back when there is something to be read of ``others``.
+        """
+        self.receiver, self.publisher = receiver, publisher
+        waited_for = (receiver.socket, publisher.socket, *others)
+        self._items = transport.poll_items(*waited_for)
         self._poller = zmq.Poller()
-        for each in (receiver.socket, publisher.socket, wakeup):
+        for each in waited_for:
             self._poller.register(each, zmq.POLLIN)
         self._way = self._compiled_way()
 
