@@ -34,8 +34,8 @@ from streamlstm.metrics import Metrics
 from streamlstm.model import Model, ModelError, load_model
 from streamlstm.parking import Parking, ParkingError
 from streamlstm.replay import replay
-from streamlstm.segments import JournalError
 from streamlstm.security import Curve, Doors, SecurityError
+from streamlstm.segments import JournalError
 from streamlstm.transport import Publisher, Receiver, TransportError
 from streamlstm.web import MetricsError, Server, Tls, Users
 from streamlstm.wire.codec import Decoder, Encoder
@@ -324,11 +324,9 @@ class Service:
             if count > self._evicted.get(reason, 0):
                 self._evicted[reason] = count
                 key = bytes(self.engine.series.index.latest).rstrip(b"\0")
-                self._complain(
-                    reason, f"{count} by now, such as {key!r}", "series evicted", logging.INFO
-                )
+                self._warn("series evicted", reason, reason=reason, total=count, latest=repr(key))
         if self.parking and self.parking.problem:
-            self._complain("parking", self.parking.problem, "series not kept")
+            self._warn("series not kept", "parking", why=self.parking.problem)
             self.parking.problem = ""
 
     def _look_at_the_doors(self) -> None:
@@ -427,7 +425,7 @@ class Service:
             try:
                 self.journal.forget(checkpoint.journalled(self.config.checkpoint.path) + 1)
             except JournalError as error:
-                self._complain("journal", str(error))
+                self._warn("journal", "journal", why=str(error))
 
     def _open_journal(self) -> None:
         """Replay what is there, and begin to write.
@@ -467,7 +465,8 @@ class Service:
         assert self.journal
         self.metrics.values["journal_failures"] += 1
         strict, full = self.config.journal.durability == "strict", error.errno in _FULL
-        self._complain("journal", f"{error}; {'free some space' if full else 'look at the disk'}")
+        mend = "free some space" if full else "look at the disk"
+        self._warn("journal", "journal", why=f"{error}; {mend}")
         if not strict:
             self.journal.suspend()
             self._next_checkpoint = time.monotonic()
@@ -482,7 +481,7 @@ class Service:
             try:
                 self.journal.roll()
             except JournalError as error:
-                self._complain("journal", str(error))
+                self._warn("journal", "journal", why=str(error))
             else:
                 self.journal.resume()
 
@@ -609,14 +608,6 @@ class Service:
             values["ticks_not_journalled"] = self.journal.log.state[journal.MISSED]
         values["active_series"] = active
         values["state_bytes"] = active * sum(self.engine.bytes_per_series.values())
-
-    def _complain(
-        self, reason: str, content: str, what: str = "tick dropped", level: int = logging.WARNING
-    ) -> None:
-        now = time.monotonic()
-        if now >= self._complained.get(reason, -math.inf) + COMPLAIN_EVERY:
-            self._complained[reason] = now
-            _event(level, what, reason=reason, content=content)
 
     def _complain(self, reason: str, content: str) -> None:
         self._warn("tick dropped", reason, reason=reason, content=content)
