@@ -1,19 +1,23 @@
 """journal -> engine: what was stepped since a checkpoint is stepped again, to the same bits."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from streamlstm.engine import Engine
 from streamlstm.journal import Found, JournalError, read
-from streamlstm.ticks import Keys, rows_of
+from streamlstm.ticks import Forecasts, Keys, rows_of
 
 
-def replay(engine: Engine, folder: Path, after: int) -> Found:
+def replay(
+    engine: Engine, folder: Path, after: int, made: Callable[[Forecasts], None] | None = None
+) -> Found:
     """Step all that the journal in ``folder`` has above number ``after``; publish nothing.
 
     Neither does it count: what the engine drops was counted when it came first. ``last`` of what is
-    returned is ``after`` where there was nothing to be read.
+    returned is ``after`` where there was nothing to be read. ``made`` is given the forecasts of
+    each step, valid until it returns.
 
     Raises:
         JournalError: it is damaged, of another model, or has more series than there is room for.
@@ -31,7 +35,11 @@ def replay(engine: Engine, folder: Path, after: int) -> Found:
         if not np.array_equal(slots, entry.begun + np.arange(len(slots))):
             raise _refused(folder, f"of more than max_series = {engine.series.capacity} series")
         for begin in range(0, len(entry.ticks.slot), engine.max_batch):
-            engine.step(rows_of(entry.ticks, begin, begin + engine.max_batch), entry.now)
+            forecasts = engine.step(
+                rows_of(entry.ticks, begin, begin + engine.max_batch), entry.now
+            )
+            if made:
+                made(forecasts)
     for kept, counted in zip((engine.work.drops, engine.work.gaps), counts, strict=True):
         kept[:] = counted
     return found

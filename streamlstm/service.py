@@ -95,7 +95,7 @@ def check(config: Config) -> str:
     Raises:
         ModelError, BackendError, CheckpointError, FormatError: each with one line.
     """
-    engine, _ = _open_engine(config)
+    engine, _ = open_engine(config)
     restored = engine.series.active
     _open_wire(config, engine.model)
     each = sum(engine.bytes_per_series.values())
@@ -141,7 +141,7 @@ class Service:
         if config.metrics.enabled:
             self.server = Server(self.metrics, config.metrics.host, config.metrics.port)
         notify("STATUS=opening the model")
-        self.engine, self._journalled = _open_engine(config)
+        self.engine, self._journalled = open_engine(config)
         self._restored = self.engine.series.active
         model = self.engine.model
         self._open_journal()
@@ -324,7 +324,7 @@ class Service:
         config, engine = self.config, self.engine
         if not config.checkpoint.path:
             return
-        folder = _journal_of(config.checkpoint.path)
+        folder = journal_of(config.checkpoint.path)
         notify("STATUS=replaying the journal")
         found = replay(engine, folder, self._journalled)
         self._journalled, self._restored = found.last, engine.series.active
@@ -469,7 +469,7 @@ class Service:
             _event(logging.WARNING, "tick dropped", reason=reason, content=content)
 
 
-def _open_engine(config: Config) -> tuple[Engine, int]:
+def open_engine(config: Config) -> tuple[Engine, int]:
     """The engine, with what a checkpoint brought back; the last entry of the journal in that."""
     engine = Engine(
         load_model(config.model),
@@ -491,7 +491,8 @@ def _open_engine(config: Config) -> tuple[Engine, int]:
     return engine, journalled or 0
 
 
-def _journal_of(checkpoint: Path) -> Path:
+def journal_of(checkpoint: Path) -> Path:
+    """The folder of the journal that goes with a checkpoint."""
     return checkpoint.with_name(f"{checkpoint.name}.journal")
 
 

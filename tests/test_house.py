@@ -23,7 +23,7 @@ LEVELS = {
     # the side rooms: nothing of the daemon may import them
     "datasets": 6, "samples": 6, "speed": 6, "precision": 6, "backtest": 6,
     "client": 7, "terminal": 7, "linear": 7, "gradient": 7,
-    "plot": 8, "mixture": 8, "bptt": 8,
+    "plot": 8, "mixture": 8, "bptt": 8, "offline": 8,
     "train": 9,
     "demo": 10,
     "commands": 11,
