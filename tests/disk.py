@@ -198,6 +198,8 @@ class _Recorder:
             return self.real["rename"](source, target)
         assert os.path.dirname(names[0]) == os.path.dirname(names[1]), "from folder to folder"
         begun, node = self.about_to(), self.node(source)
+        if os.path.lexists(target):
+            self._bury(target)
         self.real["replace"](source, target)
         self.tell("move", begun, node, names[0], names[1])
         return None
@@ -208,11 +210,16 @@ class _Recorder:
         assert dir_fd is None
         name = self.below(path)
         begun = self.about_to()
+        self._bury(path)
         self.real["unlink"](path)
         if name is not None:
             self.tell("unlink", begun, path=name)
 
     remove = unlink
+
+    def _bury(self, path: Any) -> None:
+        """What has this inode from now on is another node."""
+        self.made[os.lstat(path).st_ino] = time.monotonic_ns()
 
     def mkdir(self, path: Any, mode: int = 0o777, *, dir_fd: None = None) -> None:
         assert dir_fd is None
