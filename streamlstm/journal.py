@@ -356,7 +356,10 @@ class Journal:
 def _open_folder(folder: Path) -> int:
     """A descriptor of the folder, locked until it is closed."""
     try:
+        missing = [each for each in folder.parents if not each.exists()]
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for each in (folder, *missing):
+            _sync_folder(each.parent)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         mend = "choose a folder that this user may write to"
@@ -368,6 +371,15 @@ def _open_folder(folder: Path) -> int:
         why = "another process writes there"
         raise error_at(folder, error.errno, why, "stop it, or choose another folder") from error
     return descriptor
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the names in it on disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _tidy(folder: Path) -> int:

@@ -1,5 +1,6 @@
 """journal -> engine: what was stepped since a checkpoint is stepped again, to the same bits."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +10,22 @@ from streamlstm.events import CREATE, EVICT, UNPARK, Event
 from streamlstm.index import STARTED
 from streamlstm.parking import Parking
 from streamlstm.segments import Found, JournalError, read
+from streamlstm.ticks import Forecasts
 
 
-def replay(engine: Engine, folder: Path, after: int, parking: Parking | None = None) -> Found:
+def replay(
+    engine: Engine,
+    folder: Path,
+    after: int,
+    parking: Parking | None = None,
+    made: Callable[[Forecasts], None] | None = None,
+) -> Found:
     """Step all that the journal in ``folder`` has above number ``after``; publish nothing.
 
     Neither does it count: what the engine drops was counted when it came first. ``last`` of what is
     returned is ``after`` where there was nothing to be read. Series that were parked are not parked
     once more, and those that came back bring their state along in the journal; out of ``parking``
-    go those that ended since.
+    go those that ended since. ``made`` is given the forecasts of each step, valid until it returns.
 
     Raises:
         JournalError: it is damaged, of another model, or has more series than there is room for.
@@ -34,7 +42,9 @@ def replay(engine: Engine, folder: Path, after: int, parking: Parking | None = N
         for event in entry.events:
             _apply(engine, folder, event, ended)
         for ticks in engine.parts(entry.ticks):
-            engine.step(ticks, entry.now)
+            forecasts = engine.step(ticks, entry.now)
+            if made:
+                made(forecasts)
             slots = engine.take_ended()
             ended |= zip(engine.series.keys(slots), slots.tolist(), strict=True)
     _end(engine, ended, parking)

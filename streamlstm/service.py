@@ -114,7 +114,7 @@ def check(config: Config) -> str:
     Users(config.metrics.users)
     with zmq.Context() as context:
         _open_curve(config, context).close()
-    engine, _ = _open_engine(config)
+    engine, _ = open_engine(config)
     if parking := _open_parking(config, engine):
         parking.close()
     restored = engine.series.active
@@ -177,7 +177,7 @@ class Service:
             )
         self.curve = _open_curve(config, self._context)
         notify("STATUS=opening the model")
-        self.engine, self._journalled = _open_engine(config)
+        self.engine, self._journalled = open_engine(config)
         model = self.engine.model
         self.parking = _open_parking(config, self.engine)
         self._open_journal()
@@ -436,7 +436,7 @@ class Service:
         config, engine = self.config, self.engine
         if not config.checkpoint.path:
             return
-        folder = _journal_of(config.checkpoint.path)
+        folder = journal_of(config.checkpoint.path)
         notify("STATUS=replaying the journal")
         found = replay(engine, folder, self._journalled, self.parking)
         self._journalled = found.last
@@ -620,7 +620,7 @@ class Service:
             _event(logging.WARNING, name, **fields)
 
 
-def _open_engine(config: Config) -> tuple[Engine, int]:
+def open_engine(config: Config) -> tuple[Engine, int]:
     """The engine, with what a checkpoint brought back; the last entry of the journal in that."""
     engine = Engine(
         load_model(config.model),
@@ -667,7 +667,8 @@ def _open_curve(config: Config, context: "zmq.Context[zmq.Socket[bytes]]") -> Cu
     return curve
 
 
-def _journal_of(checkpoint: Path) -> Path:
+def journal_of(checkpoint: Path) -> Path:
+    """The folder of the journal that goes with a checkpoint."""
     return checkpoint.with_name(f"{checkpoint.name}.journal")
 
 

@@ -18,7 +18,7 @@ from streamlstm.wire.peer import Prediction
 from tests.daemon import Client, start
 from tests.models import random_model_file
 
-COMMANDS = ("demo", "fit", "backtest", "inspect", "run", "check", "publish", "watch")
+COMMANDS = ("demo", "fit", "backtest", "inspect", "run", "check", "replay", "publish", "watch")
 
 
 def streamlstm(*arguments: object, code: int = 0) -> "subprocess.CompletedProcess[str]":

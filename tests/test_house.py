@@ -25,7 +25,7 @@ LEVELS = {
     # the side rooms: nothing of the daemon may import them
     "datasets": 8, "samples": 8, "speed": 8, "precision": 8, "backtest": 8,
     "client": 9, "terminal": 9, "linear": 9, "gradient": 9,
-    "plot": 10, "mixture": 10, "bptt": 10,
+    "plot": 10, "mixture": 10, "bptt": 10, "offline": 10,
     "train": 11,
     "demo": 12,
     "commands": 13,
