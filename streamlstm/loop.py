@@ -29,6 +29,7 @@ from streamlstm.ticks import Arrivals, Keys, Messages, Names, Ticks, first, rows
 from streamlstm.transport import Publisher, Receiver, Sink, Source, drain, flush, wait
 from streamlstm.wire.codec import Decoder, Encoder, settle
 from streamlstm.wire.format import SOUND, Columns, Layout, Limits
+from streamlstm.wire.publishers import Publishers
 
 TURNS = 4
 """Batches taken from the input for one that is stepped, at most, where ticks may be dropped."""
@@ -59,6 +60,7 @@ class Way(NamedTuple):
     limits: Limits
     latest_arrival: NDArray[np.int64]
     refused: NDArray[np.int64]
+    publishers: Publishers
     queue: Queue
     work: Work
     network: int
@@ -149,6 +151,7 @@ class Loop:
             reader.limits,
             self.decoder.latest_arrival,
             self.decoder.refused,
+            self.decoder.publishers,
             self.pending.queue,
             work,
             engine.buffers.plan,
@@ -326,7 +329,16 @@ def _take(way: Way, count: int) -> bool:
     for row in range(rows):
         if columns.fault[row] != SOUND:
             return False
-    settle(columns, rows, _now(way.clock, _REALTIME), way.latest_arrival, way.refused)
+    arrived = _now(way.clock, _REALTIME)
+    settle(
+        columns,
+        rows,
+        arrived,
+        way.latest_arrival,
+        way.refused,
+        way.publishers,
+        messages.data,
+    )
     for begin in range(0, rows, queue.batch):
         end = min(rows, begin + queue.batch)
         keys = Keys(messages.data, columns.begin[begin:end], columns.end[begin:end])
