@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from streamlstm.engine import Engine
+from streamlstm.engine import Engine, Latest
 
 FORMAT = 1
 PR_SET_PDEATHSIG = 1
@@ -186,7 +186,9 @@ def _restore(engine: Engine, path: Path, tensors: dict[str, NDArray[Any]]) -> No
     expected["recurrent"] = engine.kernels.to_host(engine.buffers, slots[:0])
     for name, like in expected.items():
         given = tensors.get(name)
-        if given is None or given.dtype != like.dtype or given.shape != (n, *like.shape[1:]):
+        if given is None and name in Latest._fields:  # made while it was not kept
+            tensors[name] = np.zeros((n, *like.shape[1:]), like.dtype)
+        elif given is None or given.dtype != like.dtype or given.shape != (n, *like.shape[1:]):
             raise _refused(path, f"made with other settings ({name})")
     series.restore(names, lengths)
     for name, array in series.state.items():

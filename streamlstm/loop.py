@@ -52,7 +52,7 @@ class Way(NamedTuple):
 
     code: Code
     items: NDArray[np.int64]
-    """what is waited for: the input, subscriptions, and what wakes the daemon up"""
+    """what is waited for: the input, subscriptions, what wakes the daemon up, and others"""
     source: Source
     most: int
     """messages taken at once"""
@@ -99,6 +99,7 @@ class Loop:
         values: NDArray[np.void],
         wakeup: int,
         *,
+        also: "Sequence[zmq.Socket[bytes]]" = (),
         log: Log | None = None,
         wait_ns: int = 0,
         spin_ns: int = 0,
@@ -109,6 +110,7 @@ class Loop:
             receiver, decoder, pending, engine, encoders, publisher: in this order.
             values: of the metrics, (1,) of :data:`streamlstm.metrics.LAYOUT`.
             wakeup: a file descriptor that is readable when :meth:`run` is to come back.
+            also: other sockets; what arrives there makes :meth:`run` come back.
             log: the journal's, if there is one.
             wait_ns, spin_ns: see :class:`Way`.
         """
@@ -118,9 +120,9 @@ class Loop:
         self._told = np.array([engine.series.active, 0, 0])
         self._names = engine.series.names
         self._values, self._wait_ns, self._spin_ns = values, wait_ns, spin_ns
-        self._items = transport.poll_items(receiver.socket, publisher.socket, wakeup)
+        self._items = transport.poll_items(receiver.socket, publisher.socket, wakeup, *also)
         self._poller = zmq.Poller()
-        for each in (receiver.socket, publisher.socket, wakeup):
+        for each in (receiver.socket, publisher.socket, wakeup, *also):
             self._poller.register(each, zmq.POLLIN)
         self._way = self._compiled_way()
 

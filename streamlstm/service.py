@@ -31,9 +31,11 @@ from streamlstm.loop import Loop
 from streamlstm.metrics import Metrics, MetricsError, Server
 from streamlstm.model import Model, ModelError, load_model
 from streamlstm.replay import replay
+from streamlstm.snapshot import Snapshots
 from streamlstm.transport import Publisher, Receiver, TransportError
 from streamlstm.wire.codec import Decoder, Encoder
 from streamlstm.wire.format import FormatError, Shape
+from streamlstm.wire.publishers import COUNTS
 
 QUIET = 0.02
 """Seconds without a tick after which, at the end, no more are expected."""
@@ -60,7 +62,8 @@ def run(config: Config, announce: bool = False) -> int:
     """Serve until SIGTERM or SIGINT and return the exit code; errors at start are logged.
 
     With ``announce``, one line of JSON on stdout says, once all is ready, ``input`` and ``output``
-    (lists of endpoints, wildcards resolved), ``metrics`` (a URL, or null) and ``pid``.
+    (lists of endpoints, wildcards resolved), ``snapshot`` (one too),
+    ``metrics`` (a URL, or null) and ``pid``.
     """
     _log_to_stderr(config.service.log_level)
     service = Service(config)
@@ -121,6 +124,7 @@ class Service:
         self._sender.setblocking(False)
         self._saving: Saving | None = None
         self.journal: Journal | None = None
+        self.snapshots: Snapshots | None = None
         self.failed = False
         self._compiles = event.RecordingListener()
         event.register("numba:compile", self._compiles)
@@ -174,6 +178,8 @@ class Service:
         """Serve whatever waits, a batch at a time, until a signal."""
         while not self.stopping:
             until = time.monotonic() + LOOK_ROUND
+            if self.snapshots:
+                until = min(until, self.snapshots.due)
             self._serve(until if self._saving else min(until, self._next_checkpoint))
             self._checkpoint()
 
@@ -222,6 +228,8 @@ class Service:
         with contextlib.suppress(BlockingIOError):
             self._wakeup.recv(4096)
         self.publisher.forget_subscriptions()
+        if self.snapshots:
+            self.snapshots.serve()
         self._sample()
         return taken
 
@@ -247,6 +255,7 @@ class Service:
         return {
             "input": self.receiver.endpoints,
             "output": self.publisher.endpoints,
+            "snapshot": self.snapshots.endpoints if self.snapshots else (),
             "metrics": self.server.url if self.server else None,
             "pid": os.getpid(),
         }
@@ -400,6 +409,9 @@ class Service:
             config.engine.max_series,
             len(self.decoder.reader.columns.ts),
         )
+        if config.snapshot.bind:
+            engine = self.engine
+            self.snapshots = Snapshots(self._context, engine, self.encoders[0], self.publisher)
         self.loop = Loop(
             self.receiver,
             self.decoder,
@@ -409,6 +421,7 @@ class Service:
             self.publisher,
             self.metrics.values,
             self._wakeup.fileno(),
+            also=[self.snapshots.socket] if self.snapshots else [],
             log=self.journal.log if self.journal else None,
             wait_ns=1000 * config.engine.max_wait_us,
             spin_ns=1000 * config.service.busy_poll_us,
@@ -417,6 +430,8 @@ class Service:
     def _open_endpoints(self) -> None:
         wire_in, wire_out = self.config.input, self.config.output
         self.publisher.open(wire_out.bind, wire_out.connect)
+        if self.snapshots:
+            self.snapshots.open(self.config.snapshot.bind)
         self.receiver.open(wire_in.bind, wire_in.connect)
         self._heed_signals()
 
@@ -455,6 +470,11 @@ class Service:
         values["series_started"] = active - self._restored
         values["input_gaps"] = self.engine.gaps
         values["subscriber_overflows"] = self.publisher.overflows
+        for name, count in zip(COUNTS, self.decoder.publishers.counts.tolist(), strict=True):
+            values[f"publisher_{name}"] = count
+        if self.snapshots:
+            values["snapshots_served"] = self.snapshots.served
+            values["snapshots_refused"] = self.snapshots.refused
         values["functions_compiled"] = self.functions_compiled
         if self.journal:
             values["journal_bytes"] = self.journal.log.state[journal.BYTES]
@@ -479,6 +499,7 @@ def _open_engine(config: Config) -> tuple[Engine, int]:
         coverage=config.interval.coverage,
         threads=config.engine.threads,
         max_key=config.input.max_key,
+        keep_latest=bool(config.snapshot.bind),
     )
     if config.engine.backend == "auto":
         _event(logging.INFO, "backend", took=engine.backend, because=engine.backend_reason)

@@ -140,7 +140,7 @@ class Receiver:
         Raises:
             TransportError: as :class:`Receiver`.
         """
-        self.endpoints += _open(self.socket, bind, connect)
+        self.endpoints += open_endpoints(self.socket, bind, connect)
 
     def receive(self, most: int) -> int:
         """Take what waits to :attr:`messages`, ``most`` at most, and return how many.
@@ -217,7 +217,7 @@ class Publisher:
         Raises:
             TransportError: as :class:`Publisher`.
         """
-        self.endpoints += _open(self.socket, bind, connect)
+        self.endpoints += open_endpoints(self.socket, bind, connect)
 
     @property
     def overflows(self) -> int:
@@ -285,7 +285,7 @@ def poll_items(*waited_for: "zmq.Socket[bytes] | int") -> NDArray[np.int64]:
     return items.view(np.int64)
 
 
-def _open(
+def open_endpoints(
     socket: "zmq.Socket[bytes]", bind: Iterable[str], connect: Iterable[str]
 ) -> tuple[str, ...]:
     """Open all endpoints and name them, wildcards resolved."""

@@ -18,7 +18,7 @@ LEVELS = {
     "intervals": 1, "backlog": 1,
     "golden": 2, "series": 2, "journal": 2, "wire": 2,
     "engine": 3,
-    "checkpoint": 4, "loop": 4, "replay": 4,
+    "checkpoint": 4, "loop": 4, "replay": 4, "snapshot": 4,
     "service": 5,
     # the side rooms: nothing of the daemon may import them
     "datasets": 6, "samples": 6, "speed": 6, "precision": 6, "backtest": 6,

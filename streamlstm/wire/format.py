@@ -21,6 +21,14 @@ TOPIC = b"prediction."
 TOPIC_SIZE = len(TOPIC)
 BATCH = b"predictions.batch"
 """The topic of many predictions in one message."""
+SNAPSHOT = b"streamlstm.snapshot"
+"""What ends a snapshot."""
+REFUSED = b"streamlstm.refused"
+"""What a request for one gets that is not served."""
+JOINED = b"streamlstm.joined."
+"""What the topic begins with that tells a requester that it had joined; its token follows."""
+LONGEST_TOKEN = 64
+"""Bytes of a token at most."""
 REASONS = (
     "malformed",
     "wrong_values",

@@ -153,13 +153,13 @@ def test_ticks_come_back_as_they_were_written(format: str, ticks: list[Any]) -> 
             zip(("seq", "publisher"), numbered or (), strict=False)
         )
         messages.append(encode_tick(format, key, ts, row, **more))
-    columns, _ = decoder.reader.read(Messages.of(messages), len(messages))
-    data = Messages.of(messages).data
+    laid = Messages.of(messages)
+    columns, _ = decoder.reader.read(laid, len(messages))
     for m, (*_, numbered) in enumerate(ticks):
         assert bool(columns.flags[m] & NUMBERED) == (numbered is not None)
         if numbered:
             begin, end = columns.publisher[m]
-            assert (columns.seq[m], data[begin:end].tobytes().decode()) == numbered
+            assert (columns.seq[m], laid.data[begin:end].tobytes().decode()) == numbered
     decoded = decode(decoder, *messages)
     assert len(decoded) == len(ticks)
     for (key, ts, row, flags, _), got in zip(ticks, decoded, strict=True):
