@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from streamlstm.copy_on_write import MORE, row_layout, sweep
-from streamlstm.engine import Engine
+from streamlstm.copy_on_write import MORE, sweep
+from streamlstm.engine import Engine, Latest
 from streamlstm.hashing import checksum
 
 FORMAT = 2
@@ -289,21 +289,40 @@ def _read_header(path: Path, file: BufferedReader) -> dict[str, Any]:
 
 
 def _row_of(path: Path, header: dict[str, Any], engine: Engine) -> np.dtype[np.void]:
-    """How a row of the file lies: as the engine's own, but for the width of keys."""
-    own = engine.series.table.dtype
-    theirs, record = header["fields"], header["fields"][1][1]
-    widths = {name: tuple(shape) for name, _, shape, _ in record[:-1]}
-    kinds = {name: kind for name, (kind, *_) in (own.fields or {}).items()}
-    shapes = {name: kind.shape for name, kind in kinds.items()} | {"name": widths.get("name", ())}
-    fields = [(name, kind.base, shapes[name]) for name, kind in kinds.items()]
-    lying = np.dtype(fields, align=True)
-    row = row_layout(lying, math.prod(engine.kernels.to_host(engine.buffers, _NONE).shape[1:]))
-    ours = _fields(row)
-    if ours != theirs:
-        known = [*ours[1][1][:-1], *ours]
-        other = [each for each in [*record[:-1], *theirs] if each not in known]
-        raise _refused(path, f"made with other settings ({other[0][0] if other else 'sizes'})")
+    """How a row of the file lies: it may have keys of another width, and latest predictions."""
+    row = _dtype(header["fields"])
+    kinds, wanted = _kinds(row["record"]), _kinds(engine.series.table.dtype)
+    kinds["name"] = wanted["name"]
+    for name in Latest._fields:
+        if name not in kinds or name not in wanted:
+            kinds.pop(name, None)
+            wanted.pop(name, None)
+    other = [name for name in kinds | wanted if kinds.get(name) != wanted.get(name)]
+    if row["state"].shape != (math.prod(_record_shape(engine)),):
+        other.append("state")
+    if other:
+        raise _refused(path, f"made with other settings ({other[0]})")
     return row
+
+
+def _kinds(record: np.dtype[Any]) -> dict[str, np.dtype[Any]]:
+    return {name: kind for name, (kind, *_) in (record.fields or {}).items()}
+
+
+def _dtype(fields: list[Any]) -> np.dtype[np.void]:
+    """What :func:`_fields` gave."""
+    *named, itemsize = fields
+    names, kinds, shapes, offsets = zip(*named, strict=True)
+    formats = [
+        (_dtype(kind) if isinstance(kind, list) else kind, tuple(shape))
+        for kind, shape in zip(kinds, shapes, strict=True)
+    ]
+    return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": itemsize})
+
+
+def _record_shape(engine: Engine) -> tuple[int, ...]:
+    """Of a recurrent state."""
+    return engine.kernels.to_host(engine.buffers, np.zeros(0, np.int32)).shape[1:]
 
 
 def _refuse_others(path: Path, header: dict[str, Any], engine: Engine) -> None:
@@ -360,18 +379,16 @@ def _verify(path: Path, file: BufferedReader, header: dict[str, Any], engine: En
 
 def _restore(path: Path, file: BufferedReader, header: dict[str, Any], engine: Engine) -> None:
     row = _row_of(path, header, engine)
-    shape = engine.kernels.to_host(engine.buffers, _NONE).shape[1:]
+    shape = _record_shape(engine)
     for rows in _pieces(path, file, header, row):
         slots, records = rows["slot"].astype(np.int32), rows["record"]
         engine.series.restore(records["name"], records["length"], slots)
         for name, array in engine.series.state.items():
-            array[slots] = records[name]
+            if name in (records.dtype.names or ()):
+                array[slots] = records[name]
         states = np.ascontiguousarray(rows["state"]).reshape(len(rows), *shape)
         engine.kernels.from_host(engine.buffers, slots, states)
     engine.series.arrange()
-
-
-_NONE = np.zeros(0, np.int32)
 
 
 def _put(temporary: Path, path: Path, keep: int) -> None:

@@ -274,6 +274,11 @@ def _parser() -> _Parser:
     watch.add_argument("prefix", nargs="?", default="", help="of the series' names (default: all)")
     watch.add_argument("--format", choices=FORMATS, default="json", help="(default: json)")
     watch.add_argument("--json", action="store_true", help="a line of JSON for each prediction")
+    watch.add_argument(
+        "--snapshot",
+        metavar="ENDPOINT",
+        help="begin with the latest of each series, from the daemon's snapshot.bind there",
+    )
     watch.add_argument("--count", type=_count, default=0, metavar="N", help="leave after N of them")
     watch.add_argument(
         "--wait",

@@ -184,6 +184,16 @@ class Engine(_Table):
     )
 
 
+class Snapshot(_Table):
+    """The service that tells those who join late the latest prediction of each series."""
+
+    bind: Texts = Field(
+        default=(),
+        description="endpoints to listen on, such as tcp://127.0.0.1:5557; empty: none, and no"
+        " prediction is kept (one takes 24 bytes a step and target)",
+    )
+
+
 class Interval(_Table):
     """The interval around each forecast."""
 
@@ -314,6 +324,7 @@ class Config(_Table):
     model: Path = Field(description="the model file, as `streamlstm fit` writes it")
     input: Input = Input()
     output: Output = Output()
+    snapshot: Snapshot = Snapshot()
     engine: Engine = Engine()
     interval: Interval = Interval()
     metrics: Metrics = Metrics()

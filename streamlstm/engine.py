@@ -29,9 +29,11 @@ from streamlstm.memory import (
     Fields,
     address_of,
     clear,
+    copy,
     load_value,
     pointer_to,
     prefetch,
+    records,
     size_of,
     store_value,
 )
@@ -115,6 +117,19 @@ class Schedule(NamedTuple):
         )
 
 
+class Latest(NamedTuple):
+    """The latest prediction of each series, for those who ask for it later."""
+
+    kept: bool
+    """else nothing of it means anything"""
+    latest_seq: NDArray[np.int64]
+    """(series,) 0: there is none"""
+    latest_ts: NDArray[np.int64]
+    """(series,)"""
+    latest: NDArray[np.float64]
+    """(series, 3, horizon, targets): forecast, lower and upper end"""
+
+
 class Work(NamedTuple):
     """All that the compiled stages of a step look at and write to."""
 
@@ -126,6 +141,7 @@ class Work(NamedTuple):
     bands: intervals.Bands
     seq: NDArray[np.int64]
     """(series,) predictions made of each"""
+    latest: Latest
     rows: features.Rows
     schedule: Schedule
     outputs: NDArray[np.float32]
@@ -174,10 +190,12 @@ class Engine:
         max_key: int = 64,
         ordered: bool = False,
         evict: bool = False,
+        keep_latest: bool = False,
     ) -> None:
         """Open ``model``: its golden trajectory is repeated on the backend.
 
-        ``ordered`` and ``evict`` are as for :class:`streamlstm.series.Series`.
+        ``ordered`` and ``evict`` are as for :class:`streamlstm.series.Series`. With
+        ``keep_latest``, the latest prediction of each series is part of its state.
 
         Raises:
             ModelError: the golden deviates, or ``max_series`` series do not fit in memory.
@@ -189,7 +207,8 @@ class Engine:
         self.max_batch, self.coverage = max_batch, coverage
         spec = model.spec
         bands = intervals.plan(spec.horizon, spec.targets, coverage, model.errors)
-        fields = state_fields(spec, bands)
+        latest = latest_fields(spec)
+        fields = state_fields(spec, bands, keep_latest)
         network = network_of(spec, model.weights)
         self.bytes_per_series = {"recurrent": self.kernels.bytes_per_series(network)}
         self.bytes_per_series |= bytes_per_series(fields, max_series, max_key)
@@ -198,6 +217,7 @@ class Engine:
         self.series = Series(fields, max_series, max_key, ordered=ordered, evict=evict)
         self.buffers = self.kernels.allocate(network, max_series, threads or None)
         state, index = self.series.state, self.series.index
+        kept = state if keep_latest else records(latest, 1)
         recurrent = self.kernels.host_records(self.buffers)
         self._on_device = not len(recurrent)
         told = recurrent
@@ -211,6 +231,7 @@ class Engine:
             features.Memory(*(state[name] for name in features.Memory._fields)),
             intervals.Bands(*(state[name] for name in intervals.Bands._fields)),
             state["seq"],
+            Latest(keep_latest, *(kept[name] for name in latest)),
             features.Rows.empty(spec, max_batch),
             Schedule.empty(max_batch),
             np.zeros((max_batch, spec.outputs), np.float32),
@@ -398,7 +419,7 @@ def open_backend(name: str) -> tuple[str, str, ModuleType]:
     return ("cpu", f"no usable GPU ({reason})", cpu) if reason else ("cuda", "a GPU is there", cuda)
 
 
-def state_fields(spec: Spec, bands: intervals.Plan) -> Fields:
+def state_fields(spec: Spec, bands: intervals.Plan, keep_latest: bool = False) -> Fields:
     """The one table of what a series keeps, but for its recurrent state, which is the kernels'."""
     return {
         "last_ts": (np.int64, ()),
@@ -406,9 +427,19 @@ def state_fields(spec: Spec, bands: intervals.Plan) -> Fields:
         "anew": (np.uint8, ()),
         "seq": (np.int64, ()),
         "heard": (np.int64, ()),
+        **(latest_fields(spec) if keep_latest else {}),
         # from here on what a series forgets when it starts anew
         **features.memory_fields(spec),
         **intervals.bands_fields(bands),
+    }
+
+
+def latest_fields(spec: Spec) -> Fields:
+    """What a series keeps of its latest prediction, in the order of :class:`Latest`."""
+    return {
+        "latest_seq": (np.int64, ()),
+        "latest_ts": (np.int64, ()),
+        "latest": (np.float64, (3, spec.horizon, spec.targets)),
     }
 
 
@@ -657,7 +688,7 @@ def _forecast(work: Work, ticks: Ticks, start: int, stop: int) -> None:
     schedule, rows, outputs, forecasts, seq = (
         work.schedule, work.rows, work.outputs, work.forecasts, work.seq
     )  # fmt: skip
-    point, targets = forecasts.point, rows.scale.shape[1]
+    point, targets, latest = forecasts.point, rows.scale.shape[1], work.latest
     first_record, size = seq.ctypes.data, seq.strides[0]
     for j in range(start, stop):
         if j + AHEAD < stop:  # the network's states have driven it out of the near cache
@@ -690,3 +721,8 @@ def _forecast(work: Work, ticks: Ticks, start: int, stop: int) -> None:
             row,
             warm,
         )
+        if latest.kept and not warm:
+            latest.latest_seq[slot], latest.latest_ts[slot] = seq[slot], ticks.ts[i]
+            to, size = latest.latest.ctypes.data + slot * latest.latest.strides[0], point.strides[0]
+            copy(to, point.ctypes.data + row * size, size)
+            copy(to + size, forecasts.quantiles.ctypes.data + 2 * row * size, 2 * size)

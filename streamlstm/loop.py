@@ -33,6 +33,7 @@ from streamlstm.ticks import Arrivals, Keys, Messages, Names, Ticks, first, rows
 from streamlstm.transport import Publisher, Receiver, Sink, Source, drain, flush, wait
 from streamlstm.wire.codec import Decoder, Encoder, settle
 from streamlstm.wire.format import SOUND, Columns, Layout, Limits
+from streamlstm.wire.publishers import Publishers
 
 TURNS = 4
 """Batches taken from the input for one that is stepped, at most, where ticks may be dropped."""
@@ -58,7 +59,7 @@ class Way(NamedTuple):
 
     code: Code
     items: NDArray[np.int64]
-    """what is waited for: the input, subscriptions, and what wakes the daemon up"""
+    """what is waited for: the input, subscriptions, what wakes the daemon up, and others"""
     source: Source
     most: int
     """messages taken at once"""
@@ -66,6 +67,7 @@ class Way(NamedTuple):
     limits: Limits
     latest_arrival: NDArray[np.int64]
     refused: NDArray[np.int64]
+    publishers: Publishers
     queue: Queue
     work: Work
     network: int
@@ -176,6 +178,7 @@ class Loop:
             reader.limits,
             self.decoder.latest_arrival,
             self.decoder.refused,
+            self.decoder.publishers,
             self.pending.queue,
             work,
             engine.buffers.plan,
@@ -390,7 +393,16 @@ def _take(way: Way, count: int) -> bool:
             return False
     if way.parks and not _known(way, rows):
         return False
-    settle(columns, rows, _now(way.clock, _REALTIME), way.latest_arrival, way.refused)
+    arrived = _now(way.clock, _REALTIME)
+    settle(
+        columns,
+        rows,
+        arrived,
+        way.latest_arrival,
+        way.refused,
+        way.publishers,
+        messages.data,
+    )
     for begin in range(0, rows, queue.batch):
         end = min(rows, begin + queue.batch)
         keys = Keys(messages.data, columns.begin[begin:end], columns.end[begin:end])

@@ -31,6 +31,12 @@ COUNTERS: Mapping[str, str] = MappingProxyType(
         "ticks_coalesced": "Ticks skipped because a later one of their series waited.",
         "series_started": "Series seen for the first time.",
         "input_gaps": "Ticks that came after at least one was missed.",
+        "publisher_gaps": "Ticks that publishers numbered and that did not come.",
+        "publisher_repeats": "Ticks with the number of the one before.",
+        "publisher_restarts": "Times that a publisher's numbers fell back.",
+        "publisher_unfollowed": "Ticks numbered by publishers beyond those followed.",
+        "snapshots_served": "Snapshots sent whole.",
+        "snapshots_refused": "Requests for one that were refused or given up.",
         "subscriber_overflows": "Times that a subscriber's queue was found full; it loses what"
         " follows until it has read half of it.",
         "connections_refused": "Connections to the sockets for ticks and predictions that ended"

@@ -36,10 +36,12 @@ from streamlstm.parking import Parking, ParkingError
 from streamlstm.replay import replay
 from streamlstm.security import Curve, Doors, SecurityError
 from streamlstm.segments import JournalError
+from streamlstm.snapshot import Snapshots
 from streamlstm.transport import Publisher, Receiver, TransportError
 from streamlstm.web import MetricsError, Server, Tls, Users
 from streamlstm.wire.codec import Decoder, Encoder
 from streamlstm.wire.format import FormatError, Shape
+from streamlstm.wire.publishers import COUNTS
 
 QUIET = 0.02
 """Seconds without a tick after which, at the end, no more are expected."""
@@ -70,7 +72,8 @@ def run(config: Config, announce: bool = False) -> int:
     """Serve until SIGTERM or SIGINT and return the exit code; errors at start are logged.
 
     With ``announce``, one line of JSON on stdout says, once all is ready, ``input`` and ``output``
-    (lists of endpoints, wildcards resolved), ``metrics`` (a URL, or null) and ``pid``.
+    (lists of endpoints, wildcards resolved), ``snapshot`` (one too),
+    ``metrics`` (a URL, or null) and ``pid``.
     """
     _log_to_stderr(config.service.log_level)
     for exposure in exposures(config):
@@ -138,7 +141,7 @@ class Service:
         self.server: Server | None = None
         self._context = zmq.Context()
         self.curve = Curve()
-        self._bound: tuple[tuple[str, ...], tuple[str, ...]] = (), ()
+        self._bound: tuple[tuple[str, ...], ...] = (), (), ()
         self._next_look = 0.0
         self._counted: dict[str, int] = {}
         self._wakeup, self._sender = socket.socketpair()
@@ -147,6 +150,7 @@ class Service:
         self._saving: Saving | None = None
         self.journal: Journal | None = None
         self.parking: Parking | None = None
+        self.snapshots: Snapshots | None = None
         self.failed = False
         self._compiles = event.RecordingListener()
         event.register("numba:compile", self._compiles)
@@ -218,6 +222,8 @@ class Service:
         more = False
         while not self.stopping:
             until = time.monotonic() + (0 if more else LOOK_ROUND)
+            if self.snapshots:
+                until = min(until, self.snapshots.due)
             self._serve(until if self._saving else min(until, self._next_checkpoint))
             more = self.loop.evict_idle()
             self._checkpoint()
@@ -270,6 +276,8 @@ class Service:
         with contextlib.suppress(BlockingIOError):
             self._wakeup.recv(4096)
         self.publisher.forget_subscriptions()
+        if self.snapshots:
+            self.snapshots.serve()
         self._sample()
         self._look_at_the_doors()
         return taken
@@ -297,6 +305,7 @@ class Service:
         return {
             "input": self.receiver.endpoints,
             "output": self.publisher.endpoints,
+            "snapshot": self.snapshots.endpoints if self.snapshots else (),
             "metrics": self.server.url if self.server else None,
             "pid": os.getpid(),
         }
@@ -507,11 +516,16 @@ class Service:
             most=config.engine.max_batch,
             curve=self.curve,
         )
-        self.doors = Doors(
-            self._context,
-            (self.receiver.socket, self.publisher.socket),
-            config.security.max_connections,
-        )
+        sockets = [self.receiver.socket, self.publisher.socket]
+        if config.snapshot.bind:
+            before = self.snapshots
+            self.snapshots = Snapshots(
+                self._context, self.engine, self.encoders[0], self.publisher, self.curve
+            )
+            if before:
+                self.snapshots.served, self.snapshots.refused = before.served, before.refused
+            sockets.append(self.snapshots.socket)
+        self.doors = Doors(self._context, sockets, config.security.max_connections)
 
     def _make_loop(self) -> None:
         """Connect all stages."""
@@ -541,7 +555,10 @@ class Service:
         )
 
     def _attach(self) -> None:
-        self.loop.attach(self.receiver, self.publisher, self._wakeup.fileno(), *self.doors.told)
+        asked = [self.snapshots.socket] if self.snapshots else []
+        self.loop.attach(
+            self.receiver, self.publisher, self._wakeup.fileno(), *self.doors.told, *asked
+        )
 
     def _open_endpoints(self) -> None:
         """Of the sockets; where they were open before, at the ports that were found then."""
@@ -549,12 +566,15 @@ class Service:
         os.umask(self._umask)  # who may use an ipc socket is for the operator to say
         try:
             self.publisher.open(self._bound[1] or wire_out.bind, wire_out.connect)
+            if self.snapshots:
+                self.snapshots.open(self._bound[2] or self.config.snapshot.bind)
             self.receiver.open(self._bound[0] or wire_in.bind, wire_in.connect)
         finally:
             os.umask(0o077)
         self._bound = (
             self.receiver.endpoints[: len(wire_in.bind)],
             self.publisher.endpoints[: len(wire_out.bind)],
+            self.snapshots.endpoints if self.snapshots else (),
         )
 
     def _heed_signals(self) -> None:
@@ -602,6 +622,11 @@ class Service:
             values["parking_failures"] = self.parking.failures
         values["input_gaps"] = self.engine.gaps
         values["subscriber_overflows"] = self.publisher.overflows
+        for name, count in zip(COUNTS, self.decoder.publishers.counts.tolist(), strict=True):
+            values[f"publisher_{name}"] = count
+        if self.snapshots:
+            values["snapshots_served"] = self.snapshots.served
+            values["snapshots_refused"] = self.snapshots.refused
         values["functions_compiled"] = self.functions_compiled
         if self.journal:
             values["journal_bytes"] = self.journal.log.state[journal.BYTES]
@@ -632,6 +657,7 @@ def open_engine(config: Config) -> tuple[Engine, int]:
         max_key=config.input.max_key,
         ordered=config.engine.when_full == "evict" or config.engine.idle_timeout > 0,
         evict=config.engine.when_full == "evict" and not config.engine.parking,
+        keep_latest=bool(config.snapshot.bind),
     )
     if config.engine.backend == "auto":
         _event(logging.INFO, "backend", took=engine.backend, because=engine.backend_reason)

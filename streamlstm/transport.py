@@ -128,7 +128,7 @@ class Receiver:
         Raises:
             TransportError: an endpoint is malformed, in use, or not this machine's.
         """
-        self.socket = _socket(context, zmq.SUB if kind == "sub" else zmq.PULL)
+        self.socket = new_socket(context, zmq.SUB if kind == "sub" else zmq.PULL)
         self.socket.rcvhwm = hwm
         self.socket.maxmsgsize = max(SUBSCRIPTION, _CUT_OFF * max_frame)
         self.socket.linger = 0
@@ -149,7 +149,7 @@ class Receiver:
         Raises:
             TransportError: as :class:`Receiver`.
         """
-        self.endpoints += _open(self.socket, bind, connect, self._curve)
+        self.endpoints += open_endpoints(self.socket, bind, connect, self._curve)
 
     def receive(self, most: int) -> int:
         """Take what waits to :attr:`messages`, ``most`` at most, and return how many.
@@ -209,7 +209,7 @@ class Publisher:
         Raises:
             TransportError: an endpoint is malformed, in use, or not this machine's.
         """
-        self.socket = _socket(context, zmq.XPUB)
+        self.socket = new_socket(context, zmq.XPUB)
         self.socket.sndhwm = hwm
         self.socket.linger = 0
         self.socket.maxmsgsize = SUBSCRIPTION  # nothing else comes in here
@@ -228,7 +228,7 @@ class Publisher:
         Raises:
             TransportError: as :class:`Publisher`.
         """
-        self.endpoints += _open(self.socket, bind, connect, self._curve)
+        self.endpoints += open_endpoints(self.socket, bind, connect, self._curve)
 
     @property
     def overflows(self) -> int:
@@ -296,7 +296,7 @@ def poll_items(*waited_for: "zmq.Socket[bytes] | int") -> NDArray[np.int64]:
     return items.view(np.int64)
 
 
-def _socket(context: "zmq.Context[zmq.Socket[bytes]]", kind: int) -> "zmq.Socket[bytes]":
+def new_socket(context: "zmq.Context[zmq.Socket[bytes]]", kind: int) -> "zmq.Socket[bytes]":
     """A socket whose peers have to finish their handshakes, and to be there."""
     socket = context.socket(kind)
     socket.handshake_ivl = round(1000 * HANDSHAKE)
@@ -305,11 +305,11 @@ def _socket(context: "zmq.Context[zmq.Socket[bytes]]", kind: int) -> "zmq.Socket
     return socket
 
 
-def _open(
+def open_endpoints(
     socket: "zmq.Socket[bytes]",
     bind: Iterable[str],
     connect: Iterable[str],
-    curve: Curve | None,
+    curve: Curve | None = None,
 ) -> tuple[str, ...]:
     """Open all endpoints and name them, wildcards resolved."""
     endpoints = []

@@ -14,12 +14,12 @@ ROOT = Path(streamlstm.__file__).parent
 LEVELS = {
     "config": 0, "model": 0, "ticks": 0, "timestamps": 0, "metrics": 0, "compiled": 0, "memory": 0,
     "decimals": 0, "security": 0,
-    "fit_options": 1, "features": 1, "kernels": 1, "wire": 1, "hashing": 1, "transport": 1,
+    "fit_options": 1, "features": 1, "kernels": 1, "hashing": 1, "transport": 1,
     "intervals": 1, "backlog": 1, "events": 1, "copy_on_write": 1, "web": 1,
-    "golden": 2, "index": 2, "segments": 2,
+    "golden": 2, "index": 2, "segments": 2, "wire": 2,
     "series": 3, "journal": 3,
     "engine": 4,
-    "checkpoint": 5, "parking": 5,
+    "checkpoint": 5, "parking": 5, "snapshot": 5,
     "loop": 6, "replay": 6,
     "service": 7,
     # the side rooms: nothing of the daemon may import them
@@ -37,8 +37,8 @@ WITHIN_KERNELS = {
     "tiles": 4, "cpu": 5, "device": 1, "warp": 4, "block": 5, "cuda": 6,
 }  # fmt: skip
 WITHIN_WIRE = {
-    "format": 0, "big_endian": 0, "binary": 1, "maps": 1, "layout": 1, "json": 2, "msgpack": 2,
-    "schemas": 2, "arrow": 3, "codec": 4, "peer": 4,
+    "format": 0, "big_endian": 0, "publishers": 0, "binary": 1, "maps": 1, "layout": 1,
+    "json": 2, "msgpack": 2, "schemas": 2, "arrow": 3, "codec": 4, "peer": 4,
 }  # fmt: skip
 WITHIN = {"kernels": WITHIN_KERNELS, "wire": WITHIN_WIRE}
 
