@@ -192,8 +192,9 @@ def test_it_is_off_unless_asked_for(tmp_path: Path) -> None:
 class Rig:
     """An engine with series ``s0``, ``s1``, ..., their predictions, and the service."""
 
-    def __init__(self, series: int) -> None:
+    def __init__(self, series: int, hwm: int = snapshot.HWM) -> None:
         self.engine = Engine(random_model(), max_series=series, max_batch=256, keep_latest=True)
+        self.asking: list[Any] = []
         self.tick = 0
         self.names = [f"s{k}".encode() for k in range(series)]
         self.step()
@@ -202,6 +203,9 @@ class Rig:
         self.context = zmq.Context()
         self.publisher = Publisher(self.context)
         self.service = Snapshots(self.context, self.engine, Encoder("json", shape), self.publisher)
+        self.service.socket.sndhwm = hwm
+        if hwm < snapshot.HWM:
+            self.service.socket.sndbuf = 4096
         self.service.open([LOCAL])
 
     def step(self) -> None:
@@ -225,11 +229,13 @@ class Rig:
             setattr(socket, name, value)
         socket.connect(self.service.endpoints[0])
         socket.send(b"")
+        self.asking.append(socket)
         assert self.service.socket.poll(30_000)
         return socket
 
     def serve_until(self, done: Any) -> None:
         deadline = time.monotonic() + 30
+        self.service.serve()
         while not done():
             self.service.serve()
             assert time.monotonic() < deadline
@@ -242,21 +248,27 @@ def rig() -> Iterator[Rig]:
     made.context.destroy(linger=0)
 
 
-def test_a_requester_that_does_not_read_holds_up_nobody(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_requester_that_does_not_read_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """It keeps a bounded number of messages, waits apart, and is given up at last."""
-    monkeypatch.setattr(snapshot, "HWM", 10)
+    rig = Rig(5000, hwm=10)
     stuck = rig.asked(rcvhwm=1, rcvbuf=4096)
     rig.serve_until(lambda: rig.service.due > time.monotonic() + snapshot.BLOCKED / 2)
+    assert rig.service.due < np.inf
     quick = rig.asked(rcvhwm=0)
-    rig.serve_until(lambda: rig.service.served)
-    got = [quick.recv_multipart() for _ in range(5001)]
-    assert got[-1] == [b"streamlstm.snapshot", b"5000"]
+    got = []
+
+    def whole() -> bool:
+        while quick.poll(0):
+            got.append(quick.recv_multipart())
+        return bool(got) and got[-1] == [b"streamlstm.snapshot", b"5000"]
+
+    rig.serve_until(whole)
+    assert len(got) == 5001
     monkeypatch.setattr(snapshot, "PATIENCE", 0.0)
     rig.serve_until(lambda: rig.service.due == np.inf)
     assert (rig.service.served, rig.service.refused) == (1, 1)
     stuck.close()
+    rig.context.destroy(linger=0)
 
 
 def test_a_requester_that_vanishes_is_forgotten(rig: Rig) -> None:
@@ -280,9 +292,10 @@ def test_a_turn_is_short_whatever_is_asked(rig: Rig) -> None:
 def test_too_many_requests_are_refused_at_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshot, "MOST", 2)
     monkeypatch.setattr(snapshot, "TURN", 0.0)
-    asking = [rig.asked() for _ in range(2)]
-    rig.service.serve()
-    rig.service.serve()
+    asking = []
+    for _ in range(2):
+        asking.append(rig.asked())
+        rig.service.serve()
     late = rig.asked()
     rig.service.serve()
     assert late.poll(30_000)

@@ -39,7 +39,9 @@ def rows(columns: Columns, count: int) -> Rows:
         if columns.flags[row] & ARRIVAL:
             bits[2] = b""
         if columns.flags[row] & NUMBERED:
-            bits += [columns.seq[row].tobytes(), columns.publisher[row].tobytes()]
+            begin, end = columns.publisher[row]
+            named = columns.publisher[row].tobytes() if begin < end else b""
+            bits += [columns.seq[row].tobytes(), named]
         kept.append((fault, *bits) if fault == SOUND else (fault,))
     return kept
 
