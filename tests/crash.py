@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zmq
 from numpy.typing import NDArray
 
 from streamlstm import offline
@@ -271,7 +272,12 @@ class Victim:
                 if "exit code -9" in str(error):  # it was not ready yet
                     return takes
                 raise
-            client = stack.enter_context(Client(daemon, push=True))
+            try:
+                client = stack.enter_context(Client(daemon, push=True, patience=5_000))
+            except zmq.Again:
+                if daemon.process.poll() is None:
+                    raise
+                return takes
             sender = threading.Thread(target=feed)
             sender.start()
             end = time.monotonic() + seconds
