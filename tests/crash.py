@@ -129,9 +129,11 @@ class Truth:
         """
         names, fields = offline.state_of(recovered)
         seen = dict(zip(names, fields["seen"].tolist(), strict=True))
+        latest = dict(zip(names, (fields["last_ts"] // HOUR).tolist(), strict=True))
         for name, count in needed.items():
             if count > seen.get(name, 0):
-                raise DivergenceError(f"{name!r} has {seen.get(name, 0)} ticks of {count} on disk")
+                said = f"{name!r} has {seen.get(name, 0)} ticks, to hour {latest.get(name, 0)}"
+                raise DivergenceError(f"{said}; there were {count} on disk")
         for row, (name, count) in enumerate(seen.items()):
             if count > sent.get(name, 0):
                 raise DivergenceError(f"{name!r} has {count} ticks of {sent.get(name, 0)} sent")
