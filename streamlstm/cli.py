@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from streamlstm import compiled
-from streamlstm.config import INPUT, OUTPUT, Config, ConfigError, Format, load_config
+from streamlstm.config import INPUT, OUTPUT, Config, ConfigError, Format, exposures, load_config
 from streamlstm.fit_options import FitOptions
 
 FORMATS = get_args(Format)
@@ -98,7 +98,10 @@ def _run(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     from streamlstm import service
 
-    print(service.check(_load(options)))
+    config = _load(options)
+    for exposure in exposures(config):
+        print(f"streamlstm check: warning: {exposure}", file=sys.stderr)
+    print(service.check(config))
     return 0
 
 
@@ -263,6 +266,7 @@ def _parser() -> _Parser:
         metavar="SECONDS",
         help="for a daemon to subscribe (default: 10)",
     )
+    _key_arguments(publish)
     _table_arguments(publish)
 
     watch = command("watch", _for_people("watch"), "watch predictions as they come")
@@ -270,6 +274,11 @@ def _parser() -> _Parser:
     watch.add_argument("prefix", nargs="?", default="", help="of the series' names (default: all)")
     watch.add_argument("--format", choices=FORMATS, default="json", help="(default: json)")
     watch.add_argument("--json", action="store_true", help="a line of JSON for each prediction")
+    watch.add_argument(
+        "--snapshot",
+        metavar="ENDPOINT",
+        help="begin with the latest of each series, from the daemon's snapshot.bind there",
+    )
     watch.add_argument("--count", type=_count, default=0, metavar="N", help="leave after N of them")
     watch.add_argument(
         "--wait",
@@ -278,7 +287,22 @@ def _parser() -> _Parser:
         metavar="SECONDS",
         help="for the daemon to answer (default: 10)",
     )
+    _key_arguments(watch)
+
+    keys = command("keys", _for_people("keys"), "make a key pair for encrypted connections")
+    keys.add_argument("name", help="of the files: NAME.key and NAME.key_secret")
+    keys.add_argument(
+        "--password",
+        action="store_true",
+        help="ask for a password instead, and print its hash, for metrics.users; NAME is the user",
+    )
     return parser
+
+
+def _key_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("keys, where the daemon asks for them")
+    group.add_argument("--server-key", type=Path, metavar="FILE", help="the daemon's NAME.key")
+    group.add_argument("--key", type=Path, metavar="FILE", help="your own NAME.key_secret")
 
 
 def _replay_arguments(parser: argparse.ArgumentParser) -> None:

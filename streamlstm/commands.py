@@ -3,6 +3,7 @@
 import argparse
 import collections
 import difflib
+import getpass
 import itertools
 import json
 import sys
@@ -35,10 +36,12 @@ from streamlstm.golden import check_golden, network_of
 from streamlstm.kernels import cpu
 from streamlstm.model import Model, load_model, save_model
 from streamlstm.plot import check_plot, plot_forecasts
+from streamlstm.security import make_keys
 from streamlstm.series import bytes_per_series
 from streamlstm.terminal import fan_chart, printable, scores_table, sparkline, when
 from streamlstm.train import fit as fit_model
 from streamlstm.transport import TransportError
+from streamlstm.web import hash_password
 from streamlstm.wire.peer import Prediction
 
 SERIES, KEY = 100_000, 64
@@ -326,7 +329,13 @@ def publish(options: argparse.Namespace) -> None:
     _say(console, table.notes)
     which, rows = in_time_order(table.series)
     warm = np.array([round(options.warm * len(s.ts)) for s in table.series])
-    feed = Feed(options.to, options.format, bind=options.bind)
+    feed = Feed(
+        options.to,
+        options.format,
+        bind=options.bind,
+        key=options.key,
+        server_key=options.server_key,
+    )
     sent, began, linger = 0, time.monotonic(), 0.0
     try:
         feed.wait(options.wait)
@@ -371,14 +380,21 @@ def publish(options: argparse.Namespace) -> None:
 
 def watch(options: argparse.Namespace) -> None:
     """``streamlstm watch``."""
-    listener = Listener(options.endpoint, options.format, options.prefix)
+    listener = Listener(
+        options.endpoint,
+        options.format,
+        options.prefix,
+        key=options.key,
+        server_key=options.server_key,
+    )
     try:
         listener.wait(options.wait)
         print(f"watching {options.endpoint}; Ctrl-C ends it", file=sys.stderr, flush=True)
+        first = listener.catch_up(options.snapshot, options.wait) if options.snapshot else []
         if options.json or not sys.stdout.isatty():
-            _watch_lines(listener, options)
+            _watch_lines(listener, options, first)
         else:
-            _watch_table(listener, options)
+            _watch_table(listener, options, first)
     finally:
         listener.close()
 
@@ -400,32 +416,34 @@ def _warn(text: str) -> None:
         print(printable(text), file=sys.stderr, flush=True)
 
 
-def _watch_lines(listener: Listener, options: argparse.Namespace) -> None:
+def _watch_lines(listener: Listener, options: argparse.Namespace, first: list[Prediction]) -> None:
     """Time, series, and of the first step ahead forecast, lower and upper."""
     left = options.count or -1
     continuity = Continuity()
     while left:
-        for prediction in listener.receive(3600):
+        for prediction in itertools.chain(first, listener.receive(3600)):
             _warn(continuity.broken(prediction))
             print(_line(prediction, options.json), flush=True)
             left -= 1
             if not left:
                 return
+        first = []
 
 
-def _watch_table(listener: Listener, options: argparse.Namespace) -> None:
+def _watch_table(listener: Listener, options: argparse.Namespace, first: list[Prediction]) -> None:
     latest: dict[str, Prediction] = {}
     continuity = Continuity()
     count, began = 0, time.monotonic()
     with Live(console=_Console(), refresh_per_second=8, transient=False) as live:
         while not options.count or count < options.count:
-            for prediction in listener.receive(0.1):
+            for prediction in itertools.chain(first, listener.receive(0.1)):
                 _warn(continuity.broken(prediction))
                 latest.pop(prediction.series, None)
                 latest[prediction.series] = prediction  # the latest last
                 count += 1
                 if count == options.count or time.monotonic() > began + 3600:
                     break
+            first = []
             live.update(_watched(latest, count, live.console.size.height - 6))
 
 
@@ -439,6 +457,41 @@ def _watched(latest: dict[str, Prediction], count: int, most: int) -> RichTable:
         series = Text(printable(prediction.series))
         table.add_row(series, when(prediction.ts_ns), *numbers, ahead)
     return table
+
+
+# --- keys -----------------------------------------------------------------------------------------
+
+
+def keys(options: argparse.Namespace) -> None:
+    """``streamlstm keys``."""
+    if options.password:
+        _hash_password(options.name)
+        return
+    public, secret = make_keys(Path(options.name))
+    _print(
+        _Console(),
+        f"{secret}: secret, stays with whom it belongs to\n"
+        f"{public}: public, to be given to the other side\n"
+        f"of a daemon: security.secret_key = {json.dumps(str(secret.absolute()))},"
+        f" and its clients take --server-key {public}\n"
+        f"of a client: {public.name} goes into the daemon's folder security.clients,"
+        f" and the client takes --key {secret}",
+    )
+
+
+def _hash_password(name: str) -> None:
+    if sys.stdin.isatty():
+        password = getpass.getpass(f"password of {name}: ")
+        if getpass.getpass("once more: ") != password:
+            raise ConfigError("the two differ; type it again")
+    else:
+        password = sys.stdin.readline().rstrip("\n")
+    if not password:
+        raise ConfigError("--password: an empty one keeps nobody out; type one, or pipe it in")
+    line = f"{json.dumps(name)} = {json.dumps(hash_password(password))}"
+    if sys.stdout.isatty():
+        _print(_Console(stderr=True), "for streamlstm.toml, under [metrics.users]:", "dim")
+    print(line)
 
 
 # --- demo -----------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ defaults. The environment names a table and its key with two underscores between
 """
 
 import difflib
+import ipaddress
 import json
 import os
 import tomllib
@@ -39,6 +40,11 @@ def _split(value: object) -> object:
     return value.split(",") if value else ()
 
 
+def _parse(value: object) -> object:
+    """Take a table from the text of a variable or a flag."""
+    return json.loads(value or "{}") if isinstance(value, str) else value
+
+
 def _hwm(said: Mapping[str, object]) -> int:
     """Messages that may wait: fewer where each holds many ticks."""
     return 1000 if said.get("format") == "arrow" else 100_000
@@ -49,6 +55,8 @@ Texts = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Numbers = Annotated[tuple[int, ...], BeforeValidator(_split)]
 Policy = Literal["block", "drop_newest", "drop_oldest", "coalesce"]
 Durability = Literal["strict", "interval", "off"]
+TextByName = Annotated[Mapping[str, str], BeforeValidator(_parse)]
+PathByName = Annotated[Mapping[str, Path], BeforeValidator(_parse)]
 OptionalPath = Annotated[Path | None, BeforeValidator(lambda value: value or None)]
 
 
@@ -156,7 +164,33 @@ class Engine(_Table):
         default=100_000,
         ge=1,
         le=100_000_000,
-        description="series kept; ticks of further ones are dropped",
+        description="series kept at once",
+    )
+    when_full: Literal["reject", "evict"] = Field(
+        default="reject",
+        description="what a further series meets: reject (its ticks are dropped), evict (the series"
+        " that was idle longest is closed, unless a tick of it waits)",
+    )
+    idle_timeout: float = Field(
+        default=0,
+        ge=0,
+        le=1e9,
+        description="seconds after which a series that sends nothing is closed; 0: never",
+    )
+    parking: OptionalPath = Field(
+        default=None,
+        description="file that keeps the state of series closed for either reason until they speak"
+        " again; empty: they start anew",
+    )
+
+
+class Snapshot(_Table):
+    """The service that tells those who join late the latest prediction of each series."""
+
+    bind: Texts = Field(
+        default=(),
+        description="endpoints to listen on, such as tcp://127.0.0.1:5557; empty: none, and no"
+        " prediction is kept (one takes 24 bytes a step and target)",
     )
 
 
@@ -174,6 +208,63 @@ class Metrics(_Table):
     enabled: bool = Field(default=True, description="serve it")
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0: all")
     port: int = Field(default=9464, ge=0, le=65_535, description="0: any free port")
+    cert_file: OptionalPath = Field(
+        default=None,
+        description="PEM file of this daemon's certificate, and of those up to its authority;"
+        " empty: no TLS",
+    )
+    key_file: OptionalPath = Field(default=None, description="PEM file of the certificate's key")
+    client_ca_file: OptionalPath = Field(
+        default=None,
+        description="PEM file of the authorities that clients' certificates have to come from;"
+        " empty: clients need none",
+    )
+    users: TextByName = Field(
+        default={},
+        description="those who may ask (basic authentication), and the hashes of their passwords"
+        " that `streamlstm keys --password NAME` prints; empty: anyone",
+    )
+
+    @model_validator(mode="after")
+    def _certificates_have_keys(self) -> Self:
+        if bool(self.cert_file) != bool(self.key_file):
+            raise ValueError("metrics.cert_file and metrics.key_file go together; name both")
+        if self.client_ca_file and not self.cert_file:
+            raise ValueError("metrics.client_ca_file needs metrics.cert_file; name one")
+        return self
+
+
+class Security(_Table):
+    """Who may send ticks and read predictions; key files are made by `streamlstm keys`."""
+
+    secret_key: OptionalPath = Field(
+        default=None,
+        description="this daemon's NAME.key_secret: whoever connects to what is bound has to know"
+        " its NAME.key; empty: anyone may connect",
+    )
+    clients: OptionalPath = Field(
+        default=None,
+        description="folder of the NAME.key files of those who may connect, looked at again when"
+        " it changes; empty: all who know this daemon's key",
+    )
+    server_keys: PathByName = Field(
+        default={},
+        description="NAME.key files by endpoint, of those that input.connect and output.connect"
+        " name; without one nothing is encrypted there",
+    )
+    max_connections: int = Field(
+        default=1024,
+        ge=1,
+        le=100_000,
+        description="to input and output at once; beyond it the latest are ended",
+    )
+    max_held: int = Field(
+        default=1 << 30,
+        ge=1 << 20,
+        le=1 << 44,
+        description="bytes that peers may have this daemon hold for them (messages that wait, parts"
+        " of unfinished ones, subscriptions); beyond it all of them are disconnected",
+    )
 
 
 class Checkpoint(_Table):
@@ -182,6 +273,13 @@ class Checkpoint(_Table):
     path: OptionalPath = Field(default=None, description="file to keep it in; empty: none is kept")
     interval: float = Field(
         default=60, ge=0, le=1e9, description="seconds between two; 0: at stop only"
+    )
+    keep: int = Field(
+        default=2,
+        ge=1,
+        le=1000,
+        description="how many; an older one serves where the newest is damaged, with the journal"
+        " since then",
     )
 
 
@@ -226,9 +324,11 @@ class Config(_Table):
     model: Path = Field(description="the model file, as `streamlstm fit` writes it")
     input: Input = Input()
     output: Output = Output()
+    snapshot: Snapshot = Snapshot()
     engine: Engine = Engine()
     interval: Interval = Interval()
     metrics: Metrics = Metrics()
+    security: Security = Security()
     checkpoint: Checkpoint = Checkpoint()
     journal: Journal = Journal()
     service: Service = Service()
@@ -241,6 +341,60 @@ class Config(_Table):
         if self.input.kind == "pull" and self.input.topics:
             raise ValueError("input.topics needs input.kind = 'sub'; a pull socket takes all")
         return self
+
+    @model_validator(mode="after")
+    def _keys_open_something(self) -> Self:
+        connected = (*self.input.connect, *self.output.connect)
+        if lost := [name for name in self.security.server_keys if name not in connected]:
+            raise ValueError(
+                f"security.server_keys: neither input.connect nor output.connect names {lost[0]}"
+            )
+        if self.security.clients and not self.security.secret_key:
+            raise ValueError("security.clients needs security.secret_key, this daemon's own")
+        return self
+
+
+def exposures(config: Config) -> Iterator[str]:
+    """What of it anyone beyond this machine may use or overhear; each one line with the mend."""
+    for name in Config.model_fields:
+        table = getattr(config, name)
+        for endpoint in getattr(table, "bind", ()):
+            if _is_beyond(endpoint) and not config.security.secret_key:
+                yield (
+                    f"{name}.bind: {endpoint} is open to anyone beyond this machine; set"
+                    " security.secret_key ('streamlstm keys' makes one)"
+                )
+        for endpoint in getattr(table, "connect", ()):
+            if _is_beyond(endpoint) and endpoint not in config.security.server_keys:
+                yield (
+                    f"{name}.connect: {endpoint} is beyond this machine, and what passes is neither"
+                    " encrypted nor known to be its; name its key in security.server_keys"
+                )
+    metrics = config.metrics
+    if metrics.enabled and not _is_loopback(metrics.host):
+        if not metrics.cert_file:
+            yield (
+                f"metrics.host: {metrics.host} is beyond this machine, and what passes is not"
+                " encrypted; set metrics.cert_file"
+            )
+        if not metrics.users and not metrics.client_ca_file:
+            yield (
+                f"metrics.host: {metrics.host} is open to anyone beyond this machine; set"
+                " metrics.users or metrics.client_ca_file"
+            )
+
+
+def _is_beyond(endpoint: str) -> bool:
+    transport, _, address = endpoint.partition("://")
+    host = address.rpartition(";")[2].rpartition(":")[0].strip("[]")
+    return transport not in ("ipc", "inproc") and not _is_loopback(host)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host in ("localhost", "lo")
 
 
 def options(table: type[BaseModel] = Config, path: str = "") -> Iterator[tuple[str, FieldInfo]]:

@@ -36,7 +36,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -57,6 +57,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 FORMAT = 1
+WIDEST = 65_536
+"""Numbers in an input or output vector at most."""
+MOST_EVIDENCE = 1 << 24
+"""Numbers at most in a tensor whose length the spec does not say, such as a golden trajectory's."""
 ActivationName = Literal["tanh", "sigmoid", "relu", "hard_sigmoid", "linear"]
 CalendarName = Literal["hour", "week", "year"]
 _WEIGHTS = ("lstm.", "gru.", "rnn.", "head.")
@@ -177,6 +181,9 @@ class Spec(BaseModel):
     def _consistent(self) -> Self:
         if self.targets > self.inputs:
             raise ValueError(f"targets ({self.targets}) exceed inputs ({self.inputs})")
+        for what, numbers in (("inputs and lags", self.width), ("forecasts", self.outputs)):
+            if numbers > WIDEST:
+                raise ValueError(f"{numbers:,} {what} a tick; {WIDEST:,} at most")
         if self.base == "seasonal" and not self.season:
             raise ValueError("base 'seasonal' needs a season of at least 1 step")
         if (self.base == "blend") != (self.blend is not None):
@@ -302,32 +309,52 @@ def load_model(path: Path) -> Model:
         raise ModelError(f"{path}: no such model file; make one with 'streamlstm fit'")
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ModelError(f"{path}: damaged model file ({error}); fit or copy it again") from error
-    if "streamlstm" not in metadata:
-        raise ModelError(f"{path}: a safetensors file, but not a model of streamlstm")
-    try:
-        header = json.loads(metadata["streamlstm"])
-        if header["format"] != FORMAT:
-            raise ModelError(
-                f"format {header['format']}, this version reads {FORMAT}; fit it again"
-            )
-        spec = Spec.model_validate(header["spec"])
+            header = _header(file.metadata() or {})
+            spec = Spec.model_validate(header["spec"])
+            names = [*file.keys()]
+            tensors = _tensors(file, names, spec)
         golden = _golden(spec, tensors)
         errors = _errors(spec, tensors)
         weights = {k: v for k, v in tensors.items() if k.startswith(_WEIGHTS)}
         _check_weights(spec, weights)
-        return Model(spec, weights, golden, errors, header.get("provenance", {}))
+        _check_names(spec, names)
+        return Model(spec, weights, golden, errors, dict(header.get("provenance", {})))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "spec"
         raise ModelError(f"{path}: bad spec, {where}: {first['msg']}; fit it again") from error
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path}: damaged model file ({error}); fit or copy it again") from error
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: damaged model file ({error!r}); fit or copy it again") from error
+
+
+def _header(metadata: Mapping[str, str]) -> dict[str, Any]:
+    if "streamlstm" not in metadata:
+        raise ModelError("a safetensors file, but not a model of streamlstm; fit one")
+    header: dict[str, Any] = json.loads(metadata["streamlstm"])
+    if header["format"] != FORMAT:
+        raise ModelError(f"format {header['format']}, this version reads {FORMAT}; fit it again")
+    return header
+
+
+def _tensors(file: Any, names: Iterable[str], spec: Spec) -> dict[str, NDArray[Any]]:
+    """Those known; before memory is taken for one, it is seen that it is of a size to be asked."""
+    shapes = spec.weight_shapes()
+    shapes |= {f"golden.{name}": (spec.layers, spec.hidden) for name in spec.states}
+    most = {name: math.prod(shape) for name, shape in shapes.items()} | dict.fromkeys(
+        ("golden.inputs", "golden.outputs", "errors.levels", "errors.quantiles"), MOST_EVIDENCE
+    )
+    tensors = {}
+    for name in most.keys() & names:
+        shape = file.get_slice(name).get_shape()
+        if math.prod(shape) > most[name]:
+            asked = f"the spec asks for {list(shapes[name])}" if name in shapes else "too large"
+            raise ModelError(f"tensor {name} is {shape}, {asked}; fit or copy it again")
+        tensors[name] = file.get_tensor(name)
+    return tensors
 
 
 def _expect(name: str, tensor: NDArray[Any] | None, dtype: type, shape: tuple[int, ...]) -> None:
@@ -346,7 +373,12 @@ def _check_weights(spec: Spec, weights: Mapping[str, NDArray[Any]]) -> None:
     shapes = spec.weight_shapes()
     for name, shape in shapes.items():
         _expect(name, weights.get(name), np.float32, shape)
-    if unknown := sorted(weights.keys() - shapes.keys()):
+    _check_names(spec, weights)
+
+
+def _check_names(spec: Spec, names: Iterable[str]) -> None:
+    weights = {name for name in names if name.startswith(_WEIGHTS)}
+    if unknown := sorted(weights - spec.weight_shapes().keys()):
         raise ModelError(f"unknown tensor {unknown[0]}; is the file of a later version?")
 
 

@@ -20,8 +20,8 @@ from streamlstm.config import Config, ConfigError
 from streamlstm.datasets.bundled import DATASETS, load
 from streamlstm.datasets.frames import Table, read_table
 from streamlstm.engine import Engine
+from streamlstm.index import REFUSED
 from streamlstm.replay import replay
-from streamlstm.series import REFUSED
 from streamlstm.terminal import printable
 from streamlstm.ticks import Forecasts, Keys, Ticks
 
@@ -58,7 +58,7 @@ class Run:
         Raises:
             JournalError: it is damaged, of another model, or entries before it are missing.
         """
-        found = replay(self.engine, folder, self._after, self._take)
+        found = replay(self.engine, folder, self._after, made=self._take)
         if found.torn:
             self.notes.append(f"{folder}: {found.torn:,} bytes at its end were never written whole")
 

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import resource
 import secrets
 import select
 import signal
@@ -17,28 +18,39 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import zmq
 from numba.core import event
 
 from streamlstm import checkpoint, journal, transport
 from streamlstm.backlog import Backlog
 from streamlstm.checkpoint import CheckpointError, Saving
-from streamlstm.config import Config
+from streamlstm.config import Config, exposures
 from streamlstm.engine import Engine
-from streamlstm.journal import Journal, JournalError
+from streamlstm.journal import Journal
 from streamlstm.kernels.cell import BackendError
 from streamlstm.loop import Loop
-from streamlstm.metrics import Metrics, MetricsError, Server
+from streamlstm.metrics import Metrics
 from streamlstm.model import Model, ModelError, load_model
+from streamlstm.parking import Parking, ParkingError
 from streamlstm.replay import replay
+from streamlstm.security import Curve, Doors, SecurityError
+from streamlstm.segments import JournalError
+from streamlstm.snapshot import Snapshots
 from streamlstm.transport import Publisher, Receiver, TransportError
+from streamlstm.web import MetricsError, Server, Tls, Users
 from streamlstm.wire.codec import Decoder, Encoder
 from streamlstm.wire.format import FormatError, Shape
+from streamlstm.wire.publishers import COUNTS
 
 QUIET = 0.02
 """Seconds without a tick after which, at the end, no more are expected."""
 LOOK_ROUND = 1.0
 """Seconds after which it is seen at the latest what else there is to do."""
+LOOK_AT_DOORS = 0.1
+"""Seconds at least between two looks at what those who connect take."""
+OTHER_FILES = 512
+"""File descriptors for all but connections to input and output."""
 FAST_BIN = 160
 """Bytes of the largest piece of memory that the C library is to hand out the fast way."""
 RETRY = 1.0
@@ -60,9 +72,12 @@ def run(config: Config, announce: bool = False) -> int:
     """Serve until SIGTERM or SIGINT and return the exit code; errors at start are logged.
 
     With ``announce``, one line of JSON on stdout says, once all is ready, ``input`` and ``output``
-    (lists of endpoints, wildcards resolved), ``metrics`` (a URL, or null) and ``pid``.
+    (lists of endpoints, wildcards resolved), ``snapshot`` (one too),
+    ``metrics`` (a URL, or null) and ``pid``.
     """
     _log_to_stderr(config.service.log_level)
+    for exposure in exposures(config):
+        _log.warning("%s", exposure)
     service = Service(config)
     try:
         service.startup()
@@ -73,6 +88,8 @@ def run(config: Config, announce: bool = False) -> int:
         CoreError,
         FormatError,
         JournalError,
+        ParkingError,
+        SecurityError,
         TransportError,
         MetricsError,
     ) as error:
@@ -93,9 +110,16 @@ def check(config: Config) -> str:
     """Open all that :func:`run` would, but for the sockets, and say what was found.
 
     Raises:
-        ModelError, BackendError, CheckpointError, FormatError: each with one line.
+        ModelError, BackendError, CheckpointError, FormatError, MetricsError, ParkingError,
+            SecurityError: each with one line.
     """
+    _open_tls(config)
+    Users(config.metrics.users)
+    with zmq.Context() as context:
+        _open_curve(config, context).close()
     engine, _ = open_engine(config)
+    if parking := _open_parking(config, engine):
+        parking.close()
     restored = engine.series.active
     _open_wire(config, engine.model)
     each = sum(engine.bytes_per_series.values())
@@ -116,49 +140,72 @@ class Service:
         self.metrics = Metrics()
         self.server: Server | None = None
         self._context = zmq.Context()
+        self.curve = Curve()
+        self._bound: tuple[tuple[str, ...], ...] = (), (), ()
+        self._next_look = 0.0
+        self._counted: dict[str, int] = {}
         self._wakeup, self._sender = socket.socketpair()
         self._wakeup.setblocking(False)
         self._sender.setblocking(False)
         self._saving: Saving | None = None
         self.journal: Journal | None = None
+        self.parking: Parking | None = None
+        self.snapshots: Snapshots | None = None
         self.failed = False
         self._compiles = event.RecordingListener()
         event.register("numba:compile", self._compiles)
         self._complained: dict[str, float] = {}
         self._dropped: dict[str, int] = {}
         self._dropped_by_engine = 0
+        self._evicted: dict[str, int] = {}
 
     def startup(self) -> None:
         """Bring everything up, compiled and restored.
 
         Raises:
             ModelError, BackendError, CheckpointError, CoreError, FormatError, JournalError,
-                TransportError, MetricsError: each with one line.
+                ParkingError, SecurityError, TransportError, MetricsError: each with one line.
         """
         config = self.config
+        self._umask = os.umask(0o077)  # what is written here is for nobody else
         _ease_allocation()
+        _allow_files(config.security.max_connections + OTHER_FILES)
         _keep_to(config.service.cpus)  # before there are threads, which inherit it
         if config.metrics.enabled:
-            self.server = Server(self.metrics, config.metrics.host, config.metrics.port)
+            self.server = Server(
+                self.metrics,
+                config.metrics.host,
+                config.metrics.port,
+                tls=_open_tls(config),
+                users=config.metrics.users,
+            )
+        self.curve = _open_curve(config, self._context)
         notify("STATUS=opening the model")
         self.engine, self._journalled = open_engine(config)
-        self._restored = self.engine.series.active
         model = self.engine.model
+        self.parking = _open_parking(config, self.engine)
         self._open_journal()
         notify("STATUS=compiling")
         self.decoder, self.encoders = _open_wire(config, model)
+        self._make_sockets()
         self._make_loop()
+        self._attach()
         self.loop.warm_up()
+        checkpoint.warm_up(self.engine)
         if not transport.compiled():
             _log.warning(
                 "libzmq's functions were not found: messages pass one by one through pyzmq, at a"
                 " third of the speed; install pyzmq from a wheel"
             )
         self._open_endpoints()
+        self._heed_signals()
         self._describe()
         self._plan_checkpoint()
         gc.collect()
         gc.freeze()  # what is there now stays; only what a batch leaves is looked at
+        # memory is taken as series come, and again for a checkpoint and for another model
+        self._may_grow = 3 * config.engine.max_series * sum(self.engine.bytes_per_series.values())
+        self._plan_memory(config.security.max_held)
         if self.server:
             self.server.ready = True
         notify("READY=1", f"STATUS=serving model {model.id}")
@@ -172,9 +219,13 @@ class Service:
 
     def main_loop(self) -> None:
         """Serve whatever waits, a batch at a time, until a signal."""
+        more = False
         while not self.stopping:
-            until = time.monotonic() + LOOK_ROUND
+            until = time.monotonic() + (0 if more else LOOK_ROUND)
+            if self.snapshots:
+                until = min(until, self.snapshots.due)
             self._serve(until if self._saving else min(until, self._next_checkpoint))
+            more = self.loop.evict_idle()
             self._checkpoint()
 
     def shutdown(self) -> None:
@@ -186,9 +237,10 @@ class Service:
             self.server.ready = False
         left = self.config.input.hwm  # more cannot have waited, but for several publishers
         while left > 0 and time.monotonic() < began + share:
+            waited = len(self.loop.pending)
             taken = self._serve(time.monotonic() + QUIET)
             left -= taken
-            if not taken and not len(self.loop.pending):
+            if not taken and not waited:
                 break
         self.receiver.close()
         with contextlib.suppress(JournalError):
@@ -200,6 +252,8 @@ class Service:
                 self.journal.close()
             except JournalError as error:
                 _log.error("%s", error)
+        if self.parking:
+            self.parking.close()
         self.publisher.close(linger=share)
         self.close()
         _event(
@@ -222,11 +276,15 @@ class Service:
         with contextlib.suppress(BlockingIOError):
             self._wakeup.recv(4096)
         self.publisher.forget_subscriptions()
+        if self.snapshots:
+            self.snapshots.serve()
         self._sample()
+        self._look_at_the_doors()
         return taken
 
     def close(self) -> None:
         """Let go of all sockets, however far startup came."""
+        self.curve.close()
         self._context.destroy(linger=0)
         if signal.getsignal(signal.SIGTERM) == self._stop:
             signal.set_wakeup_fd(-1)
@@ -247,6 +305,7 @@ class Service:
         return {
             "input": self.receiver.endpoints,
             "output": self.publisher.endpoints,
+            "snapshot": self.snapshots.endpoints if self.snapshots else (),
             "metrics": self.server.url if self.server else None,
             "pid": os.getpid(),
         }
@@ -256,6 +315,7 @@ class Service:
         if self.decoder.sample:
             self._complain(*self.decoder.sample)
             self.decoder.sample = None
+        self._sample_evicted()
         dropped = int(self.engine.work.drops.sum())
         if dropped == self._dropped_by_engine:
             return
@@ -267,21 +327,82 @@ class Service:
                     reason, "by the engine; of such ticks ticks_dropped_total counts all"
                 )
 
+    def _sample_evicted(self) -> None:
+        """Log one of the series evicted, and what went wrong with the parked ones."""
+        for reason, count in self.engine.series.evicted.items():
+            if count > self._evicted.get(reason, 0):
+                self._evicted[reason] = count
+                key = bytes(self.engine.series.index.latest).rstrip(b"\0")
+                self._warn("series evicted", reason, reason=reason, total=count, latest=repr(key))
+        if self.parking and self.parking.problem:
+            self._warn("series not kept", "parking", why=self.parking.problem)
+            self.parking.problem = ""
+
+    def _look_at_the_doors(self) -> None:
+        """See who comes, who may, and that none of them takes too much."""
+        self.doors.look()
+        now = time.monotonic()
+        if now < self._next_look:
+            return
+        self._next_look = now + LOOK_AT_DOORS
+        self.curve.refresh()
+        self._count("connections_refused", self.doors.refused)
+        self._count("connections_ended", self.doors.turned_away)
+        if memory_taken() > self._most_memory:
+            self._disconnect_all()
+
+    def _count(self, name: str, total: int) -> None:
+        """Have a counter say ``total`` of this sockets' lives, and log it where it grew."""
+        if grown := total - self._counted.get(name, 0):
+            self._counted[name] = total
+            self.metrics.values[name] += grown
+            self._warn(name, name, total=int(self.metrics.values[name][0]))
+
+    def _disconnect_all(self) -> None:
+        """Let go of all that peers have had this daemon hold for them.
+
+        libzmq limits neither the parts of a message, before its last one is there, nor a peer's
+        subscriptions, and it closes single connections for nobody.
+        """
+        _event(logging.ERROR, "all disconnected", held=memory_taken(), most=self._most_memory)
+        self.metrics.values["connections_ended"] += self.doors.inside
+        self.curve.close()
+        self._context.destroy(linger=0)  # waits until all is gone, ports included
+        self._context = zmq.Context()
+        self.curve.move(self._context)
+        self._make_sockets()
+        self._counted.clear()
+        self._attach()
+        try:
+            self._open_endpoints()
+        except TransportError as error:  # somebody else has taken a port
+            _log.error("%s", error)
+            self.stopping = self.failed = True
+        give_memory_back()
+        self._plan_memory(self.config.security.max_held)
+
+    def _plan_memory(self, held: int) -> None:
+        """Allow for what peers may take, on top of what is taken now and what series may take."""
+        self._most_memory = memory_taken() + held + self._may_grow
+
     def _checkpoint(self) -> None:
         """Begin a checkpoint where it is time, or see whether the one begun is written."""
         try:
             if self._saving:
                 if self._saving.done():
-                    saved, self._saving = self._saving, None
-                    self._saved(saved.journalled)
+                    self._saving = None
+                    self._saved()
             elif time.monotonic() >= self._next_checkpoint:
                 self._plan_checkpoint()
                 self._resume_journal()
-                if self.engine.backend == "cuda":  # a child has no part in the device
-                    self._save()
-                else:
-                    assert self.config.checkpoint.path
-                    self._saving = Saving(self.engine, self.config.checkpoint.path, self._number)
+                assert self.config.checkpoint.path
+                self._saving = Saving(
+                    self.engine,
+                    self.config.checkpoint.path,
+                    self._number,
+                    keep=self.config.checkpoint.keep,
+                    tell=self._wake,
+                )
         except OSError as error:
             self._saving = None
             self._miss_checkpoint(error)
@@ -294,26 +415,26 @@ class Service:
         if not path:
             return
         try:
-            number = self._number
-            checkpoint.save(self.engine, path, number)
+            checkpoint.save(self.engine, path, self._number, keep=self.config.checkpoint.keep)
         except OSError as error:
             self._miss_checkpoint(error)
         else:
-            self._saved(number)
+            self._saved()
 
     @property
     def _number(self) -> int:
         """Of the last entry of the journal whose ticks were stepped."""
         return self.journal.number - 1 if self.journal else self._journalled
 
-    def _saved(self, journalled: int) -> None:
-        """A checkpoint is there: what the journal has of before is needed no more."""
+    def _saved(self) -> None:
+        """A checkpoint is there: what the journal has of before the oldest is needed no more."""
         self.metrics.values["checkpoint_last_success_timestamp_seconds"] = time.time()
         if self.journal:
+            assert self.config.checkpoint.path
             try:
-                self.journal.forget(journalled + 1)
+                self.journal.forget(checkpoint.journalled(self.config.checkpoint.path) + 1)
             except JournalError as error:
-                self._complain("journal", str(error))
+                self._warn("journal", "journal", why=str(error))
 
     def _open_journal(self) -> None:
         """Replay what is there, and begin to write.
@@ -326,8 +447,8 @@ class Service:
             return
         folder = journal_of(config.checkpoint.path)
         notify("STATUS=replaying the journal")
-        found = replay(engine, folder, self._journalled)
-        self._journalled, self._restored = found.last, engine.series.active
+        found = replay(engine, folder, self._journalled, self.parking)
+        self._journalled = found.last
         if found.entries or found.torn:
             _event(logging.INFO, "replayed", journal=folder, batches=found.entries, torn=found.torn)
         if config.journal.durability != "off":
@@ -340,6 +461,7 @@ class Service:
                 durability=config.journal.durability,
                 fsync_interval=config.journal.fsync_interval,
                 segment_bytes=config.journal.segment_bytes,
+                state_bytes=sum(array.nbytes for array in engine.records(np.zeros(1, np.int32))),
                 first=found.last + 1,
             )
 
@@ -352,7 +474,8 @@ class Service:
         assert self.journal
         self.metrics.values["journal_failures"] += 1
         strict, full = self.config.journal.durability == "strict", error.errno in _FULL
-        self._complain("journal", f"{error}; {'free some space' if full else 'look at the disk'}")
+        mend = "free some space" if full else "look at the disk"
+        self._warn("journal", "journal", why=f"{error}; {mend}")
         if not strict:
             self.journal.suspend()
             self._next_checkpoint = time.monotonic()
@@ -367,7 +490,7 @@ class Service:
             try:
                 self.journal.roll()
             except JournalError as error:
-                self._complain("journal", str(error))
+                self._warn("journal", "journal", why=str(error))
             else:
                 self.journal.resume()
 
@@ -380,10 +503,10 @@ class Service:
         wanted = self.config.checkpoint.path and self.config.checkpoint.interval
         self._next_checkpoint = time.monotonic() + wanted if wanted else math.inf
 
-    def _make_loop(self) -> None:
-        """Connect all stages; the sockets have no endpoints yet."""
-        config, spec = self.config, self.engine.model.spec
-        self.publisher = Publisher(self._context, hwm=config.output.hwm)
+    def _make_sockets(self) -> None:
+        """Those of the input and the output; they have no endpoints yet."""
+        config = self.config
+        self.publisher = Publisher(self._context, hwm=config.output.hwm, curve=self.curve)
         self.receiver = Receiver(
             self._context,
             kind=config.input.kind,
@@ -391,7 +514,22 @@ class Service:
             hwm=config.input.hwm,
             max_frame=config.input.max_frame,
             most=config.engine.max_batch,
+            curve=self.curve,
         )
+        sockets = [self.receiver.socket, self.publisher.socket]
+        if config.snapshot.bind:
+            before = self.snapshots
+            self.snapshots = Snapshots(
+                self._context, self.engine, self.encoders[0], self.publisher, self.curve
+            )
+            if before:
+                self.snapshots.served, self.snapshots.refused = before.served, before.refused
+            sockets.append(self.snapshots.socket)
+        self.doors = Doors(self._context, sockets, config.security.max_connections)
+
+    def _make_loop(self) -> None:
+        """Connect all stages."""
+        config, spec = self.config, self.engine.model.spec
         pending = Backlog(
             config.input.overload,
             config.input.max_pending,
@@ -410,21 +548,44 @@ class Service:
             self.metrics.values,
             self._wakeup.fileno(),
             log=self.journal.log if self.journal else None,
+            parking=self.parking,
+            idle_timeout=config.engine.idle_timeout,
             wait_ns=1000 * config.engine.max_wait_us,
             spin_ns=1000 * config.service.busy_poll_us,
         )
 
+    def _attach(self) -> None:
+        asked = [self.snapshots.socket] if self.snapshots else []
+        self.loop.attach(
+            self.receiver, self.publisher, self._wakeup.fileno(), *self.doors.told, *asked
+        )
+
     def _open_endpoints(self) -> None:
+        """Of the sockets; where they were open before, at the ports that were found then."""
         wire_in, wire_out = self.config.input, self.config.output
-        self.publisher.open(wire_out.bind, wire_out.connect)
-        self.receiver.open(wire_in.bind, wire_in.connect)
-        self._heed_signals()
+        os.umask(self._umask)  # who may use an ipc socket is for the operator to say
+        try:
+            self.publisher.open(self._bound[1] or wire_out.bind, wire_out.connect)
+            if self.snapshots:
+                self.snapshots.open(self._bound[2] or self.config.snapshot.bind)
+            self.receiver.open(self._bound[0] or wire_in.bind, wire_in.connect)
+        finally:
+            os.umask(0o077)
+        self._bound = (
+            self.receiver.endpoints[: len(wire_in.bind)],
+            self.publisher.endpoints[: len(wire_out.bind)],
+            self.snapshots.endpoints if self.snapshots else (),
+        )
 
     def _heed_signals(self) -> None:
         signal.set_wakeup_fd(self._sender.fileno())
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
-        signal.signal(signal.SIGCHLD, lambda *_: None)  # a checkpoint is written: wake up
+
+    def _wake(self) -> None:
+        """Have the loop come back, from whichever thread."""
+        with contextlib.suppress(OSError):  # it is awake already, or gone
+            self._sender.send(b"!")
 
     def _stop(self, number: int, frame: object) -> None:
         """Set a flag; from here on a second signal, or the timeout, ends the process at once."""
@@ -452,9 +613,20 @@ class Service:
         self.metrics.dropped = self.decoder.drops | self.engine.drops | overload
         values["ticks_coalesced"] = self.loop.pending.coalesced
         values["pending_ticks"] = len(self.loop.pending)
-        values["series_started"] = active - self._restored
+        self.metrics.evicted = self.engine.series.evicted
+        values["series_started"] = self.engine.series.started
+        if self.parking:
+            values["series_parked"] = self.parking.parked
+            values["series_returned"] = self.parking.returned
+            values["parked_series_refused"] = self.parking.refused
+            values["parking_failures"] = self.parking.failures
         values["input_gaps"] = self.engine.gaps
         values["subscriber_overflows"] = self.publisher.overflows
+        for name, count in zip(COUNTS, self.decoder.publishers.counts.tolist(), strict=True):
+            values[f"publisher_{name}"] = count
+        if self.snapshots:
+            values["snapshots_served"] = self.snapshots.served
+            values["snapshots_refused"] = self.snapshots.refused
         values["functions_compiled"] = self.functions_compiled
         if self.journal:
             values["journal_bytes"] = self.journal.log.state[journal.BYTES]
@@ -463,10 +635,14 @@ class Service:
         values["state_bytes"] = active * sum(self.engine.bytes_per_series.values())
 
     def _complain(self, reason: str, content: str) -> None:
+        self._warn("tick dropped", reason, reason=reason, content=content)
+
+    def _warn(self, name: str, about: str, **fields: object) -> None:
+        """Log what happened, unless the same was not long ago."""
         now = time.monotonic()
-        if now >= self._complained.get(reason, -math.inf) + COMPLAIN_EVERY:
-            self._complained[reason] = now
-            _event(logging.WARNING, "tick dropped", reason=reason, content=content)
+        if now >= self._complained.get(about, -math.inf) + COMPLAIN_EVERY:
+            self._complained[about] = now
+            _event(logging.WARNING, name, **fields)
 
 
 def open_engine(config: Config) -> tuple[Engine, int]:
@@ -479,16 +655,42 @@ def open_engine(config: Config) -> tuple[Engine, int]:
         coverage=config.interval.coverage,
         threads=config.engine.threads,
         max_key=config.input.max_key,
+        ordered=config.engine.when_full == "evict" or config.engine.idle_timeout > 0,
+        evict=config.engine.when_full == "evict" and not config.engine.parking,
+        keep_latest=bool(config.snapshot.bind),
     )
     if config.engine.backend == "auto":
         _event(logging.INFO, "backend", took=engine.backend, because=engine.backend_reason)
     path = config.checkpoint.path
     if path and not path.parent.is_dir():
         raise CheckpointError(f"{path}: its folder does not exist; make it")
-    journalled = checkpoint.load(engine, path) if path else None
-    if journalled is not None:
-        _event(logging.INFO, "restored", checkpoint=path, series=engine.series.active)
-    return engine, journalled or 0
+    restored = checkpoint.load(engine, path) if path else None
+    if restored is None:
+        return engine, 0
+    for each in restored.damaged:
+        _log.error("%s; going on from %s", each.partition(";")[0], restored.path)
+    _event(logging.INFO, "restored", checkpoint=restored.path, series=engine.series.active)
+    return engine, restored.journalled
+
+
+def _open_parking(config: Config, engine: Engine) -> Parking | None:
+    path = config.engine.parking
+    return Parking(path, engine, evict=config.engine.when_full == "evict") if path else None
+
+
+def _open_tls(config: Config) -> Tls | None:
+    asked = config.metrics
+    if not (asked.enabled and asked.cert_file and asked.key_file):
+        return None
+    return Tls(asked.cert_file, asked.key_file, asked.client_ca_file)
+
+
+def _open_curve(config: Config, context: "zmq.Context[zmq.Socket[bytes]]") -> Curve:
+    asked = config.security
+    curve = Curve(keys=asked.secret_key, servers=asked.server_keys)
+    if asked.clients:
+        curve.admit(context, asked.clients)
+    return curve
 
 
 def journal_of(checkpoint: Path) -> Path:
@@ -534,6 +736,22 @@ def _keep_to(cpus: Sequence[int]) -> None:
     os.sched_setaffinity(0, cpus)
 
 
+def _allow_files(wanted: int) -> None:
+    """Have so many files open at once, where the system lets us."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    given = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (given, hard))
+    if given < wanted:
+        _log.warning(
+            "only %d files may be open, %d might be; lower security.max_connections, or raise the"
+            " limit (LimitNOFILE= of systemd, ulimit -n)",
+            given,
+            wanted,
+        )
+
+
 def _ease_allocation() -> None:
     """Have the C library keep pieces as large as a message for the next one, where it can.
 
@@ -542,6 +760,19 @@ def _ease_allocation() -> None:
     """
     with contextlib.suppress(AttributeError, OSError):  # another C library
         ctypes.CDLL(None).mallopt(1, FAST_BIN)  # M_MXFAST
+
+
+def memory_taken() -> int:
+    """Bytes that this process has in memory; 0 where the system does not say."""
+    with contextlib.suppress(OSError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+def give_memory_back() -> None:
+    """Have the C library give to the system what it keeps for later (malloc_trim(3)), if it can."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def notify(*states: str) -> None:

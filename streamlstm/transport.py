@@ -21,6 +21,7 @@ from numba import njit, types
 from numpy.typing import NDArray
 
 from streamlstm.memory import copy
+from streamlstm.security import HANDSHAKE, Curve
 from streamlstm.ticks import FRAMES, Messages
 
 WELCOME = b"streamlstm.welcome"
@@ -31,6 +32,12 @@ MESSAGE = 64
 """Bytes of a zmq_msg_t, as zmq.h has it."""
 NOTICES = 1000
 """Notices of subscriptions thrown away at once."""
+SUBSCRIPTION = 1280
+"""Bytes of a subscription, and of the longest message of a handshake; senders of more are
+disconnected."""
+KEEPALIVE = 60, 10, 6
+"""Seconds of silence after which the kernel asks whether a peer's machine is there, and asks again;
+how often it does (tcp(7)): after two minutes a connection of one that is gone is closed."""
 _CUT_OFF = 16
 """Frames of so many times the limit are not even read: their sender is disconnected."""
 _MENDS: Mapping[int, str] = MappingProxyType(
@@ -114,15 +121,16 @@ class Receiver:
         hwm: int = 100_000,
         max_frame: int = 65_536,
         most: int = 1024,
+        curve: Curve | None = None,
     ) -> None:
         """Open the endpoints; ``hwm`` messages may wait for each, ``most`` are taken at once.
 
         Raises:
             TransportError: an endpoint is malformed, in use, or not this machine's.
         """
-        self.socket = context.socket(zmq.SUB if kind == "sub" else zmq.PULL)
+        self.socket = new_socket(context, zmq.SUB if kind == "sub" else zmq.PULL)
         self.socket.rcvhwm = hwm
-        self.socket.maxmsgsize = _CUT_OFF * max_frame
+        self.socket.maxmsgsize = max(SUBSCRIPTION, _CUT_OFF * max_frame)
         self.socket.linger = 0
         if kind == "sub":
             for topic in topics or ("",):
@@ -131,6 +139,7 @@ class Receiver:
         part = np.zeros(MESSAGE // 8, np.int64)
         self.source = Source(self.socket.underlying, self.messages, max_frame + 1, part)
         self._receive = self._drain if compiled() else self._receive_one_by_one
+        self._curve = curve
         self.endpoints: tuple[str, ...] = ()
         self.open(bind, connect)
 
@@ -140,7 +149,7 @@ class Receiver:
         Raises:
             TransportError: as :class:`Receiver`.
         """
-        self.endpoints += _open(self.socket, bind, connect)
+        self.endpoints += open_endpoints(self.socket, bind, connect, self._curve)
 
     def receive(self, most: int) -> int:
         """Take what waits to :attr:`messages`, ``most`` at most, and return how many.
@@ -193,21 +202,23 @@ class Publisher:
         bind: Iterable[str] = (),
         connect: Iterable[str] = (),
         hwm: int = 100_000,
+        curve: Curve | None = None,
     ) -> None:
         """Open the endpoints.
 
         Raises:
             TransportError: an endpoint is malformed, in use, or not this machine's.
         """
-        self.socket = context.socket(zmq.XPUB)
+        self.socket = new_socket(context, zmq.XPUB)
         self.socket.sndhwm = hwm
         self.socket.linger = 0
-        self.socket.maxmsgsize = 4096  # of what comes in here: subscriptions
+        self.socket.maxmsgsize = SUBSCRIPTION  # nothing else comes in here
         self.socket.setsockopt(zmq.XPUB_WELCOME_MSG, WELCOME)
         self.socket.setsockopt(zmq.XPUB_NODROP, 1)  # says where it would drop
         overflows, option = np.zeros(1, np.int64), np.array([0, 1], np.int32)
         self.sink = Sink(self.socket.underlying, overflows, option)
         self._send = self._flush if compiled() else self._send_one_by_one
+        self._curve = curve
         self.endpoints: tuple[str, ...] = ()
         self.open(bind, connect)
 
@@ -217,7 +228,7 @@ class Publisher:
         Raises:
             TransportError: as :class:`Publisher`.
         """
-        self.endpoints += _open(self.socket, bind, connect)
+        self.endpoints += open_endpoints(self.socket, bind, connect, self._curve)
 
     @property
     def overflows(self) -> int:
@@ -285,16 +296,32 @@ def poll_items(*waited_for: "zmq.Socket[bytes] | int") -> NDArray[np.int64]:
     return items.view(np.int64)
 
 
-def _open(
-    socket: "zmq.Socket[bytes]", bind: Iterable[str], connect: Iterable[str]
+def new_socket(context: "zmq.Context[zmq.Socket[bytes]]", kind: int) -> "zmq.Socket[bytes]":
+    """A socket whose peers have to finish their handshakes, and to be there."""
+    socket = context.socket(kind)
+    socket.handshake_ivl = round(1000 * HANDSHAKE)
+    socket.tcp_keepalive = 1
+    socket.tcp_keepalive_idle, socket.tcp_keepalive_intvl, socket.tcp_keepalive_cnt = KEEPALIVE
+    return socket
+
+
+def open_endpoints(
+    socket: "zmq.Socket[bytes]",
+    bind: Iterable[str],
+    connect: Iterable[str],
+    curve: Curve | None = None,
 ) -> tuple[str, ...]:
     """Open all endpoints and name them, wildcards resolved."""
     endpoints = []
     try:
         for endpoint in bind:
+            if curve:
+                curve.before_bind(socket)
             _try(socket.bind, endpoint)
             endpoints.append(socket.get_string(zmq.LAST_ENDPOINT))
         for endpoint in connect:
+            if curve:
+                curve.before_connect(socket, endpoint)
             _try(socket.connect, endpoint)
             endpoints.append(endpoint)
     except TransportError:

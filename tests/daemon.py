@@ -37,6 +37,7 @@ class Daemon:
         assert line, f"exit code {process.wait(60)}: {self.log}"
         said = json.loads(line)
         self.input, self.output, self.url = said["input"][0], said["output"][0], said["metrics"]
+        self.snapshot = "".join(said["snapshot"][:1])
 
     @property
     def log(self) -> str:

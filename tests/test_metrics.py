@@ -1,13 +1,9 @@
-import contextlib
 import itertools
 import shutil
-import socket
 import subprocess
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import numpy as np
@@ -16,19 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from streamlstm import metrics as room
 from streamlstm.metrics import (
     COUNTERS,
     HISTOGRAMS,
     LATENCIES,
     LAYOUT,
-    MOST_CLIENTS,
     Metrics,
-    MetricsError,
-    Server,
     stepped,
     took,
 )
+from streamlstm.web import Server
 
 
 @pytest.fixture
@@ -169,152 +162,3 @@ def test_promtool_finds_nothing(server: Server) -> None:
         ["promtool", "check", "metrics"], input=text, capture_output=True, text=True
     )
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
-
-
-def test_healthy_at_once_and_ready_when_told(server: Server) -> None:
-    assert get(server, "/-/healthy")[0] == 200
-    assert get(server, "/-/ready")[0] == 503
-    server.ready = True
-    assert get(server, "/-/ready")[0] == 200
-
-
-@pytest.mark.parametrize("path", ["/", "/metricsx", "/-/", "/../etc/passwd"])
-def test_other_paths_do_not_exist(server: Server, path: str) -> None:
-    assert get(server, path)[0] == 404
-
-
-def test_a_port_in_use_is_one_line_with_the_mend(server: Server) -> None:
-    port = server.port
-    with pytest.raises(MetricsError, match=r"in use; set metrics\.host and metrics\.port") as error:
-        Server(Metrics(), "127.0.0.1", port)
-    assert f"127.0.0.1:{port}" in str(error.value)
-
-
-@pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])
-def test_an_address_of_another_machine(host: str) -> None:
-    with pytest.raises(MetricsError, match=r"set metrics\.host"):
-        Server(Metrics(), host, 0)
-
-
-# clients that nobody can choose
-
-
-def connect(server: Server) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", server.port), timeout=30)
-
-
-def read(client: socket.socket) -> bytes:
-    """All that comes until the other end hangs up."""
-    found = b""
-    while came := client.recv(65_536):
-        found += came
-    return found
-
-
-def ask(server: Server, *parts: bytes) -> bytes:
-    with connect(server) as client:
-        for part in parts:
-            client.sendall(part)
-        return read(client)
-
-
-def test_the_head_of_an_answer(server: Server) -> None:
-    head, _, body = ask(server, b"GET /metrics?a=b HTTP/1.1\r\nHost: a\r\n\r\n").partition(
-        b"\r\n\r\n"
-    )
-    status, *fields = head.decode().split("\r\n")
-    headers = dict(field.split(": ", 1) for field in fields)
-    assert status == "HTTP/1.1 200 OK"
-    assert headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
-    assert int(headers["Content-Length"]) == len(body) > 0
-    assert headers["Connection"] == "close"
-    assert parsedate_to_datetime(headers["Date"]).tzinfo
-
-
-def test_head_gives_the_head_alone(server: Server) -> None:
-    answer = ask(server, b"HEAD /metrics HTTP/1.0\r\n\r\n")
-    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
-    assert answer.endswith(b"\r\n\r\n")
-    assert b"Content-Length: 0" not in answer
-
-
-def test_a_request_may_come_in_pieces(server: Server) -> None:
-    request = b"GET /-/healthy HTTP/1.1\r\nHost: a\r\n\r\n"
-    with connect(server) as client:
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for byte in request:
-            client.sendall(bytes([byte]))
-        assert read(client).endswith(b"\r\n\r\nhealthy\n")
-
-
-@pytest.mark.parametrize(
-    ("request_", "status"),
-    [
-        (b"POST /metrics HTTP/1.1\r\n\r\n", b"405"),
-        (b"DELETE / HTTP/1.1\r\n\r\n", b"405"),
-        (b"GET /metrics\r\n\r\n", b"400"),
-        (b"GET  /metrics HTTP/1.1\r\n\r\n", b"400"),
-        (b"GET /metrics HTTP/2\r\n\r\n", b"400"),
-        (b"\x16\x03\x01\x00\xff\r\n\r\n", b"400"),
-        (b"\r\n\r\n", b"400"),
-        (b"GET /" + b"x" * 8187, b"400"),
-    ],
-)
-def test_what_is_no_request_is_answered_so(server: Server, request_: bytes, status: bytes) -> None:
-    assert ask(server, request_).split(b" ")[1] == status
-    assert get(server, "/-/healthy")[0] == 200
-
-
-def test_a_scrape_that_fails_is_an_answer_and_a_line_in_the_log(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    def refresh() -> None:
-        raise RuntimeError("broken")
-
-    metrics = Metrics()
-    metrics.refresh = refresh
-    server = Server(metrics, "127.0.0.1", 0)
-    assert get(server, "/metrics")[0] == 500
-    assert get(server, "/-/healthy")[0] == 200
-    server.close()
-    assert "broken" in caplog.text
-
-
-@pytest.mark.parametrize("said", [b"", b"GET /metrics HTTP/1.1\r\n"])
-def test_idle_connections_take_no_thread_and_nobodys_place(server: Server, said: bytes) -> None:
-    threads = threading.active_count()
-    idle = [connect(server) for _ in range(200)]
-    for client in idle:
-        client.sendall(said)
-    assert get(server, "/metrics")[0] == 200
-    assert threading.active_count() == threads
-    for client in idle[: -MOST_CLIENTS - 1]:  # the oldest made room
-        with contextlib.suppress(ConnectionResetError):
-            assert client.recv(1) == b""
-    for client in idle:
-        client.close()
-
-
-def test_a_slow_client_is_cut_off_and_nobody_waits_for_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(room, "PATIENCE", 0.2)
-    large = Metrics()
-    large.model = {"model": "x" * 20_000_000}
-    server = Server(large, "127.0.0.1", 0)
-    with connect(server) as mute, connect(server) as deaf:
-        deaf.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")  # and never reads it
-        assert get(server, "/-/healthy")[0] == 200
-        assert mute.recv(1) == b""
-        with contextlib.suppress(ConnectionResetError):
-            assert len(read(deaf)) < 20_000_000
-    server.close()
-
-
-def test_close_hangs_up_and_frees_the_port() -> None:
-    server = Server(Metrics(), "127.0.0.1", 0)
-    with connect(server) as client:
-        get(server, "/-/healthy")
-        server.close()
-        assert client.recv(1) == b""
-    Server(Metrics(), "127.0.0.1", server.port).close()

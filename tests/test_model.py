@@ -2,6 +2,9 @@
 
 import contextlib
 import json
+import pickle
+import re
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+import streamlstm
 from streamlstm.golden import check_golden
 from streamlstm.kernels import reference
 from streamlstm.model import Blend, ModelError, Spec, load_model, save_model
@@ -165,10 +169,84 @@ def test_a_safetensors_file_of_something_else(tmp_path: Path) -> None:
         (lambda h, t: t["head.bias"].fill(np.nan), "NaN"),
         (lambda h, t: t.update({"head.bias": t["head.bias"].astype(float)}), "float64"),
         (lambda h, t: t["errors.levels"].fill(0.5), "must rise"),
+        (lambda h, t: h["spec"].update(horizon=10**9), "horizon"),
+        (lambda h, t: h["spec"].update(horizon=-(10**30)), "horizon"),
+        (lambda h, t: h["spec"].update(hidden=10**6), "hidden"),
+        (lambda h, t: h["spec"].update(inputs=10**6), "inputs"),
+        (lambda h, t: h["spec"].update(layers=10**6), "layers"),
+        (lambda h, t: h["spec"].update(lags=[10**9]), "lags"),
+        (lambda h, t: h["spec"].update(lags=[*range(1, 70_000)]), "65,536 at most"),
+        (
+            lambda h, t: h["spec"].update(inputs=1024, targets=1024, horizon=4096),
+            "4,194,304 forecasts a tick; 65,536 at most",
+        ),
+        (lambda h, t: h.update(provenance=[1, 2]), "damaged"),
     ],
 )
 def test_an_inconsistent_file(tmp_path: Path, change: object, said: str) -> None:
     assert said in refusal(rewritten(random_model_file(tmp_path), change))
+
+
+def header_of(path: Path, shapes: dict[str, list[int]], text: str) -> Path:
+    """A file that promises tensors of ``shapes``, zeros that take no room on the disk."""
+    tensors: dict[str, object] = {"__metadata__": {"streamlstm": text}}
+    at = 0
+    for name, shape in shapes.items():
+        size = 4 * int(np.prod(shape))
+        tensors[name] = {"dtype": "F32", "shape": shape, "data_offsets": [at, at + size]}
+        at += size
+    header = json.dumps(tensors).encode()
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + at)
+    return path
+
+
+@pytest.mark.parametrize("name", ["head.weight", "golden.inputs", "errors.quantiles"])
+def test_no_memory_is_taken_for_what_is_too_large(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of a few bytes on the disk that says to hold 400 GB."""
+    spec = random_model().spec.model_dump_json()
+    text = f'{{"format": 1, "spec": {spec}}}'
+    path = header_of(tmp_path / "m.safetensors", {name: [10**8, 1000]}, text)
+    assert path.stat().st_blocks * 512 < 100_000
+    tracemalloc.start()
+    assert f"tensor {name} is [100000000, 1000]" in refusal(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10_000_000
+
+
+def test_metadata_nested_without_end(tmp_path: Path) -> None:
+    assert "damaged" in refusal(header_of(tmp_path / "m.safetensors", {}, "[" * 1_000_000))
+
+
+class Marker:
+    """What a pickle of it does when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return (Path.touch, (self.path,))
+
+
+def test_a_model_file_runs_no_code(tmp_path: Path) -> None:
+    """A pickle is refused unread, by whatever name, and nothing here could read one."""
+    ran = tmp_path / "ran"
+    for protocol in range(6):
+        path = tmp_path / f"{protocol}.safetensors"
+        path.write_bytes(pickle.dumps(Marker(ran), protocol))
+        assert "damaged" in refusal(path)
+    assert not ran.exists()
+    pickle.loads(path.read_bytes())
+    assert ran.exists()  # it would have
+    for source in Path(streamlstm.__file__).parent.rglob("*.py"):
+        text = source.read_text()
+        for word in ("pickle", "marshal", "shelve", "joblib", "dill", "yaml"):
+            assert not re.search(rf"\b(import|from) {word}\b", text), source
+        assert not re.search(r"allow_pickle *= *True|(?<![.\w])(eval|exec)\(", text), source
 
 
 def test_saving_refuses_weights_that_are_not_finite(tmp_path: Path) -> None:

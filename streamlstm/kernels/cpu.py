@@ -192,6 +192,11 @@ def compiled_step(buffers: Buffers) -> Any:
     return _STEPS[buffers.kind]
 
 
+def host_records(buffers: Buffers) -> Floats:
+    """The records themselves, (capacity, floats), for compiled code; none where it cannot look."""
+    return buffers.state
+
+
 def to_host(buffers: Buffers, slots: NDArray[np.int32]) -> Floats:
     """A copy of the records of some slots, (n, *cell.record_shape)."""
     return buffers.state[slots].reshape(len(slots), *buffers.shape)

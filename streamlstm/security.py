@@ -1,0 +1,252 @@
+"""CURVE for sockets (ZeroMQ RFCs 25, 26, 27): key files, and who may connect.
+
+Files, handshakes and the list of those who may are pyzmq's and libzmq's: a key file is a
+certificate as :mod:`zmq.auth` writes it, ``NAME.key`` to be given away, ``NAME.key_secret`` not.
+"""
+
+import contextlib
+import logging
+import os
+import socket
+import struct
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+import zmq
+import zmq.auth
+
+HANDSHAKE = 5.0
+"""Seconds that a peer may take for its handshake."""
+_DOMAIN = "streamlstm"
+_REFUSED = (
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
+
+_EVENT = struct.Struct("=Hi")
+"""What zmq_socket_monitor(3) tells: an event, and its value."""
+
+_log = logging.getLogger("streamlstm")
+
+
+class SecurityError(ValueError):
+    """A key that cannot be made or used; the message is one line and says the mend."""
+
+
+class Keys(NamedTuple):
+    """A key pair, each 40 characters of Z85 (ZeroMQ RFC 32)."""
+
+    public: bytes
+    secret: bytes = b""
+
+
+def make_keys(path: Path) -> tuple[Path, Path]:
+    """Make a key pair: ``path`` + ``.key``, for all to read, and ``.key_secret``, for nobody else.
+
+    Raises:
+        SecurityError: one of the files is there already, or cannot be written.
+    """
+    if not path.name:
+        raise SecurityError(f"{path}: name the keys, as in 'streamlstm keys server'")
+    files = [path.with_name(f"{path.name}{ending}") for ending in (".key", ".key_secret")]
+    for file in files:
+        if file.exists():
+            raise SecurityError(f"{file}: is there already, and is not overwritten; choose a name")
+    try:
+        # a folder of mode 0700, so that nobody sees a file before its mode is set
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".keys-") as folder:
+            made = [Path(each) for each in zmq.auth.create_certificates(folder, path.name)]
+            for each, mode in zip(made, (0o644, 0o600), strict=True):
+                each.chmod(mode)
+            for each, file in zip(made, files, strict=True):
+                os.link(each, file)  # unlike a rename it never overwrites
+    except OSError as error:
+        raise SecurityError(f"{path}: {error.strerror}; choose a folder to write to") from None
+    return files[0], files[1]
+
+
+def load_keys(path: Path, *, secret: bool) -> Keys:
+    """Read a key file; with ``secret``, of one that holds the secret key too.
+
+    Raises:
+        SecurityError: it is missing, no key file, or holds no secret key where one is wanted.
+    """
+    try:
+        public, hidden = zmq.auth.load_certificate(path)
+        if secret and hidden is None:
+            raise SecurityError(f"{path}: holds no secret key; name the file NAME.key_secret")
+        if (secret and zmq.curve_public(hidden or b"") != public) or len(public) != 40:
+            raise ValueError
+    except SecurityError:
+        raise
+    except OSError as error:
+        said = error.strerror or "no such key file"
+        raise SecurityError(f"{path}: {said}; make one with 'streamlstm keys'") from None
+    except ValueError:
+        raise SecurityError(
+            f"{path}: not a key file; make one with 'streamlstm keys', or copy it again"
+        ) from None
+    if hidden and path.stat().st_mode & 0o077:
+        _log.warning("%s: others than its owner may read this secret key; chmod 600", path)
+    return Keys(public, (hidden or b"") if secret else b"")
+
+
+class Curve:
+    """What the sockets of one context say and ask in their handshakes.
+
+    Without keys nothing: then whoever reaches an endpoint may speak there.
+    """
+
+    def __init__(
+        self, *, keys: Path | None = None, servers: Mapping[str, Path] = MappingProxyType({})
+    ) -> None:
+        """Read all keys.
+
+        Args:
+            keys: our secret key: endpoints bound demand that clients know our public key, and
+                those who are connected to learn it; None: a fresh one for the latter.
+            servers: key files by endpoint that is connected to.
+
+        Raises:
+            SecurityError: a file cannot be used.
+        """
+        self.keys = load_keys(keys, secret=True) if keys else None
+        self._ours = self.keys or Keys(*zmq.curve_keypair())
+        self._servers = {
+            endpoint: load_keys(path, secret=False).public for endpoint, path in servers.items()
+        }
+        self._authenticator: zmq.auth.Authenticator | None = None
+        self._clients: Path | None = None
+        self._seen = 0
+
+    def admit(self, context: "zmq.Context[zmq.Socket[bytes]]", clients: Path) -> None:
+        """Let nobody else connect to what the context's sockets will bind.
+
+        Args:
+            context: of the sockets; a thread of its own asks for nothing but keys there.
+            clients: folder of their key files, ``*.key``.
+
+        Raises:
+            SecurityError: the folder is not there, or a file in it is no key file.
+        """
+        if not clients.is_dir():
+            raise SecurityError(f"{clients}: no such folder; make it, and put NAME.key files in it")
+        files = sorted(clients.glob("*.key"))
+        for file in files:
+            load_keys(file, secret=False)
+        if not files:
+            _log.warning("%s: no client's NAME.key is in it, so none may connect", clients)
+        self._clients = clients
+        self._ask(context)
+
+    def move(self, context: "zmq.Context[zmq.Socket[bytes]]") -> None:
+        """Ask of the sockets of another context what was asked of those of before, now closed."""
+        if self._clients:
+            self._ask(context)
+
+    def _ask(self, context: "zmq.Context[zmq.Socket[bytes]]") -> None:
+        # brings asyncio along, for which nobody else has to wait
+        from zmq.auth.thread import ThreadAuthenticator
+
+        self._authenticator = ThreadAuthenticator(context, log=_log.getChild("curve"))
+        self._authenticator.start()
+        self._seen = 0
+        self.refresh()
+
+    def before_bind(self, socket: "zmq.Socket[bytes]") -> None:
+        """Have the endpoints that ``socket`` binds from here on ask for keys, if there are any."""
+        if not self.keys:
+            return
+        socket.curve_publickey, socket.curve_secretkey = self.keys
+        socket.curve_server = True
+        if self._authenticator:
+            socket.zap_domain = _DOMAIN.encode()
+            socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # nobody to ask: nobody may
+
+    def before_connect(self, socket: "zmq.Socket[bytes]", endpoint: str) -> None:
+        """Have ``socket`` show our key there, and trust in the server's alone, if it is known."""
+        if endpoint in self._servers:
+            socket.curve_publickey, socket.curve_secretkey = self._ours
+            socket.curve_serverkey = self._servers[endpoint]
+        else:
+            socket.curve_server = False  # and no client either: no CURVE
+
+    def refresh(self) -> None:
+        """Look whether files were put into the folder of clients, or taken from it.
+
+        Those taken away keep the connections that they have.
+        """
+        if self._authenticator and self._clients:
+            with contextlib.suppress(OSError):
+                changed = self._clients.stat().st_mtime_ns
+                if changed != self._seen:
+                    self._seen = changed
+                    self._authenticator.configure_curve(_DOMAIN, self._clients)
+
+    def close(self) -> None:
+        """Decide of nobody any more; before the context ends."""
+        if self._authenticator:
+            self._authenticator.stop()
+            self._authenticator = None
+
+
+class Doors:
+    """Counts those who come to sockets, and lets in only so many at once.
+
+    Attributes:
+        refused: connections that ended with the handshake.
+        turned_away: connections ended because there were too many.
+        told: sockets of which there is something to read when somebody came or left.
+    """
+
+    def __init__(
+        self,
+        context: "zmq.Context[zmq.Socket[bytes]]",
+        sockets: Iterable["zmq.Socket[bytes]"],
+        most: int,
+    ) -> None:
+        """Watch ``sockets``, before they are bound, for more than ``most`` connections in all.
+
+        :meth:`look` whenever there is something to read of :attr:`told`, where it piles up. (Were
+        there a limit, libzmq's own threads would wait at it.)
+        """
+        self.refused = self.turned_away = 0
+        self._most, self._inside = most, dict[int, None]()  # file descriptors, in their order
+        self.told: list[zmq.Socket[bytes]] = []
+        for number, each in enumerate(sockets):
+            endpoint = f"inproc://doors-{id(self)}-{number}"
+            each.monitor(endpoint, _REFUSED | zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+            told = context.socket(zmq.PAIR)
+            told.rcvhwm = 0
+            told.connect(endpoint)
+            self.told.append(told)
+
+    @property
+    def inside(self) -> int:
+        """Connections there are."""
+        return len(self._inside)
+
+    def look(self) -> None:
+        """Count what was told; end the latest connections where there are too many."""
+        for told in self.told:
+            with contextlib.suppress(zmq.Again):
+                while True:
+                    self._hear(*_EVENT.unpack(told.recv_multipart(zmq.NOBLOCK)[0]))
+        for connection in [*self._inside][self._most :]:
+            del self._inside[connection]
+            self.turned_away += 1
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection)) as peer:
+                peer.shutdown(socket.SHUT_RDWR)  # it is libzmq that closes it then
+
+    def _hear(self, event: int, value: int) -> None:
+        if event == zmq.EVENT_ACCEPTED:
+            self._inside.pop(value, None)
+            self._inside[value] = None
+        elif event == zmq.EVENT_DISCONNECTED:
+            self._inside.pop(value, None)
+        else:
+            self.refused += 1

@@ -1,0 +1,351 @@
+"""The daemon among peers that mean harm: it goes on serving those that do not."""
+
+import contextlib
+import json
+import os
+import random
+import socket
+import stat
+import struct
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from streamlstm.client import Feed, Listener
+from streamlstm.security import make_keys
+from streamlstm.transport import TransportError
+from streamlstm.web import hash_password
+from tests.daemon import Client, Daemon, eventually, start
+from tests.models import random_model_file
+
+GREETING = b"\xff\0\0\0\0\0\0\0\1\x7f\3\1NULL" + bytes(16 + 1 + 31)
+"""ZMTP 3.1 (ZeroMQ RFC 37), without security, as a client."""
+MB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_model_file(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def daemon(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    options = {"security__max_connections": 40, "security__max_held": 64 * MB}
+    with start(
+        tmp_path_factory.mktemp("daemon"), model, engine__max_series=1000, **options
+    ) as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def friend(daemon: Daemon) -> Iterator[Client]:
+    with Client(daemon) as client:
+        yield client
+
+
+def port(endpoint: str) -> tuple[str, int]:
+    return "127.0.0.1", int(endpoint.rpartition(":")[2])
+
+
+def connect(endpoint: str, kind: bytes = b"") -> socket.socket:
+    """Plain TCP; where a ``kind`` of socket is named, it says that it is one."""
+    peer = socket.create_connection(port(endpoint), timeout=30)
+    if kind:
+        ready = b"\x05READY\x0bSocket-Type" + struct.pack(">I", len(kind)) + kind
+        peer.sendall(GREETING + b"\4" + bytes([len(ready)]) + ready)
+    return peer
+
+
+def serves(client: Client, series: str = "friend") -> bool:
+    serves.ts += 3600  # type: ignore[attr-defined]
+    client.tick(series, ts=serves.ts, value=1.0)  # type: ignore[attr-defined]
+    (said,) = client.predictions(1)
+    return bool(said["series"] == series)
+
+
+serves.ts = 0  # type: ignore[attr-defined]
+
+
+def memory(daemon: Daemon) -> int:
+    return int(psutil.Process(daemon.process.pid).memory_info().rss)
+
+
+def is_hung_up_on(peer: socket.socket) -> bool:
+    with contextlib.suppress(ConnectionError):
+        while peer.recv(65_536):
+            pass
+    return True
+
+
+NOISE = [b"", b"\0", b"\xff", b"GET / HTTP/1.1\r\n\r\n", bytes(5000), b"\xff" * 5000,
+         random.Random(0).randbytes(5000), GREETING[:11], GREETING[:40], GREETING,
+         GREETING + b"\xff" * 100, GREETING + b"\4\xff" + b"\x05READY" + b"\xff" * 248,
+         GREETING + b"\6" + b"\xff" * 8]  # fmt: skip
+
+
+def test_noise_at_any_port_stops_nothing(daemon: Daemon, friend: Client) -> None:
+    before = memory(daemon)
+    for noise in NOISE:
+        peers = [connect(each) for each in (daemon.input, daemon.output, daemon.url)]
+        for peer in peers:
+            with contextlib.suppress(ConnectionError):
+                peer.sendall(noise)
+        assert serves(friend)
+        assert daemon.get("/-/ready")
+        for peer in peers:
+            peer.close()
+    assert memory(daemon) - before < 10 * MB
+    eventually(lambda: daemon.metric("streamlstm_connections_refused_total") >= 10)
+    assert "connections_refused total=" in daemon.log
+
+
+def test_a_message_of_very_many_parts_is_dropped_as_one(daemon: Daemon, friend: Client) -> None:
+    dropped = 'streamlstm_ticks_dropped_total{reason="malformed"}'
+    before = daemon.metric(dropped)
+    friend.send(*[b"x"] * 200_000)
+    assert serves(friend)
+    assert daemon.metric(dropped) == before + 1
+
+
+def test_a_message_without_end_takes_no_more_than_it_may(daemon: Daemon) -> None:
+    """libzmq keeps its parts until the last one is there, however many; the daemon does not."""
+    ended = daemon.metric("streamlstm_connections_ended_total")
+    with Client(daemon) as friend, connect(daemon.input, b"PUB") as enemy:
+        assert serves(friend)
+        most = before = memory(daemon)
+        with contextlib.suppress(ConnectionError):
+            while most < before + 2000 * MB:
+                enemy.sendall((b"\1\x10" + b"x" * 16) * 4096)
+                most = max(most, memory(daemon))
+            pytest.fail("nobody stops it")
+        assert most < before + 700 * MB
+        eventually(lambda: memory(daemon) < before + 64 * MB)
+        assert "all disconnected" in daemon.log
+        assert daemon.metric("streamlstm_connections_ended_total") > ended
+        assert friend.feed.recv()  # it subscribes again: ZeroMQ has connected anew
+        assert friend.sink.recv() == b"streamlstm.welcome"
+        eventually(lambda: back(friend))
+
+
+def back(friend: Client) -> bool:
+    """Its subscription may come later than the welcome."""
+    serves.ts += 3600  # type: ignore[attr-defined]
+    friend.tick("back", ts=serves.ts, value=1.0)  # type: ignore[attr-defined]
+    return bool(friend.sink.poll(100)) and bool(friend.receive(1))
+
+
+def test_subscriptions_without_end_take_no_more_than_they_may(daemon: Daemon) -> None:
+    before = memory(daemon)
+    with connect(daemon.output, b"SUB") as enemy:
+        most = before
+        with contextlib.suppress(ConnectionError):
+            while most < before + 2000 * MB:
+                for _ in range(20):
+                    enemy.sendall(b"\2" + struct.pack(">Q", 1001) + b"\1" + os.urandom(1000))
+                most = max(most, memory(daemon))
+            pytest.fail("nobody stops it")
+    assert most < before + 700 * MB
+    with Client(daemon) as friend:
+        assert serves(friend)
+    eventually(lambda: memory(daemon) < before + 64 * MB)
+
+
+def test_a_subscription_as_long_as_no_topic_is_the_last_of_its_sender(
+    daemon: Daemon, friend: Client
+) -> None:
+    with connect(daemon.output, b"SUB") as enemy:
+        enemy.sendall(b"\2" + struct.pack(">Q", 1 << 40) + b"\1" + b"x" * 1000)
+        assert is_hung_up_on(enemy)
+    assert serves(friend)
+
+
+@pytest.mark.parametrize("kind", [b"", b"PUB"])
+def test_of_very_many_connections_the_latest_are_ended(
+    daemon: Daemon, friend: Client, kind: bytes
+) -> None:
+    process = psutil.Process(daemon.process.pid)
+    before = process.num_fds()
+    ended = daemon.metric("streamlstm_connections_ended_total")
+    enemies = [connect(daemon.input, kind) for _ in range(300)]
+    assert serves(friend)
+    eventually(lambda: process.num_fds() < before + 60)
+    eventually(lambda: daemon.metric("streamlstm_connections_ended_total") >= ended + 200)
+    assert serves(friend)
+    for enemy in enemies:
+        enemy.close()
+    eventually(lambda: process.num_fds() <= before + 2)
+    with Client(daemon) as later:
+        assert serves(later)
+
+
+def test_without_file_descriptors_it_serves_those_that_are_there(
+    model: Path, tmp_path: Path
+) -> None:
+    """They come back when those who took them leave, or are ended."""
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))"
+    with start(tmp_path, model, before=limit) as daemon, Client(daemon) as friend:
+        assert "only 100 files may be open" in daemon.log
+        enemies = [connect(daemon.output) for _ in range(200)]
+        for _ in range(10):
+            assert serves(friend)
+        for enemy in enemies:
+            enemy.close()
+        with Client(daemon) as later:
+            assert serves(later)
+        assert daemon.stop() == 0
+
+
+# CURVE, TLS and file modes, of the real daemon
+
+
+class Keyring:
+    def __init__(self, folder: Path) -> None:
+        self.server_public, self.server = make_keys(folder / "server")
+        self.clients = folder / "clients"
+        self.clients.mkdir()
+        _, self.client = make_keys(self.clients / "client")
+        _, self.stranger = make_keys(folder / "stranger")
+
+
+@pytest.fixture(scope="module")
+def keyring(tmp_path_factory: pytest.TempPathFactory) -> Keyring:
+    return Keyring(tmp_path_factory.mktemp("keys"))
+
+
+@pytest.fixture(scope="module")
+def guarded(
+    model: Path, keyring: Keyring, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Daemon]:
+    with start(
+        tmp_path_factory.mktemp("guarded"),
+        model,
+        security__secret_key=keyring.server,
+        security__clients=keyring.clients,
+        metrics__users=json.dumps({"prometheus": hash_password("secret")}),
+        security__max_held=64 * MB,
+        engine__max_series=1000,
+    ) as daemon:
+        yield daemon
+
+
+def ask(daemon: Daemon, path: str) -> str:
+    passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
+    passwords.add_password(None, daemon.url, "prometheus", "secret")
+    opener = urllib.request.build_opener(urllib.request.HTTPBasicAuthHandler(passwords))
+    with opener.open(daemon.url + path, timeout=30) as answer:
+        return str(answer.read().decode())
+
+
+def served_by_keys(daemon: Daemon, keyring: Keyring) -> bool:
+    feed = Feed(daemon.input, "json", key=keyring.client, server_key=keyring.server_public)
+    keys = {"key": keyring.client, "server_key": keyring.server_public}
+    listener = Listener(daemon.output, "json", **keys)
+    try:
+        feed.wait(30)
+        listener.wait(30)
+        for hour in range(1000):  # until the subscription is there too
+            feed.send("a", hour * 3600 * 10**9, [1.0])
+            for prediction in listener.receive(0.1):
+                return prediction.series == "a"
+    finally:
+        feed.close(0)
+        listener.close()
+    return False
+
+
+def test_who_has_the_keys_is_served_and_nobody_else(guarded: Daemon, keyring: Keyring) -> None:
+    for keys in (
+        {},
+        {"server_key": keyring.server_public},
+        {"server_key": keyring.server_public, "key": keyring.stranger},
+        {"server_key": keyring.clients / "client.key", "key": keyring.client},
+    ):
+        feed = Feed(guarded.input, "json", **keys)
+        listener = Listener(guarded.output, "json", **keys)
+        with pytest.raises(TransportError, match="do the keys fit"):
+            feed.wait(0.2)
+        with pytest.raises(TransportError, match="do the keys fit"):
+            listener.wait(0.2)
+        feed.close(0)
+        listener.close()
+    assert served_by_keys(guarded, keyring)
+    eventually(lambda: "streamlstm_connections_refused_total 0.0" not in ask(guarded, "/metrics"))
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        guarded.get("/metrics")
+
+
+def test_who_has_no_key_makes_it_hold_nothing(guarded: Daemon, keyring: Keyring) -> None:
+    before = memory(guarded)
+    for end, kind in ((guarded.input, b"PUB"), (guarded.output, b"SUB")):
+        with connect(end, kind) as enemy, contextlib.suppress(ConnectionError):
+            for _ in range(1000):
+                enemy.sendall((b"\1\x10" + b"x" * 16) * 4096)
+            pytest.fail("it is listened to")
+    assert memory(guarded) < before + 10 * MB
+    assert served_by_keys(guarded, keyring)
+
+
+def test_keys_hold_after_all_were_disconnected(
+    model: Path, keyring: Keyring, tmp_path: Path
+) -> None:
+    """Even of one that is trusted so many subscriptions are too much."""
+    keys = {"key": keyring.client, "server_key": keyring.server_public}
+    with start(
+        tmp_path,
+        model,
+        security__secret_key=keyring.server,
+        security__clients=keyring.clients,
+        security__max_held=1 * MB,
+        engine__max_series=10,
+    ) as daemon:
+        enemy = Listener(daemon.output, "json", **keys)
+        enemy.wait(30)
+        while "all disconnected" not in daemon.log:
+            for _ in range(100):
+                enemy.socket.subscribe(os.urandom(500))
+        enemy.close()
+        listener = Listener(daemon.output, "json", server_key=keyring.server_public)
+        with pytest.raises(TransportError, match="do the keys fit"):
+            listener.wait(0.2)
+        listener.close()
+        listener = Listener(daemon.output, "json", **keys)
+        listener.wait(30)
+        listener.close()
+        assert daemon.stop() == 0
+
+
+def test_what_it_writes_is_for_nobody_else(model: Path, tmp_path: Path) -> None:
+    """Whatever the umask is that it is started with; that one is heeded by its ipc sockets."""
+    state = tmp_path / "state"
+    state.mkdir(0o700)
+    with start(
+        tmp_path,
+        model,
+        before="import os; os.umask(0o007)",
+        checkpoint__path=state / "checkpoint",
+        checkpoint__interval=0.2,
+        journal__segment_bytes=1 << 16,
+        input__bind=f"ipc://{tmp_path}/in",
+    ) as daemon:
+        with Client(daemon) as client:
+            assert stat.S_IMODE((tmp_path / "in").stat().st_mode) == 0o770
+            for hour in range(200):
+                client.tick("a", ts=3600 * hour, value=1.0)
+            client.receive(200)
+            eventually(lambda: (state / "checkpoint").exists())
+            check_modes(state)
+        assert daemon.stop() == 0
+    assert len(check_modes(state)) >= 2
+
+
+def check_modes(folder: Path) -> list[Path]:
+    found = [*folder.rglob("*")]
+    for each in found:
+        with contextlib.suppress(FileNotFoundError):
+            mode = stat.S_IMODE(each.stat().st_mode)
+            assert mode == (0o700 if each.is_dir() else 0o600), each
+    return found
