@@ -101,12 +101,12 @@ class Truth:
         slots = self.engine.series.lookup(Keys.of([name]))
         known = self._after.setdefault(name, [])
         if not known:
-            known.append(_hash(state_of(self.engine, slots)))
+            known.append(_hash(offline.fields_of(self.engine, slots)))
         while len(known) <= count:
             out = _step(self.engine, slots, name, len(known) - 1)
             bits = out.point[0].tobytes() + out.quantiles[0].tobytes() + out.seq.tobytes()
             self._forecasts[name, int(out.ts[0])] = bits
-            known.append(_hash(state_of(self.engine, slots)))
+            known.append(_hash(offline.fields_of(self.engine, slots)))
         return known[count]
 
     def check(
@@ -153,14 +153,8 @@ class Truth:
         slots = engine.series.lookup(Keys.of([name]))
         for tick in range(count):
             _step(engine, slots, name, tick)
-        right = state_of(engine, slots)
+        right = offline.fields_of(engine, slots)
         return [field for field in state if state[field].tobytes() != right[field].tobytes()]
-
-
-def state_of(engine: Engine, slots: NDArray[np.int32]) -> dict[str, NDArray[Any]]:
-    """All fields of some series."""
-    fields = {name: array[slots] for name, array in engine.series.state.items()}
-    return fields | {"recurrent": engine.kernels.to_host(engine.buffers, slots)}
 
 
 def _step(engine: Engine, slots: NDArray[np.int32], name: bytes, tick: int) -> Forecasts:
