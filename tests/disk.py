@@ -62,6 +62,7 @@ class _Recorder:
         self.real: dict[str, Any] = {name: getattr(os, name) for name in _PATCHED}
         self.real["io"] = io.open
         self.log = log
+        log.write_bytes(b"")
         self.made: dict[int, int] = {}
 
     def below(self, path: Any) -> str | None:
