@@ -27,7 +27,8 @@ from streamlstm.hashing import checksum
 
 FORMAT = 2
 
-_MAGIC = b"STREAMLC"
+MAGIC = b"STREAMLC"
+"""What a checkpoint begins with."""
 _START = np.dtype([("magic", "S8"), ("format", "<u4"), ("length", "<u4"), ("checksum", "<u8")])
 _PIECE = np.dtype([("checksum", "<u8"), ("number", "<u4"), ("rows", "<u4")])
 _PIECE_BYTES = 1 << 20
@@ -259,7 +260,7 @@ def _pack_header(engine: Engine, rows: int, journalled: int) -> bytes:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     start = np.zeros(1, _START)
-    start["magic"], start["format"], start["length"] = _MAGIC, FORMAT, len(text)
+    start["magic"], start["format"], start["length"] = MAGIC, FORMAT, len(text)
     start["checksum"] = checksum(text)
     return start.tobytes() + text
 
@@ -276,7 +277,7 @@ def _fields(row: np.dtype[Any]) -> list[Any]:
 def _read_header(path: Path, file: BufferedReader) -> dict[str, Any]:
     """What the header says, with ``begin``, where the pieces begin."""
     raw = file.read(_START.itemsize)
-    if len(raw) < _START.itemsize or raw[:8] != _MAGIC:
+    if len(raw) < _START.itemsize or raw[:8] != MAGIC:
         raise _damaged(path, "is no checkpoint, or one of an early version")
     start = np.frombuffer(raw, _START)[0]
     if start["format"] != FORMAT:

@@ -14,18 +14,19 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from streamlstm import service
+from streamlstm import checkpoint, service
 from streamlstm.client import in_time_order
 from streamlstm.config import Config, ConfigError
 from streamlstm.datasets.bundled import DATASETS, load
 from streamlstm.datasets.frames import Table, read_table
 from streamlstm.engine import Engine
-from streamlstm.index import REFUSED
 from streamlstm.replay import replay
 from streamlstm.terminal import printable
-from streamlstm.ticks import Forecasts, Keys, Ticks
+from streamlstm.ticks import Arrivals, Forecasts, Keys
 
 OUTPUTS = (".csv", ".parquet")
+CLOCKS = frozenset({"heard"})
+"""Fields that say when a tick came, not what it did: no part of what is compared."""
 
 
 class Made(NamedTuple):
@@ -63,40 +64,33 @@ class Run:
             self.notes.append(f"{folder}: {found.torn:,} bytes at its end were never written whole")
 
     def step_table(self, table: Table) -> None:
-        """Step all ticks of a table, in the order of their times.
+        """Step all ticks of a table, in the order of their times, as if each came at its time.
 
         Raises:
-            ConfigError: it has more series, or longer names, than the engine has room for.
+            ConfigError: its names or its rows are longer than the engine takes.
         """
-        engine, inputs = self.engine, self.engine.model.spec.inputs
+        engine = self.engine
         self.notes += table.notes
         names = [series.name.encode() for series in table.series]
         if len(max(names, key=len)) > engine.series.index.names.shape[1]:
             raise ConfigError(f"{table.name}: longer names than input.max_key; raise it")
-        slots = engine.series.lookup(Keys.of(names))
-        if (slots == REFUSED).any():
-            raise ConfigError(
-                f"{table.name}: more series than engine.max_series = {engine.series.capacity};"
-                " raise it"
-            )
-        which, rows = in_time_order(table.series)
-        begin = np.cumsum([0, *(len(series.ts) for series in table.series)])
-        ts = np.concatenate([series.ts for series in table.series])
         values = np.concatenate([series.values for series in table.series])
-        if values.shape[1] != inputs:
-            raise ConfigError(f"{table.name}: {values.shape[1]} values, the model takes {inputs}")
-        at = begin[which] + rows
-        for first in range(0, len(at), engine.max_batch):
-            cut = slice(first, first + engine.max_batch)
-            n = len(at[cut])
-            batch = Ticks(slots[which[cut]], ts[at[cut]], values[at[cut]], np.zeros(n, np.uint8))
-            self._take(engine.step(batch, 0))
+        if values.shape[1] != engine.model.spec.inputs:
+            takes = engine.model.spec.inputs
+            raise ConfigError(f"{table.name}: {values.shape[1]} values, the model takes {takes}")
+        which, rows = in_time_order(table.series)
+        at = np.cumsum([0, *(len(series.ts) for series in table.series)])[which] + rows
+        ts = np.concatenate([series.ts for series in table.series])[at]
+        data, begin, end = Keys.of(names)
+        keys = Keys(data, begin[which], end[which])
+        arrivals = Arrivals(keys, ts, values[at], np.zeros(len(at), np.uint8))
+        for part in arrivals.parts(engine.max_batch):
+            self._take(engine.step(engine.place(part), int(part.ts[-1])))
 
     def _take(self, forecasts: Forecasts) -> None:
         self.ticks += self.engine.taken
         if self._keep:
-            text, lengths = self.engine.series.names
-            names = [text[slot, : lengths[slot]].tobytes() for slot in forecasts.slot.tolist()]
+            names = self.engine.series.keys(forecasts.slot)
             slot, ts, seq, point, quantiles = forecasts
             kept = (slot.copy(), ts.copy(), seq.copy(), point.copy(), quantiles.copy())
             self.made.append(Made(names, Forecasts(*kept)))
@@ -127,9 +121,9 @@ def is_journal(path: Path) -> bool:
     return path.is_dir() and any(path.glob("*.seg"))
 
 
-def _on(config: Config, checkpoint: Path | None) -> Config:
+def _on(config: Config, base: Path | None) -> Config:
     """The same daemon, with this checkpoint."""
-    table = config.checkpoint.model_copy(update={"path": checkpoint})
+    table = config.checkpoint.model_copy(update={"path": base})
     return config.model_copy(update={"checkpoint": table})
 
 
@@ -137,15 +131,18 @@ def _on(config: Config, checkpoint: Path | None) -> Config:
 
 
 def state_of(engine: Engine) -> tuple[list[bytes], dict[str, NDArray[Any]]]:
-    """The names of all series, sorted, and the fields of their state, a row each in that order."""
-    text, lengths = engine.series.names
-    used = np.flatnonzero(lengths)
-    names = [text[slot, : lengths[slot]].tobytes() for slot in used.tolist()]
+    """The names of all series, sorted, and :func:`fields_of` them in that order."""
+    names, used = engine.series.keys(engine.series.slots), engine.series.slots
     order = sorted(range(len(names)), key=names.__getitem__)
-    slots = used[order].astype(np.int32)
-    fields = {name: array[slots] for name, array in engine.series.state.items()}
-    fields["recurrent"] = engine.kernels.to_host(engine.buffers, slots)
-    return [names[k] for k in order], fields
+    slots = used[order]
+    return [names[k] for k in order], fields_of(engine, slots)
+
+
+def fields_of(engine: Engine, slots: NDArray[np.int32]) -> dict[str, NDArray[Any]]:
+    """All that some series are, by field, a row each."""
+    state = engine.series.state
+    fields = {name: rows[slots] for name, rows in state.items() if name not in CLOCKS}
+    return fields | {"recurrent": engine.kernels.to_host(engine.buffers, slots)}
 
 
 def digest(engine: Engine) -> str:
@@ -249,9 +246,10 @@ def _source(options: argparse.Namespace, name: str) -> Path | Table:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    """Whether a file is a safetensors', which begins with its header's length and a brace."""
+    """Whether a file is of a checkpoint, or of one of an older version."""
     with path.open("rb") as file:
-        return file.read(9)[8:] == b"{"
+        head = file.read(9)
+    return head.startswith(checkpoint.MAGIC) or head[8:] == b"{"  # that was a safetensors'
 
 
 def _report(made: Run) -> dict[str, Any]:

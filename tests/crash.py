@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zmq
 from numpy.typing import NDArray
 
 from streamlstm import offline
@@ -100,12 +101,12 @@ class Truth:
         slots = self.engine.series.lookup(Keys.of([name]))
         known = self._after.setdefault(name, [])
         if not known:
-            known.append(_hash(state_of(self.engine, slots)))
+            known.append(_hash(offline.fields_of(self.engine, slots)))
         while len(known) <= count:
             out = _step(self.engine, slots, name, len(known) - 1)
             bits = out.point[0].tobytes() + out.quantiles[0].tobytes() + out.seq.tobytes()
             self._forecasts[name, int(out.ts[0])] = bits
-            known.append(_hash(state_of(self.engine, slots)))
+            known.append(_hash(offline.fields_of(self.engine, slots)))
         return known[count]
 
     def check(
@@ -128,9 +129,11 @@ class Truth:
         """
         names, fields = offline.state_of(recovered)
         seen = dict(zip(names, fields["seen"].tolist(), strict=True))
+        latest = dict(zip(names, (fields["last_ts"] // HOUR).tolist(), strict=True))
         for name, count in needed.items():
             if count > seen.get(name, 0):
-                raise DivergenceError(f"{name!r} has {seen.get(name, 0)} ticks of {count} on disk")
+                said = f"{name!r} has {seen.get(name, 0)} ticks, to hour {latest.get(name, 0)}"
+                raise DivergenceError(f"{said}; there were {count} on disk")
         for row, (name, count) in enumerate(seen.items()):
             if count > sent.get(name, 0):
                 raise DivergenceError(f"{name!r} has {count} ticks of {sent.get(name, 0)} sent")
@@ -150,14 +153,8 @@ class Truth:
         slots = engine.series.lookup(Keys.of([name]))
         for tick in range(count):
             _step(engine, slots, name, tick)
-        right = state_of(engine, slots)
+        right = offline.fields_of(engine, slots)
         return [field for field in state if state[field].tobytes() != right[field].tobytes()]
-
-
-def state_of(engine: Engine, slots: NDArray[np.int32]) -> dict[str, NDArray[Any]]:
-    """All fields of some series."""
-    fields = {name: array[slots] for name, array in engine.series.state.items()}
-    return fields | {"recurrent": engine.kernels.to_host(engine.buffers, slots)}
 
 
 def _step(engine: Engine, slots: NDArray[np.int32], name: bytes, tick: int) -> Forecasts:
@@ -271,7 +268,12 @@ class Victim:
                 if "exit code -9" in str(error):  # it was not ready yet
                     return takes
                 raise
-            client = stack.enter_context(Client(daemon, push=True))
+            try:
+                client = stack.enter_context(Client(daemon, push=True, patience=5_000))
+            except zmq.Again:
+                if daemon.process.poll() is None:
+                    raise
+                return takes
             sender = threading.Thread(target=feed)
             sender.start()
             end = time.monotonic() + seconds

@@ -59,8 +59,10 @@ class _Recorder:
     ) -> None:
         self.root, self.omit, self.sync_seconds = os.path.realpath(root), omit, sync_seconds
         self.die_at, self.late, self.count, self.pid = die_at, late, 0, os.getpid()
-        self.real = {name: getattr(os, name) for name in _PATCHED} | {"io": io.open}
+        self.real: dict[str, Any] = {name: getattr(os, name) for name in _PATCHED}
+        self.real["io"] = io.open
         self.log = log
+        log.write_bytes(b"")
         self.made: dict[int, int] = {}
 
     def below(self, path: Any) -> str | None:

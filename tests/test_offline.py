@@ -134,7 +134,6 @@ def test_the_command_compares_and_writes(tmp_path: Path) -> None:
         (["--output", "x.txt", "a.csv"], "ends in .csv or .parquet"),
         ([], "checkpoint.path"),
         (["nothing"], "nothing: no such file or folder"),
-        (["a.csv", "--set", "engine.max_series=1"], "more series than engine.max_series = 1"),
         (["a.csv", "--set", "input.max_key=1"], "longer names than input.max_key"),
     ],
 )
