@@ -100,7 +100,7 @@ def test_noise_at_any_port_stops_nothing(daemon: Daemon, friend: Client) -> None
             peer.close()
     assert memory(daemon) - before < 10 * MB
     eventually(lambda: daemon.metric("streamlstm_connections_refused_total") >= 10)
-    assert "connections_refused total=" in daemon.log
+    assert "connections refused total=" in daemon.log
 
 
 def test_a_message_of_very_many_parts_is_dropped_as_one(daemon: Daemon, friend: Client) -> None:
@@ -124,8 +124,8 @@ def test_a_message_without_end_takes_no_more_than_it_may(daemon: Daemon) -> None
             pytest.fail("nobody stops it")
         assert most < before + 700 * MB
         eventually(lambda: memory(daemon) < before + 64 * MB)
-        assert "all disconnected" in daemon.log
-        assert daemon.metric("streamlstm_connections_ended_total") > ended
+        eventually(lambda: "all disconnected" in daemon.log)
+        eventually(lambda: daemon.metric("streamlstm_connections_ended_total") > ended)
         assert friend.feed.recv()  # it subscribes again: ZeroMQ has connected anew
         assert friend.sink.recv() == b"streamlstm.welcome"
         eventually(lambda: back(friend))
