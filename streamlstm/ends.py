@@ -1,9 +1,9 @@
 """The daemon's sockets, and who is at their other ends: who may be, how many, and at what cost.
 
 libzmq limits the length of a frame, and the messages that wait, but neither the parts of a message
-before its last one is there, nor a peer's subscriptions, nor connections; and it ends none of them.
-So connections are counted as they come, and the latest ended beyond a limit; and where the process
-grows by more than its series account for, all sockets are closed and opened anew.
+before its last one is there, nor a peer's subscriptions, nor connections. So a thread of its own
+counts connections as they come, and ends the latest beyond a limit, and all of them where the
+process has grown by more than its series account for: with a connection goes what it had held here.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import os
 import resource
 import time
 from pathlib import Path
+from threading import Thread
 
 import zmq
 
@@ -21,7 +22,11 @@ from streamlstm.security import Curve, Doors, SecurityError
 from streamlstm.transport import Publisher, Receiver
 
 LOOK_EVERY = 0.1
-"""Seconds at least between two looks at what those who connect take."""
+"""Seconds at most from one look at what those who connect take to the next."""
+GRACE = 2.0
+"""Seconds in which memory has to come back from those who were sent away."""
+SAY_EVERY = 10.0
+"""Seconds from one line in the log about those who were sent away to the next."""
 OTHER_FILES = 512
 """File descriptors for all but connections to input and output."""
 
@@ -32,8 +37,9 @@ class Ends:
     """All sockets of a daemon.
 
     Attributes:
-        context: of all of them, until :meth:`look` says True.
-        receiver, publisher: likewise; they have endpoints once :meth:`open` was called.
+        context: of all of them.
+        receiver, publisher: they have endpoints once :meth:`open` was called.
+        doors: knows who is there.
     """
 
     def __init__(self, config: Config, umask: int = 0o077) -> None:
@@ -49,9 +55,6 @@ class Ends:
         asked = config.security
         self._config, self._umask = config, umask
         self._curve = Curve(keys=asked.secret_key, servers=asked.server_keys)
-        self._bound: tuple[tuple[str, ...], tuple[str, ...]] = (), ()
-        self._next_look, self._most, self._may_grow = 0.0, 0, 0
-        self._refused = self._ended = 0
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         try:
             if asked.clients:
@@ -59,11 +62,7 @@ class Ends:
         except SecurityError:
             self.context.term()
             raise
-        self._make()
-
-    def _make(self) -> None:
-        config, curve = self._config, self._curve
-        self.publisher = Publisher(self.context, hwm=config.output.hwm, curve=curve)
+        self.publisher = Publisher(self.context, hwm=config.output.hwm, curve=self._curve)
         self.receiver = Receiver(
             self.context,
             kind=config.input.kind,
@@ -71,79 +70,64 @@ class Ends:
             hwm=config.input.hwm,
             max_frame=config.input.max_frame,
             most=config.engine.max_batch,
-            curve=curve,
+            curve=self._curve,
         )
-        sockets = self.receiver.socket, self.publisher.socket
-        self._doors = Doors(self.context, sockets, config.security.max_connections)
+        self.doors = Doors(self.context, (self.receiver.socket, self.publisher.socket))
+        self._most, self._closing = 0, False
+        self._wakeup, self._end = os.pipe()
+        self._watcher = Thread(target=self._watch, name="doors", daemon=True)
 
     def open(self, may_grow: int) -> None:
-        """Open the endpoints, from when on the process may grow by so many bytes of its own.
+        """Open the endpoints; from now on the process may grow by so many bytes of its own.
 
         Raises:
             TransportError: one is malformed, in use, or not this machine's.
         """
-        self._may_grow = may_grow
-        self._open()
-        self._plan()
-
-    def _open(self) -> None:
         wire_in, wire_out = self._config.input, self._config.output
         before = os.umask(self._umask)
-        try:  # opened anew, at the ports that were found then
-            self.publisher.open(self._bound[1] or wire_out.bind, wire_out.connect)
-            self.receiver.open(self._bound[0] or wire_in.bind, wire_in.connect)
+        try:
+            self.publisher.open(wire_out.bind, wire_out.connect)
+            self.receiver.open(wire_in.bind, wire_in.connect)
         finally:
             os.umask(before)
-        self._bound = (
-            self.receiver.endpoints[: len(wire_in.bind)],
-            self.publisher.endpoints[: len(wire_out.bind)],
-        )
+        self._most = memory_taken() + may_grow + self._config.security.max_held
+        self._watcher.start()
 
-    def _plan(self) -> None:
-        """Allow for what peers may take, on top of what is taken now and what series may take."""
-        self._most = memory_taken() + self._config.security.max_held + self._may_grow
-
-    @property
-    def told(self) -> "list[zmq.Socket[bytes]]":
-        """Of these there is something to read where :meth:`look` has something to see."""
-        return self._doors.told
-
-    @property
-    def refused(self) -> int:
-        """Connections that ended with the handshake."""
-        return self._refused + self._doors.refused
-
-    @property
-    def ended(self) -> int:
-        """Connections ended because there were too many, or because peers took too much."""
-        return self._ended + self._doors.turned_away
-
-    def look(self) -> bool:
-        """See who came and what they take; True where all sockets had to be made anew.
-
-        Raises:
-            TransportError: somebody else has taken a port then.
-        """
-        self._doors.look()
-        now = time.monotonic()
-        if now < self._next_look:
-            return False
-        self._next_look = now + LOOK_EVERY
-        self._curve.refresh()
-        if memory_taken() <= self._most:
-            return False
-        self._refused, self._ended = self.refused, self.ended + self._doors.inside
-        self.close()  # waits until all is gone, ports included
-        self.context = zmq.Context()
-        self._curve.move(self.context)
-        self._make()
-        self._open()
-        give_memory_back()
-        self._plan()
-        return True
+    def _watch(self) -> None:
+        """See who may come, who came, and what they take."""
+        doors, most = self.doors, self._config.security.max_connections
+        refused = ended = 0
+        say = again = 0.0
+        while not self._closing:
+            doors.wait(LOOK_EVERY, self._wakeup)
+            doors.look(most)
+            self._curve.refresh()
+            now = time.monotonic()
+            if memory_taken() <= self._most:
+                again = now
+            else:
+                if now >= again:
+                    _log.error(
+                        "all connections ended: the process has %d bytes, of %d that it may have;"
+                        " where nobody means harm, raise security.max_held",
+                        memory_taken(),
+                        self._most,
+                    )
+                    doors.end_all()
+                    again = now + GRACE
+                give_memory_back()
+            if now >= say and (doors.refused, doors.ended) != (refused, ended):
+                refused, ended, say = doors.refused, doors.ended, now + SAY_EVERY
+                _log.warning("connections refused=%d ended=%d since the start", refused, ended)
 
     def close(self) -> None:
-        """Let go of all, and of what it holds."""
+        """Let go of all."""
+        self._closing = True
+        os.close(self._end)
+        if self._watcher.ident:
+            self._watcher.join()
+        os.close(self._wakeup)
+        self.doors.close()
         self._curve.close()
         self.context.destroy(linger=0)
 

@@ -110,25 +110,15 @@ class Loop:
             log: the journal's, if there is one.
             wait_ns, spin_ns: see :class:`Way`.
         """
-        self.decoder, self.pending, self.engine, self.encoders = decoder, pending, engine, encoders
+        self.receiver, self.decoder, self.pending = receiver, decoder, pending
+        self.engine, self.encoders, self.publisher = engine, encoders, publisher
         self._log = log or nowhere()
         self._told = np.array([engine.series.active, 0, 0])
         self._names = engine.series.names
         self._values, self._wait_ns, self._spin_ns = values, wait_ns, spin_ns
-        self.attach(receiver, publisher, wakeup)
-
-    def attach(
-        self, receiver: Receiver, publisher: Publisher, *others: "zmq.Socket[bytes] | int"
-    ) -> None:
-        """Take from ``receiver`` and give to ``publisher`` from here on.
-
-        :meth:`run` comes back when there is something to be read of ``others``.
-        """
-        self.receiver, self.publisher = receiver, publisher
-        waited_for = (receiver.socket, publisher.socket, *others)
-        self._items = transport.poll_items(*waited_for)
+        self._items = transport.poll_items(receiver.socket, publisher.socket, wakeup)
         self._poller = zmq.Poller()
-        for each in waited_for:
+        for each in (receiver.socket, publisher.socket, wakeup):
             self._poller.register(each, zmq.POLLIN)
         self._way = self._compiled_way()
 

@@ -158,6 +158,7 @@ class Service:
                 users=config.metrics.users,
             )
         self.ends = Ends(config, umask)
+        self.receiver, self.publisher = self.ends.receiver, self.ends.publisher
         notify("STATUS=opening the model")
         self.engine, self._journalled = _open_engine(config)
         self._restored = self.engine.series.active
@@ -165,7 +166,7 @@ class Service:
         self._open_journal()
         notify("STATUS=compiling")
         self.decoder, self.encoders = _open_wire(config, model)
-        self._make_loop(self.ends)
+        self._make_loop()
         self.loop.warm_up()
         if not transport.compiled():
             _log.warning(
@@ -211,7 +212,7 @@ class Service:
             left -= taken
             if not taken and not len(self.loop.pending):
                 break
-        self.loop.receiver.close()
+        self.receiver.close()
         with contextlib.suppress(JournalError):
             while len(self.loop.pending) and time.monotonic() < began + share:
                 self.loop.step()
@@ -221,7 +222,7 @@ class Service:
                 self.journal.close()
             except JournalError as error:
                 _log.error("%s", error)
-        self.loop.publisher.close(linger=share)
+        self.publisher.close(linger=share)
         self.close()
         _event(
             logging.INFO,
@@ -242,10 +243,8 @@ class Service:
             self._miss_journal(error)
         with contextlib.suppress(BlockingIOError):
             self._wakeup.recv(4096)
-        self.loop.publisher.forget_subscriptions()
+        self.publisher.forget_subscriptions()
         self._sample()
-        if self.ends:
-            self._look_at(self.ends)
         return taken
 
     def close(self) -> None:
@@ -269,8 +268,8 @@ class Service:
     def whereabouts(self) -> dict[str, object]:
         """Where this daemon is reached, to be written as JSON."""
         return {
-            "input": self.loop.receiver.endpoints,
-            "output": self.loop.publisher.endpoints,
+            "input": self.receiver.endpoints,
+            "output": self.publisher.endpoints,
             "metrics": self.server.url if self.server else None,
             "pid": os.getpid(),
         }
@@ -404,7 +403,7 @@ class Service:
         wanted = self.config.checkpoint.path and self.config.checkpoint.interval
         self._next_checkpoint = time.monotonic() + wanted if wanted else math.inf
 
-    def _make_loop(self, ends: Ends) -> None:
+    def _make_loop(self) -> None:
         """Connect all stages; the sockets have no endpoints yet."""
         config, spec = self.config, self.engine.model.spec
         pending = Backlog(
@@ -416,37 +415,18 @@ class Service:
             len(self.decoder.reader.columns.ts),
         )
         self.loop = Loop(
-            ends.receiver,
+            self.receiver,
             self.decoder,
             pending,
             self.engine,
             self.encoders,
-            ends.publisher,
+            self.publisher,
             self.metrics.values,
             self._wakeup.fileno(),
             log=self.journal.log if self.journal else None,
             wait_ns=1000 * config.engine.max_wait_us,
             spin_ns=1000 * config.service.busy_poll_us,
         )
-        self._attach(ends)
-
-    def _attach(self, ends: Ends) -> None:
-        self.loop.attach(ends.receiver, ends.publisher, self._wakeup.fileno(), *ends.told)
-
-    def _look_at(self, ends: Ends) -> None:
-        """See who came, who was not let in, and that nobody takes too much."""
-        try:
-            if ends.look():
-                _event(logging.ERROR, "all disconnected, they had too much held for them")
-                self._attach(ends)
-        except TransportError as error:
-            _log.error("%s", error)
-            self.stopping = self.failed = True
-        for name, total in (("refused", ends.refused), ("ended", ends.ended)):
-            counted = self.metrics.values[f"connections_{name}"]
-            if total > counted[0]:
-                counted[0] = total
-                self._warn(f"connections {name}", total=total)
 
     def _heed_signals(self) -> None:
         signal.set_wakeup_fd(self._sender.fileno())
@@ -482,8 +462,11 @@ class Service:
         values["pending_ticks"] = len(self.loop.pending)
         values["series_started"] = active - self._restored
         values["input_gaps"] = self.engine.gaps
-        values["subscriber_overflows"] = self.loop.publisher.overflows
+        values["subscriber_overflows"] = self.publisher.overflows
         values["functions_compiled"] = self.functions_compiled
+        if self.ends:
+            values["connections_refused"] = self.ends.doors.refused
+            values["connections_ended"] = self.ends.doors.ended
         if self.journal:
             values["journal_bytes"] = self.journal.log.state[journal.BYTES]
             values["ticks_not_journalled"] = self.journal.log.state[journal.MISSED]
@@ -491,14 +474,10 @@ class Service:
         values["state_bytes"] = active * sum(self.engine.bytes_per_series.values())
 
     def _complain(self, reason: str, content: str) -> None:
-        self._warn("tick dropped", reason, reason=reason, content=content)
-
-    def _warn(self, name: str, about: str = "", /, **fields: object) -> None:
-        """Log what happened, unless the same was not long ago."""
-        now, what = time.monotonic(), about or name
-        if now >= self._complained.get(what, -math.inf) + COMPLAIN_EVERY:
-            self._complained[what] = now
-            _event(logging.WARNING, name, **fields)
+        now = time.monotonic()
+        if now >= self._complained.get(reason, -math.inf) + COMPLAIN_EVERY:
+            self._complained[reason] = now
+            _event(logging.WARNING, "tick dropped", reason=reason, content=content)
 
 
 def _open_engine(config: Config) -> tuple[Engine, int]:

@@ -35,6 +35,8 @@ NOTICES = 1000
 SUBSCRIPTION = 1280
 """Bytes of a subscription, and of the longest message of a handshake; senders of more are
 disconnected."""
+SUBSCRIPTIONS = 100
+"""That wait, of each subscriber: libzmq takes them all at once, in whatever call comes next."""
 KEEPALIVE = 60, 10, 6
 """Seconds of silence after which the kernel asks whether a peer's machine is there, and asks again;
 how often it does (tcp(7)): after two minutes a connection of one that is gone is closed."""
@@ -213,6 +215,7 @@ class Publisher:
         self.socket.sndhwm = hwm
         self.socket.linger = 0
         self.socket.maxmsgsize = SUBSCRIPTION  # nothing else comes in here
+        self.socket.rcvhwm = SUBSCRIPTIONS
         self.socket.setsockopt(zmq.XPUB_WELCOME_MSG, WELCOME)
         self.socket.setsockopt(zmq.XPUB_NODROP, 1)  # says where it would drop
         overflows, option = np.zeros(1, np.int64), np.array([0, 1], np.int32)
