@@ -239,8 +239,8 @@ class Doors:
         del self._inside[connection]
         self.ended += 1
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection)) as peer:
-            # libzmq sees the end, lets go of what it had for them, and closes, by a reset: who waits
-            # for room to send more would not hear of it otherwise
+            # libzmq sees the end, lets go of what it had for them, and closes, by a reset: who
+            # waits for room to send more would not hear of it otherwise
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             peer.shutdown(socket.SHUT_RDWR)
 
