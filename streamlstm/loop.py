@@ -106,8 +106,7 @@ class Loop:
         encoders: Sequence[Encoder],
         publisher: Publisher,
         values: NDArray[np.void],
-        wakeup: int,
-        *,
+        *others: "zmq.Socket[bytes] | int",
         log: Log | None = None,
         parking: Parking | None = None,
         idle_timeout: float = 0,
@@ -119,14 +118,15 @@ class Loop:
         Args:
             receiver, decoder, pending, engine, encoders, publisher: in this order.
             values: of the metrics, (1,) of :data:`streamlstm.metrics.LAYOUT`.
-            wakeup: a file descriptor that is readable when :meth:`run` is to come back.
+            others: sockets and file descriptors; what arrives there makes :meth:`run` come back.
             log: the journal's, if there is one.
             parking: where series that are evicted go to, and come back from.
             idle_timeout: seconds after which a series that was not heard is evicted; 0: never. The
                 engine's series are ordered where this or parking is given.
             wait_ns, spin_ns: see :class:`Way`.
         """
-        self.decoder, self.pending, self.engine, self.encoders = decoder, pending, engine, encoders
+        self.receiver, self.decoder, self.pending = receiver, decoder, pending
+        self.engine, self.encoders, self.publisher = engine, encoders, publisher
         self._log = log or nowhere()
         self._parking, self._idle_ns = parking, round(1e9 * idle_timeout)
         # a clock that is set does not make series idle, and neither does a daemon that was down
@@ -134,16 +134,6 @@ class Loop:
         self._begun = time.time_ns()
         engine.series.arrange()
         self._values, self._wait_ns, self._spin_ns = values, wait_ns, spin_ns
-        self.attach(receiver, publisher, wakeup)
-
-    def attach(
-        self, receiver: Receiver, publisher: Publisher, *others: "zmq.Socket[bytes] | int"
-    ) -> None:
-        """Take from ``receiver`` and give to ``publisher`` from here on.
-
-        :meth:`run` comes back when there is something to be read of ``others``.
-        """
-        self.receiver, self.publisher = receiver, publisher
         waited_for = (receiver.socket, publisher.socket, *others)
         self._items = transport.poll_items(*waited_for)
         self._poller = zmq.Poller()

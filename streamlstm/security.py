@@ -27,6 +27,7 @@ _REFUSED = (
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
 
+_COME = zmq.EVENT_ACCEPTED | zmq.EVENT_CONNECTED
 _EVENT = struct.Struct("=Hi")
 """What zmq_socket_monitor(3) tells: an event, and its value."""
 
@@ -140,21 +141,12 @@ class Curve:
             load_keys(file, secret=False)
         if not files:
             _log.warning("%s: no client's NAME.key is in it, so none may connect", clients)
-        self._clients = clients
-        self._ask(context)
-
-    def move(self, context: "zmq.Context[zmq.Socket[bytes]]") -> None:
-        """Ask of the sockets of another context what was asked of those of before, now closed."""
-        if self._clients:
-            self._ask(context)
-
-    def _ask(self, context: "zmq.Context[zmq.Socket[bytes]]") -> None:
         # brings asyncio along, for which nobody else has to wait
         from zmq.auth.thread import ThreadAuthenticator
 
+        self._clients = clients
         self._authenticator = ThreadAuthenticator(context, log=_log.getChild("curve"))
         self._authenticator.start()
-        self._seen = 0
         self.refresh()
 
     def before_bind(self, socket: "zmq.Socket[bytes]") -> None:
@@ -195,58 +187,75 @@ class Curve:
 
 
 class Doors:
-    """Counts those who come to sockets, and lets in only so many at once.
+    """Knows those who come to sockets, and can send them away, which libzmq does of nobody.
 
     Attributes:
         refused: connections that ended with the handshake.
-        turned_away: connections ended because there were too many.
-        told: sockets of which there is something to read when somebody came or left.
+        ended: connections ended here.
     """
 
     def __init__(
-        self,
-        context: "zmq.Context[zmq.Socket[bytes]]",
-        sockets: Iterable["zmq.Socket[bytes]"],
-        most: int,
+        self, context: "zmq.Context[zmq.Socket[bytes]]", sockets: Iterable["zmq.Socket[bytes]"]
     ) -> None:
-        """Watch ``sockets``, before they are bound, for more than ``most`` connections in all.
+        """Watch ``sockets``, before they have endpoints.
 
-        :meth:`look` whenever there is something to read of :attr:`told`, where it piles up. (Were
-        there a limit, libzmq's own threads would wait at it.)
+        :meth:`look` often: what was told piles up until then. (Were there a limit, libzmq's own
+        threads would wait at it.)
         """
-        self.refused = self.turned_away = 0
-        self._most, self._inside = most, dict[int, None]()  # file descriptors, in their order
-        self.told: list[zmq.Socket[bytes]] = []
-        for number, each in enumerate(sockets):
+        self.refused = self.ended = 0
+        self._sockets = [*sockets]
+        self._inside: dict[int, bool] = {}  # by file descriptor, in their order: whether they came
+        self._told: list[zmq.Socket[bytes]] = []
+        for number, each in enumerate(self._sockets):
             endpoint = f"inproc://doors-{id(self)}-{number}"
-            each.monitor(endpoint, _REFUSED | zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+            each.monitor(endpoint, _REFUSED | _COME | zmq.EVENT_DISCONNECTED)
             told = context.socket(zmq.PAIR)
             told.rcvhwm = 0
             told.connect(endpoint)
-            self.told.append(told)
+            self._told.append(told)
 
-    @property
-    def inside(self) -> int:
-        """Connections there are."""
-        return len(self._inside)
+    def wait(self, seconds: float, fd: int) -> None:
+        """Until somebody comes or leaves, or there is something to read of ``fd``."""
+        poller = zmq.Poller()
+        for each in (*self._told, fd):
+            poller.register(each, zmq.POLLIN)
+        poller.poll(round(1000 * seconds))
 
-    def look(self) -> None:
-        """Count what was told; end the latest connections where there are too many."""
-        for told in self.told:
+    def look(self, most: int) -> None:
+        """Count what was told; end the latest connections where more than ``most`` came."""
+        for told in self._told:
             with contextlib.suppress(zmq.Again):
                 while True:
                     self._hear(*_EVENT.unpack(told.recv_multipart(zmq.NOBLOCK)[0]))
-        for connection in [*self._inside][self._most :]:
-            del self._inside[connection]
-            self.turned_away += 1
-            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection)) as peer:
-                peer.shutdown(socket.SHUT_RDWR)  # it is libzmq that closes it then
+        for connection in [each for each, came in self._inside.items() if came][most:]:
+            self._end(connection)
+
+    def end_all(self) -> None:
+        """End all connections; who wants to may come again."""
+        for connection in [*self._inside]:
+            self._end(connection)
+
+    def _end(self, connection: int) -> None:
+        del self._inside[connection]
+        self.ended += 1
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection)) as peer:
+            # libzmq sees the end, lets go of what it had for them, and closes, by a reset: who
+            # waits for room to send more would not hear of it otherwise
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            peer.shutdown(socket.SHUT_RDWR)
 
     def _hear(self, event: int, value: int) -> None:
-        if event == zmq.EVENT_ACCEPTED:
-            self._inside.pop(value, None)
-            self._inside[value] = None
+        if event & _COME:
+            self._inside.pop(value, None)  # what was there before has left, whatever we heard
+            self._inside[value] = event == zmq.EVENT_ACCEPTED
         elif event == zmq.EVENT_DISCONNECTED:
             self._inside.pop(value, None)
         else:
             self.refused += 1
+
+    def close(self) -> None:
+        """Look no more; in the thread of the sockets."""
+        for each, told in zip(self._sockets, self._told, strict=True):
+            if not each.closed:
+                each.disable_monitor()  # first, or libzmq would wait for somebody to listen
+            told.close(0)

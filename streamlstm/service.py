@@ -8,7 +8,6 @@ import json
 import logging
 import math
 import os
-import resource
 import secrets
 import select
 import signal
@@ -19,13 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import zmq
 from numba.core import event
 
 from streamlstm import checkpoint, journal, transport
 from streamlstm.backlog import Backlog
 from streamlstm.checkpoint import CheckpointError, Saving
 from streamlstm.config import Config, exposures
+from streamlstm.ends import Ends, allow_files
 from streamlstm.engine import Engine
 from streamlstm.journal import Journal
 from streamlstm.kernels.cell import BackendError
@@ -34,10 +33,10 @@ from streamlstm.metrics import Metrics
 from streamlstm.model import Model, ModelError, load_model
 from streamlstm.parking import Parking, ParkingError
 from streamlstm.replay import replay
-from streamlstm.security import Curve, Doors, SecurityError
+from streamlstm.security import SecurityError
 from streamlstm.segments import JournalError
 from streamlstm.snapshot import Snapshots
-from streamlstm.transport import Publisher, Receiver, TransportError
+from streamlstm.transport import TransportError
 from streamlstm.web import MetricsError, Server, Tls, Users
 from streamlstm.wire.codec import Decoder, Encoder
 from streamlstm.wire.format import FormatError, Shape
@@ -47,10 +46,6 @@ QUIET = 0.02
 """Seconds without a tick after which, at the end, no more are expected."""
 LOOK_ROUND = 1.0
 """Seconds after which it is seen at the latest what else there is to do."""
-LOOK_AT_DOORS = 0.1
-"""Seconds at least between two looks at what those who connect take."""
-OTHER_FILES = 512
-"""File descriptors for all but connections to input and output."""
 FAST_BIN = 160
 """Bytes of the largest piece of memory that the C library is to hand out the fast way."""
 RETRY = 1.0
@@ -115,8 +110,7 @@ def check(config: Config) -> str:
     """
     _open_tls(config)
     Users(config.metrics.users)
-    with zmq.Context() as context:
-        _open_curve(config, context).close()
+    Ends(config).close()
     engine, _ = open_engine(config)
     if parking := _open_parking(config, engine):
         parking.close()
@@ -139,11 +133,7 @@ class Service:
         self.stopping = False
         self.metrics = Metrics()
         self.server: Server | None = None
-        self._context = zmq.Context()
-        self.curve = Curve()
-        self._bound: tuple[tuple[str, ...], ...] = (), (), ()
-        self._next_look = 0.0
-        self._counted: dict[str, int] = {}
+        self.ends: Ends | None = None
         self._wakeup, self._sender = socket.socketpair()
         self._wakeup.setblocking(False)
         self._sender.setblocking(False)
@@ -167,9 +157,9 @@ class Service:
                 ParkingError, SecurityError, TransportError, MetricsError: each with one line.
         """
         config = self.config
-        self._umask = os.umask(0o077)  # what is written here is for nobody else
+        umask = os.umask(0o077)  # what is written here is for nobody else
         _ease_allocation()
-        _allow_files(config.security.max_connections + OTHER_FILES)
+        allow_files(config.security.max_connections)
         _keep_to(config.service.cpus)  # before there are threads, which inherit it
         if config.metrics.enabled:
             self.server = Server(
@@ -179,7 +169,8 @@ class Service:
                 tls=_open_tls(config),
                 users=config.metrics.users,
             )
-        self.curve = _open_curve(config, self._context)
+        self.ends = Ends(config, umask)
+        self.receiver, self.publisher = self.ends.receiver, self.ends.publisher
         notify("STATUS=opening the model")
         self.engine, self._journalled = open_engine(config)
         model = self.engine.model
@@ -187,9 +178,11 @@ class Service:
         self._open_journal()
         notify("STATUS=compiling")
         self.decoder, self.encoders = _open_wire(config, model)
-        self._make_sockets()
+        if self.ends.responder:
+            self.snapshots = Snapshots(
+                self.ends.responder, self.engine, self.encoders[0], self.publisher
+            )
         self._make_loop()
-        self._attach()
         self.loop.warm_up()
         checkpoint.warm_up(self.engine)
         if not transport.compiled():
@@ -197,15 +190,14 @@ class Service:
                 "libzmq's functions were not found: messages pass one by one through pyzmq, at a"
                 " third of the speed; install pyzmq from a wheel"
             )
-        self._open_endpoints()
+        # memory is taken as series come, and again for a checkpoint and for another model
+        states = config.engine.max_series * sum(self.engine.bytes_per_series.values())
+        self.ends.open(3 * states)
         self._heed_signals()
         self._describe()
         self._plan_checkpoint()
         gc.collect()
         gc.freeze()  # what is there now stays; only what a batch leaves is looked at
-        # memory is taken as series come, and again for a checkpoint and for another model
-        self._may_grow = 3 * config.engine.max_series * sum(self.engine.bytes_per_series.values())
-        self._plan_memory(config.security.max_held)
         if self.server:
             self.server.ready = True
         notify("READY=1", f"STATUS=serving model {model.id}")
@@ -279,13 +271,12 @@ class Service:
         if self.snapshots:
             self.snapshots.serve()
         self._sample()
-        self._look_at_the_doors()
         return taken
 
     def close(self) -> None:
         """Let go of all sockets, however far startup came."""
-        self.curve.close()
-        self._context.destroy(linger=0)
+        if self.ends:
+            self.ends.close()
         if signal.getsignal(signal.SIGTERM) == self._stop:
             signal.set_wakeup_fd(-1)
         self._wakeup.close()
@@ -305,7 +296,7 @@ class Service:
         return {
             "input": self.receiver.endpoints,
             "output": self.publisher.endpoints,
-            "snapshot": self.snapshots.endpoints if self.snapshots else (),
+            "snapshot": self.snapshots.responder.endpoints if self.snapshots else (),
             "metrics": self.server.url if self.server else None,
             "pid": os.getpid(),
         }
@@ -337,53 +328,6 @@ class Service:
         if self.parking and self.parking.problem:
             self._warn("series not kept", "parking", why=self.parking.problem)
             self.parking.problem = ""
-
-    def _look_at_the_doors(self) -> None:
-        """See who comes, who may, and that none of them takes too much."""
-        self.doors.look()
-        now = time.monotonic()
-        if now < self._next_look:
-            return
-        self._next_look = now + LOOK_AT_DOORS
-        self.curve.refresh()
-        self._count("connections_refused", self.doors.refused)
-        self._count("connections_ended", self.doors.turned_away)
-        if memory_taken() > self._most_memory:
-            self._disconnect_all()
-
-    def _count(self, name: str, total: int) -> None:
-        """Have a counter say ``total`` of this sockets' lives, and log it where it grew."""
-        if grown := total - self._counted.get(name, 0):
-            self._counted[name] = total
-            self.metrics.values[name] += grown
-            self._warn(name, name, total=int(self.metrics.values[name][0]))
-
-    def _disconnect_all(self) -> None:
-        """Let go of all that peers have had this daemon hold for them.
-
-        libzmq limits neither the parts of a message, before its last one is there, nor a peer's
-        subscriptions, and it closes single connections for nobody.
-        """
-        _event(logging.ERROR, "all disconnected", held=memory_taken(), most=self._most_memory)
-        self.metrics.values["connections_ended"] += self.doors.inside
-        self.curve.close()
-        self._context.destroy(linger=0)  # waits until all is gone, ports included
-        self._context = zmq.Context()
-        self.curve.move(self._context)
-        self._make_sockets()
-        self._counted.clear()
-        self._attach()
-        try:
-            self._open_endpoints()
-        except TransportError as error:  # somebody else has taken a port
-            _log.error("%s", error)
-            self.stopping = self.failed = True
-        give_memory_back()
-        self._plan_memory(self.config.security.max_held)
-
-    def _plan_memory(self, held: int) -> None:
-        """Allow for what peers may take, on top of what is taken now and what series may take."""
-        self._most_memory = memory_taken() + held + self._may_grow
 
     def _checkpoint(self) -> None:
         """Begin a checkpoint where it is time, or see whether the one begun is written."""
@@ -503,32 +447,8 @@ class Service:
         wanted = self.config.checkpoint.path and self.config.checkpoint.interval
         self._next_checkpoint = time.monotonic() + wanted if wanted else math.inf
 
-    def _make_sockets(self) -> None:
-        """Those of the input and the output; they have no endpoints yet."""
-        config = self.config
-        self.publisher = Publisher(self._context, hwm=config.output.hwm, curve=self.curve)
-        self.receiver = Receiver(
-            self._context,
-            kind=config.input.kind,
-            topics=config.input.topics,
-            hwm=config.input.hwm,
-            max_frame=config.input.max_frame,
-            most=config.engine.max_batch,
-            curve=self.curve,
-        )
-        sockets = [self.receiver.socket, self.publisher.socket]
-        if config.snapshot.bind:
-            before = self.snapshots
-            self.snapshots = Snapshots(
-                self._context, self.engine, self.encoders[0], self.publisher, self.curve
-            )
-            if before:
-                self.snapshots.served, self.snapshots.refused = before.served, before.refused
-            sockets.append(self.snapshots.socket)
-        self.doors = Doors(self._context, sockets, config.security.max_connections)
-
     def _make_loop(self) -> None:
-        """Connect all stages."""
+        """Connect all stages; the sockets have no endpoints yet."""
         config, spec = self.config, self.engine.model.spec
         pending = Backlog(
             config.input.overload,
@@ -547,34 +467,12 @@ class Service:
             self.publisher,
             self.metrics.values,
             self._wakeup.fileno(),
+            *([self.snapshots.responder.socket] if self.snapshots else []),
             log=self.journal.log if self.journal else None,
             parking=self.parking,
             idle_timeout=config.engine.idle_timeout,
             wait_ns=1000 * config.engine.max_wait_us,
             spin_ns=1000 * config.service.busy_poll_us,
-        )
-
-    def _attach(self) -> None:
-        asked = [self.snapshots.socket] if self.snapshots else []
-        self.loop.attach(
-            self.receiver, self.publisher, self._wakeup.fileno(), *self.doors.told, *asked
-        )
-
-    def _open_endpoints(self) -> None:
-        """Of the sockets; where they were open before, at the ports that were found then."""
-        wire_in, wire_out = self.config.input, self.config.output
-        os.umask(self._umask)  # who may use an ipc socket is for the operator to say
-        try:
-            self.publisher.open(self._bound[1] or wire_out.bind, wire_out.connect)
-            if self.snapshots:
-                self.snapshots.open(self._bound[2] or self.config.snapshot.bind)
-            self.receiver.open(self._bound[0] or wire_in.bind, wire_in.connect)
-        finally:
-            os.umask(0o077)
-        self._bound = (
-            self.receiver.endpoints[: len(wire_in.bind)],
-            self.publisher.endpoints[: len(wire_out.bind)],
-            self.snapshots.endpoints if self.snapshots else (),
         )
 
     def _heed_signals(self) -> None:
@@ -628,6 +526,9 @@ class Service:
             values["snapshots_served"] = self.snapshots.served
             values["snapshots_refused"] = self.snapshots.refused
         values["functions_compiled"] = self.functions_compiled
+        if self.ends:
+            values["connections_refused"] = self.ends.doors.refused
+            values["connections_ended"] = self.ends.doors.ended
         if self.journal:
             values["journal_bytes"] = self.journal.log.state[journal.BYTES]
             values["ticks_not_journalled"] = self.journal.log.state[journal.MISSED]
@@ -685,14 +586,6 @@ def _open_tls(config: Config) -> Tls | None:
     return Tls(asked.cert_file, asked.key_file, asked.client_ca_file)
 
 
-def _open_curve(config: Config, context: "zmq.Context[zmq.Socket[bytes]]") -> Curve:
-    asked = config.security
-    curve = Curve(keys=asked.secret_key, servers=asked.server_keys)
-    if asked.clients:
-        curve.admit(context, asked.clients)
-    return curve
-
-
 def journal_of(checkpoint: Path) -> Path:
     """The folder of the journal that goes with a checkpoint."""
     return checkpoint.with_name(f"{checkpoint.name}.journal")
@@ -736,22 +629,6 @@ def _keep_to(cpus: Sequence[int]) -> None:
     os.sched_setaffinity(0, cpus)
 
 
-def _allow_files(wanted: int) -> None:
-    """Have so many files open at once, where the system lets us."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return
-    given = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (given, hard))
-    if given < wanted:
-        _log.warning(
-            "only %d files may be open, %d might be; lower security.max_connections, or raise the"
-            " limit (LimitNOFILE= of systemd, ulimit -n)",
-            given,
-            wanted,
-        )
-
-
 def _ease_allocation() -> None:
     """Have the C library keep pieces as large as a message for the next one, where it can.
 
@@ -760,19 +637,6 @@ def _ease_allocation() -> None:
     """
     with contextlib.suppress(AttributeError, OSError):  # another C library
         ctypes.CDLL(None).mallopt(1, FAST_BIN)  # M_MXFAST
-
-
-def memory_taken() -> int:
-    """Bytes that this process has in memory; 0 where the system does not say."""
-    with contextlib.suppress(OSError):
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return 0
-
-
-def give_memory_back() -> None:
-    """Have the C library give to the system what it keeps for later (malloc_trim(3)), if it can."""
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def notify(*states: str) -> None:

@@ -18,23 +18,21 @@ Without that, it asks again.
 
 **How.** Requests are served between batches, for ``TURN`` at a time, so that what is said of a
 series is always the latest that was published. Where a requester does not keep up, its pipe of
-``HWM`` messages fills, and it waits for its turn without holding up anybody.
+messages fills, and it waits for its turn without holding up anybody.
 """
 
 import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Iterable
 
 import numpy as np
 import zmq
 from numpy.typing import NDArray
 
 from streamlstm.engine import Engine
-from streamlstm.security import Curve
 from streamlstm.ticks import Forecasts, Messages
-from streamlstm.transport import Publisher, new_socket, open_endpoints
+from streamlstm.transport import Publisher, Responder
 from streamlstm.wire.codec import Encoder
 from streamlstm.wire.format import JOINED, LONGEST_TOKEN, REFUSED, SNAPSHOT
 
@@ -48,8 +46,6 @@ PATIENCE = 30.0
 """Seconds in which a requester must take something."""
 MOST = 64
 """Requests served at once, or taken in a turn; those beyond are refused."""
-HWM = 1000
-"""Messages that wait for a requester at most."""
 PIECE, SCANNED = 128, 4096
 """Predictions written at once, and series looked at for them."""
 
@@ -68,42 +64,20 @@ class Snapshots:
     """Serves requests, a piece at a time.
 
     Attributes:
-        socket: to be waited for.
-        endpoints: where it listens.
+        responder: to be waited for, and opened.
         served, refused: requests served whole; refused or given up.
         due: when :meth:`serve` is to be called at the latest, seconds of the monotonic clock.
     """
 
     def __init__(
-        self,
-        context: "zmq.Context[zmq.Socket[bytes]]",
-        engine: Engine,
-        encoder: Encoder,
-        publisher: Publisher,
-        curve: Curve | None = None,
+        self, responder: Responder, engine: Engine, encoder: Encoder, publisher: Publisher
     ) -> None:
         """Answer with what ``engine`` keeps, as ``encoder`` writes it."""
-        self._curve = curve
-        self.socket = new_socket(context, zmq.ROUTER)
-        self.socket.linger = 0
-        self.socket.sndhwm = HWM
-        self.socket.rcvhwm = MOST
-        self.socket.maxmsgsize = 4096
-        # says that a requester is gone, or its pipe full, where it would drop a part unseen
-        self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self.responder = responder
         self.engine, self.encoder, self.publisher = engine, encoder, publisher
-        self.endpoints: tuple[str, ...] = ()
         self.served = self.refused = 0
         self.due = math.inf
         self._requests: deque[_Request] = deque()
-
-    def open(self, bind: Iterable[str]) -> None:
-        """Listen.
-
-        Raises:
-            TransportError: an endpoint is malformed, in use, or not this machine's.
-        """
-        self.endpoints += open_endpoints(self.socket, bind, (), self._curve)
 
     def serve(self) -> None:
         """Take requests, and go on with those there are, for a turn; waits for nobody."""
@@ -125,7 +99,7 @@ class Snapshots:
     def _take(self, now: float) -> None:
         with contextlib.suppress(zmq.Again):
             for _ in range(MOST):
-                sender, *frames = self.socket.recv_multipart(zmq.NOBLOCK)
+                sender, *frames = self.responder.socket.recv_multipart(zmq.NOBLOCK)
                 if not 1 <= len(frames) <= 2 or len(b"".join(frames[1:])) > LONGEST_TOKEN:
                     self._refuse(sender, b"send [prefix] or [prefix, token]")
                 elif len(self._requests) == MOST:
@@ -139,7 +113,7 @@ class Snapshots:
     def _refuse(self, sender: bytes, why: bytes) -> None:
         self.refused += 1
         with contextlib.suppress(zmq.ZMQError):
-            self.socket.send_multipart([sender, REFUSED, why], zmq.NOBLOCK)
+            self.responder.socket.send_multipart([sender, REFUSED, why], zmq.NOBLOCK)
 
     def _serve(self, request: _Request, now: float) -> bool:
         """Send the next piece; whether there is more to be done."""
@@ -152,7 +126,7 @@ class Snapshots:
         try:
             while request.waiting:
                 message = [request.sender, *request.waiting[0]]
-                self.socket.send_multipart(message, zmq.NOBLOCK)
+                self.responder.socket.send_multipart(message, zmq.NOBLOCK)
                 request.waiting.popleft()
                 request.moved = time.monotonic()
                 if message[1] == SNAPSHOT:

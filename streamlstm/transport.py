@@ -35,6 +35,12 @@ NOTICES = 1000
 SUBSCRIPTION = 1280
 """Bytes of a subscription, and of the longest message of a handshake; senders of more are
 disconnected."""
+REPLIES = 1000
+"""Messages that wait for each one who asked, at most."""
+REQUEST, REQUESTS = 4096, 64
+"""Bytes of a request at most, and how many may wait for each requester."""
+SUBSCRIPTIONS = 100
+"""That wait, of each subscriber: libzmq takes them all at once, in whatever call comes next."""
 KEEPALIVE = 60, 10, 6
 """Seconds of silence after which the kernel asks whether a peer's machine is there, and asks again;
 how often it does (tcp(7)): after two minutes a connection of one that is gone is closed."""
@@ -128,7 +134,7 @@ class Receiver:
         Raises:
             TransportError: an endpoint is malformed, in use, or not this machine's.
         """
-        self.socket = new_socket(context, zmq.SUB if kind == "sub" else zmq.PULL)
+        self.socket = _socket(context, zmq.SUB if kind == "sub" else zmq.PULL)
         self.socket.rcvhwm = hwm
         self.socket.maxmsgsize = max(SUBSCRIPTION, _CUT_OFF * max_frame)
         self.socket.linger = 0
@@ -149,7 +155,7 @@ class Receiver:
         Raises:
             TransportError: as :class:`Receiver`.
         """
-        self.endpoints += open_endpoints(self.socket, bind, connect, self._curve)
+        self.endpoints += _open(self.socket, bind, connect, self._curve)
 
     def receive(self, most: int) -> int:
         """Take what waits to :attr:`messages`, ``most`` at most, and return how many.
@@ -188,6 +194,38 @@ class Receiver:
         self.socket.close()
 
 
+class Responder:
+    """A ROUTER socket: each message comes with who sent it, and an answer goes to that one alone.
+
+    Where ``hwm`` messages wait for one, or it is gone, sending fails at once.
+    """
+
+    def __init__(
+        self,
+        context: "zmq.Context[zmq.Socket[bytes]]",
+        *,
+        hwm: int = REPLIES,
+        curve: Curve | None = None,
+    ) -> None:
+        """It has no endpoints yet."""
+        self.socket = _socket(context, zmq.ROUTER)
+        self.socket.linger = 0
+        self.socket.sndhwm, self.socket.rcvhwm = hwm, REQUESTS
+        self.socket.maxmsgsize = REQUEST
+        # says that a peer is gone, or its pipe full, where it would drop a part unseen
+        self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._curve = curve
+        self.endpoints: tuple[str, ...] = ()
+
+    def open(self, bind: Iterable[str]) -> None:
+        """Listen.
+
+        Raises:
+            TransportError: an endpoint is malformed, in use, or not this machine's.
+        """
+        self.endpoints += _open(self.socket, bind, (), self._curve)
+
+
 class Publisher:
     """An XPUB socket: each message goes to those who subscribed to how it begins.
 
@@ -209,10 +247,11 @@ class Publisher:
         Raises:
             TransportError: an endpoint is malformed, in use, or not this machine's.
         """
-        self.socket = new_socket(context, zmq.XPUB)
+        self.socket = _socket(context, zmq.XPUB)
         self.socket.sndhwm = hwm
         self.socket.linger = 0
         self.socket.maxmsgsize = SUBSCRIPTION  # nothing else comes in here
+        self.socket.rcvhwm = SUBSCRIPTIONS
         self.socket.setsockopt(zmq.XPUB_WELCOME_MSG, WELCOME)
         self.socket.setsockopt(zmq.XPUB_NODROP, 1)  # says where it would drop
         overflows, option = np.zeros(1, np.int64), np.array([0, 1], np.int32)
@@ -228,7 +267,7 @@ class Publisher:
         Raises:
             TransportError: as :class:`Publisher`.
         """
-        self.endpoints += open_endpoints(self.socket, bind, connect, self._curve)
+        self.endpoints += _open(self.socket, bind, connect, self._curve)
 
     @property
     def overflows(self) -> int:
@@ -296,7 +335,7 @@ def poll_items(*waited_for: "zmq.Socket[bytes] | int") -> NDArray[np.int64]:
     return items.view(np.int64)
 
 
-def new_socket(context: "zmq.Context[zmq.Socket[bytes]]", kind: int) -> "zmq.Socket[bytes]":
+def _socket(context: "zmq.Context[zmq.Socket[bytes]]", kind: int) -> "zmq.Socket[bytes]":
     """A socket whose peers have to finish their handshakes, and to be there."""
     socket = context.socket(kind)
     socket.handshake_ivl = round(1000 * HANDSHAKE)
@@ -305,7 +344,7 @@ def new_socket(context: "zmq.Context[zmq.Socket[bytes]]", kind: int) -> "zmq.Soc
     return socket
 
 
-def open_endpoints(
+def _open(
     socket: "zmq.Socket[bytes]",
     bind: Iterable[str],
     connect: Iterable[str],

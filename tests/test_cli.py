@@ -1,5 +1,6 @@
 """The command line as people meet it: help, typos, and errors of one line with the mend."""
 
+import base64
 import io
 import json
 import os
@@ -14,11 +15,15 @@ from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
 from streamlstm import commands
+from streamlstm.config import load_config
+from streamlstm.web import Users
 from streamlstm.wire.peer import Prediction
 from tests.daemon import Client, start
 from tests.models import random_model_file
 
-COMMANDS = ("demo", "fit", "backtest", "inspect", "run", "check", "replay", "publish", "watch")
+COMMANDS = (
+    *("demo", "fit", "backtest", "inspect", "run", "check", "replay", "publish", "watch", "keys"),
+)
 
 
 def streamlstm(*arguments: object, code: int = 0) -> "subprocess.CompletedProcess[str]":
@@ -191,6 +196,59 @@ def test_check_says_that_all_is_well(fitted: tuple[Path, Path], tmp_path: Path) 
     config = tmp_path / "streamlstm.toml"
     config.write_text(f'model = "{model}"\n')
     assert "computes what it says" in streamlstm("check", "--config", config).stdout
+
+
+def test_check_warns_of_what_is_open_to_others(fitted: tuple[Path, Path]) -> None:
+    _, model = fitted
+    done = streamlstm("check", "--set", f"model={model}", "--set", "input.bind=tcp://*:5555")
+    assert "computes what it says" in done.stdout
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("streamlstm check: warning: input.bind: tcp://*:5555 is open to anyone")
+
+
+def test_keys_are_made_and_it_is_said_what_to_put_where(tmp_path: Path) -> None:
+    said = streamlstm("keys", tmp_path / "server").stdout
+    for word in (f"--server-key {tmp_path}/server.key", "security.secret_key =", "--key "):
+        assert word in said
+    assert (tmp_path / "server.key_secret").stat().st_mode & 0o777 == 0o600
+    assert "is there already" in complaint("keys", tmp_path / "server")
+    assert "choose a folder" in complaint("keys", tmp_path / "no" / "server")
+
+
+def test_the_hash_of_a_password_is_a_line_for_the_file(tmp_path: Path) -> None:
+    def made(password: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-m", "streamlstm", "keys", "--password", "prometheus"],
+            input=password, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+
+    config = tmp_path / "streamlstm.toml"
+    config.write_text(f'model = "m"\n[metrics.users]\n{made("secret").stdout}')
+    users = Users(load_config(config, environ={}).metrics.users)
+    said = base64.b64encode(b"prometheus:secret")
+    request = b"GET / HTTP/1.1\r\nAuthorization: Basic %s\r\n\r\n" % said
+    assert users.admit(request) == 200
+    assert made("\n").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("security.secret_key=none.key_secret", "streamlstm keys"),
+        ('metrics.users={"a": "secret"}', "streamlstm keys --password a"),
+    ],
+)
+def test_check_tells_what_keys_are_of_no_use(
+    fitted: tuple[Path, Path], option: str, said: str
+) -> None:
+    assert said in complaint("check", "--set", f"model={fitted[1]}", "--set", option)
+
+
+@pytest.mark.parametrize("command", [("publish", "x.csv"), ("watch",)])
+def test_a_key_that_is_not_there(tmp_path: Path, command: tuple[str, ...]) -> None:
+    if command[0] == "publish":
+        command = ("publish", str(series_file(tmp_path)))
+    assert "none.key: no such key file" in complaint(*command, "--server-key", "none.key")
 
 
 def test_pictures_need_a_place_to_go(fitted: tuple[Path, Path], tmp_path: Path) -> None:

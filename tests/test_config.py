@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from streamlstm.config import PREFIX, Config, ConfigError, load_config, options
+from streamlstm.config import PREFIX, Config, ConfigError, exposures, load_config, options
 
 
 def write(folder: Path, text: str) -> Path:
@@ -156,3 +156,63 @@ def test_the_environment_is_that_of_the_process_unless_given(
         monkeypatch.delenv(name)
     monkeypatch.setenv(f"{PREFIX}MODEL", "from-environment")
     assert load_config().model == Path("from-environment")
+
+
+def exposed(**options: object) -> list[str]:
+    given = {name.replace("__", "."): value for name, value in options.items()}
+    return [*exposures(load_config(None, {"model": "m", **given}, environ={}))]
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["tcp://127.0.0.1:5555", "tcp://127.3.2.1:*", "tcp://localhost:1", "tcp://[::1]:5555",
+     "tcp://lo:5555", "ipc:///run/x", "ipc://@abstract", "inproc://x"],
+)  # fmt: skip
+def test_nobody_is_warned_of_what_stays_on_the_machine(endpoint: str) -> None:
+    assert exposed() == []
+    assert exposed(input__bind=endpoint, output__connect=endpoint) == []
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["tcp://*:5555", "tcp://0.0.0.0:5555", "tcp://10.0.0.7:5555", "tcp://[::]:5555",
+     "tcp://eth0:5555", "tcp://feed.example:5555", "tcp://127.0.0.1.example:1"],
+)  # fmt: skip
+def test_what_is_open_beyond_the_machine_is_warned_of(endpoint: str) -> None:
+    (bound,) = exposed(output__bind=endpoint)
+    assert bound.startswith(f"output.bind: {endpoint} is open to anyone")
+    assert exposed(output__bind=endpoint, security__secret_key="k") == []
+    (reached,) = exposed(input__connect=endpoint)
+    assert reached.startswith(f"input.connect: {endpoint} is beyond this machine")
+    keys = f'{{"{endpoint}": "feed.key"}}'
+    assert exposed(input__connect=endpoint, security__server_keys=keys) == []
+
+
+def test_metrics_beyond_the_machine_want_tls_and_users() -> None:
+    here = {"metrics__host": "0.0.0.0"}
+    assert [line.split(";")[1] for line in exposed(**here)] == [
+        " set metrics.cert_file", " set metrics.users or metrics.client_ca_file",
+    ]  # fmt: skip
+    tls = {"metrics__cert_file": "c", "metrics__key_file": "k"}
+    assert len(exposed(**here, **tls)) == 1
+    assert exposed(**here, **tls, metrics__users='{"a": "h"}') == []
+    assert exposed(**here, **tls, metrics__client_ca_file="ca") == []
+    assert exposed(**here, metrics__enabled="false") == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"metrics.cert_file": "c"}, "go together"),
+        ({"metrics.client_ca_file": "c"}, "needs metrics.cert_file"),
+        ({"security.clients": "c"}, "needs security.secret_key"),
+        ({"security.server_keys": '{"tcp://a:1": "k"}'}, "connect names tcp://a:1"),
+        ({"security.server_keys": "{"}, "--set security.server_keys: security.server_keys: "),
+        ({"metrics.users": '["a"]'}, "metrics.users"),
+    ],
+)
+def test_keys_that_open_nothing(options: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(None, {"model": "m", **options}, environ={})
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)

@@ -7,6 +7,8 @@ import random
 import socket
 import stat
 import struct
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -100,7 +102,7 @@ def test_noise_at_any_port_stops_nothing(daemon: Daemon, friend: Client) -> None
             peer.close()
     assert memory(daemon) - before < 10 * MB
     eventually(lambda: daemon.metric("streamlstm_connections_refused_total") >= 10)
-    assert "connections_refused total=" in daemon.log
+    assert "connections refused=" in daemon.log
 
 
 def test_a_message_of_very_many_parts_is_dropped_as_one(daemon: Daemon, friend: Client) -> None:
@@ -122,10 +124,10 @@ def test_a_message_without_end_takes_no_more_than_it_may(daemon: Daemon) -> None
                 enemy.sendall((b"\1\x10" + b"x" * 16) * 4096)
                 most = max(most, memory(daemon))
             pytest.fail("nobody stops it")
-        assert most < before + 700 * MB
+        assert most < before + 400 * MB
         eventually(lambda: memory(daemon) < before + 64 * MB)
-        assert "all disconnected" in daemon.log
-        assert daemon.metric("streamlstm_connections_ended_total") > ended
+        eventually(lambda: "all connections ended" in daemon.log)
+        eventually(lambda: daemon.metric("streamlstm_connections_ended_total") > ended)
         assert friend.feed.recv()  # it subscribes again: ZeroMQ has connected anew
         assert friend.sink.recv() == b"streamlstm.welcome"
         eventually(lambda: back(friend))
@@ -148,7 +150,7 @@ def test_subscriptions_without_end_take_no_more_than_they_may(daemon: Daemon) ->
                     enemy.sendall(b"\2" + struct.pack(">Q", 1001) + b"\1" + os.urandom(1000))
                 most = max(most, memory(daemon))
             pytest.fail("nobody stops it")
-    assert most < before + 700 * MB
+    assert most < before + 400 * MB
     with Client(daemon) as friend:
         assert serves(friend)
     eventually(lambda: memory(daemon) < before + 64 * MB)
@@ -278,6 +280,23 @@ def test_who_has_the_keys_is_served_and_nobody_else(guarded: Daemon, keyring: Ke
         guarded.get("/metrics")
 
 
+def test_the_commands_take_keys(guarded: Daemon, keyring: Keyring, tmp_path: Path) -> None:
+    keys = ("--server-key", keyring.server_public, "--key", keyring.client)
+    table = tmp_path / "data.csv"
+    table.write_text(
+        "unique_id,ds,y\n" + "\n".join(f"cli,2030-01-01 0{h}:00,{h}" for h in range(9))
+    )
+    command = [sys.executable, "-m", "streamlstm"]
+    watch = [*command, "watch", guarded.output, "cli", "--json", "--count", "9", *keys]
+    with subprocess.Popen(watch, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as watcher:
+        assert watcher.stderr
+        assert b"watching" in watcher.stderr.readline()
+        done = [*command, "publish", table, "--to", guarded.input, *keys]
+        subprocess.run(done, check=True, capture_output=True, timeout=60)
+        out, _ = watcher.communicate(timeout=60)
+    assert [json.loads(line)["series"] for line in out.splitlines()] == ["cli"] * 9
+
+
 def test_who_has_no_key_makes_it_hold_nothing(guarded: Daemon, keyring: Keyring) -> None:
     before = memory(guarded)
     for end, kind in ((guarded.input, b"PUB"), (guarded.output, b"SUB")):
@@ -304,7 +323,7 @@ def test_keys_hold_after_all_were_disconnected(
     ) as daemon:
         enemy = Listener(daemon.output, "json", **keys)
         enemy.wait(30)
-        while "all disconnected" not in daemon.log:
+        while "all connections ended" not in daemon.log:
             for _ in range(100):
                 enemy.socket.subscribe(os.urandom(500))
         enemy.close()

@@ -43,17 +43,18 @@ class Served:
             curve.admit(self.context, clients)
         self.receiver = Receiver(self.context, curve=curve)
         self.publisher = Publisher(self.context, curve=curve)
-        self.doors = Doors(self.context, (self.receiver.socket, self.publisher.socket), 10)
+        self.doors = Doors(self.context, (self.receiver.socket, self.publisher.socket))
         self.receiver.open([LOCAL])
         self.publisher.open([LOCAL])
 
     def taken(self) -> list[list[bytes]]:
         self.publisher.forget_subscriptions()
-        self.doors.look()
+        self.doors.look(1000)
         count = self.receiver.receive(100)
         return [self.receiver.messages.message(m) for m in range(count)]
 
     def close(self) -> None:
+        self.doors.close()
         self.curve.close()
         self.context.destroy(linger=0)
 
@@ -213,10 +214,10 @@ def test_a_server_that_is_not_the_one_expected_gets_nothing(
     impostor.bind(LOCAL)
     end = impostor.get_string(zmq.LAST_ENDPOINT)
     receiver = Receiver(context, curve=Curve(servers={end: keys.server_public}))
-    doors = Doors(context, [receiver.socket], 10)
+    doors = Doors(context, [receiver.socket])
     receiver.open(connect=[end])
     assert not impostor.poll(200)
-    doors.look()
+    doors.close()
 
 
 def test_keys_are_for_nobody_elses_eyes_and_are_not_overwritten(tmp_path: Path) -> None:

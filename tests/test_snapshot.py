@@ -19,7 +19,7 @@ from streamlstm.client import Listener
 from streamlstm.engine import Engine
 from streamlstm.snapshot import Snapshots
 from streamlstm.ticks import Arrivals, Keys
-from streamlstm.transport import Publisher, TransportError
+from streamlstm.transport import REPLIES, Publisher, Responder, TransportError
 from streamlstm.wire.codec import Encoder
 from streamlstm.wire.format import JOINED, Format, Shape
 from streamlstm.wire.peer import Prediction, decode_predictions, encode_tick
@@ -192,7 +192,7 @@ def test_it_is_off_unless_asked_for(tmp_path: Path) -> None:
 class Rig:
     """An engine with series ``s0``, ``s1``, ..., their predictions, and the service."""
 
-    def __init__(self, series: int, hwm: int = snapshot.HWM) -> None:
+    def __init__(self, series: int, hwm: int = REPLIES) -> None:
         self.engine = Engine(random_model(), max_series=series, max_batch=256, keep_latest=True)
         self.asking: list[Any] = []
         self.tick = 0
@@ -202,11 +202,12 @@ class Rig:
         shape = Shape(self.engine.model.id, 7, spec.horizon, spec.targets, 64, 256)
         self.context = zmq.Context()
         self.publisher = Publisher(self.context)
-        self.service = Snapshots(self.context, self.engine, Encoder("json", shape), self.publisher)
-        self.service.socket.sndhwm = hwm
-        if hwm < snapshot.HWM:
-            self.service.socket.sndbuf = 4096
-        self.service.open([LOCAL])
+        self.responder = Responder(self.context, hwm=hwm)
+        encoder = Encoder("json", shape)
+        self.service = Snapshots(self.responder, self.engine, encoder, self.publisher)
+        if hwm < REPLIES:
+            self.responder.socket.sndbuf = 4096
+        self.responder.open([LOCAL])
 
     def step(self) -> None:
         self.tick += 1
@@ -227,10 +228,10 @@ class Rig:
         socket.linger = 0
         for name, value in options.items():
             setattr(socket, name, value)
-        socket.connect(self.service.endpoints[0])
+        socket.connect(self.responder.endpoints[0])
         socket.send(b"")
         self.asking.append(socket)
-        assert self.service.socket.poll(30_000)
+        assert self.responder.socket.poll(30_000)
         return socket
 
     def serve_until(self, done: Any) -> None:
@@ -301,7 +302,7 @@ def test_too_many_requests_are_refused_at_once(rig: Rig, monkeypatch: pytest.Mon
     assert late.poll(30_000)
     assert late.recv_multipart() == [b"streamlstm.refused", b"busy; ask again later"]
     asking[0].send(b"again")
-    assert rig.service.socket.poll(30_000)
+    assert rig.responder.socket.poll(30_000)
     rig.service.serve()
     assert rig.service.refused == 2
 
