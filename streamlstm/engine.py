@@ -637,7 +637,7 @@ def _admit(
     return taken, rounds, published
 
 
-@njit(cache=True, error_model="numpy", _nrt=False)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _fault(values: NDArray[np.float64], tick: int, ts: int) -> int:
     """The reason for which no series can take this tick; -1: none."""
     for k in range(values.shape[1]):
