@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import njit
+from numba.extending import register_jitable
 from numpy.typing import NDArray
 
 from streamlstm import features, intervals
@@ -36,7 +37,18 @@ from streamlstm.memory import (
 )
 from streamlstm.model import Model, ModelError, Spec
 from streamlstm.series import Series, bytes_per_series
-from streamlstm.ticks import END, RESET, WARM, Arrivals, Forecasts, Keys, Ticks, first, rows_of
+from streamlstm.ticks import (
+    END,
+    RESET,
+    WARM,
+    Arrivals,
+    Forecasts,
+    Keys,
+    Names,
+    Ticks,
+    first,
+    rows_of,
+)
 
 BACKENDS = ("cpu", "cuda", "auto")
 DROPS = ("nonfinite", "out_of_range", "late", "duplicate", "series_limit")
@@ -142,7 +154,8 @@ class Work(NamedTuple):
     """(series, floats) the kernels' state of each, or (0, floats) where it lies on a device"""
     begin: int
     """first byte of a record that is forgotten where a series starts anew"""
-    events: Events
+    told: NDArray[np.float32]
+    """(series, floats) the same of those that came back, at least, for the journal"""
 
 
 class Batch(NamedTuple):
@@ -226,7 +239,7 @@ class Engine:
             np.zeros(max_batch, np.int32),
             recurrent,
             self.series.offsets[features.Memory._fields[0]],
-            Events(index.changes, self.series.names, index.records, index.begin, index.end, told),
+            told,
         )
         self._ticks = Ticks.room(max_batch, spec.inputs)
         batch = Batch(self._ticks, self.work)
@@ -319,7 +332,7 @@ class Engine:
         slots = self.series.lookup(Keys.of([key]))
         self.series.come_back(slots, now)
         self.set_records(slots, records, recurrent)
-        self.work.events.recurrent[slots] = recurrent.reshape(1, -1)
+        self.work.told[slots] = recurrent.reshape(1, -1)
         return True
 
     def parts(self, ticks: Ticks) -> Iterator[Ticks]:
@@ -359,7 +372,8 @@ class Engine:
             work.outputs[:taken],
             self.stages,
         )
-        finish(work)
+        if work.schedule.over_count[0]:
+            finish(work)
         return first(work.forecasts, published)
 
     def _start_anew(self, taken: int) -> None:
@@ -474,6 +488,14 @@ def place(work: Work, arrivals: Arrivals, ticks: Ticks, at: int, now: int, oldes
             ticks.values[at, k] = arrivals.values[i, k]
         at += 1
     return at - begin
+
+
+@register_jitable
+def events(work: Work) -> Events:
+    """What became of slots, for the journal."""
+    index = work.slots
+    names = Names(index.names, index.lengths)
+    return Events(index.changes, names, index.records, index.begin, index.end, work.told)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)

@@ -195,7 +195,7 @@ def _what(engine: Engine) -> bytes:
     index, state = engine.series.index, engine.series.state
     parts = [engine.model.id, engine.coverage, index.end - index.begin]
     parts += [(name, array.dtype.str, array.shape[1:]) for name, array in state.items()]
-    parts += [engine.work.events.recurrent.shape[1]]
+    parts += [engine.work.told.shape[1]]
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).digest()
 
 
