@@ -81,7 +81,8 @@ class Parking:
             mend = "stop the other process" if "locked" in str(error) else "move it away"
             raise ParkingError(f"{path}: parking: {error}; {mend}") from error
 
-    def __len__(self) -> int:
+    @property
+    def rows(self) -> int:
         """Rows there are, those of series that have come back included."""
         return int(self._file.execute("SELECT count(*) FROM parked").fetchone()[0])
 
