@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import njit
+from numba.extending import register_jitable
 from numpy.typing import NDArray
 
 from streamlstm import features, intervals
@@ -37,7 +38,18 @@ from streamlstm.memory import (
 )
 from streamlstm.model import Model, ModelError, Spec
 from streamlstm.series import Series, bytes_per_series
-from streamlstm.ticks import END, RESET, WARM, Arrivals, Forecasts, Keys, Ticks, first, rows_of
+from streamlstm.ticks import (
+    END,
+    RESET,
+    WARM,
+    Arrivals,
+    Forecasts,
+    Keys,
+    Names,
+    Ticks,
+    first,
+    rows_of,
+)
 
 BACKENDS = ("cpu", "cuda", "auto")
 DROPS = ("nonfinite", "out_of_range", "late", "duplicate", "series_limit")
@@ -143,7 +155,8 @@ class Work(NamedTuple):
     """(series, floats) the kernels' state of each, or (0, floats) where it lies on a device"""
     begin: int
     """first byte of a record that is forgotten where a series starts anew"""
-    events: Events
+    told: NDArray[np.float32]
+    """(series, floats) the same of those that came back, at least, for the journal"""
 
 
 class Batch(NamedTuple):
@@ -227,7 +240,7 @@ class Engine:
             np.zeros(max_batch, np.int32),
             recurrent,
             self.series.offsets[features.Memory._fields[0]],
-            Events(index.changes, self.series.names, index.records, index.begin, index.end, told),
+            told,
         )
         self._ticks = Ticks.room(max_batch, spec.inputs)
         batch = Batch(self._ticks, self.work)
@@ -320,7 +333,7 @@ class Engine:
         slots = self.series.lookup(Keys.of([key]))
         self.series.come_back(slots, now)
         self.set_records(slots, records, recurrent)
-        self.work.events.recurrent[slots] = recurrent.reshape(1, -1)
+        self.work.told[slots] = recurrent.reshape(1, -1)
         return True
 
     def parts(self, ticks: Ticks) -> Iterator[Ticks]:
@@ -360,7 +373,8 @@ class Engine:
             work.outputs[:taken],
             self.stages,
         )
-        finish(work)
+        if work.schedule.over_count[0]:
+            finish(work)
         return first(work.forecasts, published)
 
     def _start_anew(self, taken: int) -> None:
@@ -475,6 +489,14 @@ def place(work: Work, arrivals: Arrivals, ticks: Ticks, at: int, now: int, oldes
             ticks.values[at, k] = arrivals.values[i, k]
         at += 1
     return at - begin
+
+
+@register_jitable
+def events(work: Work) -> Events:
+    """What became of slots, for the journal."""
+    index = work.slots
+    names = Names(index.names, index.lengths)
+    return Events(index.changes, names, index.records, index.begin, index.end, work.told)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
@@ -639,7 +661,7 @@ def _admit(
     return taken, rounds, published
 
 
-@njit(cache=True, error_model="numpy", _nrt=False)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _fault(values: NDArray[np.float64], tick: int, ts: int) -> int:
     """The reason for which no series can take this tick; -1: none."""
     for k in range(values.shape[1]):

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from streamlstm import metrics, transport
 from streamlstm.backlog import BLOCK, Backlog, Queue, add, make_room
 from streamlstm.copy_on_write import BEHIND, MORE, sweep
-from streamlstm.engine import Engine, Work, admit, finish, place
+from streamlstm.engine import Engine, Work, admit, events, finish, place
 from streamlstm.index import CLOSING, IDLE, WAITING, approach, close, seek
 from streamlstm.journal import FULL, Log, append, commit, nowhere
 from streamlstm.kernels.cell import Stages
@@ -486,10 +486,11 @@ def _oldest(queue: Queue, otherwise: int) -> int:
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _record(log: Log, work: Work, ticks: Ticks, now: int) -> int:
     """Write a batch to the journal, and what became of slots before it; 0 or an error number."""
-    error = append(log, ticks, work.events, now)
+    told = events(work)
+    error = append(log, ticks, told, now)
     while error == FULL:  # the next segment is being made
         _sleep(log.sleep, 1_000_000)
-        error = append(log, ticks, work.events, now)
+        error = append(log, ticks, told, now)
     return error
 
 
