@@ -1,9 +1,13 @@
 """step(ticks, now) -> forecasts: a pure function of the store and the batch.
 
-First all ticks are admitted: policies, and rounds in which no series occurs twice. Then the kernels
-move the rows of a round, a tile at a time and shared between threads, and call back before a tile
+First all ticks are laid out in rounds, in which no series occurs twice, and judged (`policies`):
+all at once, or where it takes what was computed before, round after round. Then the kernels move
+the rows of a round, a tile at a time and shared between threads, and call back before a tile
 (features) and after it (raw units and intervals), while it is near. Rounds keep arrival order, so
 what a series becomes does not depend on the batch it came in.
+
+A series whose state or forecast is not finite after a tick is quarantined: that forecast is not
+published, and with the next tick the series begins anew, be it of the same batch or not.
 """
 
 import importlib
@@ -23,6 +27,7 @@ from streamlstm.kernels.cell import BackendError, Stages
 from streamlstm.memory import (
     Fields,
     address_of,
+    copy,
     load_value,
     pointer_to,
     prefetch,
@@ -30,56 +35,72 @@ from streamlstm.memory import (
     store_value,
 )
 from streamlstm.model import Model, ModelError, Spec
+from streamlstm.policies import (
+    ANEW,
+    AS_THEY_COME,
+    CHANGES,
+    DROPS,
+    SERIES_LIMIT,
+    Clock,
+    Counts,
+    Policies,
+    Rules,
+    fault,
+    judge,
+    rules_of,
+)
 from streamlstm.series import LINE, Index, Series, approach, bytes_per_series, find
 from streamlstm.ticks import WARM, Arrivals, Forecasts, Keys, Ticks, first, rows_of
 
 BACKENDS = ("cpu", "cuda", "auto")
-DROPS = ("nonfinite", "out_of_range", "late", "duplicate", "series_limit")
-"""Reasons for which the engine drops a tick; ``series_limit``: no room for its series."""
-LATE, DUPLICATE, SERIES_LIMIT = 2, 3, 4
-MOMENT = 1 << 62
-"""Nanoseconds from 1970 beyond which no timestamp is taken: their differences would overflow."""
-LIMIT = 1e37
-"""Largest absolute value taken: beyond it float32 state would overflow."""
-
-
 AHEAD = 16
 """Series whose records are on their way to the cache while one is worked on."""
 
 
-class Clock(NamedTuple):
-    """What admission looks at in each series."""
-
-    last_ts: NDArray[np.int64]
-    """(series,) of the latest tick taken"""
-    seen: NDArray[np.int64]
-    """(series,) ticks taken in the batches before"""
-    rank: NDArray[np.int32]
-    """(series,) ticks taken in the batch at hand; 0 between batches"""
+DROPPED, FAULTY, TAKEN = range(3)
+"""What becomes of a tick; ``FAULTY``: what it led to is not finite."""
+NEXT, ROUNDS, JUDGED, PART = range(4)
+"""Words of :attr:`Schedule.progress`: the next round, of how many, whether it is judged; how many
+rounds the part at hand has."""
 
 
 class Schedule(NamedTuple):
-    """How a batch is to be computed."""
+    """How a batch is computed, a part after the other."""
 
-    round: NDArray[np.int64]
-    """(n,) of each tick; -1: dropped"""
+    order: NDArray[np.int64]
+    """(n,) all ticks, round after round"""
+    starts: NDArray[np.int64]
+    """(rounds + 1,) where each round begins in it; within one, slots are unique"""
+    fate: NDArray[np.uint8]
+    """(n,) of each tick"""
     steps: NDArray[np.int64]
     """(n,) of each tick: grid steps since the tick before it in its series"""
-    row: NDArray[np.int64]
-    """(n,) of each tick: where its forecast goes; those that are not published from the end down"""
+    missing: NDArray[np.int64]
+    """(n,) of each tick: grid points still to be stepped before it"""
+    ahead: NDArray[np.int64]
+    """(n,) of each tick: its steps, or those of the first of these grid points"""
     tick: NDArray[np.int64]
-    """(taken,) the ticks in computing order, round after round"""
+    """(rows,) of the part at hand, the ticks in computing order"""
     slot: NDArray[np.int32]
-    """(taken,) their series"""
+    """(rows,) their series"""
     place: NDArray[np.int64]
-    """(taken,) their places in their series"""
+    """(rows,) their places in their series"""
     bounds: NDArray[np.int64]
-    """(rounds + 1,) where each round begins; within one, slots are unique"""
+    """(rounds + 1,) where each round of the part begins"""
+    anew: NDArray[np.int32]
+    """(series,) those that begin anew before the part"""
+    progress: NDArray[np.int64]
+    """(words,)"""
+    faults: NDArray[np.uint8]
+    """(1,) whether a tick of the part turned out ``FAULTY``"""
 
     @classmethod
     def empty(cls, n: int) -> "Schedule":
         """Room for ``n`` ticks."""
         return cls(
+            np.zeros(n, np.int64),
+            np.zeros(n + 2, np.int64),
+            np.zeros(n, np.uint8),
             np.zeros(n, np.int64),
             np.zeros(n, np.int64),
             np.zeros(n, np.int64),
@@ -87,7 +108,18 @@ class Schedule(NamedTuple):
             np.zeros(n, np.int32),
             np.zeros(n, np.int64),
             np.zeros(n + 2, np.int64),
+            np.zeros(n, np.int32),
+            np.zeros(4, np.int64),
+            np.zeros(1, np.uint8),
         )
+
+
+class Given(NamedTuple):
+    """Ticks as the stages take them."""
+
+    ticks: Ticks
+    observed: NDArray[np.float64]
+    """(n, inputs) their values, but NaN where one is missing"""
 
 
 class Work(NamedTuple):
@@ -95,21 +127,30 @@ class Work(NamedTuple):
 
     features: features.Plan
     intervals: intervals.Plan
+    rules: Rules
     slots: Index
     clock: Clock
     memory: features.Memory
     bands: intervals.Bands
     seq: NDArray[np.int64]
     """(series,) predictions made of each"""
+    expected: NDArray[np.float64]
+    """(series, inputs) what is taken for a value that is missing"""
+    recurrent: NDArray[np.float32]
+    """(series, floats) the kernels' records; no floats where a device has them"""
+    unbounded: bool
+    """whether they can become infinite"""
     rows: features.Rows
     schedule: Schedule
     outputs: NDArray[np.float32]
     """(n, outputs) of the network"""
     forecasts: Forecasts
-    drops: NDArray[np.int64]
-    """(reasons,)"""
-    gaps: NDArray[np.int64]
-    """(1,)"""
+    """(n, ...) of the tick in the same row, until those that are not published are left out"""
+    values: NDArray[np.float64]
+    """(n, inputs) as policies left them, where these have to be applied one by one"""
+    given: Given
+    """and then the ticks that the stages take"""
+    counts: Counts
     hashes: NDArray[np.uint64]
     """(n,) of the keys of a batch"""
 
@@ -117,7 +158,7 @@ class Work(NamedTuple):
 class Batch(NamedTuple):
     """What the stages of a row are given, by the address of it."""
 
-    ticks: Ticks
+    given: Given
     work: Work
 
 
@@ -126,7 +167,7 @@ class Engine:
 
     Attributes:
         work: what the compiled stages are given.
-        stages: of them those that the kernels call, and where they find what :func:`admit` left.
+        stages: of them those that the kernels call, and where they find what :func:`arrange` left.
         taken: ticks that :meth:`step` took last, those without a forecast included.
     """
 
@@ -140,6 +181,7 @@ class Engine:
         coverage: float = 0.9,
         threads: int = 0,
         max_key: int = 64,
+        policies: Policies = AS_THEY_COME,
     ) -> None:
         """Open ``model``: its golden trajectory is repeated on the backend.
 
@@ -150,7 +192,7 @@ class Engine:
         """
         self.backend, self.backend_reason, self.kernels = open_backend(backend)
         self.model = model
-        self.max_batch, self.coverage = max_batch, coverage
+        self.max_batch, self.coverage, self.policies = max_batch, coverage, policies
         spec = model.spec
         bands = intervals.plan(spec.horizon, spec.targets, coverage, model.errors)
         fields = state_fields(spec, bands)
@@ -161,15 +203,21 @@ class Engine:
         check_golden(model, self.kernels)
         self.series = Series(fields, max_series, max_key)
         self.buffers = self.kernels.allocate(network, max_series, threads or None)
-        state = self.series.state
+        state, rules = self.series.state, rules_of(policies)
+        recurrent, unbounded = self.kernels.records(self.buffers), can_diverge(spec)
+        self._look = unbounded and recurrent.shape[1] == 0
         self.work = Work(
             features.plan(spec),
             bands,
+            rules._replace(one_by_one=rules.one_by_one or self._look),
             self.series.index,
-            Clock(state["last_ts"], state["seen"], state["rank"]),
+            Clock(*(state[name] for name in Clock._fields)),
             features.Memory(*(state[name] for name in features.Memory._fields)),
             intervals.Bands(*(state[name] for name in intervals.Bands._fields)),
             state["seq"],
+            state["expected"],
+            recurrent,
+            unbounded,
             features.Rows.empty(spec, max_batch),
             Schedule.empty(max_batch),
             np.zeros((max_batch, spec.outputs), np.float32),
@@ -180,12 +228,13 @@ class Engine:
                 np.zeros((max_batch, spec.horizon, spec.targets)),
                 np.zeros((max_batch, 2, spec.horizon, spec.targets)),
             ),
-            np.zeros(len(DROPS), np.int64),
-            np.zeros(1, np.int64),
+            np.zeros((max_batch, spec.inputs)),
+            Given(Ticks.room(max_batch, spec.inputs), np.zeros((max_batch, spec.inputs))),
+            Counts.empty(),
             np.zeros(max_batch, np.uint64),
         )
         self._ticks = Ticks.room(max_batch, spec.inputs)
-        batch = Batch(self._ticks, self.work)
+        batch = Batch(self.work.given, self.work)
         self._batch = np.zeros(_room(batch), np.uint8)
         context = self._batch.ctypes.data
         _keep(context, batch)
@@ -196,12 +245,22 @@ class Engine:
     @property
     def drops(self) -> dict[str, int]:
         """Ticks dropped since the engine was opened, by reason."""
-        return dict(zip(DROPS, self.work.drops.tolist(), strict=True))
+        return dict(zip(DROPS, self.work.counts.drops.tolist(), strict=True))
+
+    @property
+    def changes(self) -> dict[str, int]:
+        """Ticks taken otherwise than as they came, since the engine was opened, by policy."""
+        return dict(zip(CHANGES, self.work.counts.changes.tolist(), strict=True))
 
     @property
     def gaps(self) -> int:
         """Ticks that came after at least one was missed."""
-        return int(self.work.gaps[0])
+        return int(self.work.counts.gaps[0])
+
+    @property
+    def quarantined(self) -> int:
+        """Ticks that led to what is not finite, and their series to a new beginning."""
+        return int(self.work.counts.quarantined[0])
 
     def warm_up(self) -> None:
         """Compile all that :meth:`step` can need; no series is begun or moved."""
@@ -226,7 +285,7 @@ class Engine:
 
         Args:
             ticks: at most ``max_batch``, as :meth:`place` gives them.
-            now: ns since the epoch; no policy asks yet how old a tick is.
+            now: when they came, ns since the epoch.
 
         Returns:
             A row for each tick taken that was not ``WARM``; valid until the next call.
@@ -234,16 +293,27 @@ class Engine:
         if len(ticks.slot) > self.max_batch:
             raise ValueError(f"{len(ticks.slot)} ticks exceed max_batch = {self.max_batch}")
         work = self.work
-        self.taken, rounds, published = admit(work, ticks, self.stages.context)
-        taken = self.taken
-        self.kernels.step(
-            self.buffers,
-            work.schedule.slot[:taken],
-            work.rows.x[:taken],
-            work.schedule.bounds[: rounds + 1],
-            work.outputs[:taken],
-            self.stages,
-        )
+        arrange(work, ticks, self.stages.context)
+        while True:
+            rows, rounds, anew = proceed(work, ticks, now)
+            if anew:
+                self.kernels.clear(self.buffers, work.schedule.anew[:anew])
+            if not rows:
+                break
+            slots = work.schedule.slot[:rows]
+            self.kernels.step(
+                self.buffers,
+                slots,
+                work.rows.x[:rows],
+                work.schedule.bounds[: rounds + 1],
+                work.outputs[:rows],
+                self.stages,
+            )
+            if self._look:
+                records = self.kernels.to_host(self.buffers, slots)
+                finite = np.isfinite(records.reshape(rows, -1)).all(axis=1)
+                blame(work, np.flatnonzero(~finite))
+        self.taken, published = finish(work, ticks)
         return first(work.forecasts, published)
 
 
@@ -277,10 +347,23 @@ def state_fields(spec: Spec, bands: intervals.Plan) -> Fields:
     return {
         "last_ts": (np.int64, ()),
         "rank": (np.int32, ()),
+        "begun": (np.uint8, ()),
+        "outliers": (np.uint8, ()),
         "seq": (np.int64, ()),
         **features.memory_fields(spec),
         **intervals.bands_fields(bands),
+        "expected": (np.float64, (spec.inputs,)),
     }
+
+
+def can_diverge(spec: Spec) -> bool:
+    """Whether a recurrent state can become infinite, be its inputs what they may.
+
+    Of gates in [0, 1] and a bounded activation it cannot: h is bounded, and c grows by 1 a step at
+    most, which float32 no longer sees beyond 2^24. A window keeps no recurrent state.
+    """
+    grow = {"relu", "linear"}
+    return not spec.window and bool({spec.activation, spec.recurrent_activation} & grow)
 
 
 def _refuse_what_does_not_fit(declared: int, max_series: int) -> None:
@@ -303,7 +386,7 @@ def place(work: Work, arrivals: Arrivals, ticks: Ticks, at: int) -> int:
     keys, data, begin = arrivals.keys, arrivals.keys.data.ctypes.data, at
     approach(work.slots, keys, work.hashes)
     for i in range(len(arrivals.ts)):
-        reason = _fault(arrivals.values, i, arrivals.ts[i])
+        reason = fault(work.rules, arrivals.values, i, arrivals.ts[i])
         slot = -1
         if reason < 0:
             key, length = data + keys.begin[i], keys.end[i] - keys.begin[i]
@@ -311,7 +394,7 @@ def place(work: Work, arrivals: Arrivals, ticks: Ticks, at: int) -> int:
             if slot < 0:
                 reason = SERIES_LIMIT
         if reason >= 0:
-            work.drops[reason] += 1
+            work.counts.drops[reason] += 1
             continue
         ticks.slot[at], ticks.ts[at] = slot, arrivals.ts[i]
         ticks.flags[at] = arrivals.flags[i]
@@ -322,13 +405,106 @@ def place(work: Work, arrivals: Arrivals, ticks: Ticks, at: int) -> int:
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def admit(work: Work, ticks: Ticks, context: int) -> tuple[int, int, int]:
-    """Decide what is to be computed, and leave ``ticks`` for the stages of :attr:`Engine.stages`.
+def arrange(work: Work, ticks: Ticks, context: int) -> None:
+    """Lay a batch out in rounds, for :func:`proceed`; ``context`` is of :attr:`Engine.stages`."""
+    schedule, rank, n = work.schedule, work.clock.rank, len(ticks.slot)
+    order, starts, rounds = schedule.order, schedule.starts, 0
+    starts[0] = starts[1] = 0
+    for i in range(n):
+        slot = ticks.slot[i]
+        ranked = rank[slot]
+        rank[slot] = ranked + 1
+        schedule.place[i] = ranked
+        if ranked == rounds:
+            rounds += 1
+            starts[rounds + 1] = 0
+        starts[ranked + 2] += 1  # one ahead: the second pass moves it back
+    for r in range(rounds):
+        starts[r + 2] += starts[r + 1]
+    for i in range(n):
+        rank[ticks.slot[i]] = 0
+        at = starts[schedule.place[i] + 1]
+        starts[schedule.place[i] + 1] = at + 1
+        order[at] = i
+    schedule.progress[NEXT], schedule.progress[ROUNDS] = 0, rounds
+    schedule.progress[JUDGED] = schedule.faults[0] = 0
+    given = work.given if work.rules.one_by_one else Given(ticks, ticks.values)
+    store_value(context, given)  # a `Batch` begins with it
 
-    Returns how many are taken, in how many rounds, and how many are to be published.
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def proceed(work: Work, ticks: Ticks, now: int) -> tuple[int, int, int]:
+    """Say what the kernels are to compute next, once they have computed what was said before.
+
+    Returns how many rows, in how many rounds, and for how many series, of ``schedule.anew``, the
+    kernels' state is to be cleared before that. No rows: that was all.
     """
-    store_value(context, ticks)  # a `Batch` begins with them
-    return _admit(work.features.step_ns, work.clock, ticks, work.schedule, work.drops, work.gaps)
+    schedule, progress, one_by_one = work.schedule, work.schedule.progress, work.rules.one_by_one
+    rows, rounds, anew = 0, 0, 0
+    if schedule.faults[0]:
+        rows, rounds, anew = _quarantine(work, ticks)
+    while rows == 0 and progress[NEXT] < progress[ROUNDS]:
+        begin = progress[NEXT]
+        end = begin + 1 if one_by_one else progress[ROUNDS]
+        if not progress[JUDGED]:
+            anew = _judge(work, ticks, now, begin, end, anew)
+            progress[JUDGED] = 1
+        if one_by_one:
+            rows, rounds = _fill_gaps(work, ticks, begin), 1
+        if rows == 0:
+            rows, rounds = _lay_out(work, ticks, begin, end)
+            progress[NEXT], progress[JUDGED] = end, 0
+    progress[PART] = rounds
+    return rows, rounds, anew
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def finish(work: Work, ticks: Ticks) -> tuple[int, int]:
+    """Close up the forecasts to be published; how many ticks were taken, and how many those are."""
+    taken, published, fate = 0, 0, work.schedule.fate
+    slot, ts, seq, point, quantiles = work.forecasts
+    for i in range(len(ticks.slot)):
+        if fate[i] != TAKEN:
+            continue
+        taken += 1
+        if ticks.flags[i] & WARM:
+            continue
+        if published < i:
+            slot[published], ts[published], seq[published] = slot[i], ts[i], seq[i]
+            _move_row(point.ctypes.data, point.strides[0], i, published)
+            _move_row(quantiles.ctypes.data, quantiles.strides[0], i, published)
+        published += 1
+    return taken, published
+
+
+@njit(cache=True, error_model="numpy", _nrt=False)
+def _move_row(array: int, size: int, row: int, to: int) -> None:
+    copy(array + to * size, array + row * size, size)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def blame(work: Work, rows: NDArray[np.int64]) -> None:
+    """Mark rows of the part at hand, which has one round, whose state is not finite."""
+    schedule, flags = work.schedule, work.given.ticks.flags
+    for row in rows:
+        i = schedule.tick[row]
+        if schedule.fate[i] != FAULTY:
+            schedule.fate[i], schedule.faults[0] = FAULTY, 1
+            work.seq[schedule.slot[row]] -= not flags[i] & WARM
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def forget(work: Work, slot: int) -> None:
+    """Let a series be as one that never began, but for its key and the number of its predictions.
+
+    Its recurrent state too where it lies in this memory; a device's is the kernels' to clear.
+    """
+    clock, memory, bands = work.clock, work.memory, work.bands
+    clock.last_ts[slot] = clock.begun[slot] = clock.outliers[slot] = 0
+    memory.place[slot] = memory.seen[slot] = 0
+    memory.loc[slot] = memory.variance[slot] = memory.past[slot] = 0.0
+    bands.pending[slot] = work.expected[slot] = 0.0
+    bands.reach[slot] = bands.width[slot] = work.recurrent[slot] = 0.0
 
 
 @njit(cache=True)
@@ -347,8 +523,8 @@ def _keep(address: int, batch: Batch) -> None:
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _before(batch: Batch, start: int, stop: int) -> None:
     """The stage before the network's: features."""
-    ticks, work = load_value(batch)
-    schedule = work.schedule
+    given, work = load_value(batch)
+    ticks, schedule = given.ticks, work.schedule
     features.advance(
         work.features,
         work.memory,
@@ -367,116 +543,165 @@ def _before(batch: Batch, start: int, stop: int) -> None:
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _after(batch: Batch, start: int, stop: int) -> None:
     """The stage after the network's: forecasts and intervals."""
-    ticks, work = load_value(batch)
-    _forecast(work, ticks, start, stop)
+    given, work = load_value(batch)
+    _forecast(work, given, start, stop)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
-def _admit(
-    step_ns: int,
-    clock: Clock,
-    ticks: Ticks,
-    schedule: Schedule,
-    drops: NDArray[np.int64],
-    gaps: NDArray[np.int64],
-) -> tuple[int, int, int]:
-    """Apply the policies, and lay the ticks taken out in rounds.
+def _judge(work: Work, ticks: Ticks, now: int, begin: int, end: int, anew: int) -> int:
+    """Judge the ticks of some rounds; how many series begin anew, ``anew`` of them before."""
+    schedule = work.schedule
+    for j in range(schedule.starts[begin], schedule.starts[end]):
+        i = schedule.order[j]
+        steps, missing = judge(
+            work.rules, work.features, work.memory, work.clock, work.counts,
+            ticks, i, now, work.values,
+        )  # fmt: skip
+        schedule.fate[i] = TAKEN if steps else DROPPED
+        schedule.steps[i] = schedule.ahead[i] = steps
+        schedule.missing[i] = missing
+        if missing == ANEW:
+            anew = _restart(work, ticks.slot[i], anew)
+    return anew
 
-    Returns how many are taken, in how many rounds, and how many are to be published.
-    """
-    taken, rounds, published = 0, 0, 0
-    bounds = schedule.bounds
-    bounds[0] = bounds[1] = 0
-    for i in range(len(ticks.slot)):
-        slot, ts = ticks.slot[i], ticks.ts[i]
-        reason = _fault(ticks.values, i, ts)
-        begun = clock.seen[slot] > 0 or clock.rank[slot] > 0
-        if reason < 0 and begun and ts <= clock.last_ts[slot]:
-            reason = DUPLICATE if ts == clock.last_ts[slot] else LATE
-        if reason >= 0:
-            drops[reason] += 1
-            schedule.round[i] = -1
-            continue
-        steps = features.steps_since(step_ns, clock.last_ts[slot], ts) if begun else 1
-        gaps[0] += steps > 1
-        clock.last_ts[slot] = ts
-        schedule.steps[i] = steps
-        schedule.round[i] = clock.rank[slot]
-        clock.rank[slot] += 1
-        if schedule.round[i] == rounds:
+
+@njit(cache=True, error_model="numpy", _nrt=False)
+def _restart(work: Work, slot: int, anew: int) -> int:
+    """Let a series begin anew, after its latest tick."""
+    last_ts = work.clock.last_ts[slot]
+    forget(work, slot)
+    work.clock.last_ts[slot], work.clock.begun[slot] = last_ts, 1
+    work.schedule.anew[anew] = slot
+    return anew + 1
+
+
+@njit(cache=True, error_model="numpy", _nrt=False)
+def _fill_gaps(work: Work, ticks: Ticks, number: int) -> int:
+    """Lay out a grid point of each series of a round that misses one before its tick; how many."""
+    schedule, rows = work.schedule, 0
+    for j in range(schedule.starts[number], schedule.starts[number + 1]):
+        i = schedule.order[j]
+        missing = schedule.missing[i]
+        if schedule.fate[i] == TAKEN and missing > 0:
+            ts = ticks.ts[i] - missing * work.features.step_ns
+            _give(work, i, ticks.slot[i], ts, WARM, True)
+            schedule.missing[i] = missing - 1
+            schedule.tick[rows], schedule.slot[rows] = i, ticks.slot[i]
+            rows += 1
+    schedule.bounds[0], schedule.bounds[1] = 0, rows
+    return rows
+
+
+@njit(cache=True, error_model="numpy", _nrt=False)
+def _give(work: Work, tick: int, slot: int, ts: int, flags: int, missing: bool) -> None:
+    """Hand the stages a tick, or a grid point before it, whose values are all missing."""
+    schedule, (given, observed) = work.schedule, work.given
+    schedule.steps[tick], schedule.ahead[tick] = schedule.ahead[tick], 1
+    given.slot[tick], given.ts[tick], given.flags[tick] = slot, ts, flags
+    for k in range(observed.shape[1]):
+        value = np.nan if missing else work.values[tick, k]
+        observed[tick, k] = value
+        given.values[tick, k] = work.expected[slot, k] if np.isnan(value) else value
+
+
+@njit(cache=True, error_model="numpy", _nrt=False)
+def _lay_out(work: Work, ticks: Ticks, begin: int, end: int) -> tuple[int, int]:
+    """Lay the ticks taken of some rounds out to be computed; how many, in how many rounds."""
+    schedule, rows, rounds = work.schedule, 0, 0
+    schedule.bounds[0] = 0
+    for number in range(begin, end):
+        for j in range(schedule.starts[number], schedule.starts[number + 1]):
+            i = schedule.order[j]
+            if schedule.fate[i] != TAKEN:
+                continue
+            if work.rules.one_by_one:
+                _give(work, i, ticks.slot[i], ticks.ts[i], ticks.flags[i], False)
+            schedule.tick[rows], schedule.slot[rows] = i, ticks.slot[i]
+            rows += 1
+        if rows > schedule.bounds[rounds]:
             rounds += 1
-            bounds[rounds + 1] = 0
-        bounds[schedule.round[i] + 2] += 1  # one ahead: the second pass moves it back
-        taken += 1
-    for r in range(rounds):
-        bounds[r + 2] += bounds[r + 1]
-    last = len(schedule.row) - 1
-    for i in range(len(ticks.slot)):
-        if schedule.round[i] < 0:
-            continue
-        slot = ticks.slot[i]
-        at = bounds[schedule.round[i] + 1]
-        bounds[schedule.round[i] + 1] = at + 1
-        schedule.tick[at] = i
-        schedule.slot[at] = slot
-        clock.rank[slot] = 0
-        if ticks.flags[i] & WARM:
-            schedule.row[i] = last
-            last -= 1
-        else:
-            schedule.row[i] = published
-            published += 1
-    return taken, rounds, published
+            schedule.bounds[rounds] = rows
+    return rows, rounds
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
-def _fault(values: NDArray[np.float64], tick: int, ts: int) -> int:
-    """The reason for which no series can take this tick; -1: none."""
-    for k in range(values.shape[1]):
-        if not np.isfinite(values[tick, k]):
-            return 0
-    for k in range(values.shape[1]):
-        if abs(values[tick, k]) > LIMIT:
-            return 1
-    return -1 if -MOMENT < ts < MOMENT else 1
+def _quarantine(work: Work, ticks: Ticks) -> tuple[int, int, int]:
+    """Let series begin anew after what was not finite, and lay out what came after that again.
+
+    Returns how many rows, in how many rounds, and how many series begin anew.
+    """
+    schedule, begun_anew = work.schedule, work.clock.rank
+    fate, bounds = schedule.fate, schedule.bounds
+    rows, rounds, anew, stop = 0, 0, 0, 0
+    for number in range(schedule.progress[PART]):
+        start, stop = stop, bounds[number + 1]
+        for j in range(start, stop):
+            i, slot = schedule.tick[j], schedule.slot[j]
+            if begun_anew[slot]:  # of what was not finite nothing is kept
+                if fate[i] != FAULTY:
+                    work.seq[slot] -= not ticks.flags[i] & WARM
+                fate[i] = TAKEN
+                schedule.tick[rows], schedule.slot[rows] = i, slot
+                rows += 1
+            elif fate[i] == FAULTY:
+                anew = _restart(work, slot, anew)
+                work.counts.quarantined[0] += 1
+                begun_anew[slot] = 1
+        if rows > bounds[rounds]:
+            rounds += 1
+            bounds[rounds] = rows
+    for k in range(anew):
+        begun_anew[schedule.anew[k]] = 0
+    schedule.faults[0] = 0
+    return rows, rounds, anew
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _forecast(work: Work, ticks: Ticks, start: int, stop: int) -> None:
+def _forecast(work: Work, given: Given, start: int, stop: int) -> None:
     """Raw forecasts of some rows, intervals around them, what was learnt of those made before."""
     schedule, rows, outputs, forecasts, seq = (
         work.schedule, work.rows, work.outputs, work.forecasts, work.seq
     )  # fmt: skip
-    point, targets = forecasts.point, rows.scale.shape[1]
+    point, targets, ticks = forecasts.point, rows.scale.shape[1], given.ticks
     first_record, size = seq.ctypes.data, seq.strides[0]
     for j in range(start, stop):
         if j + AHEAD < stop:  # the network's states have driven it out of the near cache
             record = first_record + schedule.slot[j + AHEAD] * size
             prefetch(record)
             prefetch(record + LINE)
-        i, slot, row = schedule.tick[j], schedule.slot[j], schedule.row[schedule.tick[j]]
-        warm = (ticks.flags[i] & WARM) != 0
-        if not warm:
-            seq[slot] += 1
-            forecasts.slot[row] = slot
-            forecasts.ts[row] = ticks.ts[i]
-            forecasts.seq[row] = seq[slot]
+        i, slot = schedule.tick[j], schedule.slot[j]
+        warm, finite = (ticks.flags[i] & WARM) != 0, True
         for k in range(point.shape[1]):
             for t in range(targets):
                 at = k * targets + t
-                point[row, k, t] = rows.base[j, at] + rows.scale[j, t] * outputs[j, at]
+                raw = rows.base[j, at] + rows.scale[j, t] * outputs[j, at]
+                finite &= np.isfinite(raw)
+                point[i, k, t] = raw
+        if work.unbounded:
+            for k in range(work.recurrent.shape[1]):
+                finite &= np.isfinite(work.recurrent[slot, k])
+        if not finite:
+            schedule.fate[i], schedule.faults[0] = FAULTY, 1
+            continue
+        if not warm:
+            seq[slot] += 1
+            forecasts.slot[i] = slot
+            forecasts.ts[i] = ticks.ts[i]
+            forecasts.seq[i] = seq[slot]
+        for k in range(ticks.values.shape[1]):
+            work.expected[slot, k] = point[i, 0, k] if k < targets else ticks.values[i, k]
         intervals.surround(
             work.intervals,
             work.bands,
             slot,
             schedule.place[j],
             schedule.steps[i],
-            ticks.values,
+            given.observed,
             i,
             rows.scale,
             j,
             point,
             forecasts.quantiles,
-            row,
+            i,
             warm,
         )

@@ -1,6 +1,6 @@
 """The way of a tick, from socket to socket, a batch at a time.
 
-    receive -> read -> settle -> place -> queue -> journal -> admit -> step -> write -> send
+    receive -> read -> settle -> place -> queue -> journal -> judge -> step -> write -> send
 
 :func:`_run` goes this way in compiled code, without the interpreter, for as long as there is
 nothing but sound ticks; it even sleeps there. It comes back for whatever else there is: a signal, a
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from streamlstm import metrics, transport
 from streamlstm.backlog import BLOCK, Backlog, Queue, add, make_room
-from streamlstm.engine import Engine, Work, admit, place
+from streamlstm.engine import Engine, Work, arrange, finish, place, proceed
 from streamlstm.journal import FULL, JournalError, Log, append, commit, nowhere
 from streamlstm.kernels.cell import Stages
 from streamlstm.memory import address_of, call, call_for_int
@@ -237,10 +237,10 @@ class Loop:
             JournalError: it could not be journalled, and is the next one still.
         """
         ticks, taken = self.pending.first()
-        begun = time.monotonic_ns()
-        self._heed(_record(self._log, self._told, self.engine.work, self._names, ticks))
+        begun, now = time.monotonic_ns(), max(time.time_ns(), int(self.decoder.latest_arrival[0]))
+        self._heed(_record(self._log, self._told, self.engine.work, self._names, ticks, now))
         self.pending.drop(len(ticks.ts))
-        forecasts = self.engine.step(ticks, begun)
+        forecasts = self.engine.step(ticks, now)
         self._heed(commit(self._log))
         stepped, encoding = time.monotonic_ns(), 0
         for encoder in self.encoders:
@@ -347,21 +347,28 @@ def _step(way: Way) -> int:
     end = min(queue.bounds[1], begin + queue.batch)
     ticks, taken_at = rows_of(queue.ticks, begin, end), queue.taken[begin]
     begun = _now(way.clock, _MONOTONIC)
-    error = _record(way.log, way.told, work, way.names, ticks)
+    # what was dated at its arrival is not ahead of it, though the clock has been set back since
+    now = max(_now(way.clock, _REALTIME), way.latest_arrival[0])
+    error = _record(way.log, way.told, work, way.names, ticks, now)
     if error:
         return JOURNAL + error
     queue.bounds[0] = end
-    taken, rounds, published = admit(work, ticks, way.beside.context)
+    arrange(work, ticks, way.beside.context)
     schedule = work.schedule
-    call(
-        way.code.step,
-        way.network,
-        schedule.slot[:taken],
-        work.rows.x[:taken],
-        schedule.bounds[: rounds + 1],
-        work.outputs[:taken],
-        way.beside,
-    )
+    while True:
+        rows, rounds, _ = proceed(work, ticks, now)
+        if rows == 0:
+            break
+        call(
+            way.code.step,
+            way.network,
+            schedule.slot[:rows],
+            work.rows.x[:rows],
+            schedule.bounds[: rounds + 1],
+            work.outputs[:rows],
+            way.beside,
+        )
+    taken, published = finish(work, ticks)
     error = commit(way.log)
     if error:
         return JOURNAL + error
@@ -392,13 +399,15 @@ def _step(way: Way) -> int:
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def _record(log: Log, told: NDArray[np.int64], work: Work, names: Names, ticks: Ticks) -> int:
+def _record(
+    log: Log, told: NDArray[np.int64], work: Work, names: Names, ticks: Ticks, now: int
+) -> int:
     """Write a batch to the journal, with the names of series not yet told; 0 or an error number."""
     used = work.slots.used[0]
-    error = append(log, ticks, names, told[0], used, 0)
+    error = append(log, ticks, names, told[0], used, now)
     while error == FULL:  # the next segment is being made
         _sleep(told[1:], 1_000_000)
-        error = append(log, ticks, names, told[0], used, 0)
+        error = append(log, ticks, names, told[0], used, now)
     if error == 0:
         told[0] = used
     return error

@@ -19,7 +19,7 @@ def replay(engine: Engine, folder: Path, after: int) -> Found:
         JournalError: it is damaged, of another model, or has more series than there is room for.
     """
     found = Found(last=after)
-    counts = engine.work.drops.copy(), engine.work.gaps.copy()
+    counts = [count.copy() for count in engine.work.counts]
     for entry in read(folder, after, found):
         if entry.model != engine.model.id:
             raise _refused(folder, f"of model {entry.model}, this is {engine.model.id}")
@@ -32,7 +32,7 @@ def replay(engine: Engine, folder: Path, after: int) -> Found:
             raise _refused(folder, f"of more than max_series = {engine.series.capacity} series")
         for begin in range(0, len(entry.ticks.slot), engine.max_batch):
             engine.step(rows_of(entry.ticks, begin, begin + engine.max_batch), entry.now)
-    for kept, counted in zip((engine.work.drops, engine.work.gaps), counts, strict=True):
+    for kept, counted in zip(engine.work.counts, counts, strict=True):
         kept[:] = counted
     return found
 

@@ -30,6 +30,7 @@ from streamlstm.kernels.cell import BackendError
 from streamlstm.loop import Loop
 from streamlstm.metrics import Metrics, MetricsError, Server
 from streamlstm.model import Model, ModelError, load_model
+from streamlstm.policies import Policies
 from streamlstm.replay import replay
 from streamlstm.transport import Publisher, Receiver, TransportError
 from streamlstm.wire.codec import Decoder, Encoder
@@ -256,7 +257,7 @@ class Service:
         if self.decoder.sample:
             self._complain(*self.decoder.sample)
             self.decoder.sample = None
-        dropped = int(self.engine.work.drops.sum())
+        dropped = int(self.engine.work.counts.drops.sum())
         if dropped == self._dropped_by_engine:
             return
         self._dropped_by_engine = dropped
@@ -450,10 +451,12 @@ class Service:
         values, active = self.metrics.values, self.engine.series.active
         overload = {"overload": self.loop.pending.dropped}
         self.metrics.dropped = self.decoder.drops | self.engine.drops | overload
+        self.metrics.changed = self.engine.changes
         values["ticks_coalesced"] = self.loop.pending.coalesced
         values["pending_ticks"] = len(self.loop.pending)
         values["series_started"] = active - self._restored
         values["input_gaps"] = self.engine.gaps
+        values["series_quarantined"] = self.engine.quarantined
         values["subscriber_overflows"] = self.publisher.overflows
         values["functions_compiled"] = self.functions_compiled
         if self.journal:
@@ -479,6 +482,7 @@ def _open_engine(config: Config) -> tuple[Engine, int]:
         coverage=config.interval.coverage,
         threads=config.engine.threads,
         max_key=config.input.max_key,
+        policies=Policies(**config.ticks.model_dump()),
     )
     if config.engine.backend == "auto":
         _event(logging.INFO, "backend", took=engine.backend, because=engine.backend_reason)

@@ -17,6 +17,7 @@ LEVELS = {
     "fit_options": 1, "features": 1, "kernels": 1, "wire": 1, "hashing": 1, "transport": 1,
     "intervals": 1, "backlog": 1,
     "golden": 2, "series": 2, "journal": 2,
+    "policies": 2,
     "engine": 3,
     "checkpoint": 4, "loop": 4, "replay": 4,
     "service": 5,
