@@ -27,6 +27,8 @@ from streamlstm.kernels.cell import BackendError, Stages
 from streamlstm.memory import (
     Fields,
     address_of,
+    call,
+    call_for_int,
     copy,
     load_value,
     pointer_to,
@@ -59,9 +61,9 @@ AHEAD = 16
 
 DROPPED, FAULTY, TAKEN = range(3)
 """What becomes of a tick; ``FAULTY``: what it led to is not finite."""
-NEXT, ROUNDS, JUDGED, PART = range(4)
+NEXT, ROUNDS, JUDGED, PART, COUNT = range(5)
 """Words of :attr:`Schedule.progress`: the next round, of how many, whether it is judged; how many
-rounds the part at hand has."""
+rounds the part at hand has; how many ticks were taken in the end."""
 
 
 class Schedule(NamedTuple):
@@ -109,7 +111,7 @@ class Schedule(NamedTuple):
             np.zeros(n, np.int64),
             np.zeros(n + 2, np.int64),
             np.zeros(n, np.int32),
-            np.zeros(4, np.int64),
+            np.zeros(5, np.int64),
             np.zeros(1, np.uint8),
         )
 
@@ -168,6 +170,7 @@ class Engine:
     Attributes:
         work: what the compiled stages are given.
         stages: of them those that the kernels call, and where they find what :func:`arrange` left.
+        code: where the kernels' machine code lies; 0: they are called from Python.
         taken: ticks that :meth:`step` took last, those without a forecast included.
     """
 
@@ -240,7 +243,13 @@ class Engine:
         _keep(context, batch)
         given = pointer_to(batch), 0, 0
         self.stages = Stages(address_of(_before, *given), address_of(_after, *given), context)
-        self.taken = 0
+        self.code = self._compute = self.taken = 0
+        if kernel := self.kernels.compiled_step(self.buffers):
+            rows = self.work.schedule.slot, self.work.rows.x, self.work.schedule.bounds
+            self.code = address_of(kernel, 0, *rows, self.work.outputs, self.stages)
+            self._compute = address_of(
+                _compute, pointer_to(batch), self._ticks, 0, 0, 0, self.stages
+            )
 
     @property
     def drops(self) -> dict[str, int]:
@@ -292,20 +301,31 @@ class Engine:
         """
         if len(ticks.slot) > self.max_batch:
             raise ValueError(f"{len(ticks.slot)} ticks exceed max_batch = {self.max_batch}")
-        work = self.work
+        work, progress = self.work, self.work.schedule.progress
+        if self._compute:
+            given = self.code, self.buffers.plan, self.stages
+            published = _enter(self._compute, self.stages.context, ticks, now, *given)
+        else:
+            published = self._step(ticks, now)
+        self.taken = int(progress[COUNT])
+        return first(work.forecasts, published)
+
+    def _step(self, ticks: Ticks, now: int) -> int:
+        """The same by kernels that are called from Python; how many are to be published."""
+        work, schedule = self.work, self.work.schedule
         arrange(work, ticks, self.stages.context)
         while True:
             rows, rounds, anew = proceed(work, ticks, now)
             if anew:
-                self.kernels.clear(self.buffers, work.schedule.anew[:anew])
+                self.kernels.clear(self.buffers, schedule.anew[:anew])
             if not rows:
                 break
-            slots = work.schedule.slot[:rows]
+            slots = schedule.slot[:rows]
             self.kernels.step(
                 self.buffers,
                 slots,
                 work.rows.x[:rows],
-                work.schedule.bounds[: rounds + 1],
+                schedule.bounds[: rounds + 1],
                 work.outputs[:rows],
                 self.stages,
             )
@@ -313,8 +333,7 @@ class Engine:
                 records = self.kernels.to_host(self.buffers, slots)
                 finite = np.isfinite(records.reshape(rows, -1)).all(axis=1)
                 blame(work, np.flatnonzero(~finite))
-        self.taken, published = finish(work, ticks)
-        return first(work.forecasts, published)
+        return finish(work, ticks)
 
 
 def open_backend(name: str) -> tuple[str, str, ModuleType]:
@@ -405,6 +424,26 @@ def place(work: Work, arrivals: Arrivals, ticks: Ticks, at: int) -> int:
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def compute(work: Work, ticks: Ticks, now: int, code: int, network: int, stages: Stages) -> int:
+    """:meth:`Engine.step` by kernels that are compiled; how many forecasts are to be published."""
+    schedule = work.schedule
+    arrange(work, ticks, stages.context)
+    while True:
+        rows, rounds, _ = proceed(work, ticks, now)
+        if rows == 0:
+            return finish(work, ticks)
+        call(
+            code,
+            network,
+            schedule.slot[:rows],
+            work.rows.x[:rows],
+            schedule.bounds[: rounds + 1],
+            work.outputs[:rows],
+            stages,
+        )
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def arrange(work: Work, ticks: Ticks, context: int) -> None:
     """Lay a batch out in rounds, for :func:`proceed`; ``context`` is of :attr:`Engine.stages`."""
     schedule, rank, n = work.schedule, work.clock.rank, len(ticks.slot)
@@ -459,8 +498,8 @@ def proceed(work: Work, ticks: Ticks, now: int) -> tuple[int, int, int]:
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def finish(work: Work, ticks: Ticks) -> tuple[int, int]:
-    """Close up the forecasts to be published; how many ticks were taken, and how many those are."""
+def finish(work: Work, ticks: Ticks) -> int:
+    """Count the ticks taken, and close up the forecasts to be published; how many they are."""
     taken, published, fate = 0, 0, work.schedule.fate
     slot, ts, seq, point, quantiles = work.forecasts
     for i in range(len(ticks.slot)):
@@ -474,7 +513,8 @@ def finish(work: Work, ticks: Ticks) -> tuple[int, int]:
             _move_row(point.ctypes.data, point.strides[0], i, published)
             _move_row(quantiles.ctypes.data, quantiles.strides[0], i, published)
         published += 1
-    return taken, published
+    work.schedule.progress[COUNT] = taken
+    return published
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
@@ -512,12 +552,28 @@ def _room(batch: Batch) -> int:
     return size_of(batch)
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def _keep(address: int, batch: Batch) -> None:
+    """Without what counts references to arrays: such a count would not outlive the call."""
     store_value(address, batch)
 
 
-# Compiled on their own, for the kernels to call by address.
+@njit(cache=True, nogil=True, _nrt=False)
+def _enter(
+    code: int, context: int, ticks: Ticks, now: int, kernels: int, network: int, stages: Stages
+) -> int:
+    """:func:`_compute` for Python, which would take longer to hand over a `Work` than to use it."""
+    return call_for_int(code, context, ticks, now, kernels, network, stages)
+
+
+# Compiled on their own, to be called by address.
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _compute(batch: Batch, ticks: Ticks, now: int, code: int, network: int, stages: Stages) -> int:
+    """:func:`compute`, where a batch lies at an address."""
+    _, work = load_value(batch)
+    return compute(work, ticks, now, code, network, stages)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
@@ -547,7 +603,7 @@ def _after(batch: Batch, start: int, stop: int) -> None:
     _forecast(work, given, start, stop)
 
 
-@njit(cache=True, error_model="numpy", _nrt=False)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _judge(work: Work, ticks: Ticks, now: int, begin: int, end: int, anew: int) -> int:
     """Judge the ticks of some rounds; how many series begin anew, ``anew`` of them before."""
     schedule = work.schedule
@@ -592,7 +648,7 @@ def _fill_gaps(work: Work, ticks: Ticks, number: int) -> int:
     return rows
 
 
-@njit(cache=True, error_model="numpy", _nrt=False)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _give(work: Work, tick: int, slot: int, ts: int, flags: int, missing: bool) -> None:
     """Hand the stages a tick, or a grid point before it, whose values are all missing."""
     schedule, (given, observed) = work.schedule, work.given
@@ -604,7 +660,7 @@ def _give(work: Work, tick: int, slot: int, ts: int, flags: int, missing: bool) 
         given.values[tick, k] = work.expected[slot, k] if np.isnan(value) else value
 
 
-@njit(cache=True, error_model="numpy", _nrt=False)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _lay_out(work: Work, ticks: Ticks, begin: int, end: int) -> tuple[int, int]:
     """Lay the ticks taken of some rounds out to be computed; how many, in how many rounds."""
     schedule, rows, rounds = work.schedule, 0, 0

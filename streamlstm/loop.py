@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from streamlstm import metrics, transport
 from streamlstm.backlog import BLOCK, Backlog, Queue, add, make_room
-from streamlstm.engine import Engine, Work, arrange, finish, place, proceed
+from streamlstm.engine import COUNT, Engine, Work, compute, place
 from streamlstm.journal import FULL, JournalError, Log, append, commit, nowhere
 from streamlstm.kernels.cell import Stages
-from streamlstm.memory import address_of, call, call_for_int
+from streamlstm.memory import address_of, call_for_int
 from streamlstm.ticks import Arrivals, Keys, Messages, Names, Ticks, first, rows_of
 from streamlstm.transport import Publisher, Receiver, Sink, Source, drain, flush, wait
 from streamlstm.wire.codec import Decoder, Encoder, settle
@@ -130,16 +130,14 @@ class Loop:
     def _compiled_way(self) -> Way | None:
         """What :func:`_run` is given; None where a stage has no compiled code."""
         engine, reader, writer = self.engine, self.decoder.reader, self.encoders[0].writer
-        step = engine.kernels.compiled_step(engine.buffers)
-        if not (transport.compiled() and step) or len(self.encoders) > 1:
+        if not (transport.compiled() and engine.code) or len(self.encoders) > 1:
             return None
         work, names, messages = engine.work, engine.series.names, self.receiver.messages
         columns, written = reader.columns, writer.messages
-        inputs = work.schedule.slot, work.rows.x, work.schedule.bounds
         return Way(
             Code(
                 address_of(reader.compiled, messages, 0, columns, reader.limits),
-                address_of(step, 0, *inputs, work.outputs, engine.stages),
+                engine.code,
                 address_of(writer.compiled, written, writer.layout, work.forecasts, names, 0),
             ),
             self._items,
@@ -353,22 +351,8 @@ def _step(way: Way) -> int:
     if error:
         return JOURNAL + error
     queue.bounds[0] = end
-    arrange(work, ticks, way.beside.context)
-    schedule = work.schedule
-    while True:
-        rows, rounds, _ = proceed(work, ticks, now)
-        if rows == 0:
-            break
-        call(
-            way.code.step,
-            way.network,
-            schedule.slot[:rows],
-            work.rows.x[:rows],
-            schedule.bounds[: rounds + 1],
-            work.outputs[:rows],
-            way.beside,
-        )
-    taken, published = finish(work, ticks)
+    published = compute(work, ticks, now, way.code.step, way.network, way.beside)
+    warm = work.schedule.progress[COUNT] - published
     error = commit(way.log)
     if error:
         return JOURNAL + error
@@ -388,7 +372,7 @@ def _step(way: Way) -> int:
         way.values,
         ticks.ts,
         published,
-        taken - published,
+        warm,
         _now(way.clock, _REALTIME),
         (stepped - begun) * 1e-9,
         encoding * 1e-9,

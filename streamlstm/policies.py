@@ -156,7 +156,7 @@ def _ns(seconds: float) -> int:
 # --- compiled -------------------------------------------------------------------------------------
 
 
-@njit(cache=True, error_model="numpy", _nrt=False)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def fault(rules: Rules, values: NDArray[np.float64], tick: int, ts: int) -> int:
     """The reason for which no series can take this tick; -1: none."""
     for k in range(values.shape[1]):
@@ -168,7 +168,7 @@ def fault(rules: Rules, values: NDArray[np.float64], tick: int, ts: int) -> int:
     return -1 if -MOMENT < ts < MOMENT else OUT_OF_RANGE
 
 
-@njit(cache=True, error_model="numpy", _nrt=False)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def judge(
     rules: Rules,
     plan: features.Plan,
