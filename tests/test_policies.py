@@ -129,7 +129,7 @@ class Account:
             for k in range(len(values)):
                 mean, n = state["loc"][0, k], min(self.seen, self.model.spec.scaling.memory)
                 prior = self.model.spec.scaling.prior_ratio * mean
-                scale = np.sqrt((n * state["variance"][0, k] + 10 * prior**2) / (n + 10))
+                scale = np.sqrt((n * state["variance"][0, k] + 10 * prior * prior) / (n + 10))
                 limits.append((mean - p.outlier_sigma * scale, mean + p.outlier_sigma * scale))
             far = [
                 not b and not low <= v <= high
