@@ -171,24 +171,16 @@ def longest_idle(index: Index, oldest: int) -> int:
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def longest_idle_ones(
-    index: Index,
-    oldest: int,
-    heard: NDArray[np.int64],
-    before: int,
-    slots: NDArray[np.int32],
-) -> int:
+def longest_idle_ones(index: Index, oldest: int, slots: NDArray[np.int32]) -> int:
     """The slots used longest ago, at most as many as there is room for; how many they are.
 
-    Only those used before the moment ``oldest``, and ``heard`` (series,) of before ``before``.
+    Only those used before the moment ``oldest``.
     """
     count = 0
     if len(index.links) == 0:
         return 0
     slot = int(index.links[index.capacity, _BEFORE])
-    while count < len(slots) and slot < index.capacity:
-        if index.placed[slot] >= oldest or heard[slot] >= before:
-            break
+    while count < len(slots) and slot < index.capacity and index.placed[slot] < oldest:
         slots[count] = slot
         count += 1
         slot = int(index.links[slot, _BEFORE])
@@ -228,13 +220,13 @@ def end(index: Index, slot: int) -> None:
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def close(index: Index, waiting: NDArray[np.int32], seen: NDArray[np.int64]) -> None:
+def close(index: Index, waiting: NDArray[np.int32], begun: NDArray[np.uint8]) -> None:
     """Take their slots from series that ended, but from those that have begun anew or are about to.
 
     Args:
         index: its list of them is empty afterwards.
         waiting: slots of the ticks that wait.
-        seen: (series,) ticks since each began.
+        begun: (series,) whether a tick was taken of each, since it ended.
     """
     marks = index.changes.marks
     for slot in waiting:
@@ -244,7 +236,7 @@ def close(index: Index, waiting: NDArray[np.int32], seen: NDArray[np.int64]) -> 
         slot = int(index.closing[k])
         if not marks[slot] & CLOSES:
             continue
-        again = marks[slot] & _WAITS or seen[slot] > 0
+        again = marks[slot] & _WAITS or begun[slot] > 0
         marks[slot] &= ~(CLOSES | _WAITS)
         if again:
             index.counts[ENDED] += 1

@@ -9,6 +9,7 @@ from streamlstm.events import CREATE, EVICT, UNPARK, Event
 from streamlstm.index import STARTED
 from streamlstm.parking import Parking
 from streamlstm.segments import Found, JournalError, read
+from streamlstm.ticks import rows_of
 
 
 def replay(engine: Engine, folder: Path, after: int, parking: Parking | None = None) -> Found:
@@ -23,7 +24,7 @@ def replay(engine: Engine, folder: Path, after: int, parking: Parking | None = N
         JournalError: it is damaged, of another model, or has more series than there is room for.
     """
     found = Found(last=after)
-    counts = engine.work.drops, engine.work.gaps, engine.series.index.counts[STARTED:]
+    counts = *engine.work.counts, engine.series.index.counts[STARTED:]
     before = [kept.copy() for kept in counts]
     ended: dict[bytes, int] = {}
     for entry in read(folder, after, found):
@@ -33,8 +34,8 @@ def replay(engine: Engine, folder: Path, after: int, parking: Parking | None = N
             raise _refused(folder, "of another number of inputs")
         for event in entry.events:
             _apply(engine, folder, event, ended)
-        for ticks in engine.parts(entry.ticks):
-            engine.step(ticks, entry.now)
+        for begin in range(0, len(entry.ticks.slot), engine.max_batch):
+            engine.step(rows_of(entry.ticks, begin, begin + engine.max_batch), entry.now)
             slots = engine.take_ended()
             ended |= zip(engine.series.keys(slots), slots.tolist(), strict=True)
     _end(engine, ended, parking)

@@ -98,7 +98,7 @@ def back(path: Path, name: bytes, engine: Engine | None = None) -> tuple[Parking
     engine = engine or opened()
     parking = Parking(path, engine)
     ticks = stepped(engine, parking, arrivals([name], 9), 1)
-    seen = int(engine.work.clock.seen[ticks.slot[0]])
+    seen = int(engine.work.memory.seen[ticks.slot[0]])
     parking.close()
     return parking, seen
 
@@ -180,7 +180,7 @@ def test_without_eviction_those_parked_wait_for_a_free_slot(tmp_path: Path) -> N
     assert len(stepped(engine, parking, arrivals([b"a"], 9), 2).ts) == 0
     engine.series.release(engine.series.slots, FULL)
     assert len(stepped(engine, parking, arrivals([b"a"], 9), 3).ts) == 1
-    assert engine.work.clock.seen[0] == 6
+    assert engine.work.memory.seen[0] == 6
     parking.close()
 
 
@@ -192,7 +192,7 @@ def test_a_batch_makes_way_for_itself_and_for_none_of_its_own(tmp_path: Path) ->
     ticks = stepped(engine, parking, arrivals([b"d", b"a", b"e", b"d", b"f"], 9), 9)
     assert engine.series.keys(ticks.slot) == [b"d", b"a", b"e", b"d"]
     assert engine.drops["series_limit"] == 1
-    assert (parking.parked, engine.work.clock.seen[ticks.slot[1]]) == (2, 4)
+    assert (parking.parked, engine.work.memory.seen[ticks.slot[1]]) == (2, 4)
     parking.close()
 
 
