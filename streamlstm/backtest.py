@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamlstm import intervals
-from streamlstm.engine import LIMIT, Engine
+from streamlstm.engine import Engine
 from streamlstm.features import grid_steps
 from streamlstm.model import Model
+from streamlstm.policies import LIMIT
 from streamlstm.ticks import WARM, Keys, Ticks
 
 Floats = NDArray[np.float64]

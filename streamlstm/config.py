@@ -194,6 +194,59 @@ class Snapshot(_Table):
     )
 
 
+class Ticks(_Table):
+    """What is done with ticks that are not as they should be; each of these is counted."""
+
+    late: Literal["drop", "accept"] = Field(
+        default="drop",
+        description="dated before the latest of their series: drop, or accept (stepped as the next"
+        " one on the grid)",
+    )
+    duplicate: Literal["drop", "accept"] = Field(
+        default="drop", description="dated as the latest of their series: drop, accept (likewise)"
+    )
+    max_gap: float = Field(
+        default=0,
+        ge=0,
+        le=1e9,
+        description="seconds between two ticks of a series, beyond which `gap` holds; 0: no limit",
+    )
+    gap: Literal["hold", "reset", "missing"] = Field(
+        default="hold",
+        description="after one that long: hold (one step, which knows of the gap), reset (the"
+        " series begins anew), missing (each grid point between is stepped, its value missing)",
+    )
+    max_missing: int = Field(
+        default=100,
+        ge=1,
+        le=100_000,
+        description="grid points stepped in one gap, the last; those before are held",
+    )
+    not_a_number: Literal["drop", "missing"] = Field(
+        default="drop",
+        description="NaN, infinities: drop, or missing (the model's own forecast is taken; of an"
+        " input that is no target, its latest value)",
+    )
+    outlier_sigma: float = Field(
+        default=0,
+        ge=0,
+        le=1e9,
+        description="times its scale that a value may lie off its series' mean, once that has had"
+        " 30 ticks; 0: no limit",
+    )
+    outlier: Literal["accept", "clip", "drop"] = Field(
+        default="accept",
+        description="beyond it: accept (and count), clip (to the limit), drop; after 10 in a row"
+        " those that follow are taken as they are, until one is within",
+    )
+    max_ahead: float = Field(
+        default=0,
+        ge=0,
+        le=1e9,
+        description="seconds after its arrival that a tick may be dated, or it is dropped; 0: any",
+    )
+
+
 class Interval(_Table):
     """The interval around each forecast."""
 
@@ -326,6 +379,7 @@ class Config(_Table):
     output: Output = Output()
     snapshot: Snapshot = Snapshot()
     engine: Engine = Engine()
+    ticks: Ticks = Ticks()
     interval: Interval = Interval()
     metrics: Metrics = Metrics()
     security: Security = Security()

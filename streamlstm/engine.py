@@ -1,21 +1,26 @@
 """step(ticks, now) -> forecasts: a pure function of the store and the batch.
 
-First all ticks are admitted: policies, and rounds in which no series occurs twice. Then the kernels
-move the rows of a round, a tile at a time and shared between threads, and call back before a tile
+First all ticks are laid out in rounds, in which no series occurs twice, and judged (`policies`):
+all at once, or where it takes what was computed before, round after round. Then the kernels move
+the rows of a round, a tile at a time and shared between threads, and call back before a tile
 (features) and after it (raw units and intervals), while it is near. Rounds keep arrival order, so
 what a series becomes does not depend on the batch it came in.
+
+A series begins anew where a tick says so, after a gap, or with the tick after one that left its
+state or forecast not finite (that forecast is not published): its record is forgotten, be it in
+the midst of a batch. What the kernels have of a series counts for nothing before the first tick
+that is computed since, and is cleared then; so it does not matter who had its slot before.
 """
 
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterator
-from itertools import pairwise
 from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 from numba import njit
+from numba.extending import register_jitable
 from numpy.typing import NDArray
 
 from streamlstm import features, intervals
@@ -28,6 +33,8 @@ from streamlstm.kernels.cell import BackendError, Stages
 from streamlstm.memory import (
     Fields,
     address_of,
+    call,
+    call_for_int,
     clear,
     copy,
     load_value,
@@ -38,72 +45,87 @@ from streamlstm.memory import (
     store_value,
 )
 from streamlstm.model import Model, ModelError, Spec
+from streamlstm.policies import (
+    ANEW,
+    AS_THEY_COME,
+    CHANGES,
+    DROPS,
+    SERIES_LIMIT,
+    Clock,
+    Counts,
+    Policies,
+    Rules,
+    fault,
+    is_message,
+    judge,
+    rules_of,
+)
 from streamlstm.series import Series, bytes_per_series
-from streamlstm.ticks import END, RESET, WARM, Arrivals, Forecasts, Keys, Ticks, first, rows_of
+from streamlstm.ticks import (
+    END,
+    RESET,
+    WARM,
+    Arrivals,
+    Forecasts,
+    Keys,
+    Names,
+    Ticks,
+    first,
+    rows_of,
+)
 
 BACKENDS = ("cpu", "cuda", "auto")
-DROPS = ("nonfinite", "out_of_range", "late", "duplicate", "series_limit")
-"""Reasons for which the engine drops a tick; ``series_limit``: no room for its series."""
-NONFINITE, LATE, DUPLICATE, SERIES_LIMIT = 0, 2, 3, 4
-MOMENT = 1 << 62
-"""Nanoseconds from 1970 beyond which no timestamp is taken: their differences would overflow."""
-LIMIT = 1e37
-"""Largest absolute value taken: beyond it float32 state would overflow."""
-
-
-UNKNOWN, MESSAGE, DROPPED = -1, -2, -3
-"""What :func:`meet` finds instead of a slot: a series to be begun; none, and none is to be, since
-the tick is but a message to end or reset it; a tick to be dropped, or below for further reasons."""
-ANEW, OVER = np.uint8(1), np.uint8(2)
-"""A series is to start anew, its numbers going on; from nothing at all."""
 AHEAD = 16
 """Series whose records are on their way to the cache while one is worked on."""
 
-
-class Clock(NamedTuple):
-    """What admission looks at in each series."""
-
-    last_ts: NDArray[np.int64]
-    """(series,) of the latest tick taken"""
-    seen: NDArray[np.int64]
-    """(series,) ticks taken in the batches before"""
-    rank: NDArray[np.int32]
-    """(series,) ticks taken in the batch at hand; 0 between batches"""
-    anew: NDArray[np.uint8]
-    """(series,) ``ANEW`` or ``OVER`` before its next tick in the batch at hand; 0 between them"""
-    heard: NDArray[np.int64]
-    """(series,) ns since the epoch when the latest tick taken was stepped; no other state hangs on
-    it"""
+UNKNOWN, MESSAGE, UNFIT = -1, -2, -3
+"""What :func:`meet` finds instead of a slot: a series to be begun; none, and none is to be, since
+the tick is but a message to end or reset it; a tick to be dropped, or below for further reasons."""
+DROPPED, FAULTY, TAKEN = range(3)
+"""What becomes of a tick; ``FAULTY``: what it led to is not finite."""
+NEXT, ROUNDS, JUDGED, SINGLY, PART, COUNT = range(6)
+"""Words of :attr:`Schedule.progress`: the next round, of how many, up to which
+they are judged (0: not the next), whether one by one; how many rounds the part at hand has; how
+many ticks were taken in the end."""
 
 
 class Schedule(NamedTuple):
-    """How a batch is to be computed."""
+    """How a batch is computed, a part after the other."""
 
-    round: NDArray[np.int64]
-    """(n,) of each tick; -1: dropped"""
+    order: NDArray[np.int64]
+    """(n,) all ticks, round after round"""
+    starts: NDArray[np.int64]
+    """(rounds + 1,) where each round begins in it; within one, slots are unique"""
+    fate: NDArray[np.uint8]
+    """(n,) of each tick"""
     steps: NDArray[np.int64]
     """(n,) of each tick: grid steps since the tick before it in its series"""
-    row: NDArray[np.int64]
-    """(n,) of each tick: where its forecast goes; those that are not published from the end down"""
+    missing: NDArray[np.int64]
+    """(n,) of each tick: grid points still to be stepped before it"""
+    ahead: NDArray[np.int64]
+    """(n,) of each tick: its steps, or those of the first of these grid points"""
     tick: NDArray[np.int64]
-    """(taken,) the ticks in computing order, round after round"""
+    """(rows,) of the part at hand, the ticks in computing order"""
     slot: NDArray[np.int32]
-    """(taken,) their series"""
+    """(rows,) their series"""
     place: NDArray[np.int64]
-    """(taken,) their places in their series"""
+    """(rows,) their places in their series"""
     bounds: NDArray[np.int64]
-    """(rounds + 1,) where each round begins; within one, slots are unique"""
-    anew: NDArray[np.uint8]
-    """(n,) of each tick: what its series does before it, as ``Clock.anew``"""
-    over: NDArray[np.int32]
-    """(n,) series that are to start anew after the batch, but for those that have done so in it"""
-    over_count: NDArray[np.int64]
-    """(1,) how many"""
+    """(rounds + 1,) where each round of the part begins"""
+    anew: NDArray[np.int32]
+    """(n,) the series whose kernels' state is to be cleared before the part"""
+    progress: NDArray[np.int64]
+    """(words,)"""
+    faults: NDArray[np.uint8]
+    """(1,) whether a tick of the part turned out ``FAULTY``"""
 
     @classmethod
     def empty(cls, n: int) -> "Schedule":
         """Room for ``n`` ticks."""
         return cls(
+            np.zeros(n, np.int64),
+            np.zeros(n + 2, np.int64),
+            np.zeros(n, np.uint8),
             np.zeros(n, np.int64),
             np.zeros(n, np.int64),
             np.zeros(n, np.int64),
@@ -111,9 +133,9 @@ class Schedule(NamedTuple):
             np.zeros(n, np.int32),
             np.zeros(n, np.int64),
             np.zeros(n + 2, np.int64),
-            np.zeros(n, np.uint8),
             np.zeros(n, np.int32),
-            np.zeros(1, np.int64),
+            np.zeros(6, np.int64),
+            np.zeros(1, np.uint8),
         )
 
 
@@ -130,11 +152,20 @@ class Latest(NamedTuple):
     """(series, 3, horizon, targets): forecast, lower and upper end"""
 
 
+class Given(NamedTuple):
+    """Ticks as the stages take them."""
+
+    ticks: Ticks
+    observed: NDArray[np.float64]
+    """(n, inputs) their values, but NaN where one is missing"""
+
+
 class Work(NamedTuple):
     """All that the compiled stages of a step look at and write to."""
 
     features: features.Plan
     intervals: intervals.Plan
+    rules: Rules
     slots: Index
     clock: Clock
     memory: features.Memory
@@ -142,30 +173,37 @@ class Work(NamedTuple):
     seq: NDArray[np.int64]
     """(series,) predictions made of each"""
     latest: Latest
+    expected: NDArray[np.float64]
+    """(series, inputs) what is taken for a value that is missing"""
+    recurrent: NDArray[np.float32]
+    """(series, floats) the kernels' state of each, or (0, floats) where it lies on a device"""
+    unbounded: bool
+    """whether it lies here, and can become infinite"""
     rows: features.Rows
     schedule: Schedule
     outputs: NDArray[np.float32]
     """(n, outputs) of the network"""
     forecasts: Forecasts
-    drops: NDArray[np.int64]
-    """(reasons,)"""
-    gaps: NDArray[np.int64]
-    """(1,)"""
+    """(n, ...) of the tick in the same row, until those that are not published are left out"""
+    values: NDArray[np.float64]
+    """(n, inputs) as policies left them, where rounds are judged one by one"""
+    given: Given
+    """and then the ticks that the stages take"""
+    counts: Counts
     hashes: NDArray[np.uint64]
     """(n,) of the keys of a batch"""
     found: NDArray[np.int32]
     """(n,) their slots, or ``UNKNOWN`` and so on"""
-    recurrent: NDArray[np.float32]
-    """(series, floats) the kernels' state of each, or (0, floats) where it lies on a device"""
-    begin: int
-    """first byte of a record that is forgotten where a series starts anew"""
-    events: Events
+    forgotten: int
+    """first byte of a record that is forgotten where a series begins anew"""
+    told: NDArray[np.float32]
+    """(series, floats) kernels' states of those that came back, at least, for the journal"""
 
 
 class Batch(NamedTuple):
     """What the stages of a row are given, by the address of it."""
 
-    ticks: Ticks
+    given: Given
     work: Work
 
 
@@ -174,7 +212,8 @@ class Engine:
 
     Attributes:
         work: what the compiled stages are given.
-        stages: of them those that the kernels call, and where they find what :func:`admit` left.
+        stages: of them those that the kernels call, and where they find what :func:`arrange` left.
+        code: where the kernels' machine code lies; 0: they are called from Python.
         taken: ticks that :meth:`step` took last, those without a forecast included.
     """
 
@@ -191,6 +230,7 @@ class Engine:
         ordered: bool = False,
         evict: bool = False,
         keep_latest: bool = False,
+        policies: Policies = AS_THEY_COME,
     ) -> None:
         """Open ``model``: its golden trajectory is repeated on the backend.
 
@@ -204,7 +244,7 @@ class Engine:
         """
         self.backend, self.backend_reason, self.kernels = open_backend(backend)
         self.model = model
-        self.max_batch, self.coverage = max_batch, coverage
+        self.max_batch, self.coverage, self.policies = max_batch, coverage, policies
         spec = model.spec
         bands = intervals.plan(spec.horizon, spec.targets, coverage, model.errors)
         latest = latest_fields(spec)
@@ -216,22 +256,24 @@ class Engine:
         check_golden(model, self.kernels)
         self.series = Series(fields, max_series, max_key, ordered=ordered, evict=evict)
         self.buffers = self.kernels.allocate(network, max_series, threads or None)
-        state, index = self.series.state, self.series.index
-        kept = state if keep_latest else records(latest, 1)
-        recurrent = self.kernels.host_records(self.buffers)
-        self._on_device = not len(recurrent)
-        told = recurrent
-        if self._on_device:  # of those that come back it is kept here too, for the journal
-            told = np.zeros((max_series, recurrent.shape[1]), np.float32)
+        kept = self.series.state if keep_latest else records(latest, 1)
+        state, rules = self.series.state, rules_of(policies)
+        recurrent, unbounded = self.kernels.host_records(self.buffers), can_diverge(spec)
+        on_device = not len(recurrent)
+        self._look = unbounded and on_device
         self.work = Work(
             features.plan(spec),
             bands,
-            index,
+            rules._replace(one_by_one=rules.one_by_one or self._look),
+            self.series.index,
             Clock(*(state[name] for name in Clock._fields)),
             features.Memory(*(state[name] for name in features.Memory._fields)),
             intervals.Bands(*(state[name] for name in intervals.Bands._fields)),
             state["seq"],
             Latest(keep_latest, *(kept[name] for name in latest)),
+            state["expected"],
+            recurrent,
+            unbounded and not on_device,
             features.Rows.empty(spec, max_batch),
             Schedule.empty(max_batch),
             np.zeros((max_batch, spec.outputs), np.float32),
@@ -242,33 +284,48 @@ class Engine:
                 np.zeros((max_batch, spec.horizon, spec.targets)),
                 np.zeros((max_batch, 2, spec.horizon, spec.targets)),
             ),
-            np.zeros(len(DROPS), np.int64),
-            np.zeros(1, np.int64),
+            np.zeros((max_batch, spec.inputs)),
+            Given(Ticks.room(max_batch, spec.inputs), np.zeros((max_batch, spec.inputs))),
+            Counts.empty(),
             np.zeros(max_batch, np.uint64),
             np.zeros(max_batch, np.int32),
-            recurrent,
-            self.series.offsets[features.Memory._fields[0]],
-            Events(index.changes, self.series.names, index.records, index.begin, index.end, told),
+            self.series.offsets["last_ts"],
+            np.zeros((max_series, recurrent.shape[1]), np.float32) if on_device else recurrent,
         )
         self._ticks = Ticks.room(max_batch, spec.inputs)
-        batch = Batch(self._ticks, self.work)
+        batch = Batch(self.work.given, self.work)
         self._batch = np.zeros(_room(batch), np.uint8)
         context = self._batch.ctypes.data
         _keep(context, batch)
         given = pointer_to(batch), 0, 0
         self.stages = Stages(address_of(_before, *given), address_of(_after, *given), context)
-        self.taken = 0
-        self._moment = 0
+        self.code = self._compute = self.taken = self._moment = 0
+        if kernel := self.kernels.compiled_step(self.buffers):
+            rows = self.work.schedule.slot, self.work.rows.x, self.work.schedule.bounds
+            self.code = address_of(kernel, 0, *rows, self.work.outputs, self.stages)
+            self._compute = address_of(
+                _compute, pointer_to(batch), self._ticks, 0, 0, 0, self.stages
+            )
 
     @property
     def drops(self) -> dict[str, int]:
         """Ticks dropped since the engine was opened, by reason."""
-        return dict(zip(DROPS, self.work.drops.tolist(), strict=True))
+        return dict(zip(DROPS, self.work.counts.drops.tolist(), strict=True))
+
+    @property
+    def changes(self) -> dict[str, int]:
+        """Ticks taken otherwise than as they came, since the engine was opened, by policy."""
+        return dict(zip(CHANGES, self.work.counts.changes.tolist(), strict=True))
 
     @property
     def gaps(self) -> int:
         """Ticks that came after at least one was missed."""
-        return int(self.work.gaps[0])
+        return int(self.work.counts.gaps[0])
+
+    @property
+    def quarantined(self) -> int:
+        """Ticks that led to what is not finite, and their series to a new beginning."""
+        return int(self.work.counts.quarantined[0])
 
     def warm_up(self) -> None:
         """Compile all that :meth:`step` can need; no series is begun or moved."""
@@ -296,7 +353,7 @@ class Engine:
     def close(self, waiting: Ticks | None = None) -> None:
         """Take their slots from series that ended, but where a tick waits; they begin anew."""
         slots = self._ticks.slot[:0] if waiting is None else waiting.slot
-        close(self.series.index, slots, self.work.clock.seen)
+        close(self.series.index, slots, self.work.clock.begun)
 
     @property
     def ended(self) -> NDArray[np.int32]:
@@ -313,7 +370,7 @@ class Engine:
 
     def moved(self, slots: NDArray[np.int32]) -> NDArray[np.bool_]:
         """Whether some series are more than names, (n,): a tick moved them, or was published."""
-        return (self.work.clock.seen[slots] > 0) | (self.work.seq[slots] > 0)
+        return (self.work.clock.begun[slots] > 0) | (self.work.seq[slots] > 0)
 
     def records(self, slots: NDArray[np.int32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """All state of some series: their records, (n, bytes), and recurrent states, (n, ...)."""
@@ -341,57 +398,54 @@ class Engine:
         slots = self.series.lookup(Keys.of([key]))
         self.series.come_back(slots, now)
         self.set_records(slots, records, recurrent)
-        self.work.events.recurrent[slots] = recurrent.reshape(1, -1)
+        self.work.told[slots] = recurrent.reshape(1, -1)
         return True
-
-    def parts(self, ticks: Ticks) -> Iterator[Ticks]:
-        """The same ticks, as many at a time as :meth:`step` takes.
-
-        On a device a series can only start anew between two batches.
-        """
-        cuts = set(range(0, len(ticks.slot), self.max_batch))
-        if self._on_device:
-            cuts |= set(np.flatnonzero(ticks.flags & RESET).tolist())
-            cuts |= set((1 + np.flatnonzero(ticks.flags & (RESET | END))).tolist())
-        for begin, stop in pairwise(sorted(cuts | {0, len(ticks.slot)})):
-            yield rows_of(ticks, begin, stop)
 
     def step(self, ticks: Ticks, now: int) -> Forecasts:
         """Move each series by its ticks, in order of arrival, and forecast.
 
         Args:
             ticks: at most ``max_batch``, as :meth:`place` gives them.
-            now: ns since the epoch.
+            now: when they came, ns since the epoch.
 
         Returns:
             A row for each tick taken that was not ``WARM``; valid until the next call.
         """
         if len(ticks.slot) > self.max_batch:
             raise ValueError(f"{len(ticks.slot)} ticks exceed max_batch = {self.max_batch}")
-        work = self.work
-        self.taken, rounds, published = admit(work, ticks, self.stages.context, now)
-        taken = self.taken
-        if self._on_device:
-            self._start_anew(taken)
-        self.kernels.step(
-            self.buffers,
-            work.schedule.slot[:taken],
-            work.rows.x[:taken],
-            work.schedule.bounds[: rounds + 1],
-            work.outputs[:taken],
-            self.stages,
-        )
-        finish(work)
+        work, progress = self.work, self.work.schedule.progress
+        if self._compute:
+            given = self.code, self.buffers.plan, self.stages
+            published = _enter(self._compute, self.stages.context, ticks, now, *given)
+        else:
+            published = self._step(ticks, now)
+        self.taken = int(progress[COUNT])
         return first(work.forecasts, published)
 
-    def _start_anew(self, taken: int) -> None:
-        """Forget what a device has of series that begin, as :func:`_before` does elsewhere."""
-        schedule = self.work.schedule
-        slots, anew = schedule.slot[:taken], schedule.anew[schedule.tick[:taken]]
-        fresh = np.unique(slots[(anew > 0) | (self.work.clock.seen[slots] == 0)])
-        if len(fresh):
-            zeros = np.zeros((len(fresh), self.work.recurrent.shape[1]), np.float32)
-            self.kernels.from_host(self.buffers, fresh, zeros)
+    def _step(self, ticks: Ticks, now: int) -> int:
+        """The same by kernels that are called from Python; how many are to be published."""
+        work, schedule = self.work, self.work.schedule
+        arrange(work, ticks, self.stages.context)
+        while True:
+            rows, rounds, anew = proceed(work, ticks, now)
+            if anew:
+                self.kernels.clear(self.buffers, schedule.anew[:anew])
+            if not rows:
+                break
+            slots = schedule.slot[:rows]
+            self.kernels.step(
+                self.buffers,
+                slots,
+                work.rows.x[:rows],
+                schedule.bounds[: rounds + 1],
+                work.outputs[:rows],
+                self.stages,
+            )
+            if self._look:
+                records = self.kernels.to_host(self.buffers, slots)
+                finite = np.isfinite(records.reshape(rows, -1)).all(axis=1)
+                blame(work, np.flatnonzero(~finite))
+        return finish(work, ticks)
 
 
 def open_backend(name: str) -> tuple[str, str, ModuleType]:
@@ -422,15 +476,17 @@ def open_backend(name: str) -> tuple[str, str, ModuleType]:
 def state_fields(spec: Spec, bands: intervals.Plan, keep_latest: bool = False) -> Fields:
     """The one table of what a series keeps, but for its recurrent state, which is the kernels'."""
     return {
-        "last_ts": (np.int64, ()),
         "rank": (np.int32, ()),
-        "anew": (np.uint8, ()),
         "seq": (np.int64, ()),
         "heard": (np.int64, ()),
         **(latest_fields(spec) if keep_latest else {}),
-        # from here on what a series forgets when it starts anew
+        # from here on what a series forgets when it begins anew
+        "last_ts": (np.int64, ()),
+        "begun": (np.uint8, ()),
+        "outliers": (np.uint8, ()),
         **features.memory_fields(spec),
         **intervals.bands_fields(bands),
+        "expected": (np.float64, (spec.inputs,)),
     }
 
 
@@ -441,6 +497,16 @@ def latest_fields(spec: Spec) -> Fields:
         "latest_ts": (np.int64, ()),
         "latest": (np.float64, (3, spec.horizon, spec.targets)),
     }
+
+
+def can_diverge(spec: Spec) -> bool:
+    """Whether a recurrent state can become infinite, be its inputs what they may.
+
+    Of gates in [0, 1] and a bounded activation it cannot: h is bounded, and c grows by 1 a step at
+    most, which float32 no longer sees beyond 2^24. A window keeps no recurrent state.
+    """
+    grow = {"relu", "linear"}
+    return not spec.window and bool({spec.activation, spec.recurrent_activation} & grow)
 
 
 def _refuse_what_does_not_fit(declared: int, max_series: int) -> None:
@@ -464,18 +530,20 @@ def meet(work: Work, arrivals: Arrivals, now: int) -> int:
     keys, data, unknown = arrivals.keys, arrivals.keys.data.ctypes.data, 0
     approach(work.slots, keys, work.hashes)
     for i in range(len(arrivals.ts)):
-        reason = _fault(arrivals.values, i, arrivals.ts[i])
-        message = arrivals.flags[i] & (RESET | END) != 0
-        if reason >= 0 and not message:
-            work.found[i] = DROPPED - reason
+        message = is_message(arrivals.values, i, arrivals.flags[i])
+        reason = -1 if message else fault(work.rules, arrivals.values, i, arrivals.ts[i])
+        if reason >= 0 and not arrivals.flags[i] & (RESET | END):
+            work.found[i] = UNFIT - reason
             continue
         slot = seek(work.slots, work.hashes[i], data + keys.begin[i], keys.end[i] - keys.begin[i])
         if slot >= 0:
             touch(work.slots, slot, now)
-        elif reason < 0:
-            slot, unknown = UNKNOWN, unknown + 1
+        elif message:
+            slot = MESSAGE
+        elif reason >= 0:
+            slot = UNFIT - reason
         else:
-            slot = MESSAGE if reason == NONFINITE else DROPPED - reason
+            slot, unknown = UNKNOWN, unknown + 1
         work.found[i] = slot
     return unknown
 
@@ -495,10 +563,10 @@ def place(work: Work, arrivals: Arrivals, ticks: Ticks, at: int, now: int, oldes
             key, length = data + keys.begin[i], keys.end[i] - keys.begin[i]
             slot = find(work.slots, work.hashes[i], key, length, now, oldest)
             if slot < 0:
-                slot = DROPPED - SERIES_LIMIT
+                slot = UNFIT - SERIES_LIMIT
         if slot < 0:
-            if slot <= DROPPED:
-                work.drops[DROPPED - slot] += 1
+            if slot <= UNFIT:
+                work.counts.drops[UNFIT - slot] += 1
             continue
         ticks.slot[at], ticks.ts[at] = slot, arrivals.ts[i]
         ticks.flags[at] = arrivals.flags[i]
@@ -508,41 +576,146 @@ def place(work: Work, arrivals: Arrivals, ticks: Ticks, at: int, now: int, oldes
     return at - begin
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def admit(work: Work, ticks: Ticks, context: int, now: int) -> tuple[int, int, int]:
-    """Decide what is to be computed, and leave ``ticks`` for the stages of :attr:`Engine.stages`.
+@register_jitable
+def events(work: Work) -> Events:
+    """What became of slots, for the journal."""
+    index = work.slots
+    names = Names(index.names, index.lengths)
+    return Events(index.changes, names, index.records, index.begin, index.end, work.told)
 
-    Returns how many are taken, in how many rounds, and how many are to be published. Once they are
-    stepped, :func:`finish` is to follow.
-    """
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def compute(work: Work, ticks: Ticks, now: int, code: int, network: int, stages: Stages) -> int:
+    """:meth:`Engine.step` by kernels that are compiled; how many forecasts are to be published."""
+    schedule = work.schedule
+    arrange(work, ticks, stages.context)
+    while True:
+        rows, rounds, anew = proceed(work, ticks, now)
+        for k in range(anew):
+            work.recurrent[schedule.anew[k]] = 0
+        if rows == 0:
+            return finish(work, ticks)
+        call(
+            code,
+            network,
+            schedule.slot[:rows],
+            work.rows.x[:rows],
+            schedule.bounds[: rounds + 1],
+            work.outputs[:rows],
+            stages,
+        )
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def arrange(work: Work, ticks: Ticks, context: int) -> None:
+    """Lay a batch out in rounds, for :func:`proceed`; ``context`` is of :attr:`Engine.stages`."""
     preserve(work.slots.shadow, ticks.slot)
-    store_value(context, ticks)  # a `Batch` begins with them
-    return _admit(
-        work.features.step_ns, work.clock, ticks, work.schedule, work.drops, work.gaps, now
-    )
+    schedule, rank, n = work.schedule, work.clock.rank, len(ticks.slot)
+    order, starts, rounds = schedule.order, schedule.starts, 0
+    singly = work.rules.one_by_one
+    starts[0] = starts[1] = 0
+    for i in range(n):
+        slot = ticks.slot[i]
+        singly |= ticks.flags[i] & (RESET | END) != 0
+        ranked = rank[slot]
+        rank[slot] = ranked + 1
+        schedule.place[i] = ranked
+        if ranked == rounds:
+            rounds += 1
+            starts[rounds + 1] = 0
+        starts[ranked + 2] += 1  # one ahead: the second pass moves it back
+    for r in range(rounds):
+        starts[r + 2] += starts[r + 1]
+    for i in range(n):
+        rank[ticks.slot[i]] = 0
+        at = starts[schedule.place[i] + 1]
+        starts[schedule.place[i] + 1] = at + 1
+        order[at] = i
+    schedule.progress[NEXT], schedule.progress[ROUNDS] = 0, rounds
+    schedule.progress[JUDGED] = schedule.faults[0] = 0
+    schedule.progress[SINGLY] = singly
+    given = work.given if singly else Given(ticks, ticks.values)
+    store_value(context, given)  # a `Batch` begins with it
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def finish(work: Work) -> None:
-    """Forget what is to be forgotten after a batch: of series that ended, or are to start anew."""
-    for k in range(work.schedule.over_count[0]):
-        slot = int(work.schedule.over[k])
-        anew = work.clock.anew[slot]
-        if anew:
-            work.clock.anew[slot] = 0
-            _forget(work, slot, anew)
-            if anew & OVER:
-                end(work.slots, slot)
+def proceed(work: Work, ticks: Ticks, now: int) -> tuple[int, int, int]:
+    """Say what the kernels are to compute next, once they have computed what was said before.
+
+    Returns how many rows, in how many rounds, and for how many series, of ``schedule.anew``, the
+    kernels' state is to be cleared before that. No rows: that was all.
+    """
+    schedule, progress = work.schedule, work.schedule.progress
+    singly, rows, rounds, anew = progress[SINGLY] != 0, 0, 0, 0
+    if schedule.faults[0]:
+        rows, rounds, anew = _quarantine(work, ticks)
+    while rows == 0:
+        begin = progress[NEXT]
+        if not progress[JUDGED]:
+            if singly and begin > 0:
+                _end_series(work, ticks, begin - 1)
+            if begin == progress[ROUNDS]:
+                break
+            progress[JUDGED] = begin + 1 if singly else progress[ROUNDS]
+            _judge(work, ticks, now, begin, progress[JUDGED], singly)
+        if singly:
+            rows, rounds, anew = _fill_gaps(work, ticks, begin, anew)
+        if rows == 0:
+            rows, rounds, anew = _lay_out(work, ticks, begin, progress[JUDGED], singly, anew)
+            progress[NEXT], progress[JUDGED] = progress[JUDGED], 0
+    progress[PART] = rounds
+    return rows, rounds, anew
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def finish(work: Work, ticks: Ticks) -> int:
+    """Count the ticks taken, and close up the forecasts to be published; how many they are."""
+    taken, published, fate = 0, 0, work.schedule.fate
+    slot, ts, seq, point, quantiles = work.forecasts
+    for i in range(len(ticks.slot)):
+        if fate[i] != TAKEN:
+            continue
+        taken += 1
+        if ticks.flags[i] & WARM:
+            continue
+        if published < i:
+            slot[published], ts[published], seq[published] = slot[i], ts[i], seq[i]
+            _move_row(point.ctypes.data, point.strides[0], i, published)
+            _move_row(quantiles.ctypes.data, quantiles.strides[0], i, published)
+        published += 1
+    work.schedule.progress[COUNT] = taken
+    return published
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
-def _forget(work: Work, slot: int, anew: np.uint8) -> None:
-    """Let a series start anew; with ``OVER``, as if it had never been there.
+def _move_row(array: int, size: int, row: int, to: int) -> None:
+    copy(array + to * size, array + row * size, size)
 
-    Its recurrent state is forgotten at its first tick.
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def blame(work: Work, rows: NDArray[np.int64]) -> None:
+    """Mark rows of the part at hand, which has one round, whose state is not finite."""
+    schedule, flags = work.schedule, work.given.ticks.flags
+    for row in rows:
+        i = schedule.tick[row]
+        if schedule.fate[i] != FAULTY:
+            schedule.fate[i], schedule.faults[0] = FAULTY, 1
+            work.seq[schedule.slot[row]] -= not flags[i] & WARM
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def forget(work: Work, slot: int) -> None:
+    """Let a series be as one that never began, but for its key and the number of its predictions.
+
+    Its recurrent state is cleared with the first tick that is computed then.
     """
+    _clear(work, slot, work.forgotten)
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _clear(work: Work, slot: int, begin: int) -> None:
+    """Clear the record of a series, from a byte of it on."""
     index = work.slots
-    begin = index.begin if anew & OVER else work.begin
     record = index.records.ctypes.data + slot * index.records.strides[0]
     clear(record + begin, index.end - begin)
 
@@ -552,30 +725,35 @@ def _room(batch: Batch) -> int:
     return size_of(batch)
 
 
-@njit(cache=True)
+@njit(cache=True, _nrt=False)
 def _keep(address: int, batch: Batch) -> None:
+    """Without what counts references to arrays: such a count would not outlive the call."""
     store_value(address, batch)
 
 
-# Compiled on their own, for the kernels to call by address.
+@njit(cache=True, nogil=True, _nrt=False)
+def _enter(
+    code: int, context: int, ticks: Ticks, now: int, kernels: int, network: int, stages: Stages
+) -> int:
+    """:func:`_compute` for Python, which would take longer to hand over a `Work` than to use it."""
+    return call_for_int(code, context, ticks, now, kernels, network, stages)
+
+
+# Compiled on their own, to be called by address.
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _compute(batch: Batch, ticks: Ticks, now: int, code: int, network: int, stages: Stages) -> int:
+    """:func:`compute`, where a batch lies at an address."""
+    _, work = load_value(batch)
+    return compute(work, ticks, now, code, network, stages)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _before(batch: Batch, start: int, stop: int) -> None:
     """The stage before the network's: features."""
-    ticks, work = load_value(batch)
-    schedule = work.schedule
-    for j in range(start, stop):
-        slot, anew = schedule.slot[j], schedule.anew[schedule.tick[j]]
-        if anew:
-            last_ts, heard = work.clock.last_ts[slot], work.clock.heard[slot]
-            to_come = work.clock.anew[slot]
-            _forget(work, slot, anew)
-            work.clock.last_ts[slot], work.clock.heard[slot] = last_ts, heard
-            work.clock.anew[slot] = to_come
-        if work.clock.seen[slot] == 0 and len(work.recurrent) > 0:
-            record = work.recurrent.ctypes.data + slot * work.recurrent.strides[0]
-            clear(record, work.recurrent.shape[1] * work.recurrent.itemsize)
+    given, work = load_value(batch)
+    ticks, schedule = given.ticks, work.schedule
     features.advance(
         work.features,
         work.memory,
@@ -594,135 +772,200 @@ def _before(batch: Batch, start: int, stop: int) -> None:
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _after(batch: Batch, start: int, stop: int) -> None:
     """The stage after the network's: forecasts and intervals."""
-    ticks, work = load_value(batch)
-    _forecast(work, ticks, start, stop)
-
-
-@njit(cache=True, error_model="numpy", _nrt=False)
-def _admit(
-    step_ns: int,
-    clock: Clock,
-    ticks: Ticks,
-    schedule: Schedule,
-    drops: NDArray[np.int64],
-    gaps: NDArray[np.int64],
-    now: int,
-) -> tuple[int, int, int]:
-    """Apply the policies, and lay the ticks taken out in rounds.
-
-    Returns how many are taken, in how many rounds, and how many are to be published.
-    """
-    taken, rounds, published = 0, 0, 0
-    bounds = schedule.bounds
-    bounds[0] = bounds[1] = 0
-    schedule.over_count[0] = 0
-    for i in range(len(ticks.slot)):
-        slot, ts = ticks.slot[i], ticks.ts[i]
-        reason = _fault(ticks.values, i, ts)
-        anew, message = clock.anew[slot], ticks.flags[i] & (RESET | END)
-        if message & RESET:
-            anew |= ANEW
-        begun = (clock.seen[slot] > 0 or clock.rank[slot] > 0) and anew == 0
-        if reason < 0 and begun and ts <= clock.last_ts[slot]:
-            reason = DUPLICATE if ts == clock.last_ts[slot] else LATE
-        if message:
-            clock.anew[slot] = OVER if message & END else anew if reason >= 0 else 0
-            schedule.over[schedule.over_count[0]] = slot
-            schedule.over_count[0] += 1
-        elif reason < 0:
-            clock.anew[slot] = 0
-        if reason >= 0:
-            if reason != NONFINITE or message == 0:
-                drops[reason] += 1
-            schedule.round[i] = -1
-            continue
-        schedule.anew[i] = anew
-        clock.heard[slot] = now
-        steps = features.steps_since(step_ns, clock.last_ts[slot], ts) if begun else 1
-        gaps[0] += steps > 1
-        clock.last_ts[slot] = ts
-        schedule.steps[i] = steps
-        schedule.round[i] = clock.rank[slot]
-        clock.rank[slot] += 1
-        if schedule.round[i] == rounds:
-            rounds += 1
-            bounds[rounds + 1] = 0
-        bounds[schedule.round[i] + 2] += 1  # one ahead: the second pass moves it back
-        taken += 1
-    for r in range(rounds):
-        bounds[r + 2] += bounds[r + 1]
-    last = len(schedule.row) - 1
-    for i in range(len(ticks.slot)):
-        if schedule.round[i] < 0:
-            continue
-        slot = ticks.slot[i]
-        at = bounds[schedule.round[i] + 1]
-        bounds[schedule.round[i] + 1] = at + 1
-        schedule.tick[at] = i
-        schedule.slot[at] = slot
-        clock.rank[slot] = 0
-        if ticks.flags[i] & WARM:
-            schedule.row[i] = last
-            last -= 1
-        else:
-            schedule.row[i] = published
-            published += 1
-    return taken, rounds, published
-
-
-@njit(cache=True, error_model="numpy", _nrt=False)
-def _fault(values: NDArray[np.float64], tick: int, ts: int) -> int:
-    """The reason for which no series can take this tick; -1: none."""
-    for k in range(values.shape[1]):
-        if not np.isfinite(values[tick, k]):
-            return 0
-    for k in range(values.shape[1]):
-        if abs(values[tick, k]) > LIMIT:
-            return 1
-    return -1 if -MOMENT < ts < MOMENT else 1
+    given, work = load_value(batch)
+    _forecast(work, given, start, stop)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _forecast(work: Work, ticks: Ticks, start: int, stop: int) -> None:
+def _judge(work: Work, ticks: Ticks, now: int, begin: int, end: int, singly: bool) -> None:
+    """Judge the ticks of some rounds, and let series begin anew before them."""
+    schedule = work.schedule
+    for j in range(schedule.starts[begin], schedule.starts[end]):
+        i = schedule.order[j]
+        slot = ticks.slot[i]
+        steps, missing = 0, 0
+        if singly and ticks.flags[i] & RESET:
+            forget(work, slot)
+        if not (singly and is_message(ticks.values, i, ticks.flags[i])):
+            steps, missing = judge(
+                work.rules, work.features, work.memory, work.clock, work.counts,
+                ticks, i, now, singly, work.values,
+            )  # fmt: skip
+        schedule.fate[i] = TAKEN if steps else DROPPED
+        schedule.steps[i] = schedule.ahead[i] = steps
+        schedule.missing[i] = missing
+        if missing == ANEW:
+            _restart(work, slot)
+
+
+@njit(cache=True, error_model="numpy", _nrt=False)
+def _restart(work: Work, slot: int) -> None:
+    """Let a series begin anew, after its latest tick."""
+    last_ts = work.clock.last_ts[slot]
+    forget(work, slot)
+    work.clock.last_ts[slot], work.clock.begun[slot] = last_ts, 1
+
+
+@njit(cache=True, error_model="numpy", _nrt=False)
+def _end_series(work: Work, ticks: Ticks, number: int) -> None:
+    """End the series that a round, which is computed, was the last of."""
+    schedule = work.schedule
+    for j in range(schedule.starts[number], schedule.starts[number + 1]):
+        i = schedule.order[j]
+        if ticks.flags[i] & END:
+            _clear(work, ticks.slot[i], work.slots.begin)
+            end(work.slots, ticks.slot[i])
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _add_row(work: Work, row: int, tick: int, slot: int, anew: int) -> int:
+    """Give a tick a row of the part at hand; how many series are new to the kernels by now."""
+    schedule = work.schedule
+    schedule.tick[row], schedule.slot[row] = tick, slot
+    if work.memory.seen[slot] == 0:
+        schedule.anew[anew] = slot
+        anew += 1
+    return anew
+
+
+@njit(cache=True, error_model="numpy", _nrt=False)
+def _fill_gaps(work: Work, ticks: Ticks, number: int, anew: int) -> tuple[int, int, int]:
+    """Lay out a grid point of each series of a round that misses one before its tick.
+
+    Returns as :func:`proceed`, as the next two do; ``anew`` series were to be cleared already.
+    """
+    schedule, rows = work.schedule, 0
+    for j in range(schedule.starts[number], schedule.starts[number + 1]):
+        i = schedule.order[j]
+        missing = schedule.missing[i]
+        if schedule.fate[i] == TAKEN and missing > 0:
+            ts = ticks.ts[i] - missing * work.features.step_ns
+            _give(work, i, ticks.slot[i], ts, WARM, True)
+            schedule.missing[i] = missing - 1
+            anew = _add_row(work, rows, i, ticks.slot[i], anew)
+            rows += 1
+    schedule.bounds[0], schedule.bounds[1] = 0, rows
+    return rows, 1, anew
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _give(work: Work, tick: int, slot: int, ts: int, flags: int, missing: bool) -> None:
+    """Hand the stages a tick, or a grid point before it, whose values are all missing."""
+    schedule, (given, observed) = work.schedule, work.given
+    schedule.steps[tick], schedule.ahead[tick] = schedule.ahead[tick], 1
+    given.slot[tick], given.ts[tick], given.flags[tick] = slot, ts, flags
+    for k in range(observed.shape[1]):
+        value = np.nan if missing else work.values[tick, k]
+        observed[tick, k] = value
+        given.values[tick, k] = work.expected[slot, k] if np.isnan(value) else value
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _lay_out(
+    work: Work, ticks: Ticks, begin: int, end: int, singly: bool, anew: int
+) -> tuple[int, int, int]:
+    """Lay the ticks taken of some rounds out to be computed."""
+    schedule, rows, rounds = work.schedule, 0, 0
+    schedule.bounds[0] = 0
+    for number in range(begin, end):
+        for j in range(schedule.starts[number], schedule.starts[number + 1]):
+            i = schedule.order[j]
+            if schedule.fate[i] != TAKEN:
+                continue
+            if singly:
+                _give(work, i, ticks.slot[i], ticks.ts[i], ticks.flags[i], False)
+            anew = _add_row(work, rows, i, ticks.slot[i], anew)
+            rows += 1
+        if rows > schedule.bounds[rounds]:
+            rounds += 1
+            schedule.bounds[rounds] = rows
+    return rows, rounds, anew
+
+
+@njit(cache=True, error_model="numpy", _nrt=False)
+def _quarantine(work: Work, ticks: Ticks) -> tuple[int, int, int]:
+    """Let series begin anew after what was not finite, and lay out what came after that again."""
+    schedule, begun_anew = work.schedule, work.clock.rank
+    fate, bounds = schedule.fate, schedule.bounds
+    rows, rounds, anew, stop = 0, 0, 0, 0
+    for number in range(schedule.progress[PART]):
+        start, stop = stop, bounds[number + 1]
+        for j in range(start, stop):
+            i, slot = schedule.tick[j], schedule.slot[j]
+            if begun_anew[slot]:  # of what was not finite nothing is kept
+                if fate[i] != FAULTY:
+                    work.seq[slot] -= not ticks.flags[i] & WARM
+                fate[i] = TAKEN
+                schedule.tick[rows], schedule.slot[rows] = i, slot
+                rows += 1
+            elif fate[i] == FAULTY:
+                _restart(work, slot)
+                schedule.anew[anew] = slot
+                anew += 1
+                work.counts.quarantined[0] += 1
+                begun_anew[slot] = 1
+        if rows > bounds[rounds]:
+            rounds += 1
+            bounds[rounds] = rows
+    for k in range(anew):
+        begun_anew[schedule.anew[k]] = 0
+    schedule.faults[0] = 0
+    return rows, rounds, anew
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _forecast(work: Work, given: Given, start: int, stop: int) -> None:
     """Raw forecasts of some rows, intervals around them, what was learnt of those made before."""
     schedule, rows, outputs, forecasts, seq = (
         work.schedule, work.rows, work.outputs, work.forecasts, work.seq
     )  # fmt: skip
-    point, targets, latest = forecasts.point, rows.scale.shape[1], work.latest
+    point, targets, ticks = forecasts.point, rows.scale.shape[1], given.ticks
+    latest = work.latest
     first_record, size = seq.ctypes.data, seq.strides[0]
     for j in range(start, stop):
         if j + AHEAD < stop:  # the network's states have driven it out of the near cache
             record = first_record + schedule.slot[j + AHEAD] * size
             prefetch(record)
             prefetch(record + LINE)
-        i, slot, row = schedule.tick[j], schedule.slot[j], schedule.row[schedule.tick[j]]
-        warm = (ticks.flags[i] & WARM) != 0
-        if not warm:
-            seq[slot] += 1
-            forecasts.slot[row] = slot
-            forecasts.ts[row] = ticks.ts[i]
-            forecasts.seq[row] = seq[slot]
+        i, slot = schedule.tick[j], schedule.slot[j]
+        warm, finite = (ticks.flags[i] & WARM) != 0, True
         for k in range(point.shape[1]):
             for t in range(targets):
                 at = k * targets + t
-                point[row, k, t] = rows.base[j, at] + rows.scale[j, t] * outputs[j, at]
+                raw = rows.base[j, at] + rows.scale[j, t] * outputs[j, at]
+                finite &= np.isfinite(raw)
+                point[i, k, t] = raw
+        if work.unbounded:
+            for k in range(work.recurrent.shape[1]):
+                finite &= np.isfinite(work.recurrent[slot, k])
+        if not finite:
+            schedule.fate[i], schedule.faults[0] = FAULTY, 1
+            continue
+        if not warm:
+            seq[slot] += 1
+            forecasts.slot[i] = slot
+            forecasts.ts[i] = ticks.ts[i]
+            forecasts.seq[i] = seq[slot]
+        for k in range(ticks.values.shape[1]):
+            work.expected[slot, k] = point[i, 0, k] if k < targets else ticks.values[i, k]
         intervals.surround(
             work.intervals,
             work.bands,
             slot,
             schedule.place[j],
             schedule.steps[i],
-            ticks.values,
+            given.observed,
             i,
             rows.scale,
             j,
             point,
             forecasts.quantiles,
-            row,
+            i,
             warm,
         )
         if latest.kept and not warm:
             latest.latest_seq[slot], latest.latest_ts[slot] = seq[slot], ticks.ts[i]
-            to, size = latest.latest.ctypes.data + slot * latest.latest.strides[0], point.strides[0]
-            copy(to, point.ctypes.data + row * size, size)
-            copy(to + size, forecasts.quantiles.ctypes.data + 2 * row * size, 2 * size)
+            to, length = latest.latest.ctypes.data, point.strides[0]
+            to += slot * latest.latest.strides[0]
+            copy(to, point.ctypes.data + i * length, length)
+            copy(to + length, forecasts.quantiles.ctypes.data + 2 * i * length, 2 * length)

@@ -31,6 +31,8 @@ FIXED, RUNNING = 1, 2
 FARTHEST = 1 << 40
 LAST, SEASONAL, BLEND = 1, 2, 3
 PRIOR = 10.0  # ticks that the prior of the running scale is worth
+ENOUGH = 30
+"""Ticks of a series before which its running scale says little."""
 _SINE = tuple((-1.0) ** (n // 2) / factorial(n) for n in range(17, 0, -2))
 
 
@@ -315,11 +317,28 @@ def _scaling(plan: Plan, memory: Memory, slot: int, i: int, value: float) -> tup
         variance = (1.0 - alpha) * (memory.variance[slot, i] + alpha * off * off)
         memory.loc[slot, i] = loc
         memory.variance[slot, i] = variance
-        prior = plan.prior_ratio * loc
-        deviation = np.sqrt((seen * variance + PRIOR * prior * prior) / (seen + PRIOR))
+        deviation = _deviation(plan, seen, loc, variance)
         if deviation > 0.0:
             scale = deviation
     return loc, scale
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _deviation(plan: Plan, seen: float, loc: float, variance: float) -> float:
+    """Of a series' values, with what is to be expected before any is known."""
+    prior = plan.prior_ratio * loc
+    return np.sqrt((seen * variance + PRIOR * prior * prior) / (seen + PRIOR))
+
+
+@njit(cache=True, error_model="numpy", _nrt=False)
+def spread(plan: Plan, memory: Memory, slot: int, i: int) -> tuple[float, float]:
+    """Loc and scale of input ``i`` of a series as its latest tick left them; 0: not known."""
+    if plan.scaling == FIXED:
+        return plan.fixed_loc[i], plan.fixed_scale[i]
+    if plan.scaling == RUNNING and memory.seen[slot] >= ENOUGH:
+        seen, loc = min(float(memory.seen[slot]), float(plan.memory)), memory.loc[slot, i]
+        return loc, _deviation(plan, seen, loc, memory.variance[slot, i])
+    return 0.0, 0.0
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)

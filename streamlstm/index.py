@@ -77,6 +77,7 @@ class Index(NamedTuple):
 
 
 # _nrt=False: nothing here owns an array, and reference counts would cost more than the work.
+# forceinline: to hand an index to a function costs more than many a function does.
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
@@ -100,13 +101,13 @@ def approach(index: Index, keys: Keys, hashes: NDArray[np.uint64]) -> None:
                 prefetch(record + line)
 
 
-@njit(cache=True, error_model="numpy", _nrt=False)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def hash_of(index: Index, key: int, length: int) -> np.uint64:
     """The hash of the key at an address."""
     return siphash(index.seed[0], index.seed[1], key, length)
 
 
-@njit(cache=True, error_model="numpy", _nrt=False)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def seek(index: Index, hashed: np.uint64, key: int, length: int) -> int:
     """The slot of the key at an address, ``REFUSED`` if it has none."""
     mask = len(index.table) - 1
@@ -150,7 +151,7 @@ def find(index: Index, hashed: np.uint64, key: int, length: int, now: int, oldes
     return slot
 
 
-@njit(cache=True, error_model="numpy", _nrt=False)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def touch(index: Index, slot: int, now: int) -> None:
     """A tick of a series was taken at the moment ``now``, which never falls."""
     if len(index.placed) > 0 and index.placed[slot] != now:
@@ -170,24 +171,16 @@ def longest_idle(index: Index, oldest: int) -> int:
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def longest_idle_ones(
-    index: Index,
-    oldest: int,
-    heard: NDArray[np.int64],
-    before: int,
-    slots: NDArray[np.int32],
-) -> int:
+def longest_idle_ones(index: Index, oldest: int, slots: NDArray[np.int32]) -> int:
     """The slots used longest ago, at most as many as there is room for; how many they are.
 
-    Only those used before the moment ``oldest``, and ``heard`` (series,) of before ``before``.
+    Only those used before the moment ``oldest``.
     """
     count = 0
     if len(index.links) == 0:
         return 0
     slot = int(index.links[index.capacity, _BEFORE])
-    while count < len(slots) and slot < index.capacity:
-        if index.placed[slot] >= oldest or heard[slot] >= before:
-            break
+    while count < len(slots) and slot < index.capacity and index.placed[slot] < oldest:
         slots[count] = slot
         count += 1
         slot = int(index.links[slot, _BEFORE])
@@ -227,13 +220,13 @@ def end(index: Index, slot: int) -> None:
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def close(index: Index, waiting: NDArray[np.int32], seen: NDArray[np.int64]) -> None:
+def close(index: Index, waiting: NDArray[np.int32], begun: NDArray[np.uint8]) -> None:
     """Take their slots from series that ended, but from those that have begun anew or are about to.
 
     Args:
         index: its list of them is empty afterwards.
         waiting: slots of the ticks that wait.
-        seen: (series,) ticks since each began.
+        begun: (series,) whether a tick was taken of each, since it ended.
     """
     marks = index.changes.marks
     for slot in waiting:
@@ -243,7 +236,7 @@ def close(index: Index, waiting: NDArray[np.int32], seen: NDArray[np.int64]) -> 
         slot = int(index.closing[k])
         if not marks[slot] & CLOSES:
             continue
-        again = marks[slot] & _WAITS or seen[slot] > 0
+        again = marks[slot] & _WAITS or begun[slot] > 0
         marks[slot] &= ~(CLOSES | _WAITS)
         if again:
             index.counts[ENDED] += 1
@@ -290,7 +283,7 @@ def arrange(index: Index, order: NDArray[np.int32]) -> None:
 # --- the parts ------------------------------------------------------------------------------------
 
 
-@njit(cache=True, error_model="numpy", _nrt=False)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _put(index: Index, slot: int, hashed: np.uint64, key: int, length: int) -> None:
     """Write a key that is not there to a slot that is free, and to the table."""
     mask = len(index.table) - 1
@@ -328,7 +321,7 @@ def _remove(index: Index, slot: int) -> None:
     index.table[hole] = 0
 
 
-@njit(cache=True, error_model="numpy", _nrt=False)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _link(index: Index, slot: int, now: int) -> None:
     """Put a slot that is not in the list to its front."""
     if len(index.links) == 0:
@@ -341,7 +334,7 @@ def _link(index: Index, slot: int, now: int) -> None:
     index.placed[slot] = now
 
 
-@njit(cache=True, error_model="numpy", _nrt=False)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _unlink(index: Index, slot: int) -> None:
     links = index.links
     before, after = links[slot, _BEFORE], links[slot, _AFTER]
@@ -349,12 +342,12 @@ def _unlink(index: Index, slot: int) -> None:
     links[after, _BEFORE] = before
 
 
-@njit(cache=True, error_model="numpy", _nrt=False)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _record(index: Index, slot: int) -> int:
     return index.records.ctypes.data + slot * index.records.strides[0]
 
 
-@njit(cache=True, error_model="numpy", _nrt=False)
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _same(index: Index, slot: int, key: int, length: int) -> bool:
     if index.lengths[slot] != length:
         return False

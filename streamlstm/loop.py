@@ -1,6 +1,6 @@
 """The way of a tick, from socket to socket, a batch at a time.
 
-    receive -> read -> settle -> place -> queue -> journal -> admit -> step -> write -> send
+    receive -> read -> settle -> place -> queue -> journal -> judge -> step -> write -> send
 
 :func:`_run` goes this way in compiled code, without the interpreter, for as long as there is
 nothing but sound ticks; it even sleeps there. It comes back for whatever else there is: a signal, a
@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from streamlstm import metrics, transport
 from streamlstm.backlog import BLOCK, Backlog, Queue, add, make_room
 from streamlstm.copy_on_write import BEHIND, MORE, sweep
-from streamlstm.engine import Engine, Work, admit, finish, place
+from streamlstm.engine import COUNT, Engine, Work, compute, events, place
 from streamlstm.index import CLOSING, IDLE, WAITING, approach, close, seek
 from streamlstm.journal import FULL, Log, append, commit, nowhere
 from streamlstm.kernels.cell import Stages
-from streamlstm.memory import address_of, call, call_for_int
+from streamlstm.memory import address_of, call_for_int
 from streamlstm.parking import Parking
 from streamlstm.segments import JournalError
 from streamlstm.ticks import Arrivals, Keys, Messages, Names, Ticks, first, rows_of
@@ -82,8 +82,6 @@ class Way(NamedTuple):
     log: Log
     parks: bool
     """whether a series that is not known may be parked"""
-    since_epoch: int
-    """ns since the epoch when the monotonic clock was at 0"""
     values: NDArray[np.void]
     """of the metrics"""
     clock: NDArray[np.int64]
@@ -129,9 +127,7 @@ class Loop:
         self.engine, self.encoders, self.publisher = engine, encoders, publisher
         self._log = log or nowhere()
         self._parking, self._idle_ns = parking, round(1e9 * idle_timeout)
-        # a clock that is set does not make series idle, and neither does a daemon that was down
-        self._since_epoch = time.time_ns() - time.monotonic_ns()
-        self._begun = time.time_ns()
+        self._begun = time.monotonic_ns()
         engine.series.arrange()
         self._values, self._wait_ns, self._spin_ns = values, wait_ns, spin_ns
         waited_for = (receiver.socket, publisher.socket, *others)
@@ -149,16 +145,14 @@ class Loop:
     def _compiled_way(self) -> Way | None:
         """What :func:`_run` is given; None where a stage has no compiled code."""
         engine, reader, writer = self.engine, self.decoder.reader, self.encoders[0].writer
-        step = engine.kernels.compiled_step(engine.buffers)
-        if not (transport.compiled() and step) or len(self.encoders) > 1:
+        if not (transport.compiled() and engine.code) or len(self.encoders) > 1:
             return None
         work, names, messages = engine.work, engine.series.names, self.receiver.messages
         columns, written = reader.columns, writer.messages
-        inputs = work.schedule.slot, work.rows.x, work.schedule.bounds
         return Way(
             Code(
                 address_of(reader.compiled, messages, 0, columns, reader.limits),
-                address_of(step, 0, *inputs, work.outputs, engine.stages),
+                engine.code,
                 address_of(writer.compiled, written, writer.layout, work.forecasts, names, 0),
             ),
             self._items,
@@ -180,7 +174,6 @@ class Loop:
             self.publisher.sink,
             self._log,
             self._parking is not None,
-            self._since_epoch,
             self._values,
             np.zeros(3, np.int64),
             self._wait_ns,
@@ -266,9 +259,7 @@ class Loop:
             JournalError: it could not be journalled, and is the next one still.
         """
         ticks, taken = self.pending.first()
-        ticks = next(self.engine.parts(ticks), ticks)
-        begun = time.monotonic_ns()
-        now = begun + self._since_epoch
+        begun, now = time.monotonic_ns(), max(time.time_ns(), int(self.decoder.latest_arrival[0]))
         self._heed(_record(self._log, self.engine.work, ticks, now))
         self.pending.drop(len(ticks.ts))
         forecasts = self.engine.step(ticks, now)
@@ -307,11 +298,12 @@ class Loop:
 
     def evict_idle(self) -> bool:
         """Evict series that were idle for too long, between two batches; whether more are left."""
-        now = time.monotonic_ns() + self._since_epoch
-        if not self._idle_ns or now - self._begun <= self._idle_ns:
+        # a clock that is set does not make series idle, and neither does a daemon that was down
+        before = time.monotonic_ns() - self._idle_ns
+        if not self._idle_ns or before <= self._begun:
             return False
-        queue, before = self.pending.queue, now - self._idle_ns
-        slots = self.engine.series.longest_idle(MOST_EVICTED, _oldest(queue, WAITING), before)
+        oldest = min(before, _oldest(self.pending.queue, WAITING))
+        slots = self.engine.series.longest_idle(MOST_EVICTED, oldest)
         if self._parking and not self._parking.park(self.engine, slots):
             return False
         self.engine.series.release(slots, IDLE)
@@ -414,23 +406,14 @@ def _step(way: Way) -> int:
     end = min(queue.bounds[1], begin + queue.batch)
     ticks, taken_at = rows_of(queue.ticks, begin, end), queue.taken[begin]
     begun = _now(way.clock, _MONOTONIC)
-    now = begun + way.since_epoch
+    # what was dated at its arrival is not ahead of it, though the clock has been set back since
+    now = max(_now(way.clock, _REALTIME), way.latest_arrival[0])
     error = _record(way.log, work, ticks, now)
     if error:
         return JOURNAL + error
     queue.bounds[0] = end
-    taken, rounds, published = admit(work, ticks, way.beside.context, now)
-    schedule = work.schedule
-    call(
-        way.code.step,
-        way.network,
-        schedule.slot[:taken],
-        work.rows.x[:taken],
-        schedule.bounds[: rounds + 1],
-        work.outputs[:taken],
-        way.beside,
-    )
-    finish(work)
+    published = compute(work, ticks, now, way.code.step, way.network, way.beside)
+    warm = work.schedule.progress[COUNT] - published
     error = commit(way.log)
     if error:
         return JOURNAL + error
@@ -447,12 +430,12 @@ def _step(way: Way) -> int:
         since = _now(way.clock, _MONOTONIC)
         sent = written
     if work.slots.counts[CLOSING] > 0 and not way.parks:
-        close(work.slots, queue.ticks.slot[end : queue.bounds[1]], work.clock.seen)
+        close(work.slots, queue.ticks.slot[end : queue.bounds[1]], work.clock.begun)
     metrics.stepped(
         way.values,
         ticks.ts,
         published,
-        taken - published,
+        warm,
         _now(way.clock, _REALTIME),
         (stepped - begun) * 1e-9,
         encoding * 1e-9,
@@ -488,10 +471,11 @@ def _oldest(queue: Queue, otherwise: int) -> int:
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _record(log: Log, work: Work, ticks: Ticks, now: int) -> int:
     """Write a batch to the journal, and what became of slots before it; 0 or an error number."""
-    error = append(log, ticks, work.events, now)
+    told = events(work)
+    error = append(log, ticks, told, now)
     while error == FULL:  # the next segment is being made
         _sleep(log.sleep, 1_000_000)
-        error = append(log, ticks, work.events, now)
+        error = append(log, ticks, told, now)
     return error
 
 

@@ -30,6 +30,7 @@ COUNTERS: Mapping[str, str] = MappingProxyType(
         "ticks_warm": "Ticks that moved their series in silence.",
         "ticks_coalesced": "Ticks skipped because a later one of their series waited.",
         "series_started": "Series seen for the first time.",
+        "series_quarantined": "Series begun anew since their state or forecast was not finite.",
         "input_gaps": "Ticks that came after at least one was missed.",
         "publisher_gaps": "Ticks that publishers numbered and that did not come.",
         "publisher_repeats": "Ticks with the number of the one before.",
@@ -97,6 +98,7 @@ class Metrics(Collector):
         values: (1,) of :data:`LAYOUT`; a gauge that is not known yet is NaN.
         dropped: ticks dropped, by reason.
         evicted: series evicted, by reason.
+        changed: ticks taken otherwise than as they came, by policy.
         model: labels of ``model_info``.
         refresh: called before each scrape, in the scraper's thread, to fetch what others count.
     """
@@ -108,6 +110,7 @@ class Metrics(Collector):
             self.values[name] = math.nan
         self.dropped: Mapping[str, int] = {}
         self.evicted: Mapping[str, int] = {}
+        self.changed: Mapping[str, int] = {}
         self.model: dict[str, str] = {}
         self.refresh: Callable[[], None] = lambda: None
 
@@ -117,13 +120,14 @@ class Metrics(Collector):
         values = self.values.copy()[0]  # of one moment, give or take a batch
         for name, help in COUNTERS.items():
             yield CounterMetricFamily(PREFIX + name, help, value=int(values[name]))
-        for name, help, counts in (
-            ("ticks_dropped", "Ticks dropped, by reason.", self.dropped),
-            ("series_evicted", "Series closed, by reason.", self.evicted),
+        for name, help, label, counts in (
+            ("ticks_dropped", "Ticks dropped, by reason.", "reason", self.dropped),
+            ("ticks_adjusted", "Ticks taken otherwise than as they came.", "policy", self.changed),
+            ("series_evicted", "Series closed, by reason.", "reason", self.evicted),
         ):
-            counter = CounterMetricFamily(PREFIX + name, help, labels=["reason"])
-            for reason, count in counts.items():
-                counter.add_metric([reason], count)
+            counter = CounterMetricFamily(PREFIX + name, help, labels=[label])
+            for value, count in counts.items():
+                counter.add_metric([value], count)
             yield counter
         for name, help in GAUGES.items():
             if not math.isnan(values[name]):

@@ -81,7 +81,8 @@ class Parking:
             mend = "stop the other process" if "locked" in str(error) else "move it away"
             raise ParkingError(f"{path}: parking: {error}; {mend}") from error
 
-    def __len__(self) -> int:
+    @property
+    def rows(self) -> int:
         """Rows there are, those of series that have come back included."""
         return int(self._file.execute("SELECT count(*) FROM parked").fetchone()[0])
 
@@ -195,7 +196,7 @@ def _what(engine: Engine) -> bytes:
     index, state = engine.series.index, engine.series.state
     parts = [engine.model.id, engine.coverage, index.end - index.begin]
     parts += [(name, array.dtype.str, array.shape[1:]) for name, array in state.items()]
-    parts += [engine.work.events.recurrent.shape[1]]
+    parts += [engine.work.told.shape[1]]
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).digest()
 
 

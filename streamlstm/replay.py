@@ -10,7 +10,7 @@ from streamlstm.events import CREATE, EVICT, UNPARK, Event
 from streamlstm.index import STARTED
 from streamlstm.parking import Parking
 from streamlstm.segments import Found, JournalError, read
-from streamlstm.ticks import Forecasts
+from streamlstm.ticks import Forecasts, rows_of
 
 
 def replay(
@@ -31,7 +31,7 @@ def replay(
         JournalError: it is damaged, of another model, or has more series than there is room for.
     """
     found = Found(last=after)
-    counts = engine.work.drops, engine.work.gaps, engine.series.index.counts[STARTED:]
+    counts = *engine.work.counts, engine.series.index.counts[STARTED:]
     before = [kept.copy() for kept in counts]
     ended: dict[bytes, int] = {}
     for entry in read(folder, after, found):
@@ -41,7 +41,8 @@ def replay(
             raise _refused(folder, "of another number of inputs")
         for event in entry.events:
             _apply(engine, folder, event, ended)
-        for ticks in engine.parts(entry.ticks):
+        for begin in range(0, len(entry.ticks.slot), engine.max_batch):
+            ticks = rows_of(entry.ticks, begin, begin + engine.max_batch)
             forecasts = engine.step(ticks, entry.now)
             if made:
                 made(forecasts)

@@ -175,13 +175,10 @@ class Series:
         """
         _come_back(self.index, slots, now)
 
-    def longest_idle(
-        self, most: int, oldest: int, heard_before: int = (1 << 63) - 1
-    ) -> NDArray[np.int32]:
+    def longest_idle(self, most: int, oldest: int) -> NDArray[np.int32]:
         """The slots used longest ago, at most ``most``; see ``longest_idle_ones``."""
         slots = np.zeros(most, np.int32)
-        heard = self.state["heard"]
-        return slots[: longest_idle_ones(self.index, oldest, heard, heard_before, slots)]
+        return slots[: longest_idle_ones(self.index, oldest, slots)]
 
     def records(self, slots: NDArray[np.int32]) -> NDArray[np.uint8]:
         """A copy of the state of some slots, but for the recurrent one: (n, bytes)."""
@@ -200,8 +197,7 @@ class Series:
         self.come_back(nothing, 0)
         arrange(self.index, nothing[:0])
         told(self.index.changes)
-        if "heard" in self.state:
-            self.longest_idle(0, 0)
+        self.longest_idle(0, 0)
 
 
 def bytes_per_series(fields: Fields, capacity: int, max_key: int) -> dict[str, int]:

@@ -32,6 +32,7 @@ from streamlstm.loop import Loop
 from streamlstm.metrics import Metrics
 from streamlstm.model import Model, ModelError, load_model
 from streamlstm.parking import Parking, ParkingError
+from streamlstm.policies import Policies
 from streamlstm.replay import replay
 from streamlstm.security import SecurityError
 from streamlstm.segments import JournalError
@@ -307,7 +308,7 @@ class Service:
             self._complain(*self.decoder.sample)
             self.decoder.sample = None
         self._sample_evicted()
-        dropped = int(self.engine.work.drops.sum())
+        dropped = int(self.engine.work.counts.drops.sum())
         if dropped == self._dropped_by_engine:
             return
         self._dropped_by_engine = dropped
@@ -509,6 +510,7 @@ class Service:
         values, active = self.metrics.values, self.engine.series.active
         overload = {"overload": self.loop.pending.dropped}
         self.metrics.dropped = self.decoder.drops | self.engine.drops | overload
+        self.metrics.changed = self.engine.changes
         values["ticks_coalesced"] = self.loop.pending.coalesced
         values["pending_ticks"] = len(self.loop.pending)
         self.metrics.evicted = self.engine.series.evicted
@@ -519,6 +521,7 @@ class Service:
             values["parked_series_refused"] = self.parking.refused
             values["parking_failures"] = self.parking.failures
         values["input_gaps"] = self.engine.gaps
+        values["series_quarantined"] = self.engine.quarantined
         values["subscriber_overflows"] = self.publisher.overflows
         for name, count in zip(COUNTS, self.decoder.publishers.counts.tolist(), strict=True):
             values[f"publisher_{name}"] = count
@@ -559,6 +562,7 @@ def open_engine(config: Config) -> tuple[Engine, int]:
         ordered=config.engine.when_full == "evict" or config.engine.idle_timeout > 0,
         evict=config.engine.when_full == "evict" and not config.engine.parking,
         keep_latest=bool(config.snapshot.bind),
+        policies=Policies(**config.ticks.model_dump()),
     )
     if config.engine.backend == "auto":
         _event(logging.INFO, "backend", took=engine.backend, because=engine.backend_reason)

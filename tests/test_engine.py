@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from streamlstm.engine import Engine
 from streamlstm.model import Model, ModelError, save_model
-from streamlstm.ticks import WARM, Arrivals, Forecasts, Keys, Ticks, rows_of
+from streamlstm.ticks import END, RESET, WARM, Arrivals, Forecasts, Keys, Ticks, rows_of
 from tests.models import HOUR, random_model
 from tests.oracle import Oracle
 
@@ -229,6 +229,118 @@ def test_a_refused_tick_between_good_ones_is_as_if_it_had_not_come() -> None:
     dirty.step(ticks([0, 0, 1, 0, 1], [1, 1, 1, 2, 0], np.array([1.0, 9, 2, 3, 9])), 0)
     assert everything(clean) == everything(dirty)
     assert dirty.drops["duplicate"] == dirty.drops["late"] == 1
+
+
+def messages(n: int, seed: int, series: int = 4) -> Ticks:
+    """Ticks among which series start anew and end, some by a message that has no value."""
+    rng = np.random.default_rng(seed)
+    slots, values = rng.integers(0, series, n), rng.normal(5, 1, n)
+    many = ticks(slots.tolist(), np.arange(n).tolist(), values)
+    many.flags[:] = rng.choice([0, WARM, RESET, END, RESET | END], n, p=[0.7, 0.1, 0.1, 0.05, 0.05])
+    many.values[(many.flags & ~WARM > 0) & (rng.random(n) < 0.4)] = np.nan
+    many.ts[rng.random(n) < 0.1] -= 5 * HOUR  # late, unless the series has started anew
+    return many
+
+
+@pytest.mark.parametrize("kind", [{}, {"cell": "gru"}, {"window": 12}], ids=str)
+@given(data=st.data())
+@settings(max_examples=15)
+def test_a_series_that_starts_anew_is_as_new_however_the_ticks_were_batched(
+    kind: dict[str, object], data: st.DataObject
+) -> None:
+    model, n = random_model(**RICH | kind), 120
+    many = messages(n, data.draw(st.integers(0, 100)))
+    whole, parts = opened(model), opened(model)
+    together = copied(whole.step(many, 0))
+    cuts = sorted({0, n, *data.draw(st.lists(st.integers(1, n - 1), max_size=12))})
+    apart = [copied(parts.step(rows_of(many, a, b), 0)) for a, b in pairwise(cuts)]
+    for k, array in enumerate(together):
+        np.testing.assert_array_equal(array, np.concatenate([part[k] for part in apart]))
+    assert everything(whole) == everything(parts)
+    assert whole.drops == parts.drops
+    assert whole.drops["nonfinite"] == 0
+
+    lives = opened(model, max_series=n)  # a slot for each life
+    lives.series.lookup(Keys.of([b"life %d" % i for i in range(n - 10)]))
+    slot_of, numbers, fresh, row = {}, dict.fromkeys(range(4), 0), iter(range(n)), 0
+    for i in range(n):
+        series, flags, tick = int(many.slot[i]), int(many.flags[i]), rows_of(many, i, i + 1)
+        if flags & RESET or series not in slot_of:
+            slot_of[series] = next(fresh)
+        alone = Ticks(
+            np.array([slot_of[series]], np.int32), tick.ts, tick.values, tick.flags & WARM
+        )
+        out = lives.step(alone, 0)
+        if len(out.slot):
+            numbers[series] += 1
+            assert (together.slot[row], together.seq[row]) == (series, numbers[series])
+            np.testing.assert_array_equal(together.point[row], out.point[0])
+            np.testing.assert_array_equal(together.quantiles[row], out.quantiles[0])
+            row += 1
+        if flags & END:
+            del slot_of[series]
+            numbers[series] = 0
+    assert row == len(together.slot)
+
+
+def placed(engine: Engine, names: list[bytes], hour: int, flags: int = 0) -> Ticks:
+    """A tick of each, placed."""
+    n = len(names)
+    moments = np.full(n, START + hour * HOUR)
+    values = np.array([[sum(name) + np.sin(hour)] for name in names]).reshape(n, 1)
+    return engine.place(Arrivals(Keys.of(names), moments, values, np.full(n, flags, np.uint8)))
+
+
+def test_a_series_that_ended_gives_its_slot_back() -> None:
+    engine = Engine(random_model(), max_series=2)
+    for hour in range(3):
+        engine.step(placed(engine, [b"a", b"b"], hour), 0)
+    out = engine.step(placed(engine, [b"a"], 3, int(END)), 0)
+    assert out.seq.tolist() == [4]
+    assert engine.series.keys(out.slot) == [b"a"]
+    out = engine.step(placed(engine, [b"c", b"b"], 4), 0)
+    assert (out.slot.tolist(), out.seq.tolist()) == ([0, 1], [1, 4])
+    new = Engine(random_model(), max_series=2)
+    np.testing.assert_array_equal(new.step(placed(new, [b"c"], 4), 0).point[0], out.point[0])
+    assert engine.series.evicted == {"full": 0, "idle": 0, "ended": 1}
+    assert engine.drops["series_limit"] == 0
+
+
+def test_a_message_to_a_series_that_is_not_there_begins_none() -> None:
+    engine = Engine(random_model(), max_series=2)
+    for flags in (END, RESET, RESET | END):
+        arrivals = Arrivals(
+            Keys.of([b"a"]), np.zeros(1, np.int64), np.full((1, 1), np.nan), flags.reshape(1)
+        )
+        assert len(engine.place(arrivals).slot) == 0
+    assert engine.series.started == 0
+    assert not any(engine.drops.values())
+    assert len(engine.step(placed(engine, [b"a"], 1, int(RESET | END)), 0).slot) == 1
+    engine.close()
+    assert (engine.series.started, engine.series.active) == (1, 0)
+
+
+def test_what_takes_the_place_of_the_longest_idle_is_as_new() -> None:
+    model = random_model(**RICH)
+    engine, alone = Engine(model, max_series=2, ordered=True, evict=True), opened(model)
+    for hour in range(5):
+        engine.step(placed(engine, [b"a", b"b"], hour), 0)
+    engine.step(placed(engine, [b"a"], 5), 0)
+    for hour in range(6, 12):
+        theirs = engine.step(placed(engine, [b"a", b"c"], hour), 0)
+        ours = alone.step(placed(alone, [b"c"], hour), 0)
+        np.testing.assert_array_equal(ours.point[0], theirs.point[1])
+        np.testing.assert_array_equal(ours.quantiles[0], theirs.quantiles[1])
+    assert engine.series.keys(engine.series.slots) == [b"a", b"c"]
+    assert engine.series.evicted["full"] == 1
+
+
+def test_when_a_series_was_heard_is_its_arrivals_alone() -> None:
+    engine = opened(random_model())
+    engine.step(ticks([0, 1], [50, 1], np.ones(2)), 7)
+    engine.step(ticks([0, 1], [1, 2], np.array([1.0, np.nan])), 9)
+    engine.step(ticks([1], [3], np.ones(1)), 11)
+    assert engine.series.state["heard"][:3].tolist() == [7, 11, 0]
 
 
 def test_gaps_are_counted() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from streamlstm import checkpoint
-from streamlstm.engine import Engine
+from streamlstm.engine import Engine, events
 from streamlstm.journal import Journal, append
 from streamlstm.model import load_model
 from streamlstm.replay import replay
@@ -192,7 +192,7 @@ def journalled(folder: Path, engine: Engine, hours: range) -> None:
     slots = engine.series.lookup(Keys.of([b"a", b"b"])).tolist()
     for hour in hours:
         batch = ticks(slots, [hour, hour], np.array([hour, -hour]))
-        assert append(journal.log, batch, engine.work.events, 0) == 0
+        assert append(journal.log, batch, events(engine.work), 0) == 0
         engine.step(batch, 0)
     journal.close()
 

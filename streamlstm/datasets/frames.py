@@ -32,7 +32,7 @@ from streamlstm.datasets.times import (
     ordered,
     timestamps,
 )
-from streamlstm.engine import LIMIT
+from streamlstm.policies import LIMIT
 
 _COMMA = re.compile(r"^\s*([+-]?\d*),(\d+)\s*$")
 """A number with a decimal comma."""

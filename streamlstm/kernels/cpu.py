@@ -207,6 +207,11 @@ def from_host(buffers: Buffers, slots: NDArray[np.int32], records: Floats) -> No
     buffers.state[slots] = records.reshape(len(slots), buffers.state.shape[1])
 
 
+def clear(buffers: Buffers, slots: NDArray[np.int32]) -> None:
+    """Set the records of some slots to zero."""
+    buffers.state[slots] = 0
+
+
 def warm_up(buffers: Buffers) -> None:
     """Compile (or load from Numba's cache) every path of `step`; start its threads. Keeps states.
 

@@ -416,6 +416,11 @@ def from_host(buffers: Buffers, slots: NDArray[np.int32], records: Floats) -> No
         _move(buffers, slots[at : at + len(part)], down=0)
 
 
+def clear(buffers: Buffers, slots: NDArray[np.int32]) -> None:
+    """Set the records of some slots to zero."""
+    from_host(buffers, slots, np.zeros((len(slots), buffers.record), np.float32))
+
+
 def _move(buffers: Buffers, slots: NDArray[np.int32], down: int) -> None:
     buffers.moved_slots[: len(slots)] = slots
     blocks = min(len(slots), 1024) or 1

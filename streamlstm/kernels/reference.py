@@ -146,5 +146,10 @@ def from_host(buffers: Buffers, slots: NDArray[np.int32], records: Floats) -> No
     buffers.state[slots] = records
 
 
+def clear(buffers: Buffers, slots: NDArray[np.int32]) -> None:
+    """Set the records of some slots to zero."""
+    buffers.state[slots] = 0
+
+
 def warm_up(buffers: Buffers) -> None:
     """Nothing to compile."""

@@ -263,6 +263,10 @@ def test_only_the_named_slots_change(kind):
     cuda.step(buffers, *batch([3, 17, 4], np.ones((3, 1)), 1))
     changed = (cuda.to_host(buffers, everyone) != records).reshape(20, -1).any(axis=1)
     assert set(np.flatnonzero(changed)) == {3, 4, 17}
+    cuda.clear(buffers, np.array([4, 9], np.int32))
+    empty = ~cuda.to_host(buffers, everyone).reshape(20, -1).any(axis=1)
+    assert set(np.flatnonzero(empty)) == {4, 9}
+    assert cuda.records(buffers).shape == (20, 0)
 
 
 def test_records_move_in_parts(monkeypatch):

@@ -377,6 +377,10 @@ def test_only_the_named_slots_change():
     cpu.step(buffers, *batch([3, 17, 4], np.ones((3, 1)), 1))
     changed = (cpu.to_host(buffers, everyone) != records).any(axis=(1, 2, 3))
     assert set(np.flatnonzero(changed)) == {3, 4, 17}
+    cpu.clear(buffers, np.array([4, 9], np.int32))
+    empty = ~cpu.to_host(buffers, everyone).any(axis=(1, 2, 3))
+    assert set(np.flatnonzero(empty)) == {4, 9}
+    assert cpu.records(buffers) is buffers.state
 
 
 def test_state_is_exactly_the_declared_record_and_starts_at_zero():

@@ -98,3 +98,5 @@ def test_records_go_out_and_come_back():
     reference.from_host(buffers, slots, records)
     np.testing.assert_array_equal(reference.to_host(buffers, slots), records)
     assert not buffers.state[[0, 2]].any()
+    reference.clear(buffers, slots[:1])
+    assert buffers.state.any(axis=(1, 2, 3)).tolist() == [False, True, False, False]
