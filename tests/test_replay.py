@@ -226,7 +226,7 @@ def written(folder: Path, engine: Engine, first: int = 1) -> Journal:
     """A journal for this engine."""
     return Journal(
         folder, inputs=1, max_batch=engine.max_batch, max_key=64, model=engine.model.id,
-        durability="interval", segment_bytes=1 << 16, first=first,
+        durability="interval", segment_bytes=1 << 22, first=first,
         state_bytes=sum(array.nbytes for array in engine.records(np.zeros(1, np.int32))),
     )  # fmt: skip
 
