@@ -31,6 +31,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from streamlstm import journal
+from streamlstm.events import NEW as NEW_SERIES
+from streamlstm.events import Changes, no_events
 from streamlstm.ticks import Names, Ticks
 
 BATCHES = {1: 1_000, 64: 1_600, 1024: 1_000}
@@ -76,16 +78,20 @@ class Batch:
             random.normal(size=(size, 1)),
             np.zeros(size, np.uint8),
         )
+        changes = Changes(
+            np.zeros(SLOTS, np.int32), np.zeros(1, np.int64), np.zeros(SLOTS, np.uint8)
+        )
         text = np.tile(np.frombuffer(KEY, np.uint8), (SLOTS, 1))
-        self.names = Names(text, np.full(SLOTS, len(KEY), np.uint16))
-        columns = b"".join(column.tobytes() for column in self.ticks)
-        self.bytes = columns + bytes(56) + KEY * (size // NEW)
+        names = Names(text, np.full(SLOTS, len(KEY), np.uint16))
+        self.events = no_events()._replace(changes=changes, names=names)
+        self.bytes = b"".join(column.tobytes() for column in self.ticks)
+        self.bytes += bytes(56) + KEY * (size // NEW)
 
-    def begun(self, number: int) -> tuple[int, int]:
-        """Which names are told with this entry: from, and up to."""
+    def begin_series(self, number: int) -> None:
+        """Let those begin whose names go with this entry."""
         new = self.size // NEW or int(number % NEW == 0)
-        begin = number * new % (SLOTS - new)
-        return begin, begin + new
+        changes, slots = self.events.changes, np.arange(new) + number * new % (SLOTS - new)
+        changes.slots[:new], changes.length[0], changes.marks[slots] = slots, new, NEW_SERIES
 
 
 class _Segments:
@@ -106,9 +112,8 @@ class _Segments:
 
     def append(self, number: int) -> None:
         log, batch = self._journal.log, self._batch
-        while (
-            error := journal.append(log, batch.ticks, batch.names, *batch.begun(number), 0)
-        ) == journal.FULL:
+        batch.begin_series(number)
+        while (error := journal.append(log, batch.ticks, batch.events, 0)) == journal.FULL:
             time.sleep(0.001)
         if error or journal.commit(log):
             raise OSError(error, "journal")

@@ -31,6 +31,7 @@ from streamlstm.segments import (
     PAGE,
     JournalError,
     checksum,
+    end_of,
     error_at,
     files_in,
     first_of,
@@ -386,12 +387,12 @@ def _tidy(folder: Path) -> int:
     """Sync older segments, give back what they never used; number of the last one, 0 if none."""
     last = 0
     for path in files_in(folder):
-        used = np.flatnonzero(np.fromfile(path, np.uint8)[HEADER:])
-        if not len(used):
+        end = end_of(path)
+        if not end:
             path.unlink()
             continue
         with open(path, "r+b") as file:
-            file.truncate(-(-(HEADER + int(used[-1]) + 1) // PAGE) * PAGE)
+            file.truncate(-(-end // PAGE) * PAGE)
             os.fsync(file)
         last = int(path.stem)
     return last

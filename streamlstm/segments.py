@@ -216,6 +216,17 @@ def first_of(path: Path) -> int:
     return int(words[2]) if sound else 0
 
 
+def end_of(path: Path) -> int:
+    """Bytes up to the end of the last entry, or of whatever else was written; 0: nothing was.
+
+    An entry may end with zeros, as the rest of what was allocated does.
+    """
+    data, head = _load(path), _head(path)
+    used = _used(data)
+    ends = (at + length for at, _, _, length in _entries(data, head)) if head else iter(())
+    return max([used, *ends]) if used > HEADER else 0
+
+
 def _used(data: NDArray[np.uint8]) -> int:
     """Bytes up to the last one that is not zero."""
     used = np.flatnonzero(data.view(np.uint64))

@@ -296,6 +296,19 @@ def test_a_torn_tail_before_a_restart_is_no_damage(tmp_path: Path) -> None:
     assert numbers(tmp_path) == [1, 2, 3]
 
 
+def test_an_entry_that_ends_with_zeros_outlives_a_restart(tmp_path: Path) -> None:
+    """It may reach into a page in which it has nothing but zeros."""
+    for n in range(190, 200):
+        folder = tmp_path / str(n)
+        journal = opened(folder, max_batch=200)
+        batch = ticks(n)
+        batch.flags[:] = batch.slot[:] = 0
+        put(journal, batch)
+        os.close(journal._folder)  # it is killed: nobody tidies up
+        opened(folder, 2).close()
+        assert numbers(folder) == [1], n
+
+
 def test_what_was_never_synced_may_be_lost_in_any_order(tmp_path: Path) -> None:
     """Power lost under ``interval``: a later page on disk, an earlier one not."""
     journal = opened(tmp_path, durability="interval")
