@@ -37,8 +37,8 @@ from streamlstm.wire.publishers import Publishers
 
 TURNS = 4
 """Batches taken from the input for one that is stepped, at most, where ticks may be dropped."""
-JOURNAL = 1 << 40
-"""What is added to an error number that is the journal's, not a socket's."""
+JOURNAL = 1 << 32
+"""What is added to an error number that is the journal's; a socket's are below."""
 OTHER, ODD = range(2)
 """Why :func:`_run` came back: something but ticks; messages that are not all sound, or of series
 that may be parked."""
