@@ -58,7 +58,8 @@ def connect(endpoint: str, kind: bytes = b"") -> socket.socket:
     peer = socket.create_connection(port(endpoint), timeout=30)
     if kind:
         ready = b"\x05READY\x0bSocket-Type" + struct.pack(">I", len(kind)) + kind
-        peer.sendall(GREETING + b"\4" + bytes([len(ready)]) + ready)
+        with contextlib.suppress(ConnectionError):  # it may have been hung up on already
+            peer.sendall(GREETING + b"\4" + bytes([len(ready)]) + ready)
     return peer
 
 

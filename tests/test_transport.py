@@ -286,6 +286,18 @@ def test_a_sender_of_huge_frames_is_cut_off_and_nobody_else(context: zmq.Context
     assert collect(receiver, 1) == [[b"still here"]]
 
 
+def test_a_handshake_that_is_not_finished_ends(
+    context: zmq.Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "HANDSHAKE", 0.2)
+    receiver = Receiver(context, bind=[LOCAL])
+    address = "127.0.0.1", int(receiver.endpoints[0].rpartition(":")[2])
+    with socket.create_connection(address, timeout=10) as half:
+        half.sendall(b"\xff\0\0\0\0\0\0\0\1\x7f\3")
+        while half.recv(100):  # its greeting, then the end
+            pass
+
+
 def subscriber(context: zmq.Context, publisher: Publisher, topic: bytes) -> zmq.Socket:
     socket = context.socket(zmq.SUB)
     socket.subscribe(topic)
