@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from streamlstm import checkpoint, service
+from streamlstm import checkpoint
 from streamlstm.client import in_time_order
 from streamlstm.config import Config, ConfigError
 from streamlstm.datasets.bundled import DATASETS, load
@@ -49,7 +49,7 @@ class Run:
 
     def __init__(self, config: Config, keep: bool = False) -> None:
         """Open the engine, with what ``config.checkpoint`` brings back; ``keep`` the forecasts."""
-        self.engine, self._after = service.open_engine(config)
+        self.engine, self._after = kept.open_engine(config)
         self.ticks, self.made, self.notes = 0, list[Made](), list[str]()
         self._keep = keep
 
@@ -112,7 +112,7 @@ def run(config: Config, source: Path | Table, keep: bool = False) -> Run:
     if isinstance(source, Table):
         made.step_table(source)
     else:
-        made.step_journal(service.journal_of(base) if base else source)
+        made.step_journal(kept.journal_of(base) if base else source)
     return made
 
 
@@ -237,7 +237,7 @@ def _source(options: argparse.Namespace, name: str) -> Path | Table:
     if name in DATASETS:
         return load(name)
     path = Path(name)
-    if not path.exists() and not is_journal(service.journal_of(path)):
+    if not path.exists() and not is_journal(kept.journal_of(path)):
         raise ConfigError(f"{name}: no such file or folder; check the path")
     if not path.is_file() or _is_checkpoint(path):
         return path

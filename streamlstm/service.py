@@ -2,38 +2,30 @@
 
 import contextlib
 import ctypes
-import errno
 import gc
 import json
 import logging
-import math
 import os
 import secrets
 import select
 import signal
 import socket
-import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
-import numpy as np
 from numba.core import event
 
-from streamlstm import checkpoint, journal, transport
+from streamlstm import logs, transport
 from streamlstm.backlog import Backlog
-from streamlstm.checkpoint import CheckpointError, Saving
+from streamlstm.checkpoint import CheckpointError
 from streamlstm.config import Config, exposures
 from streamlstm.ends import Ends, allow_files
-from streamlstm.engine import Engine
-from streamlstm.journal import Journal
+from streamlstm.kept import Kept
 from streamlstm.kernels.cell import BackendError
 from streamlstm.loop import Loop
 from streamlstm.metrics import Metrics
-from streamlstm.model import Model, ModelError, load_model
-from streamlstm.parking import Parking, ParkingError
-from streamlstm.policies import Policies
-from streamlstm.replay import replay
+from streamlstm.model import Model, ModelError
+from streamlstm.parking import ParkingError
 from streamlstm.security import SecurityError
 from streamlstm.segments import JournalError
 from streamlstm.snapshot import Snapshots
@@ -45,17 +37,12 @@ from streamlstm.wire.publishers import COUNTS
 
 QUIET = 0.02
 """Seconds without a tick after which, at the end, no more are expected."""
+RETRY = 1.0
+"""Seconds after which the journal is tried again."""
 LOOK_ROUND = 1.0
 """Seconds after which it is seen at the latest what else there is to do."""
 FAST_BIN = 160
 """Bytes of the largest piece of memory that the C library is to hand out the fast way."""
-RETRY = 1.0
-"""Seconds after which the journal is tried again."""
-COMPLAIN_EVERY = 10.0
-"""Seconds between two lines in the log about ticks dropped for one reason."""
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Error numbers of a disk that is full, or as good as."""
 
 _log = logging.getLogger("streamlstm")
 
@@ -71,7 +58,7 @@ def run(config: Config, announce: bool = False) -> int:
     (lists of endpoints, wildcards resolved), ``snapshot`` (one too),
     ``metrics`` (a URL, or null) and ``pid``.
     """
-    _log_to_stderr(config.service.log_level)
+    logs.to_stderr(config.service.log_level)
     for exposure in exposures(config):
         _log.warning("%s", exposure)
     service = Service(config)
@@ -112,9 +99,7 @@ def check(config: Config) -> str:
     _open_tls(config)
     Users(config.metrics.users)
     Ends(config).close()
-    engine, _ = open_engine(config)
-    if parking := _open_parking(config, engine):
-        parking.close()
+    engine = Kept(config, Metrics().values, logs.Limited()).engine
     restored = engine.series.active
     _open_wire(config, engine.model)
     each = sum(engine.bytes_per_series.values())
@@ -138,14 +123,12 @@ class Service:
         self._wakeup, self._sender = socket.socketpair()
         self._wakeup.setblocking(False)
         self._sender.setblocking(False)
-        self._saving: Saving | None = None
-        self.journal: Journal | None = None
-        self.parking: Parking | None = None
+        self.kept: Kept | None = None
         self.snapshots: Snapshots | None = None
         self.failed = False
         self._compiles = event.RecordingListener()
         event.register("numba:compile", self._compiles)
-        self._complained: dict[str, float] = {}
+        self._said = logs.Limited()
         self._dropped: dict[str, int] = {}
         self._dropped_by_engine = 0
         self._evicted: dict[str, int] = {}
@@ -173,10 +156,11 @@ class Service:
         self.ends = Ends(config, umask)
         self.receiver, self.publisher = self.ends.receiver, self.ends.publisher
         notify("STATUS=opening the model")
-        self.engine, self._journalled = open_engine(config)
+        self.kept = Kept(config, self.metrics.values, self._said)
+        self.engine = self.kept.engine
         model = self.engine.model
-        self.parking = _open_parking(config, self.engine)
-        self._open_journal()
+        notify("STATUS=replaying the journal")
+        self.kept.open_journal()
         notify("STATUS=compiling")
         self.decoder, self.encoders = _open_wire(config, model)
         if self.ends.responder:
@@ -185,7 +169,7 @@ class Service:
             )
         self._make_loop()
         self.loop.warm_up()
-        checkpoint.warm_up(self.engine)
+        self.kept.warm_up()
         if not transport.compiled():
             _log.warning(
                 "libzmq's functions were not found: messages pass one by one through pyzmq, at a"
@@ -196,13 +180,12 @@ class Service:
         self.ends.open(3 * states)
         self._heed_signals()
         self._describe()
-        self._plan_checkpoint()
         gc.collect()
         gc.freeze()  # what is there now stays; only what a batch leaves is looked at
         if self.server:
             self.server.ready = True
         notify("READY=1", f"STATUS=serving model {model.id}")
-        _event(
+        logs.event(
             logging.INFO,
             "ready",
             model=model.id,
@@ -212,17 +195,19 @@ class Service:
 
     def main_loop(self) -> None:
         """Serve whatever waits, a batch at a time, until a signal."""
+        assert self.kept
         more = False
         while not self.stopping:
             until = time.monotonic() + (0 if more else LOOK_ROUND)
             if self.snapshots:
                 until = min(until, self.snapshots.due)
-            self._serve(until if self._saving else min(until, self._next_checkpoint))
+            self._serve(min(until, self.kept.due))
             more = self.loop.evict_idle()
-            self._checkpoint()
+            self.kept.look(self._wake)
 
     def shutdown(self) -> None:
         """Serve what has arrived, save, and let subscribers take what they are owed."""
+        assert self.kept
         notify("STOPPING=1", "STATUS=stopping")
         began = time.monotonic()
         share = self.config.service.shutdown_timeout / 4
@@ -239,17 +224,10 @@ class Service:
         with contextlib.suppress(JournalError):
             while len(self.loop.pending) and time.monotonic() < began + share:
                 self.loop.step()
-        self._save()
-        if self.journal:
-            try:
-                self.journal.close()
-            except JournalError as error:
-                _log.error("%s", error)
-        if self.parking:
-            self.parking.close()
+        self.kept.close()
         self.publisher.close(linger=share)
         self.close()
-        _event(
+        logs.event(
             logging.INFO,
             "stopped",
             seconds=round(time.monotonic() - began, 3),
@@ -273,6 +251,15 @@ class Service:
             self.snapshots.serve()
         self._sample()
         return taken
+
+    def _miss_journal(self, error: JournalError) -> None:
+        """A batch could not be journalled: go on without, wait, or stop."""
+        assert self.kept
+        match self.kept.miss(error):
+            case "wait":
+                select.select([self._wakeup], [], [], RETRY)
+            case "stop":
+                self.stopping = self.failed = True
 
     def close(self) -> None:
         """Let go of all sockets, however far startup came."""
@@ -325,131 +312,17 @@ class Service:
             if count > self._evicted.get(reason, 0):
                 self._evicted[reason] = count
                 key = bytes(self.engine.series.index.latest).rstrip(b"\0")
-                self._warn("series evicted", reason, reason=reason, total=count, latest=repr(key))
-        if self.parking and self.parking.problem:
-            self._warn("series not kept", "parking", why=self.parking.problem)
-            self.parking.problem = ""
-
-    def _checkpoint(self) -> None:
-        """Begin a checkpoint where it is time, or see whether the one begun is written."""
-        try:
-            if self._saving:
-                if self._saving.done():
-                    self._saving = None
-                    self._saved()
-            elif time.monotonic() >= self._next_checkpoint:
-                self._plan_checkpoint()
-                self._resume_journal()
-                assert self.config.checkpoint.path
-                self._saving = Saving(
-                    self.engine,
-                    self.config.checkpoint.path,
-                    self._number,
-                    keep=self.config.checkpoint.keep,
-                    tell=self._wake,
+                self._said.warn(
+                    "series evicted", reason, reason=reason, total=count, latest=repr(key)
                 )
-        except OSError as error:
-            self._saving = None
-            self._miss_checkpoint(error)
-
-    def _save(self) -> None:
-        """Write a checkpoint, if asked for, while nothing else is done."""
-        path = self.config.checkpoint.path
-        if self._saving:
-            self._saving.stop()
-        if not path:
-            return
-        try:
-            checkpoint.save(self.engine, path, self._number, keep=self.config.checkpoint.keep)
-        except OSError as error:
-            self._miss_checkpoint(error)
-        else:
-            self._saved()
-
-    @property
-    def _number(self) -> int:
-        """Of the last entry of the journal whose ticks were stepped."""
-        return self.journal.number - 1 if self.journal else self._journalled
-
-    def _saved(self) -> None:
-        """A checkpoint is there: what the journal has of before the oldest is needed no more."""
-        self.metrics.values["checkpoint_last_success_timestamp_seconds"] = time.time()
-        if self.journal:
-            assert self.config.checkpoint.path
-            try:
-                self.journal.forget(checkpoint.journalled(self.config.checkpoint.path) + 1)
-            except JournalError as error:
-                self._warn("journal", "journal", why=str(error))
-
-    def _open_journal(self) -> None:
-        """Replay what is there, and begin to write.
-
-        Raises:
-            JournalError: it is damaged, say.
-        """
-        config, engine = self.config, self.engine
-        if not config.checkpoint.path:
-            return
-        folder = journal_of(config.checkpoint.path)
-        notify("STATUS=replaying the journal")
-        found = replay(engine, folder, self._journalled, self.parking)
-        self._journalled = found.last
-        if found.entries or found.torn:
-            _event(logging.INFO, "replayed", journal=folder, batches=found.entries, torn=found.torn)
-        if config.journal.durability != "off":
-            self.journal = Journal(
-                folder,
-                inputs=engine.model.spec.inputs,
-                max_batch=engine.max_batch,
-                max_key=config.input.max_key,
-                model=engine.model.id,
-                durability=config.journal.durability,
-                fsync_interval=config.journal.fsync_interval,
-                segment_bytes=config.journal.segment_bytes,
-                state_bytes=sum(array.nbytes for array in engine.records(np.zeros(1, np.int32))),
-                first=found.last + 1,
-            )
-
-    def _miss_journal(self, error: JournalError) -> None:
-        """A batch could not be journalled: under strict it waits, else it goes on without.
-
-        What is not there would be missing in all that follows, so nothing more is written before
-        the next checkpoint, which is made as soon as it can be.
-        """
-        assert self.journal
-        self.metrics.values["journal_failures"] += 1
-        strict, full = self.config.journal.durability == "strict", error.errno in _FULL
-        mend = "free some space" if full else "look at the disk"
-        self._warn("journal", "journal", why=f"{error}; {mend}")
-        if not strict:
-            self.journal.suspend()
-            self._next_checkpoint = time.monotonic()
-        elif full:
-            select.select([self._wakeup], [], [], RETRY)
-        else:
-            self.stopping = self.failed = True
-
-    def _resume_journal(self) -> None:
-        """Write on where there is room again, from the checkpoint on that is to be made now."""
-        if self.journal and self.journal.suspended:
-            try:
-                self.journal.roll()
-            except JournalError as error:
-                self._warn("journal", "journal", why=str(error))
-            else:
-                self.journal.resume()
-
-    def _miss_checkpoint(self, error: OSError) -> None:
-        """Log and count a failure; the next time it is tried again."""
-        self.metrics.values["checkpoint_failures"] += 1
-        _log.error("no checkpoint: %s; free space there or set checkpoint.path", error)
-
-    def _plan_checkpoint(self) -> None:
-        wanted = self.config.checkpoint.path and self.config.checkpoint.interval
-        self._next_checkpoint = time.monotonic() + wanted if wanted else math.inf
+        parking = self.kept.parking if self.kept else None
+        if parking and parking.problem:
+            self._said.warn("series not kept", "parking", why=parking.problem)
+            parking.problem = ""
 
     def _make_loop(self) -> None:
         """Connect all stages; the sockets have no endpoints yet."""
+        assert self.kept
         config, spec = self.config, self.engine.model.spec
         pending = Backlog(
             config.input.overload,
@@ -469,8 +342,8 @@ class Service:
             self.metrics.values,
             self._wakeup.fileno(),
             *([self.snapshots.responder.socket] if self.snapshots else []),
-            log=self.journal.log if self.journal else None,
-            parking=self.parking,
+            log=self.kept.journal.log if self.kept.journal else None,
+            parking=self.kept.parking,
             idle_timeout=config.engine.idle_timeout,
             wait_ns=1000 * config.engine.max_wait_us,
             spin_ns=1000 * config.service.busy_poll_us,
@@ -515,11 +388,6 @@ class Service:
         values["pending_ticks"] = len(self.loop.pending)
         self.metrics.evicted = self.engine.series.evicted
         values["series_started"] = self.engine.series.started
-        if self.parking:
-            values["series_parked"] = self.parking.parked
-            values["series_returned"] = self.parking.returned
-            values["parked_series_refused"] = self.parking.refused
-            values["parking_failures"] = self.parking.failures
         values["input_gaps"] = self.engine.gaps
         values["series_quarantined"] = self.engine.quarantined
         values["subscriber_overflows"] = self.publisher.overflows
@@ -532,55 +400,13 @@ class Service:
         if self.ends:
             values["connections_refused"] = self.ends.doors.refused
             values["connections_ended"] = self.ends.doors.ended
-        if self.journal:
-            values["journal_bytes"] = self.journal.log.state[journal.BYTES]
-            values["ticks_not_journalled"] = self.journal.log.state[journal.MISSED]
+        if self.kept:
+            self.kept.refresh()
         values["active_series"] = active
         values["state_bytes"] = active * sum(self.engine.bytes_per_series.values())
 
     def _complain(self, reason: str, content: str) -> None:
-        self._warn("tick dropped", reason, reason=reason, content=content)
-
-    def _warn(self, name: str, about: str, **fields: object) -> None:
-        """Log what happened, unless the same was not long ago."""
-        now = time.monotonic()
-        if now >= self._complained.get(about, -math.inf) + COMPLAIN_EVERY:
-            self._complained[about] = now
-            _event(logging.WARNING, name, **fields)
-
-
-def open_engine(config: Config) -> tuple[Engine, int]:
-    """The engine, with what a checkpoint brought back; the last entry of the journal in that."""
-    engine = Engine(
-        load_model(config.model),
-        backend=config.engine.backend,
-        max_series=config.engine.max_series,
-        max_batch=config.engine.max_batch,
-        coverage=config.interval.coverage,
-        threads=config.engine.threads,
-        max_key=config.input.max_key,
-        ordered=config.engine.when_full == "evict" or config.engine.idle_timeout > 0,
-        evict=config.engine.when_full == "evict" and not config.engine.parking,
-        keep_latest=bool(config.snapshot.bind),
-        policies=Policies(**config.ticks.model_dump()),
-    )
-    if config.engine.backend == "auto":
-        _event(logging.INFO, "backend", took=engine.backend, because=engine.backend_reason)
-    path = config.checkpoint.path
-    if path and not path.parent.is_dir():
-        raise CheckpointError(f"{path}: its folder does not exist; make it")
-    restored = checkpoint.load(engine, path) if path else None
-    if restored is None:
-        return engine, 0
-    for each in restored.damaged:
-        _log.error("%s; going on from %s", each.partition(";")[0], restored.path)
-    _event(logging.INFO, "restored", checkpoint=restored.path, series=engine.series.active)
-    return engine, restored.journalled
-
-
-def _open_parking(config: Config, engine: Engine) -> Parking | None:
-    path = config.engine.parking
-    return Parking(path, engine, evict=config.engine.when_full == "evict") if path else None
+        self._said.warn("tick dropped", reason, reason=reason, content=content)
 
 
 def _open_tls(config: Config) -> Tls | None:
@@ -588,11 +414,6 @@ def _open_tls(config: Config) -> Tls | None:
     if not (asked.enabled and asked.cert_file and asked.key_file):
         return None
     return Tls(asked.cert_file, asked.key_file, asked.client_ca_file)
-
-
-def journal_of(checkpoint: Path) -> Path:
-    """The folder of the journal that goes with a checkpoint."""
-    return checkpoint.with_name(f"{checkpoint.name}.journal")
 
 
 def _open_wire(config: Config, model: Model) -> tuple[Decoder, list[Encoder]]:
@@ -652,17 +473,3 @@ def notify(*states: str) -> None:
         address = "\0" + address[1:]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
         sender.sendto("\n".join(states).encode(), address)
-
-
-def _event(level: int, name: str, /, **fields: object) -> None:
-    """Log what happened on one line: ``name key="value" ...``."""
-    said = [f"{key}={json.dumps(value, default=str)}" for key, value in fields.items()]
-    _log.log(level, "%s", " ".join([name, *said]))
-
-
-def _log_to_stderr(level: str) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    _log.handlers = [handler]
-    _log.propagate = False
-    _log.setLevel(level.upper())

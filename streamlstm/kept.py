@@ -1,0 +1,241 @@
+"""What outlives the process: checkpoints, the journal of what came since, parked series."""
+
+import errno
+import logging
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamlstm import checkpoint, journal, logs
+from streamlstm.checkpoint import CheckpointError, Saving
+from streamlstm.config import Config
+from streamlstm.engine import Engine
+from streamlstm.journal import Journal
+from streamlstm.model import load_model
+from streamlstm.parking import Parking
+from streamlstm.policies import Policies
+from streamlstm.replay import replay
+from streamlstm.segments import JournalError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error numbers of a disk that is full, or as good as."""
+
+_log = logging.getLogger("streamlstm")
+
+
+class Kept:
+    """An engine, and all that is on disk of it.
+
+    Attributes:
+        engine: with what was on disk.
+        journal: to be written to, where there is to be one.
+        parking: where series go to that are evicted, and come back from.
+        due: when :meth:`look` is to be called at the latest, seconds of the monotonic clock.
+    """
+
+    def __init__(self, config: Config, values: NDArray[np.void], said: logs.Limited) -> None:
+        """Open the engine, and bring back what a checkpoint has.
+
+        Args:
+            config: the daemon's.
+            values: of the metrics, (1,) of :data:`streamlstm.metrics.LAYOUT`.
+            said: through which is complained.
+
+        Raises:
+            ModelError, BackendError, CheckpointError, ParkingError: each with one line.
+        """
+        self._config, self._values, self._said = config, values, said
+        self.engine, self._journalled = open_engine(config)
+        self.journal: Journal | None = None
+        path, full = config.engine.parking, config.engine.when_full
+        self.parking = Parking(path, self.engine, evict=full == "evict") if path else None
+        self._saving: Saving | None = None
+        self._plan()
+
+    def open_journal(self) -> None:
+        """Replay what is there, and begin to write.
+
+        Raises:
+            JournalError: it is damaged, say.
+        """
+        asked, engine = self._config.journal, self.engine
+        if not self._config.checkpoint.path:
+            return
+        folder = journal_of(self._config.checkpoint.path)
+        found = replay(engine, folder, self._journalled, self.parking)
+        self._journalled = found.last
+        if found.entries or found.torn:
+            batches, torn = found.entries, found.torn
+            logs.event(logging.INFO, "replayed", journal=folder, batches=batches, torn=torn)
+        if asked.durability != "off":
+            self.journal = Journal(
+                folder,
+                inputs=engine.model.spec.inputs,
+                max_batch=engine.max_batch,
+                max_key=self._config.input.max_key,
+                model=engine.model.id,
+                durability=asked.durability,
+                fsync_interval=asked.fsync_interval,
+                segment_bytes=asked.segment_bytes,
+                state_bytes=sum(array.nbytes for array in engine.records(np.zeros(1, np.int32))),
+                first=found.last + 1,
+            )
+
+    def warm_up(self) -> None:
+        """Compile all that a checkpoint can need."""
+        checkpoint.warm_up(self.engine)
+
+    @property
+    def due(self) -> float:
+        """When :meth:`look` is to be called; who waits is told of the end of a checkpoint."""
+        return math.inf if self._saving else self._next
+
+    def look(self, tell: Callable[[], object]) -> None:
+        """Begin a checkpoint where it is time, or see whether the one begun is written.
+
+        Between two batches; ``tell`` is called by another thread when one is written.
+        """
+        asked = self._config.checkpoint
+        try:
+            if self._saving:
+                if self._saving.done():
+                    self._saving = None
+                    self._saved()
+            elif asked.path and time.monotonic() >= self._next:
+                self._plan()
+                self._resume()
+                self._saving = Saving(
+                    self.engine, asked.path, self._number, keep=asked.keep, tell=tell
+                )
+        except OSError as error:
+            self._saving = None
+            self._miss_checkpoint(error)
+
+    def miss(self, error: JournalError) -> Literal["go on", "wait", "stop"]:
+        """A batch could not be journalled, and waits: what to do.
+
+        Under ``strict`` to wait, for more room, or else to stop. Else to go on without: what is not
+        there would be missing in all that follows, so nothing more is written before the next
+        checkpoint, which is made as soon as it can be.
+        """
+        assert self.journal
+        self._values["journal_failures"] += 1
+        full = error.errno in _FULL
+        mend = "free some space" if full else "look at the disk"
+        self._said.warn("journal", "journal", why=f"{error}; {mend}")
+        if self._config.journal.durability == "strict":
+            return "wait" if full else "stop"
+        self.journal.suspend()
+        self._next = time.monotonic()
+        return "go on"
+
+    def refresh(self) -> None:
+        """Fetch what is counted here; it only reads, in whichever thread."""
+        values = self._values
+        if self.journal:
+            values["journal_bytes"] = self.journal.log.state[journal.BYTES]
+            values["ticks_not_journalled"] = self.journal.log.state[journal.MISSED]
+        if self.parking:
+            values["series_parked"] = self.parking.parked
+            values["series_returned"] = self.parking.returned
+            values["parked_series_refused"] = self.parking.refused
+            values["parking_failures"] = self.parking.failures
+
+    def close(self) -> None:
+        """Write a last checkpoint, if asked for any, and close the files."""
+        asked = self._config.checkpoint
+        if self._saving:
+            self._saving.stop()
+        if asked.path:
+            try:
+                checkpoint.save(self.engine, asked.path, self._number, keep=asked.keep)
+            except OSError as error:
+                self._miss_checkpoint(error)
+            else:
+                self._saved()
+        if self.journal:
+            try:
+                self.journal.close()
+            except JournalError as error:
+                _log.error("%s", error)
+        if self.parking:
+            self.parking.close()
+
+    @property
+    def _number(self) -> int:
+        """Of the last entry of the journal whose ticks were stepped."""
+        return self.journal.number - 1 if self.journal else self._journalled
+
+    def _plan(self) -> None:
+        wanted = self._config.checkpoint.path and self._config.checkpoint.interval
+        self._next = time.monotonic() + wanted if wanted else math.inf
+
+    def _saved(self) -> None:
+        """A checkpoint is there: what the journal has of before the oldest is needed no more."""
+        self._values["checkpoint_last_success_timestamp_seconds"] = time.time()
+        if self.journal:
+            assert self._config.checkpoint.path
+            try:
+                self.journal.forget(checkpoint.journalled(self._config.checkpoint.path) + 1)
+            except JournalError as error:
+                self._said.warn("journal", "journal", why=str(error))
+
+    def _resume(self) -> None:
+        """Write on where there is room again, from the checkpoint on that is to be made now."""
+        if self.journal and self.journal.suspended:
+            try:
+                self.journal.roll()
+            except JournalError as error:
+                self._said.warn("journal", "journal", why=str(error))
+            else:
+                self.journal.resume()
+
+    def _miss_checkpoint(self, error: OSError) -> None:
+        """Log and count a failure; the next time it is tried again."""
+        self._values["checkpoint_failures"] += 1
+        _log.error("no checkpoint: %s; free space there or set checkpoint.path", error)
+
+
+def open_engine(config: Config) -> tuple[Engine, int]:
+    """The engine, with what a checkpoint brought back; the last entry of the journal in that.
+
+    Raises:
+        ModelError, BackendError, CheckpointError: each with one line.
+    """
+    evict = config.engine.when_full == "evict"
+    engine = Engine(
+        load_model(config.model),
+        backend=config.engine.backend,
+        max_series=config.engine.max_series,
+        max_batch=config.engine.max_batch,
+        coverage=config.interval.coverage,
+        threads=config.engine.threads,
+        max_key=config.input.max_key,
+        ordered=evict or config.engine.idle_timeout > 0,
+        evict=evict and not config.engine.parking,
+        keep_latest=bool(config.snapshot.bind),
+        policies=Policies(**config.ticks.model_dump()),
+    )
+    if config.engine.backend == "auto":
+        took, why = engine.backend, engine.backend_reason
+        logs.event(logging.INFO, "backend", took=took, because=why)
+    path = config.checkpoint.path
+    if path and not path.parent.is_dir():
+        raise CheckpointError(f"{path}: its folder does not exist; make it")
+    restored = checkpoint.load(engine, path) if path else None
+    if restored is None:
+        return engine, 0
+    for each in restored.damaged:
+        _log.error("%s; going on from %s", each.partition(";")[0], restored.path)
+    logs.event(logging.INFO, "restored", checkpoint=restored.path, series=engine.series.active)
+    return engine, restored.journalled
+
+
+def journal_of(checkpoint: Path) -> Path:
+    """The folder of the journal that goes with a checkpoint."""
+    return checkpoint.with_name(f"{checkpoint.name}.journal")
