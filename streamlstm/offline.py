@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from streamlstm import checkpoint
+from streamlstm import checkpoint, kept
 from streamlstm.client import in_time_order
 from streamlstm.config import Config, ConfigError
 from streamlstm.datasets.bundled import DATASETS, load
