@@ -42,7 +42,7 @@ class Backlog:
     """A queue of ticks, for the compiled functions below."""
 
     def __init__(
-        self, policy: Policy, most: int, batch: int, inputs: int, series: int, read: int = 0
+        self, policy: Policy, most: int, batch: int, inputs: int, series: int, read: int
     ) -> None:
         """Keep ``most`` ticks waiting, of slots below ``series``; ``batch`` are added at once.
 
@@ -73,6 +73,12 @@ class Backlog:
         begin, end = queue.bounds.tolist()
         end = min(end, begin + queue.batch)
         return rows_of(queue.ticks, begin, end), int(queue.taken[begin % len(queue.taken)])
+
+    @property
+    def waiting(self) -> Ticks:
+        """All of them."""
+        begin, end = self.queue.bounds.tolist()
+        return rows_of(self.queue.ticks, begin, end)
 
     def drop(self, count: int) -> None:
         """The first ``count`` wait no more; they stay readable until others are added."""

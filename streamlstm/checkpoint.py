@@ -1,211 +1,421 @@
-"""Atomic snapshots of an engine's series: one ``.safetensors``, replaced whole or not at all.
+"""Snapshots of an engine's series, replaced whole or not at all, the last few of them kept.
 
-Tensors are those of the state table, cut to the slots in use, and ``recurrent``, ``key.names``,
-``key.lengths``. The metadata key ``streamlstm`` holds JSON: format, model id, the last entry
-of the journal that is in it, a CRC-32 a tensor.
+``NAME`` is the newest, ``NAME.1`` the one before it, and so on. A file is magic ``STREAMLC``, u32
+format, u32 bytes of the header, u64 SipHash-1-3 of it, and the header: JSON, padded to 8 bytes.
+Then pieces: u64 SipHash-1-3 of the rest of it, u32 its number from 0, u32 rows, and the rows, each
+of a series, in no order: its slot, its record in the state table, its recurrent state. All is
+little endian; the header says which fields lie where, and how many rows there are in all.
 """
 
-import ctypes
+import contextlib
 import json
+import math
 import os
-import signal
-import warnings
-import zlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from streamlstm.engine import Engine
+from streamlstm.copy_on_write import MORE, sweep
+from streamlstm.engine import Engine, Latest
+from streamlstm.hashing import checksum
 
-FORMAT = 1
-PR_SET_PDEATHSIG = 1
-"""prctl(2): the signal that a process is sent when its parent ends."""
+FORMAT = 2
+
+MAGIC = b"STREAMLC"
+"""What a checkpoint begins with."""
+_START = np.dtype([("magic", "S8"), ("format", "<u4"), ("length", "<u4"), ("checksum", "<u8")])
+_PIECE = np.dtype([("checksum", "<u8"), ("number", "<u4"), ("rows", "<u4")])
+_PIECE_BYTES = 1 << 20
+"""Bytes of a piece, about."""
+_SYNC_BYTES = 1 << 25
+"""Bytes after which what was written is forced to disk, lest all wait for it at the end."""
+_PAUSE = 0.001
+"""Seconds until it is looked again whether there is something to be written, or room."""
+_NICE = 10
+"""How much less important than serving ticks the writing is, nice(2)."""
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message is one line and says the mend."""
 
 
-def save(engine: Engine, path: Path, journalled: int = 0) -> None:
-    """Write the state of all series to ``path``, readable by its owner alone.
+class DamagedError(CheckpointError):
+    """It is not what was written; an older one may serve."""
 
-    ``journalled`` is the number of the last entry of the journal whose ticks are in it.
 
-    Raises:
-        OSError: the file cannot be written; the one before it is left as it was.
-    """
-    series = engine.series
-    n = series.active
-    fields = series.state | {"key.names": series.index.names, "key.lengths": series.index.lengths}
-    tensors = {name: np.ascontiguousarray(array[:n]) for name, array in fields.items()}
-    tensors["recurrent"] = engine.kernels.to_host(engine.buffers, np.arange(n, dtype=np.int32))
-    header = {
-        "format": FORMAT,
-        "model": engine.model.id,
-        "coverage": engine.coverage,
-        "journal": journalled,
-        "crc32": {name: _crc(tensor) for name, tensor in tensors.items()},
-    }
-    temporary = path.with_name(f".{path.name}.new")  # one name: a crash leaves one file at most
-    try:
-        os.close(os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600))
-        save_file(tensors, temporary, {"streamlstm": json.dumps(header)})
-        _sync(temporary)
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, SafetensorError):  # what the library makes of a full disk, say
-            raise OSError(f"{path}: {error}") from error
-        raise
-    _sync(path.parent)
+class Restored(NamedTuple):
+    """What was brought back."""
+
+    journalled: int
+    """number of the last entry of the journal that is in it"""
+    path: Path
+    damaged: list[str]
+    """why each newer one was passed over"""
 
 
 class Saving:
-    """A checkpoint being written by a child process, whose memory is a copy of this moment's.
+    """A checkpoint being written, of the moment at which it began, by a thread.
 
-    The system copies a page only when either side writes to it, so the engine can be stepped on;
-    how long to fork takes grows with the memory in use, about 10 ms a gigabyte.
-
-    Attributes:
-        journalled: as given to :func:`save`.
+    Rows are copied by whoever steps the engine: before they change, and all others by
+    :func:`streamlstm.copy_on_write.sweep`, which is to be called between batches.
     """
 
-    def __init__(self, engine: Engine, path: Path, journalled: int = 0) -> None:
-        """Begin; the process that calls is told of the end by SIGCHLD.
+    def __init__(
+        self,
+        engine: Engine,
+        path: Path,
+        journalled: int = 0,
+        *,
+        keep: int = 1,
+        tell: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Begin, between two batches.
 
-        Raises:
-            OSError: the system has no room for another process.
+        Args:
+            engine: it may be stepped on.
+            path: the file, readable by its owner alone.
+            journalled: the number of the last entry of the journal whose ticks are in it.
+            keep: how many to keep, this one included.
+            tell: called by the thread at its end.
         """
-        self.journalled = journalled
-        self._said, to_say = os.pipe()
-        with warnings.catch_warnings():
-            # other threads are not there in the child, which takes no lock of theirs
-            warnings.simplefilter("ignore", DeprecationWarning)
-            try:
-                self.pid = os.fork()
-            except OSError:
-                os.close(self._said)
-                os.close(to_say)
-                raise
-        if self.pid == 0:
-            self._write(engine, path, to_say)
-        os.close(to_say)
-
-    def _write(self, engine: Engine, path: Path, to_say: int) -> NoReturn:
-        """Be the child; nothing is cleaned up at its end, for what is open is the parent's."""
-        code = 1
-        try:
-            signal.set_wakeup_fd(-1)
-            os.closerange(3, to_say)  # whom the parent hangs up on is not to wait for this end
-            os.closerange(to_say + 1, os.sysconf("SC_OPEN_MAX"))
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, signal.SIG_IGN)  # the parent ends it
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            os.nice(10)
-            save(engine, path, self.journalled)
-            code = 0
-        except BaseException as error:
-            os.write(to_say, str(error).encode()[:4096])
-        finally:
-            os._exit(code)
+        self._path, self._keep, self._tell = path, keep, tell
+        self._copies, used = engine.series.copies, engine.series.used
+        states = engine.kernels.host_records(engine.buffers)
+        if not len(states):  # they lie on a device
+            slots = np.arange(used, dtype=np.int32)
+            states = engine.kernels.to_host(engine.buffers, slots).reshape(used, -1)
+        rows = self._copies.begin(used, states)
+        self._total = rows * self._copies.row.itemsize
+        self._header = _pack_header(engine, rows, journalled)
+        self._error: OSError | None = None
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
+        self._thread.start()
 
     def done(self) -> bool:
         """Whether it is over.
 
         Raises:
-            OSError: it failed; the file before it is left as it was.
+            OSError: it failed; the files before it are left as they were.
         """
-        pid, status = os.waitpid(self.pid, os.WNOHANG)
-        if pid == 0:
+        if self._thread.is_alive():
             return False
-        self._end(status)
+        self._thread.join()
+        self._copies.end()
+        if self._error:
+            raise self._error
         return True
 
+    def finish(self) -> None:
+        """Do nothing else until it is over.
+
+        Raises:
+            OSError: as :meth:`done`.
+        """
+        while not self.done():
+            if sweep(self._copies.shadow) != MORE:
+                time.sleep(_PAUSE)
+
     def stop(self) -> None:
-        """End it; the file before it is left as it was."""
-        os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
-        os.close(self._said)
+        """End it; where it was not over, the files before it are left as they were."""
+        self._stopped.set()
+        self._thread.join()
+        self._copies.end()
 
-    def _end(self, status: int) -> None:
-        with open(self._said, "rb") as said:
-            why = said.read().decode()
-        if code := os.waitstatus_to_exitcode(status):
-            raise OSError(why or f"the child that wrote it ended with {code}")
+    # the thread
+
+    def _run(self) -> None:
+        try:
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+            self._write()
+        except OSError as error:
+            self._error = error
+        except BaseException as error:  # never seen; but who waits for it is to know
+            self._error = OSError(f"{self._path}: {error!r}")
+        finally:
+            self._tell()
+
+    def _write(self) -> None:
+        path = self._path
+        temporary = path.with_name(f".{path.name}.new")  # one name: a crash leaves one at most
+        descriptor = os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
+        try:
+            try:
+                _write_all(descriptor, self._header)
+                self._write_rows(descriptor)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            if self._stopped.is_set():
+                temporary.unlink()
+                return
+            _put(temporary, path, self._keep)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def _write_rows(self, descriptor: int) -> None:
+        row, copies = self._copies.row.itemsize, self._copies
+        most = max(1, _PIECE_BYTES // row) * row
+        head, number, done, synced = np.zeros(1, _PIECE), 0, 0, 0
+        buffer = np.zeros(_PIECE.itemsize + most, np.uint8)
+        while done < self._total and not self._stopped.is_set():
+            ready = min(copies.written() - done, most)
+            if ready < min(most, self._total - done):
+                time.sleep(_PAUSE)
+                continue
+            head["number"], head["rows"] = number, ready // row
+            size = _PIECE.itemsize + ready
+            buffer[_PIECE.itemsize : size] = copies.read(done, done + ready)
+            buffer[: _PIECE.itemsize] = head.view(np.uint8)
+            buffer[:8] = np.frombuffer(np.uint64(checksum(buffer[8:size])), np.uint8)
+            _write_all(descriptor, buffer[:size].data)
+            number, done = number + 1, done + ready
+            copies.done_with(done)
+            if done >= synced + _SYNC_BYTES:
+                os.fdatasync(descriptor)
+                synced = done
 
 
-def load(engine: Engine, path: Path) -> int | None:
-    """Bring the series of ``path`` back into a fresh engine; None where there is no such file.
-
-    Returns the number of the last entry of the journal that is in it.
+def save(engine: Engine, path: Path, journalled: int = 0, *, keep: int = 1) -> None:
+    """Write the state of all series, and return when it is on disk; as :class:`Saving`.
 
     Raises:
-        CheckpointError: damaged, of another format or model, or of more series than there is room.
+        OSError: the file cannot be written; those before it are left as they were.
     """
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, framework="numpy") as file:
-            header = json.loads((file.metadata() or {})["streamlstm"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        found, model, crcs = header["format"], header["model"], header["crc32"]
-        coverage, journalled = header["coverage"], int(header.get("journal", 0))
-        damaged = [name for name, tensor in tensors.items() if _crc(tensor) != crcs[name]]
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise _refused(path, f"damaged ({error})") from error
-    if found != FORMAT:
-        raise _refused(path, f"of format {found}, this version reads {FORMAT}")
-    if damaged or tensors.keys() != crcs.keys():
-        raise _refused(path, "damaged (checksums differ)")
+    Saving(engine, path, journalled, keep=keep).finish()
+
+
+def warm_up(engine: Engine) -> None:
+    """Compile all that a checkpoint can need."""
+    sweep(engine.series.copies.shadow)
+    engine.series.copies.written()
+    checksum(b"")
+
+
+def load(engine: Engine, path: Path) -> Restored | None:
+    """Bring the series of the newest sound checkpoint, if any, back into a fresh engine.
+
+    Raises:
+        CheckpointError: all are damaged, or the newest sound one is of another format or model, or
+            of more series than there is room for.
+    """
+    damaged: list[str] = []
+    for each in kept(path):
+        try:
+            with open(each, "rb") as file:
+                header = _read_header(each, file)
+                _refuse_others(each, header, engine)
+                _verify(each, file, header, engine)
+                _restore(each, file, header, engine)
+        except DamagedError as error:
+            damaged.append(str(error))
+        except OSError as error:
+            damaged.append(f"{each}: checkpoint cannot be read ({error.strerror})")
+        else:
+            return Restored(header["journal"], each, damaged)
+    if damaged:
+        raise DamagedError(damaged[0])
+    return None
+
+
+def kept(path: Path) -> list[Path]:
+    """The checkpoints there are, the newest first."""
+    older = [
+        each
+        for each in path.parent.iterdir()
+        if each.stem == path.name and each.suffix[1:].isdecimal()
+    ]
+    older.sort(key=lambda each: int(each.suffix[1:]))
+    return [path, *older] if path.exists() else older
+
+
+def journalled(path: Path) -> int:
+    """Number of the last entry of the journal that every checkpoint kept has, 0: none is known."""
+    numbers = []
+    for each in kept(path):
+        with contextlib.suppress(CheckpointError, OSError), open(each, "rb") as file:
+            numbers.append(int(_read_header(each, file)["journal"]))
+    return min(numbers, default=0)
+
+
+# --- the file -------------------------------------------------------------------------------------
+
+
+def _pack_header(engine: Engine, rows: int, journalled: int) -> bytes:
+    header = {
+        "model": engine.model.id,
+        "coverage": engine.coverage,
+        "journal": journalled,
+        "series": rows,
+        "slots": engine.series.used,
+        "fields": _fields(engine.series.copies.row),
+    }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    start = np.zeros(1, _START)
+    start["magic"], start["format"], start["length"] = MAGIC, FORMAT, len(text)
+    start["checksum"] = checksum(text)
+    return start.tobytes() + text
+
+
+def _fields(row: np.dtype[Any]) -> list[Any]:
+    """How the fields of a row lie: name, type or fields, shape, offset."""
+    found: list[Any] = []
+    for name, (kind, offset, *_) in (row.fields or {}).items():
+        inner = _fields(kind) if kind.fields else kind.base.str
+        found.append([name, inner, list(kind.shape), offset])
+    return [*found, row.itemsize]
+
+
+def _read_header(path: Path, file: BufferedReader) -> dict[str, Any]:
+    """What the header says, with ``begin``, where the pieces begin."""
+    raw = file.read(_START.itemsize)
+    if len(raw) < _START.itemsize or raw[:8] != MAGIC:
+        raise _damaged(path, "is no checkpoint, or one of an early version")
+    start = np.frombuffer(raw, _START)[0]
+    if start["format"] != FORMAT:
+        raise _refused(path, f"of format {start['format']}, this version reads {FORMAT}")
+    text = file.read(min(int(start["length"]), 1 << 24))
+    if len(text) != start["length"] or checksum(text) != start["checksum"]:
+        raise _damaged(path, "header")
+    header: dict[str, Any] = json.loads(text)
+    return header | {"begin": _START.itemsize + len(text)}
+
+
+def _row_of(path: Path, header: dict[str, Any], engine: Engine) -> np.dtype[np.void]:
+    """How a row of the file lies: it may have keys of another width, and latest predictions."""
+    row = _dtype(header["fields"])
+    kinds, wanted = _kinds(row["record"]), _kinds(engine.series.table.dtype)
+    kinds["name"] = wanted["name"]
+    for name in Latest._fields:
+        if name not in kinds or name not in wanted:
+            kinds.pop(name, None)
+            wanted.pop(name, None)
+    other = [name for name in kinds | wanted if kinds.get(name) != wanted.get(name)]
+    if row["state"].shape != (math.prod(_record_shape(engine)),):
+        other.append("state")
+    if other:
+        raise _refused(path, f"made with other settings ({other[0]})")
+    return row
+
+
+def _kinds(record: np.dtype[Any]) -> dict[str, np.dtype[Any]]:
+    return {name: kind for name, (kind, *_) in (record.fields or {}).items()}
+
+
+def _dtype(fields: list[Any]) -> np.dtype[np.void]:
+    """What :func:`_fields` gave."""
+    *named, itemsize = fields
+    names, kinds, shapes, offsets = zip(*named, strict=True)
+    formats = [
+        (_dtype(kind) if isinstance(kind, list) else kind, tuple(shape))
+        for kind, shape in zip(kinds, shapes, strict=True)
+    ]
+    return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": itemsize})
+
+
+def _record_shape(engine: Engine) -> tuple[int, ...]:
+    """Of a recurrent state."""
+    return engine.kernels.to_host(engine.buffers, np.zeros(0, np.int32)).shape[1:]
+
+
+def _refuse_others(path: Path, header: dict[str, Any], engine: Engine) -> None:
+    model, coverage, slots = header["model"], header["coverage"], header["slots"]
     if model != engine.model.id:
         raise _refused(path, f"of model {model}, this is {engine.model.id}")
     if coverage != engine.coverage:
         raise _refused(path, f"made at interval.coverage = {coverage}, now {engine.coverage}")
-    _restore(engine, path, tensors)
-    return journalled
+    if slots > engine.series.capacity:
+        raise _refused(path, f"of {slots} series, max_series is {engine.series.capacity}; raise it")
 
 
-def _restore(engine: Engine, path: Path, tensors: dict[str, NDArray[Any]]) -> None:
-    series, index = engine.series, engine.series.index
-    names, lengths = tensors.get("key.names"), tensors.get("key.lengths")
-    if names is None or lengths is None or names.dtype != np.uint8 or lengths.dtype != np.uint16:
-        raise _refused(path, "without keys")
-    n, widest = len(lengths), index.names.shape[1]
-    if n > series.capacity:
-        raise _refused(path, f"of {n} series, max_series is {series.capacity}; raise it")
-    if len(names) != n or (n and not 1 <= lengths.min() <= lengths.max() <= names.shape[1]):
-        raise _refused(path, "with keys that cannot be")
-    if n and lengths.max() > widest:
-        raise _refused(path, f"has keys of {lengths.max()} bytes, max_key is {widest}; raise it")
-    slots = np.arange(n, dtype=np.int32)
-    expected = {name: array[:0] for name, array in series.state.items()}
-    expected["recurrent"] = engine.kernels.to_host(engine.buffers, slots[:0])
-    for name, like in expected.items():
-        given = tensors.get(name)
-        if given is None or given.dtype != like.dtype or given.shape != (n, *like.shape[1:]):
-            raise _refused(path, f"made with other settings ({name})")
-    series.restore(names, lengths)
-    for name, array in series.state.items():
-        array[:n] = tensors[name]
-    engine.kernels.from_host(engine.buffers, slots, tensors["recurrent"])
+def _pieces(
+    path: Path, file: BufferedReader, header: dict[str, Any], row: np.dtype[np.void]
+) -> Iterator[NDArray[np.void]]:
+    """All rows, some at a time; valid until the next are asked for."""
+    file.seek(header["begin"])
+    head, left, number = np.zeros(1, _PIECE), header["series"], 0
+    buffer = np.zeros(0, np.uint8)
+    while left:
+        if file.readinto(head.data.cast("B")) < _PIECE.itemsize:
+            raise _damaged(path, "ends too early")
+        count = int(head["rows"][0])
+        if not 0 < count <= left or head["number"][0] != number:
+            raise _damaged(path, "piece out of place")
+        size = _PIECE.itemsize + count * row.itemsize
+        if len(buffer) < size:
+            buffer = np.zeros(size, np.uint8)
+        buffer[: _PIECE.itemsize] = head.view(np.uint8)
+        if file.readinto(buffer[_PIECE.itemsize : size].data) < size - _PIECE.itemsize:
+            raise _damaged(path, "ends too early")
+        if checksum(buffer[8:size]) != head["checksum"][0]:
+            raise _damaged(path, "checksums differ")
+        yield buffer[_PIECE.itemsize : size].view(row)
+        left, number = left - count, number + 1
+    if file.read(1):
+        raise _damaged(path, "goes on too long")
 
 
-def _crc(tensor: NDArray[Any]) -> int:
-    return zlib.crc32(np.ascontiguousarray(tensor).data)
+def _verify(path: Path, file: BufferedReader, header: dict[str, Any], engine: Engine) -> None:
+    """Look at all of it before anything is changed."""
+    row = _row_of(path, header, engine)
+    widest, seen = engine.series.index.names.shape[1], np.zeros(header["slots"], bool)
+    for rows in _pieces(path, file, header, row):
+        slots, lengths = rows["slot"], rows["record"]["length"]
+        if slots.min() < 0 or slots.max() >= len(seen) or seen[slots].any() or not lengths.min():
+            raise _damaged(path, "has series that cannot be")
+        if lengths.max() > widest:
+            raise _refused(
+                path, f"has keys of {lengths.max()} bytes, max_key is {widest}; raise it"
+            )
+        seen[slots] = True
+
+
+def _restore(path: Path, file: BufferedReader, header: dict[str, Any], engine: Engine) -> None:
+    row = _row_of(path, header, engine)
+    shape = _record_shape(engine)
+    for rows in _pieces(path, file, header, row):
+        slots, records = rows["slot"].astype(np.int32), rows["record"]
+        engine.series.restore(records["name"], records["length"], slots)
+        for name, array in engine.series.state.items():
+            if name in (records.dtype.names or ()):
+                array[slots] = records[name]
+        states = np.ascontiguousarray(rows["state"]).reshape(len(rows), *shape)
+        engine.kernels.from_host(engine.buffers, slots, states)
+    engine.series.arrange()
+
+
+def _put(temporary: Path, path: Path, keep: int) -> None:
+    """Give a file its name, the one before it the next, and so on; :func:`kept` knows any rest."""
+    for each in kept(path)[keep:]:
+        each.unlink()
+    for older in reversed(kept(path)[: keep - 1]):
+        number = 0 if older == path else int(older.suffix[1:])
+        os.replace(older, path.with_name(f"{path.name}.{number + 1}"))
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _write_all(descriptor: int, data: memoryview | bytes) -> None:
+    left = memoryview(data).cast("B")
+    while left:
+        left = left[os.write(descriptor, left) :]
+
+
+def _damaged(path: Path, what: str) -> DamagedError:
+    return DamagedError(f"{path}: checkpoint damaged ({what}); move it away to start with no state")
 
 
 def _refused(path: Path, why: str) -> CheckpointError:
     return CheckpointError(f"{path}: checkpoint {why}; move it away to start with no state")
-
-
-def _sync(path: str | Path) -> None:
-    """Force a file or folder to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

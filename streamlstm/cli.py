@@ -105,6 +105,12 @@ def _check(options: argparse.Namespace) -> int:
     return 0
 
 
+def _replay(options: argparse.Namespace) -> int:
+    from streamlstm import offline
+
+    return offline.command(_load(options), options)
+
+
 def _for_people(name: str) -> Callable[[argparse.Namespace], int | None]:
     def call(options: argparse.Namespace) -> int | None:
         from streamlstm import commands
@@ -212,6 +218,7 @@ def _parser() -> _Parser:
     for name, call, about in (
         ("run", _run, "run the daemon"),
         ("check", _check, "check configuration and model, and start nothing"),
+        ("replay", _replay, "run a journal, a checkpoint or a table through the same engine"),
     ):
         made = command(name, call, about)
         made.add_argument("--config", type=Path, metavar="FILE", help="streamlstm.toml")
@@ -228,6 +235,8 @@ def _parser() -> _Parser:
                 action="store_true",
                 help="when ready, print one line of JSON that says where it is reached",
             )
+        if name == "replay":
+            _replay_arguments(made)
 
     publish = command(
         "publish", _for_people("publish"), "publish a table as ticks, to try a daemon"
@@ -265,6 +274,11 @@ def _parser() -> _Parser:
     watch.add_argument("prefix", nargs="?", default="", help="of the series' names (default: all)")
     watch.add_argument("--format", choices=FORMATS, default="json", help="(default: json)")
     watch.add_argument("--json", action="store_true", help="a line of JSON for each prediction")
+    watch.add_argument(
+        "--snapshot",
+        metavar="ENDPOINT",
+        help="begin with the latest of each series, from the daemon's snapshot.bind there",
+    )
     watch.add_argument("--count", type=_count, default=0, metavar="N", help="leave after N of them")
     watch.add_argument(
         "--wait",
@@ -289,6 +303,25 @@ def _key_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("keys, where the daemon asks for them")
     group.add_argument("--server-key", type=Path, metavar="FILE", help="the daemon's NAME.key")
     group.add_argument("--key", type=Path, metavar="FILE", help="your own NAME.key_secret")
+
+
+def _replay_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source",
+        nargs="?",
+        help="a journal's folder, a checkpoint (its journal is run on top of it), a CSV or Parquet"
+        " file, or the name of a bundled series (default: checkpoint.path)",
+    )
+    parser.add_argument(
+        "--compare",
+        metavar="OTHER",
+        help="run this too, and say where the two first differ in a bit; exit code 1 if they do",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="write the forecasts, to .csv or .parquet"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    _table_arguments(parser)
 
 
 def _table_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,5 +1,6 @@
 """The other ends of the daemon's sockets: a feed of ticks, and a listener to predictions."""
 
+import secrets
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,11 +12,13 @@ from numpy.typing import NDArray
 from streamlstm.datasets.frames import SeriesData
 from streamlstm.security import Curve
 from streamlstm.transport import WELCOME, TransportError
-from streamlstm.wire.format import BATCH, TOPIC, Format
+from streamlstm.wire.format import BATCH, JOINED, REFUSED, SNAPSHOT, TOPIC, Format
 from streamlstm.wire.peer import Prediction, decode_predictions, encode_tick
 
 LINGER = 30.0
 """Seconds in which what was sent may still go out."""
+_JOIN = 1.0
+"""Seconds for the output to say that it knows of a subscription."""
 _LOOK_UP = 200
 """Milliseconds after which a feed that waits looks whether the daemon is still there."""
 
@@ -44,6 +47,7 @@ class Feed:
         self.socket = self._context.socket(zmq.XPUB)
         self.socket.setsockopt(zmq.XPUB_NODROP, 1)
         self.socket.sndtimeo = _LOOK_UP
+        self._name, self._seq = secrets.token_hex(4), 0
         self._events = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         try:
             if bind:
@@ -70,13 +74,33 @@ class Feed:
                 " up, does its input listen there, and do the keys fit, if it asks for any?"
             )
 
-    def send(self, series: str, ts_ns: int, values: Sequence[float], *, warm: bool = False) -> None:
-        """Publish one tick.
+    def send(
+        self,
+        series: str,
+        ts_ns: int,
+        values: Sequence[float],
+        *,
+        warm: bool = False,
+        reset: bool = False,
+        end: bool = False,
+    ) -> None:
+        """Publish one tick; the daemon counts those that do not reach it.
 
         Raises:
             TransportError: the daemon went away, seen while waiting for it to take more.
         """
-        message = encode_tick(self.format, series, ts_ns, values, warm=warm)
+        message = encode_tick(
+            self.format,
+            series,
+            ts_ns,
+            values,
+            warm=warm,
+            reset=reset,
+            end=end,
+            seq=self._seq,
+            publisher=self._name,
+        )
+        self._seq += 1
         while True:
             try:
                 self.socket.send_multipart(message)
@@ -121,6 +145,8 @@ class Listener:
         self._context = zmq.Context()
         self.socket = self._context.socket(zmq.SUB)
         self.socket.rcvhwm = 0
+        self._known: dict[str, int] = {}
+        self._boot = -1
         self.socket.subscribe(WELCOME)
         self.socket.subscribe(BATCH if format == "arrow" else TOPIC + prefix.encode())
         try:
@@ -152,9 +178,71 @@ class Listener:
             message = self.socket.recv_multipart()
             if message != [WELCOME]:
                 for prediction in decode_predictions(self.format, message):
-                    if prediction.series.startswith(self.prefix):  # a batch has all
+                    if self._is_new(prediction):
                         yield prediction
             waiting = self.socket.poll(0)
+
+    def catch_up(self, endpoint: str, seconds: float) -> list[Prediction]:
+        """The latest prediction of each series, from the daemon's snapshot service.
+
+        What :meth:`receive` gives from now on follows on these: none is missing, none comes twice.
+
+        Raises:
+            TransportError: the endpoint is malformed, or no snapshot came within ``seconds``.
+        """
+        until = time.monotonic() + seconds
+        with self._context.socket(zmq.DEALER) as asking:
+            asking.linger = 0
+            try:
+                asking.connect(endpoint)
+            except zmq.ZMQError as error:
+                raise TransportError(
+                    f"{endpoint}: {error.strerror}; give one like tcp://host:5557"
+                ) from None
+            while True:
+                token = secrets.token_hex(8).encode()
+                self.socket.subscribe(JOINED + token)
+                asking.send_multipart([self.prefix.encode(), token])
+                found = self._snapshot(asking, endpoint, until)
+                if self._joined(JOINED + token):
+                    break
+        self._known = {each.series: each.seq for each in found}
+        self._boot = found[0].boot if found else -1
+        return found
+
+    def _snapshot(
+        self, asking: "zmq.Socket[bytes]", endpoint: str, until: float
+    ) -> list[Prediction]:
+        found: list[Prediction] = []
+        while asking.poll(max(0, round(1000 * (until - time.monotonic())))):
+            message = asking.recv_multipart()
+            if message[0] == REFUSED:
+                raise TransportError(f"{endpoint}: no snapshot: {message[-1].decode()}")
+            if message[0] == SNAPSHOT:
+                return found
+            found += decode_predictions(self.format, message)
+        raise TransportError(
+            f"{endpoint}: no snapshot in time; is that the daemon's snapshot.bind?"
+        )
+
+    def _joined(self, topic: bytes) -> bool:
+        """Whether all is subscribed since before the snapshot; what came before is forgotten."""
+        until = time.monotonic() + _JOIN
+        while self.socket.poll(max(0, round(1000 * (until - time.monotonic())))):
+            if self.socket.recv_multipart()[0] == topic:
+                self.socket.unsubscribe(topic)
+                return True
+        return False
+
+    def _is_new(self, prediction: Prediction) -> bool:
+        """Whether it is asked for, and later than the snapshot."""
+        if not prediction.series.startswith(self.prefix):  # a batch has all
+            return False
+        if prediction.boot == self._boot:
+            if prediction.seq <= self._known.get(prediction.series, 0):
+                return False
+            self._known.pop(prediction.series, None)  # so that a series may begin anew
+        return True
 
     def close(self) -> None:
         """Leave."""

@@ -390,10 +390,11 @@ def watch(options: argparse.Namespace) -> None:
     try:
         listener.wait(options.wait)
         print(f"watching {options.endpoint}; Ctrl-C ends it", file=sys.stderr, flush=True)
+        first = listener.catch_up(options.snapshot, options.wait) if options.snapshot else []
         if options.json or not sys.stdout.isatty():
-            _watch_lines(listener, options)
+            _watch_lines(listener, options, first)
         else:
-            _watch_table(listener, options)
+            _watch_table(listener, options, first)
     finally:
         listener.close()
 
@@ -415,32 +416,34 @@ def _warn(text: str) -> None:
         print(printable(text), file=sys.stderr, flush=True)
 
 
-def _watch_lines(listener: Listener, options: argparse.Namespace) -> None:
+def _watch_lines(listener: Listener, options: argparse.Namespace, first: list[Prediction]) -> None:
     """Time, series, and of the first step ahead forecast, lower and upper."""
     left = options.count or -1
     continuity = Continuity()
     while left:
-        for prediction in listener.receive(3600):
+        for prediction in itertools.chain(first, listener.receive(3600)):
             _warn(continuity.broken(prediction))
             print(_line(prediction, options.json), flush=True)
             left -= 1
             if not left:
                 return
+        first = []
 
 
-def _watch_table(listener: Listener, options: argparse.Namespace) -> None:
+def _watch_table(listener: Listener, options: argparse.Namespace, first: list[Prediction]) -> None:
     latest: dict[str, Prediction] = {}
     continuity = Continuity()
     count, began = 0, time.monotonic()
     with Live(console=_Console(), refresh_per_second=8, transient=False) as live:
         while not options.count or count < options.count:
-            for prediction in listener.receive(0.1):
+            for prediction in itertools.chain(first, listener.receive(0.1)):
                 _warn(continuity.broken(prediction))
                 latest.pop(prediction.series, None)
                 latest[prediction.series] = prediction  # the latest last
                 count += 1
                 if count == options.count or time.monotonic() > began + 3600:
                     break
+            first = []
             live.update(_watched(latest, count, live.console.size.height - 6))
 
 

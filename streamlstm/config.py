@@ -164,7 +164,33 @@ class Engine(_Table):
         default=100_000,
         ge=1,
         le=100_000_000,
-        description="series kept; ticks of further ones are dropped",
+        description="series kept at once",
+    )
+    when_full: Literal["reject", "evict"] = Field(
+        default="reject",
+        description="what a further series meets: reject (its ticks are dropped), evict (the series"
+        " that was idle longest is closed, unless a tick of it waits)",
+    )
+    idle_timeout: float = Field(
+        default=0,
+        ge=0,
+        le=1e9,
+        description="seconds after which a series that sends nothing is closed; 0: never",
+    )
+    parking: OptionalPath = Field(
+        default=None,
+        description="file that keeps the state of series closed for either reason until they speak"
+        " again; empty: they start anew",
+    )
+
+
+class Snapshot(_Table):
+    """The service that tells those who join late the latest prediction of each series."""
+
+    bind: Texts = Field(
+        default=(),
+        description="endpoints to listen on, such as tcp://127.0.0.1:5557; empty: none, and no"
+        " prediction is kept (one takes 24 bytes a step and target)",
     )
 
 
@@ -248,6 +274,13 @@ class Checkpoint(_Table):
     interval: float = Field(
         default=60, ge=0, le=1e9, description="seconds between two; 0: at stop only"
     )
+    keep: int = Field(
+        default=2,
+        ge=1,
+        le=1000,
+        description="how many; an older one serves where the newest is damaged, with the journal"
+        " since then",
+    )
 
 
 class Journal(_Table):
@@ -291,6 +324,7 @@ class Config(_Table):
     model: Path = Field(description="the model file, as `streamlstm fit` writes it")
     input: Input = Input()
     output: Output = Output()
+    snapshot: Snapshot = Snapshot()
     engine: Engine = Engine()
     interval: Interval = Interval()
     metrics: Metrics = Metrics()

@@ -19,7 +19,7 @@ import zmq
 
 from streamlstm.config import Config
 from streamlstm.security import Curve, Doors, SecurityError
-from streamlstm.transport import Publisher, Receiver
+from streamlstm.transport import Publisher, Receiver, Responder
 
 LOOK_EVERY = 0.1
 """Seconds at most from one look at what those who connect take to the next."""
@@ -39,6 +39,7 @@ class Ends:
     Attributes:
         context: of all of them.
         receiver, publisher: they have endpoints once :meth:`open` was called.
+        responder: one more, to serve snapshots, if these are asked for.
         doors: knows who is there.
     """
 
@@ -72,7 +73,12 @@ class Ends:
             most=config.engine.max_batch,
             curve=self._curve,
         )
-        self.doors = Doors(self.context, (self.receiver.socket, self.publisher.socket))
+        sockets = [self.receiver.socket, self.publisher.socket]
+        self.responder: Responder | None = None
+        if config.snapshot.bind:
+            self.responder = Responder(self.context, curve=self._curve)
+            sockets.append(self.responder.socket)
+        self.doors = Doors(self.context, sockets)
         self._most, self._closing = 0, False
         self._wakeup, self._end = os.pipe()
         self._watcher = Thread(target=self._watch, name="doors", daemon=True)
@@ -87,6 +93,8 @@ class Ends:
         before = os.umask(self._umask)
         try:
             self.publisher.open(wire_out.bind, wire_out.connect)
+            if self.responder:
+                self.responder.open(self._config.snapshot.bind)
             self.receiver.open(wire_in.bind, wire_in.connect)
         finally:
             os.umask(before)

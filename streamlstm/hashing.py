@@ -1,7 +1,10 @@
 """A keyed hash: where a key's slot is looked for, and whether what was written is still sound."""
 
+from typing import Any
+
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 from streamlstm.memory import load_u8, load_u64
 
@@ -54,3 +57,14 @@ def siphash(k0: np.uint64, k1: np.uint64, begin: int, length: int) -> np.uint64:
     for _ in range(3):
         a, b, c, d = _sip_round(a, b, c, d)
     return a ^ b ^ c ^ d
+
+
+def checksum(data: bytes | NDArray[np.uint8]) -> int:
+    """SipHash-1-3 with a seed of zeros, of bytes or of a contiguous array of them."""
+    array = np.frombuffer(data, np.uint8)
+    return int(_checksum(array.ctypes.data, len(array)))
+
+
+@njit(cache=True, nogil=True, _nrt=False)
+def _checksum(address: int, length: int) -> Any:
+    return siphash(np.uint64(0), np.uint64(0), address, length)

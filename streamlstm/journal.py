@@ -1,20 +1,7 @@
 """The write-ahead journal: every batch of ticks is on file before it is stepped.
 
-A folder of segments, ``<20 digits>.seg``, numbered without a gap in the order of writing; each is
-preallocated, so that a full disk shows when one is opened, and never used twice. A segment has a
-header of 4,096 bytes and then entries, one a batch; zeros follow the last. All is little endian.
-
-Header: magic ``STREAMLJ``; u32 format, byte order mark 0x01020304, inputs, bytes of the model id;
-u64 first (0, or see :class:`Journal`); two u64, the segment's own random seed of the checksums; the
-model id, padded to 456 bytes; u64 SipHash-1-3 of all that with a zero seed.
-
-Entry, a multiple of 8 bytes: u64 SipHash-1-3 of all the rest of it; u32 its length, u32 ticks; u64
-number; u64 number up to which all was known to be on disk when this was written; i64 now; u32 first
-new slot, new names, bytes of their text, 0. Then columns: ts i64, values f64 (ticks, inputs), slot
-i32, lengths of names u16, flags u8, text of names.
-
-Numbers count from 1 without a gap. What says that an entry is missing or damaged, and not merely
-torn off by a crash, is a later entry by which it was on disk.
+:class:`Journal` owns the files, which :mod:`streamlstm.segments` describes; :func:`append` and
+:func:`commit` are for compiled code.
 """
 
 import contextlib
@@ -23,8 +10,6 @@ import fcntl
 import os
 import secrets
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -32,40 +17,32 @@ import numpy as np
 from numba import njit, types
 from numpy.typing import NDArray
 
+from streamlstm.events import BACK, CHANGED, CREATE, EVICT, GONE, NEW, UNPARK, Events, told
 from streamlstm.hashing import siphash
-from streamlstm.memory import (
-    copy,
-    load_u32,
-    load_u64,
-    store_u16,
-    store_u32,
-    store_u64,
+from streamlstm.memory import copy, load_u32, store_u8, store_u16, store_u32, store_u64
+from streamlstm.segments import (
+    FORMAT,
+    HEAD,
+    HEAD_OF_SEGMENT,
+    HEADER,
+    ID,
+    MAGIC,
+    ORDER,
+    PAGE,
+    JournalError,
+    checksum,
+    error_at,
+    files_in,
+    first_of,
+    size_of_entry,
 )
-from streamlstm.ticks import Names, Ticks, rows_of
+from streamlstm.ticks import Ticks, rows_of
 
 Durability = Literal["strict", "interval", "off"]
 """A batch is on disk before its forecasts go out; soon after; or there is no journal."""
 
-FORMAT = 1
 FULL = -1
 """What :func:`append` returns where the next segment is not there yet: :meth:`Journal.roll`."""
-
-_MAGIC = b"STREAMLJ"
-_ORDER = 0x01020304
-_HEADER = 4096
-"""Bytes before the first entry: a page, so that no write of an entry touches the header."""
-_ID = 456
-"""Bytes that a model's id may have: the header lies in one sector of 512."""
-_HEAD = 56
-"""Bytes of an entry before its columns."""
-_PAGE = 4096
-
-_HEAD_OF_SEGMENT = np.dtype(
-    [
-        ("magic", "S8"), ("format", "<u4"), ("order", "<u4"), ("inputs", "<u4"), ("id", "<u4"),
-        ("first", "<u8"), ("seed", "<u8", 2), ("model", f"S{_ID}"), ("checksum", "<u8"),
-    ]
-)  # fmt: skip
 
 # What a Log counts; each is written by one thread alone but where said.
 (
@@ -89,10 +66,6 @@ _HEAD_OF_SEGMENT = np.dtype(
 ) = range(17)
 
 
-class JournalError(OSError):
-    """A journal that cannot be written or read; the message is one line and says the mend."""
-
-
 class Log(NamedTuple):
     """A journal for compiled code to append to; a :class:`Journal` owns what it holds."""
 
@@ -103,43 +76,21 @@ class Log(NamedTuple):
     """(4,) of the checksums of this segment and of the next"""
     buffer: NDArray[np.uint8]
     """room for the longest entry"""
+    sleep: NDArray[np.int64]
+    """(2,) room for a time"""
     size: int
     """bytes of a segment"""
     inputs: int
     strict: bool
 
 
-class Entry(NamedTuple):
-    """A batch of ticks as it was journalled; its arrays are the reader's to keep."""
-
-    number: int
-    now: int
-    """as given to :func:`append`"""
-    ticks: Ticks
-    begun: int
-    """slot of the first of ``names``"""
-    names: list[bytes]
-    """of series that began with this batch; a name may be told again, of the same slot"""
-    model: str
-    """id of the model that was to step it"""
-
-
-@dataclass
-class Found:
-    """What was met while reading; ``torn`` are the bytes that a crash left unfinished."""
-
-    segments: int = 0
-    entries: int = 0
-    last: int = 0
-    """number of the last sound entry before the end or a torn tail; 0 where there is none"""
-    torn: int = 0
-
-
 def nowhere() -> Log:
     """A log that keeps nothing, for those who want none."""
     state = np.zeros(_COUNTERS, np.int64)
     state[_FD] = -1
-    return Log(state, np.zeros(4, np.uint64), np.zeros(0, np.uint8), 0, 0, False)
+    return Log(
+        state, np.zeros(4, np.uint64), np.zeros(0, np.uint8), np.zeros(2, np.int64), 0, 0, False
+    )
 
 
 class Journal:
@@ -166,6 +117,7 @@ class Journal:
         durability: Durability,
         fsync_interval: float = 0.1,
         segment_bytes: int = 64 << 20,
+        state_bytes: int = 0,
         first: int,
     ) -> None:
         """Open a fresh segment for entries from number ``first`` on.
@@ -182,25 +134,28 @@ class Journal:
             durability: ``strict`` or ``interval``.
             fsync_interval: seconds.
             segment_bytes: of each; more where one entry needs more.
+            state_bytes: of a series that comes back, its recurrent state included.
             first: 1 more than the number of the last entry read.
 
         Raises:
             JournalError: the folder cannot be written to, is in use, or the disk is full.
             ValueError: the model's id is too long, or there is to be no journal.
         """
-        if durability == "off" or len(model.encode()) > _ID:
+        if durability == "off" or len(model.encode()) > ID:
             raise ValueError(f"no journal with durability {durability!r}, model {model!r}")
-        longest = _HEAD + max_batch * (15 + 8 * inputs + max_key) + 8
-        size = -(-max(segment_bytes, _HEADER + longest) // _PAGE) * _PAGE
+        told = 11 + max_key
+        longest = HEAD + max_batch * (13 + 8 * inputs + told) + told + state_bytes + 8
+        size = -(-max(segment_bytes, HEADER + longest) // PAGE) * PAGE
         self.folder, self._inputs, self._model = folder, inputs, model
         self._lock, self._over = threading.Lock(), threading.Event()
         state, seeds = np.zeros(_COUNTERS, np.int64), np.zeros(4, np.uint64)
         state[_NUMBER] = state[_FIRST] = first
         state[_SYNCED] = first - 1
-        state[_AT] = _HEADER
+        state[_AT] = HEADER
         state[[_NEXT, _RETIRED]] = -1
         strict = durability == "strict"
-        self.log = Log(state, seeds, np.zeros(longest, np.uint8), size, inputs, strict)
+        room, time = np.zeros(longest, np.uint8), np.zeros(2, np.int64)
+        self.log = Log(state, seeds, room, time, size, inputs, strict)
         self._folder = _open_folder(folder)
         try:
             state[_SEGMENT] = _tidy(folder) + 1
@@ -209,7 +164,7 @@ class Journal:
             os.close(self._folder)
             if isinstance(error, OSError) and not isinstance(error, JournalError):
                 mend = "see to it that this user may write there"
-                raise _error(folder, error.errno, f"{error.strerror}", mend) from error
+                raise error_at(folder, error.errno, f"{error.strerror}", mend) from error
             raise
         self._thread = threading.Thread(
             target=self._tend, args=(fsync_interval,), name="journal", daemon=True
@@ -264,7 +219,7 @@ class Journal:
         with self._lock:
             self._sync()
         if self.synced < self.number - 1:
-            raise _error(self.folder, errno.EIO, "not all is on disk", "look after the disk")
+            raise error_at(self.folder, errno.EIO, "not all is on disk", "look after the disk")
 
     def forget(self, before: int) -> int:
         """Delete segments of which every entry is below this number; bytes freed.
@@ -277,8 +232,8 @@ class Journal:
             with self._lock:
                 self._retire()
                 state[_BROKEN], state[_SYNCED] = 0, max(state[_SYNCED], before - 1)
-        older = [path for path in _segments(self.folder) if int(path.stem) <= state[_SEGMENT]]
-        firsts = [_first(path) for path in older[:-1]] + [int(state[_FIRST])]
+        older = [path for path in files_in(self.folder) if int(path.stem) <= state[_SEGMENT]]
+        firsts = [first_of(path) for path in older[:-1]] + [int(state[_FIRST])]
         needed = max((k for k, first in enumerate(firsts) if 0 < first <= before), default=0)
         freed = 0
         for path in older[:needed]:  # the oldest first: what a crash leaves has no gap
@@ -286,7 +241,7 @@ class Journal:
                 freed += path.stat().st_size
                 path.unlink()
             except OSError as error:
-                raise _error(path, error.errno, "cannot be deleted", "look after it") from error
+                raise error_at(path, error.errno, "cannot be deleted", "look after it") from error
         return freed
 
     def close(self) -> None:
@@ -377,10 +332,10 @@ class Journal:
         path, model = self._path(segment), self._model.encode()
         seed = (secrets.randbits(64), secrets.randbits(64))
         head = np.array(
-            (_MAGIC, FORMAT, _ORDER, self._inputs, len(model), first, seed, model, 0),
-            _HEAD_OF_SEGMENT,
+            (MAGIC, FORMAT, ORDER, self._inputs, len(model), first, seed, model, 0),
+            HEAD_OF_SEGMENT,
         )
-        head["checksum"] = _checksum(head)
+        head["checksum"] = checksum(head)
         try:
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
             try:
@@ -394,216 +349,55 @@ class Journal:
                 raise
         except OSError as error:
             mend = "free some space" if error.errno == errno.ENOSPC else "see to its folder"
-            raise _error(path, error.errno, f"no new segment ({error.strerror})", mend) from error
+            raise error_at(path, error.errno, f"no new segment ({error.strerror})", mend) from error
         return descriptor, np.array(seed, np.uint64)
-
-
-def _error(path: Path, code: int | None, why: str, mend: str) -> JournalError:
-    error = JournalError(f"{path}: journal: {why}; {mend}")
-    error.errno = code
-    return error
 
 
 def _open_folder(folder: Path) -> int:
     """A descriptor of the folder, locked until it is closed."""
     try:
+        missing = [each for each in folder.parents if not each.exists()]
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for each in (folder, *missing):
+            _sync_folder(each.parent)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         mend = "choose a folder that this user may write to"
-        raise _error(folder, error.errno, f"no folder ({error.strerror})", mend) from error
+        raise error_at(folder, error.errno, f"no folder ({error.strerror})", mend) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(descriptor)
         why = "another process writes there"
-        raise _error(folder, error.errno, why, "stop it, or choose another folder") from error
+        raise error_at(folder, error.errno, why, "stop it, or choose another folder") from error
     return descriptor
 
 
-def _segments(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*.seg") if path.stem.isdecimal())
+def _sync_folder(folder: Path) -> None:
+    """Have the names in it on disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _tidy(folder: Path) -> int:
     """Sync older segments, give back what they never used; number of the last one, 0 if none."""
     last = 0
-    for path in _segments(folder):
-        used = np.flatnonzero(np.fromfile(path, np.uint8)[_HEADER:])
+    for path in files_in(folder):
+        used = np.flatnonzero(np.fromfile(path, np.uint8)[HEADER:])
         if not len(used):
             path.unlink()
             continue
         with open(path, "r+b") as file:
-            file.truncate(-(-(_HEADER + int(used[-1]) + 1) // _PAGE) * _PAGE)
+            file.truncate(-(-(HEADER + int(used[-1]) + 1) // PAGE) * PAGE)
             os.fsync(file)
         last = int(path.stem)
     return last
 
 
 # --- reading --------------------------------------------------------------------------------------
-
-
-class _Head(NamedTuple):
-    inputs: int
-    first: int
-    seed: NDArray[np.uint64]
-    model: str
-
-
-def read(folder: Path, after: int, found: Found | None = None) -> Iterator[Entry]:
-    """Entries with numbers above ``after``, in order, over all segments.
-
-    Args:
-        folder: of the journal; where there is none, there is nothing to read.
-        after: the number of the last entry that is not needed.
-        found: counts what is met.
-
-    Raises:
-        JournalError: an entry that was on disk is damaged or missing, or a segment is of another
-            version.
-    """
-    found = found if found is not None else Found()
-    paths = _segments(folder)
-    heads = [_head(path) for path in paths]
-    expected, before, damage = after + 1, -1, ""
-    for k, (path, head) in enumerate(zip(paths, heads, strict=True)):
-        if head is None:
-            continue
-        # a segment that a start opened takes the place of all from its first number on
-        limit = min((h.first for h in heads[k + 1 :] if h and h.first), default=1 << 63)
-        if expected < head.first < limit:
-            raise _lost(path, expected, damage)
-        data, end = _load(path), _HEADER
-        found.segments += 1
-        for at, number, synced, length in _entries(data, head):
-            if number >= limit or number < expected:
-                end = at + length if number < limit else end
-                continue
-            if at > end and number > expected:
-                damage = damage or f"damaged at byte {end} of {path.name}"
-            alone = at == _HEADER and before != int(path.stem) - 1 and not head.first
-            if number > expected:
-                if synced >= expected or alone:
-                    raise _lost(path, expected, damage)
-                continue  # a crash took what was before it
-            yield _entry(data, at, head)
-            found.entries, found.last, expected = found.entries + 1, number, number + 1
-            end, damage = at + length, ""
-        if (rest := _used(data) - end) > 0:
-            damage = damage or f"damaged at byte {end} of {path.name}"
-            found.torn += rest
-        before = int(path.stem)
-
-
-def tail(folder: Path) -> Found:
-    """What is there to be read, from the oldest entry kept on.
-
-    Raises:
-        JournalError: as :func:`read` does.
-    """
-    found = Found()
-    heads = ((path, _head(path)) for path in _segments(folder))
-    oldest = next((_first(path) for path, head in heads if head), 0)
-    for _ in read(folder, max(0, oldest - 1), found):
-        pass
-    return found
-
-
-def _lost(path: Path, number: int, damage: str) -> JournalError:
-    why = f"entry {number} is {damage or 'missing'}"
-    mend = "bring it back from a copy, or move the folder away to go on from a checkpoint alone"
-    return _error(path, None, why, mend)
-
-
-def _load(path: Path) -> NDArray[np.uint8]:
-    """All of a segment, whole words of it."""
-    try:
-        data = np.fromfile(path, np.uint8)
-    except OSError as error:
-        mend = "bring it back from a copy"
-        raise _error(path, error.errno, f"cannot be read ({error.strerror})", mend) from error
-    return data[: len(data) & ~7]
-
-
-def _head(path: Path) -> _Head | None:
-    """What the header says; None where there is none and nothing else either."""
-    try:
-        with open(path, "rb") as file:
-            raw = file.read(_HEAD_OF_SEGMENT.itemsize)
-    except OSError as error:
-        mend = "choose a folder that this user may read"
-        raise _error(path, error.errno, f"cannot be read ({error.strerror})", mend) from error
-    if len(raw) == _HEAD_OF_SEGMENT.itemsize:
-        head = np.frombuffer(raw, _HEAD_OF_SEGMENT)[0]
-        if head["magic"] == _MAGIC and head["order"] == _ORDER and head["format"] != FORMAT:
-            why = f"of format {head['format']}, this version reads {FORMAT}"
-            raise _error(path, None, why, "use the version that wrote it")
-        if head["magic"] == _MAGIC and head["checksum"] == _checksum(head):
-            seed, model = head["seed"].astype(np.uint64), bytes(head["model"])[: head["id"]]
-            return _Head(int(head["inputs"]), int(head["first"]), seed, model.decode())
-    if _load(path)[_HEADER:].any():
-        mend = "bring it back from a copy, or move the folder away to go on from a checkpoint alone"
-        raise _error(path, None, "the header is damaged", mend)
-    return None
-
-
-def _checksum(head: NDArray[np.void]) -> np.uint64:
-    """Of a header, itself left out."""
-    raw = np.frombuffer(head.tobytes(), np.uint8).copy()
-    return np.uint64(_hash(raw[:-8]))
-
-
-def _first(path: Path) -> int:
-    """Number of the first entry that a segment is for; 0 where it cannot be said."""
-    try:
-        head = _head(path)
-        if head is None or head.first:
-            return head.first if head else 0
-        words = np.fromfile(path, np.uint64, count=(_HEADER + _HEAD) // 8)[_HEADER // 8 :]
-        length = int(words[1]) & 0xFFFFFFFF if len(words) > 1 else 0
-        data = np.fromfile(path, np.uint8, count=_HEADER + length)
-    except OSError:
-        return 0
-    sound = _next(data, _HEADER, head.seed, head.inputs) == _HEADER
-    return int(words[2]) if sound else 0
-
-
-def _used(data: NDArray[np.uint8]) -> int:
-    """Bytes up to the last one that is not zero."""
-    used = np.flatnonzero(data.view(np.uint64))
-    return 8 * int(used[-1]) + 8 if len(used) else 0
-
-
-def _entries(data: NDArray[np.uint8], head: _Head) -> Iterator[tuple[int, int, int, int]]:
-    """Where each sound entry lies, its number, what was synced then, its length."""
-    words, at = data.view(np.uint64), _HEADER
-    while True:
-        at = _next(data, at, head.seed, head.inputs)
-        if at < 0:
-            return
-        length = int(words[at // 8 + 1] & np.uint64(0xFFFFFFFF))
-        yield at, int(words[at // 8 + 2]), int(words[at // 8 + 3]), length
-        at += length
-
-
-def _entry(data: NDArray[np.uint8], at: int, head: _Head) -> Entry:
-    n = int(data[at + 12 : at + 16].view(np.uint32)[0])
-    number, _, now = data[at + 16 : at + 40].view(np.int64).tolist()
-    begun, count, text = data[at + 40 : at + 52].view(np.uint32).tolist()
-    at += _HEAD
-
-    def column(kind: type[np.generic], many: int) -> NDArray[Any]:
-        nonlocal at
-        begin, at = at, at + many * np.dtype(kind).itemsize
-        return data[begin:at].view(kind)
-
-    ts = column(np.int64, n)
-    values = column(np.float64, n * head.inputs).reshape(n, head.inputs)
-    slot = column(np.int32, n)
-    ends = np.cumsum(column(np.uint16, count), dtype=np.int64).tolist()
-    flags, names = column(np.uint8, n), column(np.uint8, text).tobytes()
-    told = [names[a:b] for a, b in zip([0, *ends], ends, strict=False)]
-    return Entry(number, now, Ticks(slot, ts, values, flags), begun, told, head.model)
 
 
 # --- compiled -------------------------------------------------------------------------------------
@@ -617,44 +411,49 @@ _EINTR, _EIO, _EMSGSIZE = errno.EINTR, errno.EIO, errno.EMSGSIZE
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def append(log: Log, ticks: Ticks, names: Names, begun: int, used: int, now: int) -> int:
-    """Write one entry: the ticks of a batch, and the names of series begun since the entry before.
+def append(log: Log, ticks: Ticks, events: Events, now: int) -> int:
+    """Write one entry: what became of slots since the entry before, and the ticks of a batch.
 
-    More names than one entry has room for are told first, in entries without ticks. Where it fails,
-    nothing that was written before is lost, and the same can be appended again later.
+    More events than one entry has room for are told first, in entries without ticks. Where it
+    fails, nothing that was written before is lost, and the same can be appended again later.
 
     Args:
         log: of a :class:`Journal`.
         ticks: at most ``max_batch``, contiguous.
-        names: of all slots.
-        begun: the first slot whose name was not yet told.
-        used: 1 more than the last one.
+        events: told once this returns 0.
         now: kept with the entry.
 
     Returns:
-        0, ``FULL``, or an error number: EMSGSIZE where there are more ticks or longer names than
-        were said, ENOSPC where the disk is full.
+        0, ``FULL``, or an error number: EMSGSIZE where there are more ticks, longer names or larger
+        states than were said, ENOSPC where the disk is full.
     """
     if log.state[_FD] < 0:
+        told(events.changes)
         return 0
     if log.state[_SUSPENDED]:
         log.state[MISSED] += len(ticks.ts)
+        told(events.changes)
         return 0
-    fixed = _HEAD + len(ticks.ts) * (13 + 8 * log.inputs)
     room = len(log.buffer) - 8
-    if ticks.values.shape[1] != log.inputs or fixed > room:
+    rest = room - size_of_entry(len(ticks.ts), log.inputs, 0, 0)
+    if ticks.values.shape[1] != log.inputs or rest < 0:
         return _EMSGSIZE
-    until, text = _fitting(names, begun, used, room - fixed)
-    while until < used:
-        until, text = _fitting(names, begun, used, room - _HEAD)
-        if until == begun:
+    last = 2 * events.changes.length[0]
+    until = _fitting(events, rest)
+    while until < last:
+        until = _fitting(events, room - HEAD)
+        if until == 0:
             return _EMSGSIZE
-        error = _write(log, rows_of(ticks, 0, 0), names, begun, until, text, now)
+        error = _write(log, rows_of(ticks, 0, 0), events, until, now)
         if error:
             return error
-        begun = until
-        until, text = _fitting(names, begun, used, room - fixed)
-    return _write(log, ticks, names, begun, used, text, now)
+        _tell(events, until)
+        last = 2 * events.changes.length[0]
+        until = _fitting(events, rest)
+    error = _write(log, ticks, events, until, now)
+    if error == 0:
+        told(events.changes)
+    return error
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
@@ -690,25 +489,67 @@ def _sync_file(state: NDArray[np.int64]) -> int:
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
-def _fitting(names: Names, begun: int, used: int, room: int) -> tuple[int, int]:
-    """Up to which slot names fit, and the bytes of their text."""
-    text = 0
-    for slot in range(begun, used):
-        length = int(names.lengths[slot])
-        if text + length + 2 * (slot + 1 - begun) > room:
-            return slot, text
-        text += length
-    return used, text
+def _event(events: Events, at: int) -> tuple[int, int]:
+    """Kind (0: none) and slot of an event: first all those that go, so that a key may move."""
+    changes = events.changes
+    count = changes.length[0]
+    slot = int(changes.slots[at if at < count else at - count])
+    marks = changes.marks[slot]
+    if at < count:
+        return EVICT if marks & GONE else 0, slot
+    if not marks & NEW:
+        return 0, slot
+    return UNPARK if marks & BACK else CREATE, slot
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
-def _write(
-    log: Log, ticks: Ticks, names: Names, begun: int, until: int, text: int, now: int
-) -> int:
-    """Write one entry; 0 or an error number."""
-    state, n, count = log.state, len(ticks.ts), until - begun
-    whole = _HEAD + n * (13 + 8 * log.inputs) + 2 * count + text
-    length = (whole + 7) & ~7
+def _lengths(events: Events, kind: int, slot: int) -> tuple[int, int]:
+    """Bytes of name and of state of an event."""
+    if kind == EVICT:
+        return 0, 0
+    state = events.end - events.begin + 4 * events.recurrent.shape[1] if kind == UNPARK else 0
+    return int(events.names.lengths[slot]), state
+
+
+@njit(cache=True, error_model="numpy", _nrt=False)
+def _fitting(events: Events, room: int) -> int:
+    """Up to which event there is room."""
+    for at in range(2 * events.changes.length[0]):
+        kind, slot = _event(events, at)
+        if kind:
+            room -= 11 + sum(_lengths(events, kind, slot))
+            if room < 0:
+                return at
+    return int(2 * events.changes.length[0])
+
+
+@njit(cache=True, error_model="numpy", _nrt=False)
+def _tell(events: Events, until: int) -> None:
+    """The events up to one are told."""
+    changes = events.changes
+    count, left = changes.length[0], 0
+    for at in range(until):
+        slot = changes.slots[at if at < count else at - count]
+        changes.marks[slot] &= ~GONE if at < count else ~(NEW | BACK)
+    for k in range(count):
+        slot = changes.slots[k]
+        if changes.marks[slot] & CHANGED:
+            changes.slots[left] = slot
+            left += 1
+    changes.length[0] = left
+
+
+@njit(cache=True, error_model="numpy", _nrt=False)
+def _write(log: Log, ticks: Ticks, events: Events, until: int, now: int) -> int:
+    """Write one entry, with the events up to one; 0 or an error number."""
+    state, n = log.state, len(ticks.ts)
+    count, text, states = 0, 0, 0
+    for at in range(until):
+        kind, slot = _event(events, at)
+        if kind:
+            name, size = _lengths(events, kind, slot)
+            count, text, states = count + 1, text + name, states + size
+    length = (size_of_entry(n, log.inputs, count, text + states) + 7) & ~7
     if state[_AT] + length > log.size or state[_LEAVE]:
         error = _turn(log)
         if error:
@@ -720,26 +561,34 @@ def _write(
     store_u64(entry + 16, np.uint64(state[_NUMBER]))
     store_u64(entry + 24, np.uint64(state[_SYNCED]))
     store_u64(entry + 32, np.uint64(now))
-    store_u32(entry + 40, np.uint32(begun))
-    store_u32(entry + 44, np.uint32(count))
-    store_u32(entry + 48, np.uint32(text))
+    store_u32(entry + 40, np.uint32(count))
+    store_u32(entry + 44, np.uint32(text))
+    store_u32(entry + 48, np.uint32(states))
     store_u32(entry + 52, np.uint32(0))
-    at = entry + _HEAD
-    copy(at, ticks.ts.ctypes.data, 8 * n)
-    at += 8 * n
-    copy(at, ticks.values.ctypes.data, 8 * n * log.inputs)
-    at += 8 * n * log.inputs
-    copy(at, ticks.slot.ctypes.data, 4 * n)
-    at += 4 * n
-    for slot in range(begun, until):
-        store_u16(at, names.lengths[slot])
-        at += 2
-    copy(at, ticks.flags.ctypes.data, n)
-    at += n
-    for slot in range(begun, until):
-        size = int(names.lengths[slot])
-        copy(at, names.text.ctypes.data + slot * names.text.strides[0], size)
-        at += size
+    to = entry + HEAD
+    copy(to, ticks.ts.ctypes.data, 8 * n)
+    to += 8 * n
+    copy(to, ticks.values.ctypes.data, 8 * n * log.inputs)
+    to += 8 * n * log.inputs
+    copy(to, ticks.slot.ctypes.data, 4 * n)
+    to += 4 * n
+    copy(to + 11 * count, ticks.flags.ctypes.data, n)
+    slots, sizes, lengths, kinds = to, to + 4 * count, to + 8 * count, to + 10 * count
+    to += 11 * count + n
+    k, into = 0, to + text
+    for at in range(until):
+        kind, slot = _event(events, at)
+        if kind:
+            name, size = _lengths(events, kind, slot)
+            store_u32(slots + 4 * k, np.uint32(slot))
+            store_u32(sizes + 4 * k, np.uint32(size))
+            store_u16(lengths + 2 * k, np.uint16(name))
+            store_u8(kinds + k, np.uint8(kind))
+            k += 1
+            copy(to, events.names.text.ctypes.data + slot * events.names.text.strides[0], name)
+            to += name
+            if size:
+                into += _write_state(events, slot, into)
     store_u64(entry, siphash(log.seeds[0], log.seeds[1], entry + 8, length - 8))
     done = 0
     while done < length:
@@ -757,6 +606,16 @@ def _write(
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
+def _write_state(events: Events, slot: int, to: int) -> int:
+    """Write the state of a series; bytes written."""
+    records, recurrent = events.records, events.recurrent
+    size, floats = events.end - events.begin, 4 * recurrent.shape[1]
+    copy(to, records.ctypes.data + slot * records.strides[0] + events.begin, size)
+    copy(to + size, recurrent.ctypes.data + slot * recurrent.strides[0], floats)
+    return int(size + floats)
+
+
+@njit(cache=True, error_model="numpy", _nrt=False)
 def _turn(log: Log) -> int:
     """Go on to the next segment; 0, ``FULL`` or an error number."""
     state = log.state
@@ -771,32 +630,8 @@ def _turn(log: Log) -> int:
     state[_RETIRED] = state[_FD]
     state[_FIRST] = state[_NUMBER]
     state[_SEGMENT] += 1
-    state[_AT] = _HEADER
+    state[_AT] = HEADER
     state[_FD] = state[_NEXT]
     state[_NEXT] = -1
     state[_LEAVE] = 0
     return 0
-
-
-@njit(cache=True, error_model="numpy", _nrt=False)
-def _next(data: NDArray[np.uint8], at: int, seed: NDArray[np.uint64], inputs: int) -> int:
-    """Where the next sound entry lies, at ``at`` or later; -1: there is none."""
-    begin, size = data.ctypes.data, len(data)
-    while at + _HEAD <= size:
-        entry = begin + at
-        length, n = np.int64(load_u32(entry + 8)), np.int64(load_u32(entry + 12))
-        count, text = np.int64(load_u32(entry + 44)), np.int64(load_u32(entry + 48))
-        whole = _HEAD + n * (13 + 8 * inputs) + 2 * count + text
-        if (
-            length == (whole + 7) & ~7
-            and at + length <= size
-            and siphash(seed[0], seed[1], entry + 8, length - 8) == load_u64(entry)
-        ):
-            return at
-        at += 8
-    return -1
-
-
-@njit(cache=True, error_model="numpy", _nrt=False)
-def _hash(data: NDArray[np.uint8]) -> np.uint64:
-    return siphash(np.uint64(0), np.uint64(0), data.ctypes.data, len(data))

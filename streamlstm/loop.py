@@ -21,21 +21,29 @@ from numpy.typing import NDArray
 
 from streamlstm import metrics, transport
 from streamlstm.backlog import BLOCK, Backlog, Queue, add, make_room
-from streamlstm.engine import Engine, Work, admit, place
-from streamlstm.journal import FULL, JournalError, Log, append, commit, nowhere
+from streamlstm.copy_on_write import BEHIND, MORE, sweep
+from streamlstm.engine import Engine, Work, admit, finish, place
+from streamlstm.index import CLOSING, IDLE, WAITING, approach, close, seek
+from streamlstm.journal import FULL, Log, append, commit, nowhere
 from streamlstm.kernels.cell import Stages
 from streamlstm.memory import address_of, call, call_for_int
+from streamlstm.parking import Parking
+from streamlstm.segments import JournalError
 from streamlstm.ticks import Arrivals, Keys, Messages, Names, Ticks, first, rows_of
 from streamlstm.transport import Publisher, Receiver, Sink, Source, drain, flush, wait
 from streamlstm.wire.codec import Decoder, Encoder, settle
 from streamlstm.wire.format import SOUND, Columns, Layout, Limits
+from streamlstm.wire.publishers import Publishers
 
 TURNS = 4
 """Batches taken from the input for one that is stepped, at most, where ticks may be dropped."""
-JOURNAL = 1 << 16
+JOURNAL = 1 << 40
 """What is added to an error number that is the journal's, not a socket's."""
 OTHER, ODD = range(2)
-"""Why :func:`_run` came back: something but ticks; messages that are not all sound."""
+"""Why :func:`_run` came back: something but ticks; messages that are not all sound, or of series
+that may be parked."""
+MOST_EVICTED = 1024
+"""Series that were idle for too long, evicted at once."""
 
 
 class Code(NamedTuple):
@@ -51,7 +59,7 @@ class Way(NamedTuple):
 
     code: Code
     items: NDArray[np.int64]
-    """what is waited for: the input, subscriptions, and what wakes the daemon up"""
+    """what is waited for: the input, subscriptions, what wakes the daemon up, and others"""
     source: Source
     most: int
     """messages taken at once"""
@@ -59,6 +67,7 @@ class Way(NamedTuple):
     limits: Limits
     latest_arrival: NDArray[np.int64]
     refused: NDArray[np.int64]
+    publishers: Publishers
     queue: Queue
     work: Work
     network: int
@@ -71,8 +80,10 @@ class Way(NamedTuple):
     """whether one message holds all predictions that are written at once"""
     sink: Sink
     log: Log
-    told: NDArray[np.int64]
-    """(3,) series whose names the journal has; room for a time"""
+    parks: bool
+    """whether a series that is not known may be parked"""
+    since_epoch: int
+    """ns since the epoch when the monotonic clock was at 0"""
     values: NDArray[np.void]
     """of the metrics"""
     clock: NDArray[np.int64]
@@ -95,9 +106,10 @@ class Loop:
         encoders: Sequence[Encoder],
         publisher: Publisher,
         values: NDArray[np.void],
-        wakeup: int,
-        *,
+        *others: "zmq.Socket[bytes] | int",
         log: Log | None = None,
+        parking: Parking | None = None,
+        idle_timeout: float = 0,
         wait_ns: int = 0,
         spin_ns: int = 0,
     ) -> None:
@@ -106,19 +118,26 @@ class Loop:
         Args:
             receiver, decoder, pending, engine, encoders, publisher: in this order.
             values: of the metrics, (1,) of :data:`streamlstm.metrics.LAYOUT`.
-            wakeup: a file descriptor that is readable when :meth:`run` is to come back.
+            others: sockets and file descriptors; what arrives there makes :meth:`run` come back.
             log: the journal's, if there is one.
+            parking: where series that are evicted go to, and come back from.
+            idle_timeout: seconds after which a series that was not heard is evicted; 0: never. The
+                engine's series are ordered where this or parking is given.
             wait_ns, spin_ns: see :class:`Way`.
         """
         self.receiver, self.decoder, self.pending = receiver, decoder, pending
         self.engine, self.encoders, self.publisher = engine, encoders, publisher
         self._log = log or nowhere()
-        self._told = np.array([engine.series.active, 0, 0])
-        self._names = engine.series.names
+        self._parking, self._idle_ns = parking, round(1e9 * idle_timeout)
+        # a clock that is set does not make series idle, and neither does a daemon that was down
+        self._since_epoch = time.time_ns() - time.monotonic_ns()
+        self._begun = time.time_ns()
+        engine.series.arrange()
         self._values, self._wait_ns, self._spin_ns = values, wait_ns, spin_ns
-        self._items = transport.poll_items(receiver.socket, publisher.socket, wakeup)
+        waited_for = (receiver.socket, publisher.socket, *others)
+        self._items = transport.poll_items(*waited_for)
         self._poller = zmq.Poller()
-        for each in (receiver.socket, publisher.socket, wakeup):
+        for each in waited_for:
             self._poller.register(each, zmq.POLLIN)
         self._way = self._compiled_way()
 
@@ -149,6 +168,7 @@ class Loop:
             reader.limits,
             self.decoder.latest_arrival,
             self.decoder.refused,
+            self.decoder.publishers,
             self.pending.queue,
             work,
             engine.buffers.plan,
@@ -159,7 +179,8 @@ class Loop:
             writer.batch,
             self.publisher.sink,
             self._log,
-            self._told,
+            self._parking is not None,
+            self._since_epoch,
             self._values,
             np.zeros(3, np.int64),
             self._wait_ns,
@@ -173,6 +194,7 @@ class Loop:
         counted, self._values = self._values, self._values[:0]
         self._take(Messages.of([]), 0)
         self.step()
+        self.evict_idle()
         self._values = counted
         if self._way:
             _run(self._way, 0)
@@ -196,6 +218,7 @@ class Loop:
         if why < 0:
             self._heed(max(0, -why - JOURNAL))
             raise zmq.ZMQError(-why)
+        self._close()
         if why == ODD:
             self._take(self.receiver.messages, count)
             if len(self.pending):
@@ -205,7 +228,10 @@ class Loop:
     def _run(self, until: int) -> int:
         """The same, a batch at a time, from Python."""
         waiting, blocks = len(self.pending), self.pending.queue.policy == BLOCK
-        patience = 0 if waiting else max(0, until - time.monotonic_ns())
+        copied = sweep(self.engine.work.slots.shadow)
+        patience = 0 if waiting or copied == MORE else max(0, until - time.monotonic_ns())
+        if copied == BEHIND:
+            patience = min(patience, 1_000_000)
         ready = dict(self._poller.poll(-(-patience // 1_000_000)))
         taken = 0
         if self.receiver.socket in ready and not (blocks and waiting):
@@ -227,7 +253,10 @@ class Loop:
         arrivals = self.decoder.decode(messages, count, time.time_ns())
         queue, work = self.pending.queue, self.engine.work
         for part in arrivals.parts(queue.batch):
-            add(queue, place(work, part, queue.ticks, make_room(queue)), begun)
+            oldest = _oldest(queue, begun)
+            if self._parking:
+                self._parking.make_way(self.engine, part, begun, oldest)
+            add(queue, place(work, part, queue.ticks, make_room(queue), begun, oldest), begun)
         metrics.took(self._values, self.decoder.rows, (time.monotonic_ns() - begun) / 1e9)
 
     def step(self) -> None:
@@ -237,10 +266,12 @@ class Loop:
             JournalError: it could not be journalled, and is the next one still.
         """
         ticks, taken = self.pending.first()
+        ticks = next(self.engine.parts(ticks), ticks)
         begun = time.monotonic_ns()
-        self._heed(_record(self._log, self._told, self.engine.work, self._names, ticks))
+        now = begun + self._since_epoch
+        self._heed(_record(self._log, self.engine.work, ticks, now))
         self.pending.drop(len(ticks.ts))
-        forecasts = self.engine.step(ticks, begun)
+        forecasts = self.engine.step(ticks, now)
         self._heed(commit(self._log))
         stepped, encoding = time.monotonic_ns(), 0
         for encoder in self.encoders:
@@ -252,6 +283,7 @@ class Loop:
                 self.publisher.send(encoder.messages, encoder.count)
             if not sent:
                 encoder.encode(forecasts, self.engine.series.names)
+        self._close()
         done = time.monotonic_ns()
         metrics.stepped(
             self._values,
@@ -264,6 +296,26 @@ class Loop:
             (done - stepped - encoding) / 1e9,
             (done - taken) / 1e9,
         )
+
+    def _close(self) -> None:
+        """Close the series that ended, those parked included."""
+        if not len(self.engine.ended):
+            return
+        if self._parking:
+            self._parking.forget(self.engine.series.keys(self.engine.ended))
+        self.engine.close(self.pending.waiting)
+
+    def evict_idle(self) -> bool:
+        """Evict series that were idle for too long, between two batches; whether more are left."""
+        now = time.monotonic_ns() + self._since_epoch
+        if not self._idle_ns or now - self._begun <= self._idle_ns:
+            return False
+        queue, before = self.pending.queue, now - self._idle_ns
+        slots = self.engine.series.longest_idle(MOST_EVICTED, _oldest(queue, WAITING), before)
+        if self._parking and not self._parking.park(self.engine, slots):
+            return False
+        self.engine.series.release(slots, IDLE)
+        return len(slots) == MOST_EVICTED
 
 
 # --- compiled -------------------------------------------------------------------------------------
@@ -292,6 +344,9 @@ def _run(way: Way, until: int) -> tuple[int, int, int]:
                 return OTHER, 0, taken
         elif waiting == 0 and now >= way.clock[2] + way.spin_ns:
             patience = (until - now + 999_999) // 1_000_000
+        copied = sweep(way.work.slots.shadow)
+        if copied:
+            patience = min(patience, 0 if copied == MORE else 1)
         ready = wait(way.items, patience)
         if ready < 0:
             return ready, 0, taken
@@ -313,7 +368,7 @@ def _run(way: Way, until: int) -> tuple[int, int, int]:
             if error:
                 return -error, 0, taken
             way.clock[2] = _now(way.clock, _MONOTONIC)
-        if ready & ~1 or now >= until:
+        if ready & ~1 or now >= until or way.work.slots.counts[CLOSING] > 0:
             return OTHER, 0, taken
 
 
@@ -326,14 +381,26 @@ def _take(way: Way, count: int) -> bool:
     for row in range(rows):
         if columns.fault[row] != SOUND:
             return False
-    settle(columns, rows, _now(way.clock, _REALTIME), way.latest_arrival, way.refused)
+    if way.parks and not _known(way, rows):
+        return False
+    arrived = _now(way.clock, _REALTIME)
+    settle(
+        columns,
+        rows,
+        arrived,
+        way.latest_arrival,
+        way.refused,
+        way.publishers,
+        messages.data,
+    )
     for begin in range(0, rows, queue.batch):
         end = min(rows, begin + queue.batch)
         keys = Keys(messages.data, columns.begin[begin:end], columns.end[begin:end])
         arrivals = Arrivals(
             keys, columns.ts[begin:end], columns.values[begin:end], columns.flags[begin:end]
         )
-        add(queue, place(way.work, arrivals, queue.ticks, make_room(queue)), begun)
+        oldest = _oldest(queue, begun)
+        add(queue, place(way.work, arrivals, queue.ticks, make_room(queue), begun, oldest), begun)
     seconds = (_now(way.clock, _MONOTONIC) - begun) * 1e-9
     metrics.took(way.values, rows, seconds)
     return True
@@ -347,11 +414,12 @@ def _step(way: Way) -> int:
     end = min(queue.bounds[1], begin + queue.batch)
     ticks, taken_at = rows_of(queue.ticks, begin, end), queue.taken[begin]
     begun = _now(way.clock, _MONOTONIC)
-    error = _record(way.log, way.told, work, way.names, ticks)
+    now = begun + way.since_epoch
+    error = _record(way.log, work, ticks, now)
     if error:
         return JOURNAL + error
     queue.bounds[0] = end
-    taken, rounds, published = admit(work, ticks, way.beside.context)
+    taken, rounds, published = admit(work, ticks, way.beside.context, now)
     schedule = work.schedule
     call(
         way.code.step,
@@ -362,6 +430,7 @@ def _step(way: Way) -> int:
         work.outputs[:taken],
         way.beside,
     )
+    finish(work)
     error = commit(way.log)
     if error:
         return JOURNAL + error
@@ -377,6 +446,8 @@ def _step(way: Way) -> int:
             return error
         since = _now(way.clock, _MONOTONIC)
         sent = written
+    if work.slots.counts[CLOSING] > 0 and not way.parks:
+        close(work.slots, queue.ticks.slot[end : queue.bounds[1]], work.clock.seen)
     metrics.stepped(
         way.values,
         ticks.ts,
@@ -391,16 +462,36 @@ def _step(way: Way) -> int:
     return 0
 
 
+@njit(cache=True, error_model="numpy", _nrt=False)
+def _known(way: Way, rows: int) -> bool:
+    """Whether all series of the rows that were read have a slot."""
+    columns, hashes, index = way.columns, way.work.hashes, way.work.slots
+    data = way.source.messages.data
+    for begin in range(0, rows, way.queue.batch):
+        end = min(rows, begin + way.queue.batch)
+        keys = Keys(data, columns.begin[begin:end], columns.end[begin:end])
+        approach(index, keys, hashes)
+        for i in range(end - begin):
+            key, length = data.ctypes.data + keys.begin[i], keys.end[i] - keys.begin[i]
+            if seek(index, hashes[i], key, length) < 0:
+                return False
+    return True
+
+
+@njit(cache=True, error_model="numpy", _nrt=False)
+def _oldest(queue: Queue, otherwise: int) -> int:
+    """When the first of those that wait was taken; ``otherwise`` where none does."""
+    begin = queue.bounds[0]
+    return int(queue.taken[begin]) if begin < queue.bounds[1] else otherwise
+
+
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def _record(log: Log, told: NDArray[np.int64], work: Work, names: Names, ticks: Ticks) -> int:
-    """Write a batch to the journal, with the names of series not yet told; 0 or an error number."""
-    used = work.slots.used[0]
-    error = append(log, ticks, names, told[0], used, 0)
+def _record(log: Log, work: Work, ticks: Ticks, now: int) -> int:
+    """Write a batch to the journal, and what became of slots before it; 0 or an error number."""
+    error = append(log, ticks, work.events, now)
     while error == FULL:  # the next segment is being made
-        _sleep(told[1:], 1_000_000)
-        error = append(log, ticks, names, told[0], used, 0)
-    if error == 0:
-        told[0] = used
+        _sleep(log.sleep, 1_000_000)
+        error = append(log, ticks, work.events, now)
     return error
 
 

@@ -51,6 +51,18 @@ def copy(typing: Any, to: Any, source: Any, count: Any) -> Any:
 
 
 @intrinsic
+def clear(typing: Any, to: Any, count: Any) -> Any:
+    """clear(to, count): zeros to an address."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        target = builder.inttoptr(args[0], _BYTE.as_pointer())
+        cgutils.memset(builder, target, args[1], 0)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp), generate
+
+
+@intrinsic
 def prefetch(typing: Any, address: Any) -> Any:
     """prefetch(address): bring its cache line near, to be read and written."""
 
@@ -97,6 +109,29 @@ store_u16: Callable[[int, Any], None] = _storer(types.uint16, ir.IntType(16))
 store_u32: Callable[[int, Any], None] = _storer(types.uint32, ir.IntType(32))
 store_u64: Callable[[int, Any], None] = _storer(types.uint64, ir.IntType(64))
 store_f64: Callable[[int, Any], None] = _storer(types.float64, ir.DoubleType())
+
+
+@intrinsic
+def load_shared(typing: Any, address: Any) -> Any:
+    """load_shared(address) -> int64 that another thread wrote, with all that it wrote before."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+        return builder.load_atomic(pointer, "acquire", 8)
+
+    return types.int64(types.intp), generate
+
+
+@intrinsic
+def store_shared(typing: Any, address: Any, value: Any) -> Any:
+    """store_shared(address, value) an int64, for another thread's :data:`load_shared`."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+        builder.store_atomic(args[1], pointer, "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.int64), generate
 
 
 def _leaves(builder: Any, pointer: Any, value: Any = None) -> Any:

@@ -31,6 +31,12 @@ COUNTERS: Mapping[str, str] = MappingProxyType(
         "ticks_coalesced": "Ticks skipped because a later one of their series waited.",
         "series_started": "Series seen for the first time.",
         "input_gaps": "Ticks that came after at least one was missed.",
+        "publisher_gaps": "Ticks that publishers numbered and that did not come.",
+        "publisher_repeats": "Ticks with the number of the one before.",
+        "publisher_restarts": "Times that a publisher's numbers fell back.",
+        "publisher_unfollowed": "Ticks numbered by publishers beyond those followed.",
+        "snapshots_served": "Snapshots sent whole.",
+        "snapshots_refused": "Requests for one that were refused or given up.",
         "subscriber_overflows": "Times that a subscriber's queue was found full; it loses what"
         " follows until it has read half of it.",
         "connections_refused": "Connections to the sockets for ticks and predictions that ended"
@@ -41,6 +47,10 @@ COUNTERS: Mapping[str, str] = MappingProxyType(
         "journal_bytes": "Bytes written to the journal.",
         "journal_failures": "Times that the journal could not be written or synced.",
         "ticks_not_journalled": "Ticks stepped while the journal could not be written.",
+        "series_parked": "Series whose state was put on file when they were evicted.",
+        "series_returned": "Series that came back from there.",
+        "parked_series_refused": "Series that could not, damaged or of another model.",
+        "parking_failures": "Times that the file of parked series could not be read or written.",
         "functions_compiled": "Functions compiled since the start; none are once ready.",
     }
 )
@@ -86,6 +96,7 @@ class Metrics(Collector):
     Attributes:
         values: (1,) of :data:`LAYOUT`; a gauge that is not known yet is NaN.
         dropped: ticks dropped, by reason.
+        evicted: series evicted, by reason.
         model: labels of ``model_info``.
         refresh: called before each scrape, in the scraper's thread, to fetch what others count.
     """
@@ -96,6 +107,7 @@ class Metrics(Collector):
         for name in GAUGES:
             self.values[name] = math.nan
         self.dropped: Mapping[str, int] = {}
+        self.evicted: Mapping[str, int] = {}
         self.model: dict[str, str] = {}
         self.refresh: Callable[[], None] = lambda: None
 
@@ -105,12 +117,14 @@ class Metrics(Collector):
         values = self.values.copy()[0]  # of one moment, give or take a batch
         for name, help in COUNTERS.items():
             yield CounterMetricFamily(PREFIX + name, help, value=int(values[name]))
-        dropped = CounterMetricFamily(
-            f"{PREFIX}ticks_dropped", "Ticks dropped, by reason.", labels=["reason"]
-        )
-        for reason, count in self.dropped.items():
-            dropped.add_metric([reason], count)
-        yield dropped
+        for name, help, counts in (
+            ("ticks_dropped", "Ticks dropped, by reason.", self.dropped),
+            ("series_evicted", "Series closed, by reason.", self.evicted),
+        ):
+            counter = CounterMetricFamily(PREFIX + name, help, labels=["reason"])
+            for reason, count in counts.items():
+                counter.add_metric([reason], count)
+            yield counter
         for name, help in GAUGES.items():
             if not math.isnan(values[name]):
                 yield GaugeMetricFamily(PREFIX + name, help, value=float(values[name]))

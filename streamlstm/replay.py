@@ -1,40 +1,96 @@
 """journal -> engine: what was stepped since a checkpoint is stepped again, to the same bits."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from streamlstm.engine import Engine
-from streamlstm.journal import Found, JournalError, read
-from streamlstm.ticks import Keys, rows_of
+from streamlstm.events import CREATE, EVICT, UNPARK, Event
+from streamlstm.index import STARTED
+from streamlstm.parking import Parking
+from streamlstm.segments import Found, JournalError, read
+from streamlstm.ticks import Forecasts
 
 
-def replay(engine: Engine, folder: Path, after: int) -> Found:
+def replay(
+    engine: Engine,
+    folder: Path,
+    after: int,
+    parking: Parking | None = None,
+    made: Callable[[Forecasts], None] | None = None,
+) -> Found:
     """Step all that the journal in ``folder`` has above number ``after``; publish nothing.
 
     Neither does it count: what the engine drops was counted when it came first. ``last`` of what is
-    returned is ``after`` where there was nothing to be read.
+    returned is ``after`` where there was nothing to be read. Series that were parked are not parked
+    once more, and those that came back bring their state along in the journal; out of ``parking``
+    go those that ended since. ``made`` is given the forecasts of each step, valid until it returns.
 
     Raises:
         JournalError: it is damaged, of another model, or has more series than there is room for.
     """
     found = Found(last=after)
-    counts = engine.work.drops.copy(), engine.work.gaps.copy()
+    counts = engine.work.drops, engine.work.gaps, engine.series.index.counts[STARTED:]
+    before = [kept.copy() for kept in counts]
+    ended: dict[bytes, int] = {}
     for entry in read(folder, after, found):
         if entry.model != engine.model.id:
             raise _refused(folder, f"of model {entry.model}, this is {engine.model.id}")
         if entry.ticks.values.shape[1] != engine.model.spec.inputs:
             raise _refused(folder, "of another number of inputs")
-        if entry.names and max(map(len, entry.names)) > engine.series.index.names.shape[1]:
-            raise _refused(folder, "with longer keys than input.max_key; raise it")
-        slots = engine.series.lookup(Keys.of(entry.names))
-        if not np.array_equal(slots, entry.begun + np.arange(len(slots))):
-            raise _refused(folder, f"of more than max_series = {engine.series.capacity} series")
-        for begin in range(0, len(entry.ticks.slot), engine.max_batch):
-            engine.step(rows_of(entry.ticks, begin, begin + engine.max_batch), entry.now)
-    for kept, counted in zip((engine.work.drops, engine.work.gaps), counts, strict=True):
+        for event in entry.events:
+            _apply(engine, folder, event, ended)
+        for ticks in engine.parts(entry.ticks):
+            forecasts = engine.step(ticks, entry.now)
+            if made:
+                made(forecasts)
+            slots = engine.take_ended()
+            ended |= zip(engine.series.keys(slots), slots.tolist(), strict=True)
+    _end(engine, ended, parking)
+    for kept, counted in zip(counts, before, strict=True):
         kept[:] = counted
+    engine.series.arrange()
     return found
+
+
+def _apply(engine: Engine, folder: Path, event: Event, ended: dict[bytes, int]) -> None:
+    """Do what was done to a slot; ``ended`` are series whose parked state is of no use."""
+    series, slots = engine.series, np.array([event.slot], np.int32)
+    if event.kind not in (CREATE, EVICT, UNPARK):
+        raise _refused(folder, f"tells of a thing of kind {event.kind} that is unknown")
+    if not 0 <= event.slot < series.capacity:
+        raise _refused(folder, f"of more than max_series = {series.capacity} series")
+    if event.kind == EVICT:
+        if series.index.lengths[event.slot]:
+            (name,) = series.keys(slots)
+            if engine.moved(slots)[0]:  # since it ended: so it is what was parked
+                ended.pop(name, None)
+            series.release(slots)
+        return
+    if len(event.name) > series.index.names.shape[1]:
+        raise _refused(folder, "with longer keys than input.max_key; raise it")
+    series.bind(event.slot, event.name)
+    if event.name in ended:
+        ended[event.name] = -1
+    if event.kind == UNPARK:
+        ended.pop(event.name, None)
+        records, recurrent = engine.records(slots)
+        if len(event.state) != records.nbytes + recurrent.nbytes:
+            raise _refused(folder, "made with other settings")
+        state = np.frombuffer(event.state, np.uint8)
+        cut = records.nbytes
+        recurrent = state[cut:].view(np.float32).reshape(recurrent.shape)
+        engine.set_records(slots, state[:cut].reshape(records.shape), recurrent)
+
+
+def _end(engine: Engine, ended: dict[bytes, int], parking: Parking | None) -> None:
+    """Close the series that were about to be closed: nothing of theirs waits any more."""
+    slots = np.array([slot for slot in ended.values() if slot >= 0], np.int32)
+    slots = slots[engine.series.index.lengths[slots] > 0]
+    engine.series.release(slots[~engine.moved(slots)])
+    if parking and ended:
+        parking.forget(list(ended))
 
 
 def _refused(folder: Path, why: str) -> JournalError:

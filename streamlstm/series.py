@@ -1,68 +1,120 @@
-"""The store of series: key -> slot, and the one table that declares what each series keeps."""
+"""The store of series: the one table that declares what each keeps, and who has which slot."""
 
 import secrets
-from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from streamlstm.hashing import siphash
-from streamlstm.memory import Fields, load_u8, load_u64, prefetch, record_layout, records
+from streamlstm.copy_on_write import CopyOnWrite
+from streamlstm.events import BACK, NEW, Changes, note, told
+from streamlstm.index import (
+    COUNTS,
+    FREE,
+    REASONS,
+    STARTED,
+    UNCOUNTED,
+    USED,
+    Index,
+    approach,
+    arrange,
+    bind,
+    find,
+    longest_idle_ones,
+    release,
+    touch,
+)
+from streamlstm.memory import Fields, record_layout, records
 from streamlstm.ticks import Keys, Names
-
-REFUSED = np.int32(-1)
-"""The slot of a series for which there was no room."""
-
-
-LINE = 64
-"""Bytes of a cache line."""
-
-
-class Index(NamedTuple):
-    """Where a key's slot is found: open addressing, linear probing, SipHash of a secret seed."""
-
-    seed: NDArray[np.uint64]
-    """(2,) secret, so that nobody can choose keys that collide"""
-    table: NDArray[np.int32]
-    """(a power of two, at least 2 * capacity) slot + 1; 0: free"""
-    hashes: NDArray[np.uint64]
-    """(capacity,) of the key of each slot"""
-    names: NDArray[np.uint8]
-    """(capacity, max_key) the keys, zero-padded"""
-    lengths: NDArray[np.uint16]
-    """(capacity,) bytes of each key"""
-    used: NDArray[np.int64]
-    """(1,) slots taken"""
-    capacity: int
 
 
 class Series:
     """All series of one engine: a record each, committed by the system as it is first used.
 
     Attributes:
-        state: by field, (capacity, ...).
+        table: (capacity,) records, keys included.
+        state: by field, but for those of keys, (capacity, ...).
+        copies: of the rows of a moment, for a checkpoint of it.
     """
 
-    def __init__(self, fields: Fields, capacity: int, max_key: int) -> None:
-        """Make room for ``capacity`` series whose keys are at most ``max_key`` bytes long."""
+    def __init__(
+        self,
+        fields: Fields,
+        capacity: int,
+        max_key: int,
+        *,
+        ordered: bool = False,
+        evict: bool = False,
+    ) -> None:
+        """Make room for ``capacity`` series whose keys are at most ``max_key`` bytes long.
+
+        Args:
+            fields: what is kept of each.
+            capacity, max_key: as said.
+            ordered: whether it is to be known who is longest idle.
+            evict: whether a new key may then take that one's slot, where no other is free.
+        """
         self.capacity = capacity
         self.state = records(_all_fields(fields, max_key), capacity)
         hashes, lengths = self.state.pop("hash"), self.state.pop("length")
+        layout, table = record_layout(_all_fields(fields, max_key)), hashes.base
+        assert table is not None
+        assert layout.fields
+        offsets = {name: each[1] for name, each in layout.fields.items()}
+        self.offsets = {name: offsets[name] for name in fields}
+        self.table: NDArray[np.void] = table
+        self.copies = CopyOnWrite(table)
+        rows = len(table)
+        links = np.zeros((capacity + 1 if ordered else 0, 2), np.int32)
+        links[-1:] = capacity
         self.index = Index(
             np.array([secrets.randbits(64), secrets.randbits(64)], np.uint64),
             np.zeros(_places(capacity), np.int32),
             hashes,
             self.state.pop("name"),
             lengths,
-            np.zeros(1, np.int64),
+            np.zeros(COUNTS, np.int64),
+            np.zeros(capacity, np.int32),
+            np.zeros(capacity, np.int32),
+            links,
+            np.zeros(capacity if ordered else 0, np.int64),
+            evict and ordered,
+            np.zeros(max_key, np.uint8),
+            table.view(np.uint8).reshape(rows, layout.itemsize),
+            min(self.offsets.values()),
+            offsets["name"],
+            Changes(
+                np.zeros(capacity, np.int32), np.zeros(1, np.int64), np.zeros(capacity, np.uint8)
+            ),
+            self.copies.shadow,
             capacity,
         )
 
     @property
     def active(self) -> int:
         """Series that hold a slot."""
-        return int(self.index.used[0])
+        return int(self.index.counts[USED] - self.index.counts[FREE])
+
+    @property
+    def used(self) -> int:
+        """Slots below which all series are."""
+        return int(self.index.counts[USED])
+
+    @property
+    def slots(self) -> NDArray[np.int32]:
+        """Those in use, in order."""
+        used = self.index.lengths[: self.index.counts[USED]]
+        return np.flatnonzero(used).astype(np.int32)
+
+    @property
+    def started(self) -> int:
+        """Series begun since the store was opened, those that were brought back not counted."""
+        return int(self.index.counts[STARTED])
+
+    @property
+    def evicted(self) -> dict[str, int]:
+        """Series closed since then, by reason."""
+        return {reason: int(self.index.counts[at]) for reason, at in REASONS.items()}
 
     def lookup(self, keys: Keys) -> NDArray[np.int32]:
         """Slot of each key, (n,); a key never seen starts a series, ``REFUSED`` where none is free.
@@ -78,14 +130,85 @@ class Series:
         """The key of each slot in use."""
         return Names(self.index.names, self.index.lengths)
 
-    def restore(self, names: NDArray[np.uint8], lengths: NDArray[np.uint16]) -> None:
-        """Give slots 0, 1, ... of an empty store to these keys, (n, bytes) zero-padded and (n,)."""
-        begin = np.arange(len(lengths)) * names.shape[1]
-        self.lookup(Keys(names.copy().ravel(), begin, begin + lengths))
+    def keys(self, slots: NDArray[np.int32]) -> list[bytes]:
+        """The keys of some slots; of one that was just given back, the one that it had."""
+        return [bytes(self.index.names[slot]).rstrip(b"\0") for slot in slots.tolist()]
+
+    def restore(
+        self,
+        names: NDArray[np.uint8],
+        lengths: NDArray[np.uint16],
+        slots: NDArray[np.int32] | None = None,
+    ) -> None:
+        """Give slots (n,), 0, 1, ... where none are said, to keys, (n, bytes) zero-padded and (n,).
+
+        Their series are as new. What a slot or a key had before is forgotten. :meth:`arrange` is to
+        follow, once all their state is there; the slots must be below the capacity, and differ.
+        """
+        if slots is None:
+            slots = np.arange(len(lengths), dtype=np.int32)
+        _bind(self.index, slots, np.ascontiguousarray(names), lengths.astype(np.int64))
+
+    def bind(self, slot: int, key: bytes) -> None:
+        """:meth:`restore` one."""
+        name = np.frombuffer(bytearray(key), np.uint8)[None]
+        self.restore(name, np.array([len(key)], np.uint16), np.array([slot], np.int32))
+
+    def arrange(self) -> None:
+        """Let slots that nobody has be taken, and the journal be told of nothing until now.
+
+        Who was ``heard`` longest ago is the longest idle, if that is a field.
+        """
+        slots = self.slots
+        heard = self.state["heard"][slots] if "heard" in self.state else np.zeros(len(slots))
+        arrange(self.index, slots[np.argsort(heard, kind="stable")])
+        told(self.index.changes)
+
+    def release(self, slots: NDArray[np.int32], reason: int = UNCOUNTED) -> None:
+        """Close series; of ``REASONS`` which it is counted for."""
+        _release(self.index, slots, reason)
+
+    def come_back(self, slots: NDArray[np.int32], now: int) -> None:
+        """Series just begun are none of today: they come back, with a tick of the moment ``now``.
+
+        The journal is to be told all of their state.
+        """
+        _come_back(self.index, slots, now)
+
+    def longest_idle(
+        self, most: int, oldest: int, heard_before: int = (1 << 63) - 1
+    ) -> NDArray[np.int32]:
+        """The slots used longest ago, at most ``most``; see ``longest_idle_ones``."""
+        slots = np.zeros(most, np.int32)
+        heard = self.state["heard"]
+        return slots[: longest_idle_ones(self.index, oldest, heard, heard_before, slots)]
+
+    def records(self, slots: NDArray[np.int32]) -> NDArray[np.uint8]:
+        """A copy of the state of some slots, but for the recurrent one: (n, bytes)."""
+        return self.index.records[slots, self.index.begin : self.index.end]
+
+    def set_records(self, slots: NDArray[np.int32], records: NDArray[np.uint8]) -> None:
+        """What :meth:`records` gave."""
+        self.index.records[slots, self.index.begin : self.index.end] = records
+
+    def warm_up(self) -> None:
+        """Compile all there is; nothing changes."""
+        nothing = np.zeros(0, np.int32)
+        self.lookup(Keys.of([]))
+        self.restore(np.zeros((0, 1), np.uint8), np.zeros(0, np.uint16), nothing)
+        self.release(nothing)
+        self.come_back(nothing, 0)
+        arrange(self.index, nothing[:0])
+        told(self.index.changes)
+        if "heard" in self.state:
+            self.longest_idle(0, 0)
 
 
 def bytes_per_series(fields: Fields, capacity: int, max_key: int) -> dict[str, int]:
-    """Bytes that one of ``capacity`` series takes in the store, by field; its key's included."""
+    """Bytes that one of ``capacity`` series takes in the store, by field; its key's included.
+
+    Where it is to be known who is longest idle, 16 more, which are counted with the key.
+    """
     declared = {
         name: int(np.dtype(dtype).itemsize * np.prod(shape, dtype=np.int64))
         for name, (dtype, shape) in fields.items()
@@ -113,76 +236,29 @@ def _lookup(index: Index, keys: Keys, hashes: NDArray[np.uint64], slots: NDArray
     approach(index, keys, hashes)
     for i in range(len(slots)):
         key, length = data + keys.begin[i], keys.end[i] - keys.begin[i]
-        slots[i] = find(index, hashes[i], key, length)
+        slots[i] = find(index, hashes[i], key, length, 0, -1)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def approach(index: Index, keys: Keys, hashes: NDArray[np.uint64]) -> None:
-    """Hash all keys, and bring near what :func:`find` and a step will look at.
-
-    The lines of many series are fetched at once, where one lookup after the other would wait for
-    each.
-    """
-    data, mask = keys.data.ctypes.data, np.uint64(len(index.table) - 1)
-    table = index.table.ctypes.data
-    for i in range(len(keys.begin)):
-        hashes[i] = hash_of(index, data + keys.begin[i], keys.end[i] - keys.begin[i])
-        prefetch(table + 4 * np.int64(hashes[i] & mask))
-    begin, size = index.hashes.ctypes.data, index.hashes.strides[0]
-    for i in range(len(keys.begin)):
-        slot = np.int64(index.table[np.int64(hashes[i] & mask)]) - 1
-        if slot >= 0:
-            record = begin + slot * size
-            for line in range(0, size, LINE):
-                prefetch(record + line)
+def _bind(
+    index: Index,
+    slots: NDArray[np.int32],
+    names: NDArray[np.uint8],
+    lengths: NDArray[np.int64],
+) -> None:
+    for i in range(len(slots)):
+        bind(index, slots[i], names.ctypes.data + i * names.strides[0], lengths[i])
 
 
-@njit(cache=True, error_model="numpy", _nrt=False)
-def hash_of(index: Index, key: int, length: int) -> np.uint64:
-    """The hash of the key at an address."""
-    return siphash(index.seed[0], index.seed[1], key, length)
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _release(index: Index, slots: NDArray[np.int32], reason: int) -> None:
+    for slot in slots:
+        release(index, slot, reason)
 
 
-@njit(cache=True, error_model="numpy", _nrt=False)
-def find(index: Index, hashed: np.uint64, key: int, length: int) -> int:
-    """The slot of the key at an address; a new key is given one, ``REFUSED`` if none is free."""
-    mask = len(index.table) - 1
-    at = np.int64(hashed & np.uint64(mask))
-    while True:
-        slot = int(index.table[at]) - 1
-        if slot < 0:
-            return _begin(index, at, hashed, key, length)
-        if index.hashes[slot] == hashed and _same(index, slot, key, length):
-            return slot
-        at = (at + 1) & mask
-
-
-@njit(cache=True, error_model="numpy", _nrt=False)
-def _begin(index: Index, at: int, hashed: np.uint64, key: int, length: int) -> int:
-    """Give a new key the next free slot, its place in the table being known."""
-    slot = int(index.used[0])
-    if slot == index.capacity:
-        return int(REFUSED)
-    index.used[0] = slot + 1
-    index.table[at] = slot + 1
-    index.hashes[slot] = hashed
-    index.lengths[slot] = length
-    for byte in range(length):
-        index.names[slot, byte] = load_u8(key + byte)
-    return slot
-
-
-@njit(cache=True, error_model="numpy", _nrt=False)
-def _same(index: Index, slot: int, key: int, length: int) -> bool:
-    if index.lengths[slot] != length:
-        return False
-    name = index.names.ctypes.data + slot * index.names.strides[0]
-    for byte in range(0, length - 7, 8):
-        if load_u64(name + byte) != load_u64(key + byte):
-            return False
-    if length >= 8:  # the last eight, some of them once more
-        return load_u64(name + length - 8) == load_u64(key + length - 8)
-    for byte in range(length):
-        if load_u8(name + byte) != load_u8(key + byte):
-            return False
-    return True
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def _come_back(index: Index, slots: NDArray[np.int32], now: int) -> None:
+    for slot in slots:
+        touch(index, slot, now)
+        index.counts[STARTED] -= 1
+        note(index.changes, slot, NEW | BACK, np.uint8(0))

@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from numba.core import event
 
 from streamlstm import checkpoint, journal, transport
@@ -25,17 +26,21 @@ from streamlstm.checkpoint import CheckpointError, Saving
 from streamlstm.config import Config, exposures
 from streamlstm.ends import Ends, allow_files
 from streamlstm.engine import Engine
-from streamlstm.journal import Journal, JournalError
+from streamlstm.journal import Journal
 from streamlstm.kernels.cell import BackendError
 from streamlstm.loop import Loop
 from streamlstm.metrics import Metrics
 from streamlstm.model import Model, ModelError, load_model
+from streamlstm.parking import Parking, ParkingError
 from streamlstm.replay import replay
 from streamlstm.security import SecurityError
+from streamlstm.segments import JournalError
+from streamlstm.snapshot import Snapshots
 from streamlstm.transport import TransportError
 from streamlstm.web import MetricsError, Server, Tls, Users
 from streamlstm.wire.codec import Decoder, Encoder
 from streamlstm.wire.format import FormatError, Shape
+from streamlstm.wire.publishers import COUNTS
 
 QUIET = 0.02
 """Seconds without a tick after which, at the end, no more are expected."""
@@ -62,7 +67,8 @@ def run(config: Config, announce: bool = False) -> int:
     """Serve until SIGTERM or SIGINT and return the exit code; errors at start are logged.
 
     With ``announce``, one line of JSON on stdout says, once all is ready, ``input`` and ``output``
-    (lists of endpoints, wildcards resolved), ``metrics`` (a URL, or null) and ``pid``.
+    (lists of endpoints, wildcards resolved), ``snapshot`` (one too),
+    ``metrics`` (a URL, or null) and ``pid``.
     """
     _log_to_stderr(config.service.log_level)
     for exposure in exposures(config):
@@ -77,6 +83,7 @@ def run(config: Config, announce: bool = False) -> int:
         CoreError,
         FormatError,
         JournalError,
+        ParkingError,
         SecurityError,
         TransportError,
         MetricsError,
@@ -98,13 +105,15 @@ def check(config: Config) -> str:
     """Open all that :func:`run` would, but for the sockets, and say what was found.
 
     Raises:
-        ModelError, BackendError, CheckpointError, FormatError, MetricsError, SecurityError: each
-            with one line.
+        ModelError, BackendError, CheckpointError, FormatError, MetricsError, ParkingError,
+            SecurityError: each with one line.
     """
     _open_tls(config)
     Users(config.metrics.users)
     Ends(config).close()
-    engine, _ = _open_engine(config)
+    engine, _ = open_engine(config)
+    if parking := _open_parking(config, engine):
+        parking.close()
     restored = engine.series.active
     _open_wire(config, engine.model)
     each = sum(engine.bytes_per_series.values())
@@ -130,19 +139,22 @@ class Service:
         self._sender.setblocking(False)
         self._saving: Saving | None = None
         self.journal: Journal | None = None
+        self.parking: Parking | None = None
+        self.snapshots: Snapshots | None = None
         self.failed = False
         self._compiles = event.RecordingListener()
         event.register("numba:compile", self._compiles)
         self._complained: dict[str, float] = {}
         self._dropped: dict[str, int] = {}
         self._dropped_by_engine = 0
+        self._evicted: dict[str, int] = {}
 
     def startup(self) -> None:
         """Bring everything up, compiled and restored.
 
         Raises:
             ModelError, BackendError, CheckpointError, CoreError, FormatError, JournalError,
-                SecurityError, TransportError, MetricsError: each with one line.
+                ParkingError, SecurityError, TransportError, MetricsError: each with one line.
         """
         config = self.config
         umask = os.umask(0o077)  # what is written here is for nobody else
@@ -160,14 +172,19 @@ class Service:
         self.ends = Ends(config, umask)
         self.receiver, self.publisher = self.ends.receiver, self.ends.publisher
         notify("STATUS=opening the model")
-        self.engine, self._journalled = _open_engine(config)
-        self._restored = self.engine.series.active
+        self.engine, self._journalled = open_engine(config)
         model = self.engine.model
+        self.parking = _open_parking(config, self.engine)
         self._open_journal()
         notify("STATUS=compiling")
         self.decoder, self.encoders = _open_wire(config, model)
+        if self.ends.responder:
+            self.snapshots = Snapshots(
+                self.ends.responder, self.engine, self.encoders[0], self.publisher
+            )
         self._make_loop()
         self.loop.warm_up()
+        checkpoint.warm_up(self.engine)
         if not transport.compiled():
             _log.warning(
                 "libzmq's functions were not found: messages pass one by one through pyzmq, at a"
@@ -194,9 +211,13 @@ class Service:
 
     def main_loop(self) -> None:
         """Serve whatever waits, a batch at a time, until a signal."""
+        more = False
         while not self.stopping:
-            until = time.monotonic() + LOOK_ROUND
+            until = time.monotonic() + (0 if more else LOOK_ROUND)
+            if self.snapshots:
+                until = min(until, self.snapshots.due)
             self._serve(until if self._saving else min(until, self._next_checkpoint))
+            more = self.loop.evict_idle()
             self._checkpoint()
 
     def shutdown(self) -> None:
@@ -208,9 +229,10 @@ class Service:
             self.server.ready = False
         left = self.config.input.hwm  # more cannot have waited, but for several publishers
         while left > 0 and time.monotonic() < began + share:
+            waited = len(self.loop.pending)
             taken = self._serve(time.monotonic() + QUIET)
             left -= taken
-            if not taken and not len(self.loop.pending):
+            if not taken and not waited:
                 break
         self.receiver.close()
         with contextlib.suppress(JournalError):
@@ -222,6 +244,8 @@ class Service:
                 self.journal.close()
             except JournalError as error:
                 _log.error("%s", error)
+        if self.parking:
+            self.parking.close()
         self.publisher.close(linger=share)
         self.close()
         _event(
@@ -244,6 +268,8 @@ class Service:
         with contextlib.suppress(BlockingIOError):
             self._wakeup.recv(4096)
         self.publisher.forget_subscriptions()
+        if self.snapshots:
+            self.snapshots.serve()
         self._sample()
         return taken
 
@@ -270,6 +296,7 @@ class Service:
         return {
             "input": self.receiver.endpoints,
             "output": self.publisher.endpoints,
+            "snapshot": self.snapshots.responder.endpoints if self.snapshots else (),
             "metrics": self.server.url if self.server else None,
             "pid": os.getpid(),
         }
@@ -279,6 +306,7 @@ class Service:
         if self.decoder.sample:
             self._complain(*self.decoder.sample)
             self.decoder.sample = None
+        self._sample_evicted()
         dropped = int(self.engine.work.drops.sum())
         if dropped == self._dropped_by_engine:
             return
@@ -290,21 +318,35 @@ class Service:
                     reason, "by the engine; of such ticks ticks_dropped_total counts all"
                 )
 
+    def _sample_evicted(self) -> None:
+        """Log one of the series evicted, and what went wrong with the parked ones."""
+        for reason, count in self.engine.series.evicted.items():
+            if count > self._evicted.get(reason, 0):
+                self._evicted[reason] = count
+                key = bytes(self.engine.series.index.latest).rstrip(b"\0")
+                self._warn("series evicted", reason, reason=reason, total=count, latest=repr(key))
+        if self.parking and self.parking.problem:
+            self._warn("series not kept", "parking", why=self.parking.problem)
+            self.parking.problem = ""
+
     def _checkpoint(self) -> None:
         """Begin a checkpoint where it is time, or see whether the one begun is written."""
         try:
             if self._saving:
                 if self._saving.done():
-                    saved, self._saving = self._saving, None
-                    self._saved(saved.journalled)
+                    self._saving = None
+                    self._saved()
             elif time.monotonic() >= self._next_checkpoint:
                 self._plan_checkpoint()
                 self._resume_journal()
-                if self.engine.backend == "cuda":  # a child has no part in the device
-                    self._save()
-                else:
-                    assert self.config.checkpoint.path
-                    self._saving = Saving(self.engine, self.config.checkpoint.path, self._number)
+                assert self.config.checkpoint.path
+                self._saving = Saving(
+                    self.engine,
+                    self.config.checkpoint.path,
+                    self._number,
+                    keep=self.config.checkpoint.keep,
+                    tell=self._wake,
+                )
         except OSError as error:
             self._saving = None
             self._miss_checkpoint(error)
@@ -317,26 +359,26 @@ class Service:
         if not path:
             return
         try:
-            number = self._number
-            checkpoint.save(self.engine, path, number)
+            checkpoint.save(self.engine, path, self._number, keep=self.config.checkpoint.keep)
         except OSError as error:
             self._miss_checkpoint(error)
         else:
-            self._saved(number)
+            self._saved()
 
     @property
     def _number(self) -> int:
         """Of the last entry of the journal whose ticks were stepped."""
         return self.journal.number - 1 if self.journal else self._journalled
 
-    def _saved(self, journalled: int) -> None:
-        """A checkpoint is there: what the journal has of before is needed no more."""
+    def _saved(self) -> None:
+        """A checkpoint is there: what the journal has of before the oldest is needed no more."""
         self.metrics.values["checkpoint_last_success_timestamp_seconds"] = time.time()
         if self.journal:
+            assert self.config.checkpoint.path
             try:
-                self.journal.forget(journalled + 1)
+                self.journal.forget(checkpoint.journalled(self.config.checkpoint.path) + 1)
             except JournalError as error:
-                self._complain("journal", str(error))
+                self._warn("journal", "journal", why=str(error))
 
     def _open_journal(self) -> None:
         """Replay what is there, and begin to write.
@@ -347,10 +389,10 @@ class Service:
         config, engine = self.config, self.engine
         if not config.checkpoint.path:
             return
-        folder = _journal_of(config.checkpoint.path)
+        folder = journal_of(config.checkpoint.path)
         notify("STATUS=replaying the journal")
-        found = replay(engine, folder, self._journalled)
-        self._journalled, self._restored = found.last, engine.series.active
+        found = replay(engine, folder, self._journalled, self.parking)
+        self._journalled = found.last
         if found.entries or found.torn:
             _event(logging.INFO, "replayed", journal=folder, batches=found.entries, torn=found.torn)
         if config.journal.durability != "off":
@@ -363,6 +405,7 @@ class Service:
                 durability=config.journal.durability,
                 fsync_interval=config.journal.fsync_interval,
                 segment_bytes=config.journal.segment_bytes,
+                state_bytes=sum(array.nbytes for array in engine.records(np.zeros(1, np.int32))),
                 first=found.last + 1,
             )
 
@@ -375,7 +418,8 @@ class Service:
         assert self.journal
         self.metrics.values["journal_failures"] += 1
         strict, full = self.config.journal.durability == "strict", error.errno in _FULL
-        self._complain("journal", f"{error}; {'free some space' if full else 'look at the disk'}")
+        mend = "free some space" if full else "look at the disk"
+        self._warn("journal", "journal", why=f"{error}; {mend}")
         if not strict:
             self.journal.suspend()
             self._next_checkpoint = time.monotonic()
@@ -390,7 +434,7 @@ class Service:
             try:
                 self.journal.roll()
             except JournalError as error:
-                self._complain("journal", str(error))
+                self._warn("journal", "journal", why=str(error))
             else:
                 self.journal.resume()
 
@@ -423,7 +467,10 @@ class Service:
             self.publisher,
             self.metrics.values,
             self._wakeup.fileno(),
+            *([self.snapshots.responder.socket] if self.snapshots else []),
             log=self.journal.log if self.journal else None,
+            parking=self.parking,
+            idle_timeout=config.engine.idle_timeout,
             wait_ns=1000 * config.engine.max_wait_us,
             spin_ns=1000 * config.service.busy_poll_us,
         )
@@ -432,7 +479,11 @@ class Service:
         signal.set_wakeup_fd(self._sender.fileno())
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
-        signal.signal(signal.SIGCHLD, lambda *_: None)  # a checkpoint is written: wake up
+
+    def _wake(self) -> None:
+        """Have the loop come back, from whichever thread."""
+        with contextlib.suppress(OSError):  # it is awake already, or gone
+            self._sender.send(b"!")
 
     def _stop(self, number: int, frame: object) -> None:
         """Set a flag; from here on a second signal, or the timeout, ends the process at once."""
@@ -460,9 +511,20 @@ class Service:
         self.metrics.dropped = self.decoder.drops | self.engine.drops | overload
         values["ticks_coalesced"] = self.loop.pending.coalesced
         values["pending_ticks"] = len(self.loop.pending)
-        values["series_started"] = active - self._restored
+        self.metrics.evicted = self.engine.series.evicted
+        values["series_started"] = self.engine.series.started
+        if self.parking:
+            values["series_parked"] = self.parking.parked
+            values["series_returned"] = self.parking.returned
+            values["parked_series_refused"] = self.parking.refused
+            values["parking_failures"] = self.parking.failures
         values["input_gaps"] = self.engine.gaps
         values["subscriber_overflows"] = self.publisher.overflows
+        for name, count in zip(COUNTS, self.decoder.publishers.counts.tolist(), strict=True):
+            values[f"publisher_{name}"] = count
+        if self.snapshots:
+            values["snapshots_served"] = self.snapshots.served
+            values["snapshots_refused"] = self.snapshots.refused
         values["functions_compiled"] = self.functions_compiled
         if self.ends:
             values["connections_refused"] = self.ends.doors.refused
@@ -474,13 +536,17 @@ class Service:
         values["state_bytes"] = active * sum(self.engine.bytes_per_series.values())
 
     def _complain(self, reason: str, content: str) -> None:
+        self._warn("tick dropped", reason, reason=reason, content=content)
+
+    def _warn(self, name: str, about: str, **fields: object) -> None:
+        """Log what happened, unless the same was not long ago."""
         now = time.monotonic()
-        if now >= self._complained.get(reason, -math.inf) + COMPLAIN_EVERY:
-            self._complained[reason] = now
-            _event(logging.WARNING, "tick dropped", reason=reason, content=content)
+        if now >= self._complained.get(about, -math.inf) + COMPLAIN_EVERY:
+            self._complained[about] = now
+            _event(logging.WARNING, name, **fields)
 
 
-def _open_engine(config: Config) -> tuple[Engine, int]:
+def open_engine(config: Config) -> tuple[Engine, int]:
     """The engine, with what a checkpoint brought back; the last entry of the journal in that."""
     engine = Engine(
         load_model(config.model),
@@ -490,16 +556,27 @@ def _open_engine(config: Config) -> tuple[Engine, int]:
         coverage=config.interval.coverage,
         threads=config.engine.threads,
         max_key=config.input.max_key,
+        ordered=config.engine.when_full == "evict" or config.engine.idle_timeout > 0,
+        evict=config.engine.when_full == "evict" and not config.engine.parking,
+        keep_latest=bool(config.snapshot.bind),
     )
     if config.engine.backend == "auto":
         _event(logging.INFO, "backend", took=engine.backend, because=engine.backend_reason)
     path = config.checkpoint.path
     if path and not path.parent.is_dir():
         raise CheckpointError(f"{path}: its folder does not exist; make it")
-    journalled = checkpoint.load(engine, path) if path else None
-    if journalled is not None:
-        _event(logging.INFO, "restored", checkpoint=path, series=engine.series.active)
-    return engine, journalled or 0
+    restored = checkpoint.load(engine, path) if path else None
+    if restored is None:
+        return engine, 0
+    for each in restored.damaged:
+        _log.error("%s; going on from %s", each.partition(";")[0], restored.path)
+    _event(logging.INFO, "restored", checkpoint=restored.path, series=engine.series.active)
+    return engine, restored.journalled
+
+
+def _open_parking(config: Config, engine: Engine) -> Parking | None:
+    path = config.engine.parking
+    return Parking(path, engine, evict=config.engine.when_full == "evict") if path else None
 
 
 def _open_tls(config: Config) -> Tls | None:
@@ -509,7 +586,8 @@ def _open_tls(config: Config) -> Tls | None:
     return Tls(asked.cert_file, asked.key_file, asked.client_ca_file)
 
 
-def _journal_of(checkpoint: Path) -> Path:
+def journal_of(checkpoint: Path) -> Path:
+    """The folder of the journal that goes with a checkpoint."""
     return checkpoint.with_name(f"{checkpoint.name}.journal")
 
 

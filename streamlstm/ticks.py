@@ -10,6 +10,10 @@ from numpy.typing import NDArray
 
 WARM = np.uint8(1)
 """Flag of a tick that moves its series without a forecast being published."""
+RESET = np.uint8(2)
+"""Flag of a tick before which its series starts anew."""
+END = np.uint8(4)
+"""Flag of a tick after which its series is closed."""
 
 FRAMES = 3
 """Frames of a message that are kept: one more than any format has, so that too many are seen."""
@@ -79,9 +83,10 @@ class Arrivals(NamedTuple):
     ts: NDArray[np.int64]
     """(n,) nanoseconds since the Unix epoch, UTC"""
     values: NDArray[np.float64]
-    """(n, inputs) raw, in the series' own unit; NaN and infinities are the engine's to refuse"""
+    """(n, inputs) raw, in the series' own unit; NaN and infinities are the engine's to refuse. All
+    are NaN where ``RESET`` or ``END`` came without a value"""
     flags: NDArray[np.uint8]
-    """(n,) ``WARM`` or 0"""
+    """(n,) of ``WARM``, ``RESET`` and ``END``"""
 
     def parts(self, most: int) -> Iterator["Arrivals"]:
         """The same ticks, ``most`` at a time; at least one part, be it empty."""
@@ -104,7 +109,7 @@ class Ticks(NamedTuple):
     values: NDArray[np.float64]
     """(n, inputs) raw, in the series' own unit"""
     flags: NDArray[np.uint8]
-    """(n,) ``WARM`` or 0"""
+    """(n,) of ``WARM``, ``RESET`` and ``END``"""
 
     @classmethod
     def room(cls, n: int, inputs: int) -> "Ticks":

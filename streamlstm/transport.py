@@ -35,6 +35,10 @@ NOTICES = 1000
 SUBSCRIPTION = 1280
 """Bytes of a subscription, and of the longest message of a handshake; senders of more are
 disconnected."""
+REPLIES = 1000
+"""Messages that wait for each one who asked, at most."""
+REQUEST, REQUESTS = 4096, 64
+"""Bytes of a request at most, and how many may wait for each requester."""
 SUBSCRIPTIONS = 100
 """That wait, of each subscriber: libzmq takes them all at once, in whatever call comes next."""
 KEEPALIVE = 60, 10, 6
@@ -190,6 +194,38 @@ class Receiver:
         self.socket.close()
 
 
+class Responder:
+    """A ROUTER socket: each message comes with who sent it, and an answer goes to that one alone.
+
+    Where ``hwm`` messages wait for one, or it is gone, sending fails at once.
+    """
+
+    def __init__(
+        self,
+        context: "zmq.Context[zmq.Socket[bytes]]",
+        *,
+        hwm: int = REPLIES,
+        curve: Curve | None = None,
+    ) -> None:
+        """It has no endpoints yet."""
+        self.socket = _socket(context, zmq.ROUTER)
+        self.socket.linger = 0
+        self.socket.sndhwm, self.socket.rcvhwm = hwm, REQUESTS
+        self.socket.maxmsgsize = REQUEST
+        # says that a peer is gone, or its pipe full, where it would drop a part unseen
+        self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._curve = curve
+        self.endpoints: tuple[str, ...] = ()
+
+    def open(self, bind: Iterable[str]) -> None:
+        """Listen.
+
+        Raises:
+            TransportError: an endpoint is malformed, in use, or not this machine's.
+        """
+        self.endpoints += _open(self.socket, bind, (), self._curve)
+
+
 class Publisher:
     """An XPUB socket: each message goes to those who subscribed to how it begins.
 
@@ -312,7 +348,7 @@ def _open(
     socket: "zmq.Socket[bytes]",
     bind: Iterable[str],
     connect: Iterable[str],
-    curve: Curve | None,
+    curve: Curve | None = None,
 ) -> tuple[str, ...]:
     """Open all endpoints and name them, wildcards resolved."""
     endpoints = []

@@ -37,6 +37,7 @@ class Daemon:
         assert line, f"exit code {process.wait(60)}: {self.log}"
         said = json.loads(line)
         self.input, self.output, self.url = said["input"][0], said["output"][0], said["metrics"]
+        self.snapshot = "".join(said["snapshot"][:1])
 
     @property
     def log(self) -> str:
@@ -130,25 +131,30 @@ class Client:
     """A publisher and a subscriber of plain pyzmq, both known to be connected."""
 
     def __init__(
-        self, daemon: Daemon, topic: bytes = b"prediction.", *, push: bool = False
+        self,
+        daemon: Daemon,
+        topic: bytes = b"prediction.",
+        *,
+        push: bool = False,
+        patience: int = 30_000,
     ) -> None:
-        """With ``push``, the daemon pulls."""
+        """With ``push``, the daemon pulls; ``patience`` in milliseconds."""
         self.context = zmq.Context()
         self.feed = self.context.socket(zmq.PUSH if push else zmq.XPUB)
         self.feed.sndhwm = 0
         self.feed.connect(daemon.input)
         self.sink = self.context.socket(zmq.SUB)
         self.sink.rcvhwm = 0
-        self.sink.rcvtimeo = 30_000
+        self.sink.rcvtimeo = patience
         self.sink.subscribe(topic)
         self.sink.subscribe(b"streamlstm.welcome")
         self.sink.connect(daemon.output)
-        assert push or self.feed.poll(30_000), "the daemon does not subscribe"
+        assert push or self.feed.poll(patience), "the daemon does not subscribe"
         assert self.sink.recv() == b"streamlstm.welcome"
         # that comes with the connection, maybe before the daemon knows of the subscription, but a
         # later connection's comes after it
         with self.context.socket(zmq.SUB) as later:
-            later.rcvtimeo = 30_000
+            later.rcvtimeo = patience
             later.subscribe(b"streamlstm.welcome")
             later.connect(daemon.output)
             assert later.recv() == b"streamlstm.welcome"

@@ -80,7 +80,7 @@ def test_it_is_as_a_list_would_be(
     policy: Policy, most: int, batch: int, moves: list[list[int] | None]
 ) -> None:
     """``moves``: series of the ticks that come, or None where a batch of those waiting goes."""
-    backlog, plain = Backlog(policy, most, batch, INPUTS, SERIES), Plain(policy, most, batch)
+    backlog, plain = Backlog(policy, most, batch, INPUTS, SERIES, batch), Plain(policy, most, batch)
     rng = np.random.default_rng(len(moves))
     came = gone = 0
     for now, slots in enumerate(moves):
@@ -124,14 +124,14 @@ def ticks(*slots: int, begin: int = 0) -> list[Tick]:
 def test_of_six_ticks_three_stay(
     policy: Policy, left: list[int], dropped: int, coalesced: int
 ) -> None:
-    backlog = Backlog(policy, 3, 6, INPUTS, SERIES)
+    backlog = Backlog(policy, 3, 6, INPUTS, SERIES, 6)
     put(backlog, ticks(0, 1, 2, 0, 1, 0))
     assert [ts for _, ts, _, _ in take(backlog)[0]] == left
     assert (backlog.dropped, backlog.coalesced) == (dropped, coalesced)
 
 
 def test_as_long_as_they_fit_none_is_coalesced() -> None:
-    backlog = Backlog("coalesce", 6, 6, INPUTS, SERIES)
+    backlog = Backlog("coalesce", 6, 6, INPUTS, SERIES, 6)
     put(backlog, ticks(0, 0, 0, 0, 0, 0))
     assert len(backlog) == 6
     put(backlog, ticks(1, begin=6))
@@ -139,13 +139,13 @@ def test_as_long_as_they_fit_none_is_coalesced() -> None:
 
 
 def test_coalescing_drops_where_there_are_more_series_than_room() -> None:
-    backlog = Backlog("coalesce", 2, 6, INPUTS, SERIES)
+    backlog = Backlog("coalesce", 2, 6, INPUTS, SERIES, 6)
     put(backlog, ticks(0, 1, 2, 3, 4, 0))
     assert [ts for _, ts, _, _ in take(backlog)[0]] == [4, 5]
     assert (backlog.dropped, backlog.coalesced) == (3, 1)
 
 
 def test_nothing_waits_at_first() -> None:
-    backlog = Backlog("block", 0, 3, INPUTS, SERIES)
+    backlog = Backlog("block", 0, 3, INPUTS, SERIES, 3)
     assert take(backlog)[0] == []
     assert len(backlog) == backlog.dropped == backlog.coalesced == 0

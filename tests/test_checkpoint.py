@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 import signal
-import socket
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +12,10 @@ from types import MappingProxyType
 
 import numpy as np
 import pytest
-from safetensors import SafetensorError
 
 from streamlstm import checkpoint
 from streamlstm.checkpoint import CheckpointError, Saving
+from streamlstm.copy_on_write import NOTHING, sweep
 from streamlstm.engine import Engine
 from streamlstm.model import load_model
 from streamlstm.ticks import Keys, Ticks
@@ -67,20 +67,62 @@ def test_it_replaces_the_one_before_whole_and_is_the_owners_alone(tmp_path: Path
     assert (tmp_path / "c").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_failed_write_leaves_the_one_before(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = running()
     checkpoint.save(engine, tmp_path / "c")
     before = (tmp_path / "c").read_bytes()
 
-    def full(*_: object) -> None:
-        raise SafetensorError("Error while serializing: I/O error: No space left on device")
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", full)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
         with pytest.raises(OSError, match="No space"):
             checkpoint.save(engine, tmp_path / "c")
     assert (tmp_path / "c").read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_as_many_are_kept_as_asked_for(tmp_path: Path) -> None:
+    engine, path = running(), tmp_path / "c"
+    (tmp_path / "c.other").write_bytes(b"not ours")
+    for number in range(1, 7):
+        checkpoint.save(engine, path, number, keep=3)
+    assert [each.name for each in checkpoint.kept(path)] == ["c", "c.1", "c.2"]
+    assert checkpoint.journalled(path) == 4
+    checkpoint.save(engine, path, 7, keep=1)
+    assert [each.name for each in checkpoint.kept(path)] == ["c"]
+    assert checkpoint.journalled(path) == 7
+    assert (tmp_path / "c.other").exists()
+
+
+def test_an_older_one_serves_where_the_newest_is_damaged(tmp_path: Path) -> None:
+    engine, path = running(), tmp_path / "c"
+    checkpoint.save(engine, path, 1, keep=3)
+    before = everything(engine)
+    for number in (2, 3):
+        engine.step(ticks([2, 0], [30 + number] * 2, np.array([1.0, 2])), 0)
+        checkpoint.save(engine, path, number, keep=3)
+    path.write_bytes(path.read_bytes()[:-1])
+    path.with_suffix(".1").write_bytes(b"")
+    other = fresh()
+    restored = checkpoint.load(other, path)
+    assert restored is not None
+    assert (restored.journalled, restored.path.name) == (1, "c.2")
+    assert [each.partition(": ")[0] for each in restored.damaged] == [str(path), f"{path}.1"]
+    assert everything(other) == before
+
+
+def test_one_whose_name_was_not_yet_given_leaves_those_before(tmp_path: Path) -> None:
+    """A crash between the two renames."""
+    engine, path = running(), tmp_path / "c"
+    checkpoint.save(engine, path, 1)
+    path.rename(path.with_suffix(".1"))
+    restored = checkpoint.load(fresh(), path)
+    assert restored is not None
+    assert restored.journalled == 1
 
 
 def test_damage_anywhere_is_noticed(tmp_path: Path) -> None:
@@ -113,113 +155,92 @@ def test_of_another_engine(tmp_path: Path, other: dict[str, object], said: str) 
         checkpoint.load(fresh(**other), tmp_path / "c")
 
 
-# beside the loop, by a child process
+# beside the loop, by a thread
 
 
-@pytest.fixture
-def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A pipe: the child waits at it, and opening it waits for the child."""
-    path, save = tmp_path / "gate", checkpoint.save
-    os.mkfifo(path)
-    monkeypatch.setattr(checkpoint, "save", lambda *given: (path.read_bytes(), save(*given)))
-    return path
+def end_of(saving: Saving) -> None:
+    """Copy what is left of the moment, and wait for the thread."""
+    saving.finish()
 
 
-def end_of(saving: Saving) -> bool:
-    """Wait for the child, and see how it went."""
-    os.waitid(os.P_PID, saving.pid, os.WEXITED | os.WNOWAIT)
-    return saving.done()
-
-
-def no_child_is_left() -> bool:
-    try:
-        os.waitpid(-1, os.WNOHANG)
-    except ChildProcessError:
-        return True
-    return False
-
-
-def test_a_child_writes_the_moment_at_which_it_began(tmp_path: Path, gate: Path) -> None:
+def test_what_is_written_is_the_moment_at_which_it_began(tmp_path: Path) -> None:
     engine, other = running(), fresh()
-    before, open_files = everything(engine), os.listdir("/proc/self/fd")
+    before = everything(engine)
     saving = Saving(engine, tmp_path / "c")
-    with gate.open("wb"):
-        engine.step(ticks([2, 0], [31, 33], np.array([1.0, 2])), 0)
-        engine.series.lookup(Keys.of([b"new"]))
-        assert not saving.done()
-        assert everything(engine) != before
-        for number in (signal.SIGTERM, signal.SIGINT):  # to the whole group, from a terminal
-            os.kill(saving.pid, number)
-    assert end_of(saving)
+    engine.step(ticks([2, 0], [31, 33], np.array([1.0, 2])), 0)
+    engine.series.lookup(Keys.of([b"new"]))
+    engine.step(ticks([5, 2], [31, 34], np.array([1.0, 2])), 0)
+    assert not saving.done()  # nobody has copied the rest
+    assert everything(engine) != before
+    end_of(saving)
     assert checkpoint.load(other, tmp_path / "c") is not None
     assert everything(other) == before
-    assert no_child_is_left()
-    assert os.listdir("/proc/self/fd") == open_files
 
 
-def test_what_the_parent_closes_is_closed_while_the_child_writes(
-    tmp_path: Path, gate: Path
-) -> None:
-    near, far = socket.socketpair()
-    with far:
-        saving = Saving(running(), tmp_path / "c")
-        with gate.open("wb"):
-            near.close()
-            far.settimeout(10)
-            assert far.recv(1) == b""
-        assert end_of(saving)
+def test_many_series_that_change_all_the_while(tmp_path: Path) -> None:
+    """Far more rows than are copied at once."""
+    engine, other = (fresh(max_series=3000, max_batch=128) for _ in range(2))
+    slots = engine.series.lookup(Keys.of([str(k).encode() for k in range(3000)]))
+    chance = np.random.default_rng(0)
+
+    def change(hour: int) -> None:
+        some = chance.choice(slots, 128, replace=False).tolist()
+        engine.step(ticks(some, [hour] * 128, chance.normal(size=128)), 0)
+
+    for hour in range(60):
+        change(hour)
+    before = everything(engine)
+    saving, hour = Saving(engine, tmp_path / "c"), 60
+    while not saving.done():
+        change(hour)
+        sweep(engine.series.copies.shadow)
+        hour += 1
+    assert hour > 62
+    assert checkpoint.load(other, tmp_path / "c") is not None
+    assert everything(other) == before
 
 
-def test_a_child_that_fails_says_why(tmp_path: Path) -> None:
-    saving = Saving(running(), tmp_path / "none" / "c")
+def test_the_one_who_waits_is_told_of_the_end(tmp_path: Path) -> None:
+    told = threading.Event()
+    saving = Saving(running(), tmp_path / "c", tell=told.set)
+    assert not told.is_set()
+    end_of(saving)
+    assert told.is_set()
+
+
+def test_one_that_fails_says_why(tmp_path: Path) -> None:
+    engine = running()
     with pytest.raises(OSError, match=r"No such file or directory.*none"):
-        end_of(saving)
-    assert no_child_is_left()
-
-
-def test_a_child_that_is_killed_is_a_failure(tmp_path: Path, gate: Path) -> None:
-    (tmp_path / "c").write_bytes(b"the one before")
-    saving = Saving(running(), tmp_path / "c")
-    with gate.open("wb"):
-        os.kill(saving.pid, signal.SIGKILL)
-        with pytest.raises(OSError, match="ended with -9"):
-            end_of(saving)
-    assert (tmp_path / "c").read_bytes() == b"the one before"
-    assert no_child_is_left()
+        end_of(Saving(engine, tmp_path / "none" / "c"))
+    checkpoint.save(engine, tmp_path / "c")  # and the next one is none the worse
 
 
 @pytest.mark.parametrize("over", [False, True])
-def test_one_that_is_stopped_leaves_nothing(tmp_path: Path, gate: Path, over: bool) -> None:
-    open_files = os.listdir("/proc/self/fd")
-    saving = Saving(running(), tmp_path / "c")
-    with gate.open("wb"):
-        if not over:
-            saving.stop()
+def test_one_that_is_stopped_leaves_nothing(tmp_path: Path, over: bool) -> None:
+    open_files, engine = os.listdir("/proc/self/fd"), running()
+    told = threading.Event()
+    saving = Saving(engine, tmp_path / "c", tell=told.set)
     if over:
-        os.waitid(os.P_PID, saving.pid, os.WEXITED | os.WNOWAIT)
-        saving.stop()
-    assert (tmp_path / "c").exists() == over
-    assert no_child_is_left()
+        assert sweep(engine.series.copies.shadow) == NOTHING
+        assert told.wait(30)
+    saving.stop()
+    assert [path.name for path in tmp_path.iterdir()] == ["c"] * over
     assert os.listdir("/proc/self/fd") == open_files
 
 
 def test_one_stopped_at_its_worst_does_not_hinder_the_next(tmp_path: Path) -> None:
     (tmp_path / ".c.new").write_bytes(b"x" * 1_000_000)  # what it had begun
     engine, other = running(), fresh()
-    assert end_of(Saving(engine, tmp_path / "c"))
+    checkpoint.save(engine, tmp_path / "c")
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
     assert checkpoint.load(other, tmp_path / "c") is not None
 
 
-def test_no_room_for_a_child_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fork() -> int:
-        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
-
-    monkeypatch.setattr(os, "fork", fork)
-    engine, open_files = running(), os.listdir("/proc/self/fd")
-    with pytest.raises(OSError, match="temporarily unavailable"):
-        Saving(engine, tmp_path / "c")
-    assert os.listdir("/proc/self/fd") == open_files
+def test_its_memory_is_given_back(tmp_path: Path) -> None:
+    engine = running()
+    for _ in range(3):
+        checkpoint.save(engine, tmp_path / "c")
+        assert engine.series.copies._log is None
 
 
 # by the daemon, beside the ticks
@@ -237,7 +258,8 @@ def test_checkpoints_are_written_now_and_then_and_a_failure_is_counted(
     folder.mkdir()
     written = "streamlstm_checkpoint_last_success_timestamp_seconds"
     path = folder / "checkpoint"
-    with start(tmp_path, model, checkpoint__path=path, checkpoint__interval=0.05) as daemon:
+    options = {"checkpoint__path": path, "checkpoint__interval": 0.05, "journal__durability": "off"}
+    with start(tmp_path, model, **options) as daemon:
         eventually(lambda: written in daemon.get("/metrics"))
         assert path.stat().st_mode & 0o777 == 0o600
         shutil.rmtree(folder)
@@ -250,72 +272,47 @@ def test_checkpoints_are_written_now_and_then_and_a_failure_is_counted(
 
 
 WAITS = """
-import os, pathlib
-save, parent = checkpoint.save, os.getpid()
-def wait_and_save(engine, path):
-    if os.getpid() != parent:
-        (path.parent / "gate").read_bytes()
-    save(engine, path)
-checkpoint.save = wait_and_save
+import os, pathlib, threading
+fsync = os.fsync
+def wait_and_fsync(descriptor):
+    if threading.current_thread().name == "checkpoint":
+        pathlib.Path("{gate}").read_bytes()
+    fsync(descriptor)
+os.fsync = wait_and_fsync
 """
-"""A child that is to write a checkpoint waits until somebody has opened and closed the gate."""
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and that nobody asked about does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+"""A thread that has written a checkpoint waits until somebody has opened and closed the gate."""
 
 
 @pytest.mark.parametrize("end", ["SIGTERM", "SIGKILL"])
-def test_a_checkpoint_that_takes_long_keeps_no_tick_waiting_nor_the_end(
+def test_a_checkpoint_that_takes_long_keeps_no_tick_waiting(
     end: str, model: Path, tmp_path: Path
 ) -> None:
     os.mkfifo(tmp_path / "gate")
     path = tmp_path / "c"
     options = {"checkpoint__path": path, "checkpoint__interval": 0.01}
+    before = WAITS.format(gate=tmp_path / "gate")
     with (
-        start(tmp_path, model, before=WAITS, **options) as daemon,
-        (tmp_path / "gate").open("wb") as gate,  # waits for the child
+        start(tmp_path, model, before=before, **options) as daemon,
+        (tmp_path / "gate").open("wb") as gate,  # waits for the thread
         Client(daemon) as client,
     ):
-        (child,) = daemon.children
         for hour in range(50):
             client.tick("beside", ts=hour, value=1)
             assert client.predictions(1)[0]["seq"] == hour + 1
-        assert daemon.children == [child]
-        daemon.process.send_signal(signal.Signals[end])
-        code = daemon.wait()
-        eventually(lambda: not alive(child))
-        gate.close()
-    if end == "SIGKILL":
         assert not path.exists()
-        return
-    assert code == 0
+        daemon.process.send_signal(signal.Signals[end])
+        if end == "SIGKILL":
+            daemon.wait()
+            assert not path.exists()
+            return
+        gate.close()
+        (tmp_path / "gate").unlink()
+        (tmp_path / "gate").write_bytes(b"")  # open from now on
+        assert daemon.wait() == 0
     engine = Engine(load_model(model))
     assert checkpoint.load(engine, path) is not None
     assert engine.series.state["seq"][:1].tolist() == [50]
     assert "no checkpoint" not in daemon.log
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["c", "daemon.log", "gate"]
-
-
-def test_a_child_that_is_killed_is_counted_and_the_next_one_writes(
-    model: Path, tmp_path: Path
-) -> None:
-    os.mkfifo(tmp_path / "gate")
-    options = {"checkpoint__path": tmp_path / "c", "checkpoint__interval": 0.01}
-    with start(tmp_path, model, before=WAITS, **options) as daemon:
-        with (tmp_path / "gate").open("wb"):
-            (child,) = daemon.children
-            os.kill(child, signal.SIGKILL)
-            eventually(lambda: daemon.metric("streamlstm_checkpoint_failures_total") == 1)
-        (tmp_path / "gate").open("wb").close()
-        eventually((tmp_path / "c").exists)
-        assert "no checkpoint: the child that wrote it ended with -9" in daemon.log
-        assert daemon.metric("streamlstm_checkpoint_failures_total") == 1
-        eventually(lambda: all(map(alive, daemon.children)))  # none is left as a zombie
 
 
 def test_a_checkpoint_is_of_one_moment(model: Path, tmp_path: Path) -> None:

@@ -21,7 +21,9 @@ from streamlstm.wire.peer import Prediction
 from tests.daemon import Client, start
 from tests.models import random_model_file
 
-COMMANDS = ("demo", "fit", "backtest", "inspect", "run", "check", "publish", "watch", "keys")
+COMMANDS = (
+    *("demo", "fit", "backtest", "inspect", "run", "check", "replay", "publish", "watch", "keys"),
+)
 
 
 def streamlstm(*arguments: object, code: int = 0) -> "subprocess.CompletedProcess[str]":

@@ -61,10 +61,11 @@ def copied(forecasts: Forecasts) -> Forecasts:
 
 
 def everything(engine: Engine) -> dict[str, bytes]:
-    """All state of all series, as bytes."""
-    slots = np.arange(engine.series.active, dtype=np.int32)
+    """All state of all series, as bytes, but for when they were heard."""
+    slots = engine.series.slots
     recurrent = engine.kernels.to_host(engine.buffers, slots)
     state = {name: array[slots].tobytes() for name, array in engine.series.state.items()}
+    del state["heard"]
     return state | {"recurrent": recurrent.tobytes()}
 
 

@@ -14,29 +14,31 @@ ROOT = Path(streamlstm.__file__).parent
 LEVELS = {
     "config": 0, "model": 0, "ticks": 0, "timestamps": 0, "metrics": 0, "compiled": 0, "memory": 0,
     "decimals": 0, "security": 0,
-    "fit_options": 1, "features": 1, "kernels": 1, "wire": 1, "hashing": 1, "transport": 1,
-    "intervals": 1, "backlog": 1, "web": 1,
-    "golden": 2, "ends": 2, "series": 2, "journal": 2,
-    "engine": 3,
-    "checkpoint": 4, "loop": 4, "replay": 4,
-    "service": 5,
+    "fit_options": 1, "features": 1, "kernels": 1, "hashing": 1, "transport": 1,
+    "intervals": 1, "backlog": 1, "events": 1, "copy_on_write": 1, "web": 1,
+    "golden": 2, "ends": 2, "index": 2, "segments": 2, "wire": 2,
+    "series": 3, "journal": 3,
+    "engine": 4,
+    "checkpoint": 5, "parking": 5, "snapshot": 5,
+    "loop": 6, "replay": 6,
+    "service": 7,
     # the side rooms: nothing of the daemon may import them
-    "datasets": 6, "samples": 6, "speed": 6, "precision": 6, "backtest": 6,
-    "client": 7, "terminal": 7, "linear": 7, "gradient": 7,
-    "plot": 8, "mixture": 8, "bptt": 8,
-    "train": 9,
-    "demo": 10,
-    "commands": 11,
-    "cli": 12,
-    "__main__": 13,
+    "datasets": 8, "samples": 8, "speed": 8, "precision": 8, "backtest": 8,
+    "client": 9, "terminal": 9, "linear": 9, "gradient": 9,
+    "plot": 10, "mixture": 10, "bptt": 10, "offline": 10,
+    "train": 11,
+    "demo": 12,
+    "commands": 13,
+    "cli": 14,
+    "__main__": 15,
 }  # fmt: skip
 WITHIN_KERNELS = {
     "simd": 0, "cell": 1, "pool": 1, "products": 1, "reference": 2, "gates": 2, "layers": 3,
     "tiles": 4, "cpu": 5, "device": 1, "warp": 4, "block": 5, "cuda": 6,
 }  # fmt: skip
 WITHIN_WIRE = {
-    "format": 0, "big_endian": 0, "binary": 1, "maps": 1, "layout": 1, "json": 2, "msgpack": 2,
-    "schemas": 2, "arrow": 3, "codec": 4, "peer": 4,
+    "format": 0, "big_endian": 0, "publishers": 0, "binary": 1, "maps": 1, "layout": 1,
+    "json": 2, "msgpack": 2, "schemas": 2, "arrow": 3, "codec": 4, "peer": 4,
 }  # fmt: skip
 WITHIN = {"kernels": WITHIN_KERNELS, "wire": WITHIN_WIRE}
 

@@ -13,24 +13,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamlstm.journal import (
-    BYTES,
-    FULL,
-    SYNC_ERRORS,
-    SYNCS,
-    Durability,
-    Entry,
-    Found,
-    Journal,
-    JournalError,
-    append,
-    commit,
-    read,
-    tail,
+from streamlstm.events import (
+    BACK,
+    CREATE,
+    EVICT,
+    GONE,
+    NEW,
+    UNPARK,
+    Changes,
+    Event,
+    Events,
+    no_events,
+    note,
 )
+from streamlstm.journal import BYTES, FULL, SYNC_ERRORS, SYNCS, Durability, Journal, append, commit
+from streamlstm.segments import Entry, Found, JournalError, read, tail
 from streamlstm.ticks import Names, Ticks
 
-NONE = Names(np.zeros((2, 8), np.uint8), np.zeros(2, np.uint16))
+NONE = no_events()
 HEADER = 4096
 
 
@@ -53,21 +53,51 @@ def ticks(n: int, seed: int = 0, inputs: int = 1) -> Ticks:
     )
 
 
-def names_of(told: list[bytes]) -> Names:
-    text = np.zeros((max(2, len(told)), 64), np.uint8)
-    for row, name in zip(text, told, strict=False):
-        row[: len(name)] = np.frombuffer(name, np.uint8)
-    lengths = np.zeros(len(text), np.uint16)
-    lengths[: len(told)] = [len(name) for name in told]
-    return Names(text, lengths)
+def eventful(slots: int, state: int = 24) -> Events:
+    """So many slots with names and states of their own, and no news yet."""
+    random = np.random.default_rng(slots)
+    lengths = random.integers(1, 65, slots).astype(np.uint16)
+    return Events(
+        Changes(np.zeros(slots, np.int32), np.zeros(1, np.int64), np.zeros(slots, np.uint8)),
+        Names(random.integers(1, 256, (slots, 64)).astype(np.uint8), lengths),
+        random.integers(0, 256, (slots, 16 + state)).astype(np.uint8),
+        10,
+        10 + state,
+        random.normal(size=(slots, 5)).astype(np.float32),
+    )
 
 
-def put(journal: Journal, batch: Ticks, names: Names = NONE, begun: int = 0, used: int = 0) -> None:
+def told_of(events: Events, slot: int, mark: int) -> Event:
+    """The event of a slot."""
+    if mark == GONE:
+        return Event(EVICT, slot, b"", b"")
+    name = events.names.text[slot, : events.names.lengths[slot]].tobytes()
+    if mark == NEW:
+        return Event(CREATE, slot, name, b"")
+    record = events.records[slot, events.begin : events.end]
+    return Event(UNPARK, slot, name, record.tobytes() + events.recurrent[slot].tobytes())
+
+
+def change(events: Events, marks: dict[int, list[int]]) -> list[Event]:
+    """Let slots change; in which order they are to be told."""
+    for slot, each in marks.items():
+        for mark in each:
+            note(events.changes, slot, np.uint8(mark), np.uint8(0))
+    gone = [told_of(events, slot, GONE) for slot, each in marks.items() if GONE in each]
+    there = [
+        told_of(events, slot, NEW | BACK if NEW | BACK in each else NEW)
+        for slot, each in marks.items()
+        if max(each) >= NEW
+    ]
+    return gone + there
+
+
+def put(journal: Journal, batch: Ticks, events: Events = NONE) -> None:
     """Append and commit, in the next segment if need be."""
-    error = append(journal.log, batch, names, begun, used, 7)
+    error = append(journal.log, batch, events, 7)
     if error == FULL:
         journal.roll()
-        error = append(journal.log, batch, names, begun, used, 7)
+        error = append(journal.log, batch, events, 7)
     assert error == 0
     assert commit(journal.log) == 0
 
@@ -82,9 +112,10 @@ def same(entry: Entry, number: int, batch: Ticks) -> None:
 
 def small(folder: Path, sizes: tuple[int, ...] = (3, 1, 4)) -> Path:
     """A closed journal of one segment; its file."""
-    journal = opened(folder)
+    journal, events = opened(folder), eventful(len(sizes))
     for k, n in enumerate(sizes):
-        put(journal, ticks(n, k), names_of([b"a%d" % k]), 0, 1)
+        change(events, {k: [NEW]})
+        put(journal, ticks(n, k), events)
     journal.close()
     (segment,) = folder.glob("*.seg")
     return segment
@@ -94,37 +125,37 @@ def numbers(folder: Path, after: int = 0) -> list[int]:
     return [entry.number for entry in read(folder, after)]
 
 
-NAMES = st.lists(st.text(min_size=1, max_size=16).map(str.encode), max_size=5)
+MARKS = st.lists(st.sampled_from([GONE, NEW, NEW | BACK]), min_size=1, max_size=3)
 
 
 @settings(max_examples=40)
 @given(
-    st.lists(st.tuples(st.integers(0, 100), NAMES), max_size=12),
+    st.lists(
+        st.tuples(st.integers(0, 100), st.dictionaries(st.integers(0, 30), MARKS)), max_size=12
+    ),
     st.integers(1, 3),
     st.sampled_from(["strict", "interval"]),
 )
 def test_what_was_appended_is_read_back(
     tmp_path_factory: pytest.TempPathFactory,
-    batches: list[tuple[int, list[bytes]]],
+    batches: list[tuple[int, dict[int, list[int]]]],
     inputs: int,
     durability: Durability,
 ) -> None:
     folder = tmp_path_factory.mktemp("journal") / "made"
-    journal = opened(folder, inputs=inputs, durability=durability)
-    everyone: list[bytes] = []
-    for k, (n, told) in enumerate(batches):
-        begun, everyone = len(everyone), everyone + told
-        put(journal, ticks(n, k, inputs), names_of(everyone), begun, len(everyone))
+    journal = opened(folder, inputs=inputs, durability=durability, state_bytes=1000)
+    events, told = eventful(31), []
+    for k, (n, marks) in enumerate(batches):
+        told.append(change(events, marks))
+        put(journal, ticks(n, k, inputs), events)
     assert journal.number == len(batches) + 1
     journal.close()
     assert journal.synced == len(batches)
-    known: list[bytes] = []
     entries = list(read(folder, 0))
-    for k, (entry, (n, told)) in enumerate(zip(entries, batches, strict=True)):
+    for k, (entry, (n, _)) in enumerate(zip(entries, batches, strict=True)):
         same(entry, k + 1, ticks(n, k, inputs))
-        assert (entry.begun, entry.names) == (len(known), told)
+        assert entry.events == told[k]
         assert (entry.model, entry.now) == ("abc", 7)
-        known += told
     assert folder.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
 
@@ -147,7 +178,7 @@ def test_the_thread_prepares_the_next_segment_and_syncs(tmp_path: Path) -> None:
     journal = opened(tmp_path, durability="interval", fsync_interval=0.001)
     number = 0
     while len(list(tmp_path.glob("*.seg"))) < 4:
-        if append(journal.log, ticks(100), NONE, 0, 0, 0) == 0:
+        if append(journal.log, ticks(100), NONE, 0) == 0:
             number += 1
     while journal.synced < number:
         os.sched_yield()
@@ -155,23 +186,34 @@ def test_the_thread_prepares_the_next_segment_and_syncs(tmp_path: Path) -> None:
     assert numbers(tmp_path) == list(range(1, number + 1))
 
 
-def test_more_names_than_an_entry_holds_are_told_before_it(tmp_path: Path) -> None:
-    told = [b"%060d" % i for i in range(1000)]
-    journal = opened(tmp_path, segment_bytes=1 << 20)
-    put(journal, ticks(100), names_of(told), 5, 1000)
+def test_more_events_than_an_entry_holds_are_told_before_it(tmp_path: Path) -> None:
+    journal, events = opened(tmp_path, segment_bytes=1 << 15, state_bytes=44), eventful(1000)
+    every = [[GONE], [GONE, NEW], [NEW], [GONE, NEW | BACK], [NEW | BACK]]
+    told = change(events, {slot: every[slot % 5] for slot in range(1000)})
+    errors = set()
+    for _ in range(100):  # segments run out, and it is tried again from where it was left
+        if (error := append(journal.log, ticks(100), events, 7)) == 0:
+            break
+        errors.add(error)
+        journal.roll()
+    assert errors == {FULL}
+    assert not events.changes.marks.any()
+    put(journal, ticks(3), events)
     journal.close()
-    *before, last = read(tmp_path, 0)
-    assert before
+    *before, last, after = read(tmp_path, 0)
+    assert len(before) > 3
     assert all(len(entry.ticks.ts) == 0 for entry in before)
     same(last, len(before) + 1, ticks(100))
-    again = [(e.begun + i, name) for e in (*before, last) for i, name in enumerate(e.names)]
-    assert again == list(enumerate(told))[5:]
+    again = [event for entry in (*before, last) for event in entry.events]
+    assert [event for event in again if event.kind == EVICT] == told[:600]
+    assert sorted(again) == sorted(told)
+    assert not after.events
 
 
 def test_a_batch_that_is_too_large_is_refused(tmp_path: Path) -> None:
     journal = opened(tmp_path)
-    assert append(journal.log, ticks(2000), NONE, 0, 0, 0) == errno.EMSGSIZE
-    assert append(journal.log, ticks(1, inputs=2), NONE, 0, 0, 0) == errno.EMSGSIZE
+    assert append(journal.log, ticks(2000), NONE, 0) == errno.EMSGSIZE
+    assert append(journal.log, ticks(1, inputs=2), NONE, 0) == errno.EMSGSIZE
     put(journal, ticks(100))
     journal.close()
     assert numbers(tmp_path) == [1]
@@ -357,12 +399,12 @@ def test_a_full_disk_loses_nothing_and_is_tried_again(
     with monkeypatch.context() as patch:
         patch.setattr(os, "posix_fallocate", full)
         number = 0
-        while append(journal.log, ticks(60, number + 1), NONE, 0, 0, 0) == 0:
+        while append(journal.log, ticks(60, number + 1), NONE, 0) == 0:
             number += 1
         with pytest.raises(JournalError, match="free some space") as raised:
             journal.roll()
         assert raised.value.errno == errno.ENOSPC
-        assert append(journal.log, ticks(60), NONE, 0, 0, 0) == errno.ENOSPC
+        assert append(journal.log, ticks(60), NONE, 0) == errno.ENOSPC
         assert numbers(tmp_path) == list(range(1, number + 1))
         with pytest.raises(JournalError, match="free some space"):
             opened(tmp_path / "other")
@@ -381,7 +423,7 @@ def test_an_error_of_the_disk_itself_is_returned(tmp_path: Path) -> None:
     kept = os.dup(journal.log.state[0])
     with open("/dev/full", "r+b", buffering=0) as full:
         os.dup2(full.fileno(), journal.log.state[0])
-        assert append(journal.log, ticks(6), NONE, 0, 0, 0) == errno.ENOSPC
+        assert append(journal.log, ticks(6), NONE, 0) == errno.ENOSPC
         assert journal.number == 2
     os.dup2(kept, journal.log.state[0])
     os.close(kept)
@@ -410,7 +452,7 @@ def test_what_could_not_be_synced_is_never_said_to_be_on_disk(
     journal = opened(tmp_path, durability=durability)
     put(journal, ticks(1))
     journal.sync()
-    assert append(journal.log, ticks(2), NONE, 0, 0, 0) == 0
+    assert append(journal.log, ticks(2), NONE, 0) == 0
     mend = failing(journal)
     if durability == "strict":
         assert commit(journal.log) == errno.EINVAL
@@ -419,9 +461,9 @@ def test_what_could_not_be_synced_is_never_said_to_be_on_disk(
             journal.sync()
     mend()
     assert journal.log.state[SYNC_ERRORS] == 1
-    assert append(journal.log, ticks(3), NONE, 0, 0, 0) == FULL
+    assert append(journal.log, ticks(3), NONE, 0) == FULL
     journal.roll()
-    assert append(journal.log, ticks(3), NONE, 0, 0, 0) == 0
+    assert append(journal.log, ticks(3), NONE, 0) == 0
     assert commit(journal.log) == (errno.EIO if durability == "strict" else 0)
     with pytest.raises(JournalError):
         journal.sync()

@@ -69,22 +69,30 @@ def test_a_daemon_that_pulls_makes_its_publishers_wait(model: Path, tmp_path: Pa
         client.feed.sndhwm = 10  # of connections from here on
         client.feed.disconnect(daemon.input)
         client.feed.connect(daemon.input)
-        sent = waited = 0
-        with daemon.stopped():
-            client.feed.sndtimeo = 500
-            while not waited:
-                try:
-                    client.tick("pulled", ts=sent, value=1, note=padding)
-                    sent += 1
-                except zmq.Again:
-                    waited += 1
-        client.feed.sndtimeo = 30_000
-        for _ in range(10):
-            client.tick("pulled", ts=sent, value=1)
-            sent += 1
+        sent, numbers = 0, {"publisher": "one"}
+        for stop in range(1, 3):
+            waited = False
+            with daemon.stopped():
+                client.feed.sndtimeo = 500
+                while not waited:
+                    try:
+                        client.tick("pulled", ts=sent, value=1, seq=sent, note=padding, **numbers)
+                        sent += 1
+                    except zmq.Again:
+                        waited = True
+                assert sent < 5000 * stop  # what the system's buffers hold, and no more
+            client.feed.sndtimeo = 30_000
+            for _ in range(1000):
+                client.tick("pulled", ts=sent, value=1, seq=sent, **numbers)
+                sent += 1
         assert [each["ts"] for each in client.predictions(sent)] == list(range(sent))
         assert client.silent()
         assert daemon.metric("streamlstm_ticks_received_total") == sent
+        gaps = "streamlstm_publisher_gaps_total"
+        assert daemon.metric(gaps) == 0
+        client.tick("pulled", ts=sent, value=1, seq=sent + 7, **numbers)
+        client.predictions(1)
+        assert daemon.metric(gaps) == 7
 
 
 def test_a_subscriber_that_stops_reading_harms_nobody_and_is_counted(tmp_path: Path) -> None:

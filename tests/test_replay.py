@@ -13,9 +13,10 @@ import pytest
 
 from streamlstm import checkpoint
 from streamlstm.engine import Engine
-from streamlstm.journal import Journal, JournalError, append, read
+from streamlstm.journal import Journal, append
 from streamlstm.model import load_model
 from streamlstm.replay import replay
+from streamlstm.segments import JournalError, read
 from streamlstm.ticks import Keys, Ticks
 from streamlstm.wire.peer import encode_tick
 from tests.daemon import Client, Daemon, eventually, start
@@ -70,7 +71,7 @@ def never_killed(model: Path, seen: dict[bytes, int]) -> Engine:
 
 def names_of(engine: Engine) -> list[bytes]:
     text, lengths = engine.series.names
-    return [text[k, : lengths[k]].tobytes() for k in range(engine.series.active)]
+    return [text[k, : lengths[k]].tobytes() for k in engine.series.slots]
 
 
 @pytest.mark.parametrize("durability", ["strict", "interval"])
@@ -99,8 +100,8 @@ def test_killed_at_any_moment_it_goes_on_bit_for_bit(tmp_path: Path, durability:
                 frame = client.sink.recv()
                 published[frame.removeprefix(b"prediction.").split(b"\0")[0]] += 1
         engine = Engine(load_model(model), max_series=50)
-        after = checkpoint.load(engine, tmp_path / "state") or 0
-        replay(engine, tmp_path / "state.journal", after)
+        restored = checkpoint.load(engine, tmp_path / "state")
+        replay(engine, tmp_path / "state.journal", restored.journalled if restored else 0)
         seen = dict(zip(names_of(engine), engine.series.state["seen"].tolist(), strict=False))
         assert all(published[name] <= seen[name] <= sent[name] for name in published)
         assert everything(engine) == everything(never_killed(model, seen))
@@ -176,9 +177,9 @@ def test_a_full_disk_stops_strict_and_not_interval_and_both_go_on_when_it_is_men
         assert daemon.process.wait(30) == 0
         assert "No space left on device" in daemon.log
     engine = Engine(load_model(model), max_series=50)
-    after = checkpoint.load(engine, tmp_path / "state")
-    assert after is not None
-    assert replay(engine, tmp_path / "state.journal", after).entries == 0
+    restored = checkpoint.load(engine, tmp_path / "state")
+    assert restored is not None
+    assert replay(engine, tmp_path / "state.journal", restored.journalled).entries == 0
     assert everything(engine) == everything(never_killed(model, {NAMES[0]: count + 1}))
 
 
@@ -191,7 +192,7 @@ def journalled(folder: Path, engine: Engine, hours: range) -> None:
     slots = engine.series.lookup(Keys.of([b"a", b"b"])).tolist()
     for hour in hours:
         batch = ticks(slots, [hour, hour], np.array([hour, -hour]))
-        assert append(journal.log, batch, engine.series.names, 0, 2, 0) == 0
+        assert append(journal.log, batch, engine.work.events, 0) == 0
         engine.step(batch, 0)
     journal.close()
 

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamlstm.index import REFUSED
 from streamlstm.memory import Fields
-from streamlstm.series import REFUSED, Series, bytes_per_series
+from streamlstm.series import Series, bytes_per_series
 from streamlstm.ticks import Keys
 
 KEYS = st.binary(min_size=1, max_size=16).filter(lambda key: b"\0" not in key)

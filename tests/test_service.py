@@ -288,7 +288,13 @@ def test_sigterm_serves_what_has_arrived_and_a_restart_goes_on_from_there(
     assert [{key: each[key] for key in wanted[0]} for each in predictions] == wanted
 
 
-STALL = "checkpoint.save = lambda *_: print('stalled', flush=True) or __import__('time').sleep(60)"
+STALL = """
+import time
+def stall(*_, **__):
+    print("stalled", flush=True)
+    time.sleep(60)
+checkpoint.save = stall
+"""
 
 
 def test_a_second_signal_ends_it_at_once(model: Path, tmp_path: Path) -> None:

@@ -192,6 +192,11 @@ def compiled_step(buffers: Buffers) -> Any:
     return _STEPS[buffers.kind]
 
 
+def host_records(buffers: Buffers) -> Floats:
+    """The records themselves, (capacity, floats), for compiled code; none where it cannot look."""
+    return buffers.state
+
+
 def to_host(buffers: Buffers, slots: NDArray[np.int32]) -> Floats:
     """A copy of the records of some slots, (n, *cell.record_shape)."""
     return buffers.state[slots].reshape(len(slots), *buffers.shape)
@@ -199,7 +204,7 @@ def to_host(buffers: Buffers, slots: NDArray[np.int32]) -> Floats:
 
 def from_host(buffers: Buffers, slots: NDArray[np.int32], records: Floats) -> None:
     """Set the records of some slots from (n, *cell.record_shape); units beyond H must be zero."""
-    buffers.state[slots] = records.reshape(len(slots), -1)
+    buffers.state[slots] = records.reshape(len(slots), buffers.state.shape[1])
 
 
 def warm_up(buffers: Buffers) -> None:

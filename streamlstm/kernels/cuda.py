@@ -392,6 +392,11 @@ def compiled_step(buffers: Buffers) -> None:
     """None: `step` is for Python, which launches what runs on the device."""
 
 
+def host_records(buffers: Buffers) -> Floats:
+    """(0, floats): they lie on the device; see `cpu.host_records`."""
+    return np.zeros((0, buffers.record), np.float32)
+
+
 def to_host(buffers: Buffers, slots: NDArray[np.int32]) -> Floats:
     """A copy of the records of some slots, (n, *cell.record_shape)."""
     records = np.empty((len(slots), buffers.record), np.float32)

@@ -4,16 +4,21 @@
 frame is an Arrow IPC stream (not a file): a schema and record batches of these columns, of at most
 ``MOST_ROWS`` rows together; their order, and columns of other names, mean nothing.
 
-===========  =======================================================================================
-``series``   utf8, large_utf8, utf8_view, or a dictionary of one of them
-``value``    any integer or floating-point type; null or NaN where it is missing
-``values``   instead of ``value``: a list, large_list or fixed_size_list of such a type, one for
-             each input of the model; each row must have one
-``ts``       timestamp of any unit and zone (Arrow counts all from 1970 UTC; without a zone it is
-             taken for UTC), or int64 Unix nanoseconds; where null, and where there is no such
-             column, the arrival time
-``warm``     bool; true: the series moves, no prediction is published
-===========  =======================================================================================
+=============  =====================================================================================
+``series``     utf8, large_utf8, utf8_view, or a dictionary of one of them
+``value``      any integer or floating-point type; null or NaN where it is missing
+``values``     instead of ``value``: a list, large_list or fixed_size_list of such a type, one for
+               each input of the model; each row must have one
+``ts``         timestamp of any unit and zone (Arrow counts all from 1970 UTC; without a zone it is
+               taken for UTC), or int64 Unix nanoseconds; where null, and where there is no such
+               column, the arrival time
+``warm``       bool; true: the series moves, no prediction is published
+``reset``      bool; true: the series starts anew, and then takes the value, which may be null
+``end``        bool; true: the series takes the value, if it is not null, and is then closed
+``seq``        any integer type; from 0 on, rises by 1 with each tick of the publisher: gaps are
+               counted
+``publisher``  as ``series``; whose numbers these are; null, and without it, the empty text
+=============  =====================================================================================
 
 Ticks are taken in the order of the rows; one that is faulty is dropped, and those beside it are
 taken. A compressed body is refused, and so is a dictionary that is sent in parts (deltas).
@@ -176,13 +181,18 @@ class ArrowReader(Reader):
                     # in variables, so that what had to be converted stays until it is read
                     codes, names = _names(_column(batch, "series"))
                     lists, numbers = _values(batch)
-                    stamps, warm = _column(batch, "ts", False), _column(batch, "warm", False)
+                    stamps, marks = _column(batch, "ts", False), _marks(batch)
+                    numbered, by, publishers = _numbering(batch)
                     layout = Layout(
                         batch.num_rows,
                         _texts(codes, names, address, address + stop - begin),
+                        _texts(by, publishers, address, address + stop - begin),
                         _numbers(lists, numbers),
                         *_stamps(stamps),
-                        _flags(warm),
+                        _bools(marks[0]),
+                        _bools(marks[1]),
+                        _bools(marks[2]),
+                        _stamps(numbered)[0],
                     )
                     if k == 0:
                         self._learn(stream, batch.schema, layout)
@@ -247,7 +257,7 @@ def serialize(batch: Any) -> bytes:
     return bytes(sink.getvalue())
 
 
-_NUMBER = pa.float64()
+_NUMBER, _INT = pa.float64(), pa.int64()
 _READING = pa.ipc.IpcReadOptions(use_threads=False)
 _WRITING = pa.ipc.IpcWriteOptions(use_threads=False)
 
@@ -309,15 +319,39 @@ def _bits(buffer: Any, rows: int) -> int:
     return _address(buffer, -(-rows // 8)) if buffer else 0
 
 
+def _marks(batch: Any) -> list[Any]:
+    """The columns of flags, None where there is none."""
+    marks = [_column(batch, name, False) for name in ("warm", "reset", "end")]
+    for mark in marks:
+        if not (mark is None or pa.types.is_null(mark.type) or pa.types.is_boolean(mark.type)):
+            raise ValueError(f"warm, reset or end is of type {mark.type}; they are to be bool")
+    return marks
+
+
+def _numbering(batch: Any) -> tuple[Any, Any, Any]:
+    """The numbers as int64, and the publishers as :func:`_names`; None where there are none."""
+    numbers, publishers = _column(batch, "seq", False), _column(batch, "publisher", False)
+    if numbers is None or pa.types.is_null(numbers.type):
+        return None, None, None
+    if not pa.types.is_integer(numbers.type):
+        raise ValueError(f"seq is of type {numbers.type}; it is to be an integer")
+    numbers = numbers.view(_INT) if numbers.type == pa.uint64() else numbers.cast(_INT)
+    if publishers is None or pa.types.is_null(publishers.type):
+        return numbers, None, None
+    return numbers, *_names(publishers)
+
+
 def _texts(codes: Any, names: Any, begin: int, end: int) -> Texts:
     """Where names lie; their bytes from ``begin`` to ``end``, in the message."""
+    if names is None:
+        return Texts(0, 0, 0, 0, 4, 0, np.zeros((0, 2), np.int64))
     kind, count = names.type, len(names)
     if pa.types.is_string_view(kind):
         width, entries = 16, count
     elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
         width, entries = 4 if pa.types.is_string(kind) else 8, count + 1
     else:
-        raise ValueError(f"series is of type {kind}; it is to be utf8")
+        raise ValueError(f"a name is of type {kind}; it is to be utf8")
     valid, entry, *data = names.buffers()
     index = _address(entry, width * entries) if count else 0  # of a dictionary that is empty
     held = [(text.address, text.size) if text else (begin, 0) for text in data]
@@ -360,11 +394,9 @@ def _stamps(column: Any) -> tuple[Plain, int]:
     return Plain(_bits(valid, rows), _address(data, 8 * rows)), unit
 
 
-def _flags(column: Any) -> Plain:
+def _bools(column: Any) -> Plain:
     if column is None or pa.types.is_null(column.type):
         return Plain(0, 0)
-    if not pa.types.is_boolean(column.type):
-        raise ValueError(f"warm is of type {column.type}; it is to be bool")
     valid, data = column.buffers()
     return Plain(_bits(valid, len(column)), _address(data, -(-len(column) // 8)))
 

@@ -7,10 +7,17 @@ offset  type     what
 ======  =======  ===================================================================================
 0       uint8    0, which ends the series (and lets a subscription select exactly one)
 1       uint8    version, 1
-2       uint8    flags: 1 warm; 2 ``ts`` is to be the arrival time; all others 0
+2       uint8    flags: 1 warm; 2 ``ts`` is to be the arrival time; 4 reset: the series starts anew,
+                 and then takes the values; 8 end: it takes the values, and is then closed;
+                 16 numbered; all others 0
 3       int64    ts, Unix nanoseconds
-11      float64  one for each input of the model; NaN where it is missing
+11      float64  one for each input of the model; NaN where it is missing; none at all where a reset
+                 or an end comes alone
 ======  =======  ===================================================================================
+
+Where it is numbered, this comes between ts and the values: uint64 ``seq``, below 2**63, which rises
+by 1 with each tick of the publisher (gaps are counted); uint8 bytes of the publisher's name, and
+these, any text.
 
 **Predictions.** After the topic ``prediction.<series>``:
 
@@ -43,11 +50,11 @@ from streamlstm.memory import (
     store_f64,
     store_u64,
 )
-from streamlstm.ticks import WARM, Forecasts, Messages, Names
+from streamlstm.ticks import END, RESET, Forecasts, Messages, Names
 from streamlstm.wire.format import (
-    ARRIVAL,
     FRAME_TOO_LARGE,
     MALFORMED,
+    NUMBERED,
     SOUND,
     TOPIC,
     TOPIC_SIZE,
@@ -65,6 +72,12 @@ from streamlstm.wire.format import (
 VERSION = 1
 TICK, VALUES = 11, 8
 """Bytes of a tick after its series, without values; of each value."""
+SAYS_WARM, SAYS_ARRIVAL, SAYS_RESET, SAYS_END, SAYS_NUMBERED = 1, 2, 4, 8, 16
+"""Its flags."""
+ALONE = int(RESET | END)
+"""Flags of ticks that may come without a value."""
+SEQ_SIZE = 9
+"""Bytes of its number and of the length of the publisher's name."""
 HEAD, SEQ = 33, 17
 """Bytes of a prediction after its topic, without numbers; where ``seq`` lies, ``ts`` after it."""
 
@@ -132,24 +145,36 @@ def _read(messages: Messages, count: int, columns: Columns, limits: Limits) -> i
             and end - begin <= limits.max_frame
             and load_u8(at) == 0
             and load_u8(at + 1) == VERSION
-            and load_u8(at + 2) & ~(WARM | ARRIVAL) == 0
+            and load_u8(at + 2) < SAYS_RESET
             and key_fault(data + begin, stop - begin, limits.max_key) == SOUND
         ):
-            columns.fault[m] = _fault(messages, m, inputs, limits)
+            columns.fault[m] = _read_odd(messages, m, columns, limits)
             continue
         columns.fault[m] = SOUND
         columns.begin[m], columns.end[m] = begin, stop
-        columns.flags[m] = load_u8(at + 2)
+        said = np.int64(load_u8(at + 2))
+        columns.flags[m] = said & SAYS_WARM | (said & SAYS_ARRIVAL) << 6
         columns.ts[m] = load_i64(at + 3)
         for k in range(inputs):
             columns.values[m, k] = load_f64(at + TICK + VALUES * k)
     return count
 
 
+@njit(cache=True, _nrt=False, inline="always")
+def _flags(said: int) -> Any:
+    """Of a row, as a tick says them."""
+    return (
+        said & SAYS_WARM
+        | (said & (SAYS_RESET | SAYS_END)) >> 1
+        | (said & SAYS_ARRIVAL) << 6
+        | (said & SAYS_NUMBERED) << 2
+    )
+
+
 @njit(cache=True, error_model="numpy", _nrt=False)
-def _fault(messages: Messages, m: int, inputs: int, limits: Limits) -> int:
-    """What is wrong with a message that is no sound tick."""
-    data, frame = messages.data.ctypes.data, messages.first[m]
+def _read_odd(messages: Messages, m: int, columns: Columns, limits: Limits) -> int:
+    """Read a tick from its begin, one that has more or less than most; its fault."""
+    data, frame, inputs = messages.data.ctypes.data, messages.first[m], columns.values.shape[1]
     begin, end = messages.frames[frame], messages.frames[frame + 1]
     if end - begin > limits.max_frame:
         return FRAME_TOO_LARGE
@@ -158,11 +183,26 @@ def _fault(messages: Messages, m: int, inputs: int, limits: Limits) -> int:
         stop += 1
     if messages.first[m + 1] - frame > 1 or end - stop < TICK:
         return MALFORMED
-    at = data + stop
-    if load_u8(at + 1) != VERSION or load_u8(at + 2) & ~(WARM | ARRIVAL):
+    said = np.int64(load_u8(data + stop + 2))
+    if load_u8(data + stop + 1) != VERSION or said >= 2 * SAYS_NUMBERED:
         return UNSUPPORTED
-    if end - stop != TICK + VALUES * inputs:
+    flags, at = _flags(said), stop + TICK
+    if flags & NUMBERED:
+        if end - at < SEQ_SIZE or load_i64(data + at) < 0:
+            return MALFORMED
+        columns.seq[m] = load_i64(data + at)
+        columns.publisher[m, 0] = at + SEQ_SIZE
+        at += SEQ_SIZE + np.int64(load_u8(data + at + SEQ_SIZE - 1))
+        columns.publisher[m, 1] = at
+    if at == end and flags & ALONE:
+        columns.values[m] = np.nan
+    elif end - at == VALUES * inputs:
+        for k in range(inputs):
+            columns.values[m, k] = load_f64(data + at + VALUES * k)
+    else:
         return WRONG_VALUES
+    columns.begin[m], columns.end[m] = begin, stop
+    columns.ts[m], columns.flags[m] = load_i64(data + stop + 3), flags
     return key_fault(data + begin, stop - begin, limits.max_key)
 
 

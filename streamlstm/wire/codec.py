@@ -12,6 +12,7 @@ from streamlstm.ticks import Arrivals, Forecasts, Keys, Messages, Names
 from streamlstm.wire.binary import BinaryReader, BinaryWriter
 from streamlstm.wire.format import (
     ARRIVAL,
+    NUMBERED,
     REASONS,
     SOUND,
     Columns,
@@ -24,6 +25,7 @@ from streamlstm.wire.format import (
 )
 from streamlstm.wire.json import JsonReader, JsonWriter
 from streamlstm.wire.msgpack import MsgpackReader, MsgpackWriter
+from streamlstm.wire.publishers import Publishers, follow
 
 
 class Decoder:
@@ -36,6 +38,7 @@ class Decoder:
         reader: of the format.
         refused: (reasons,) ticks dropped so far.
         latest_arrival: (1,) the latest arrival time given to a tick.
+        publishers: who numbers ticks, and what was missed of them.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Decoder:
         self.rows = 0
         self.refused = np.zeros(len(REASONS), np.int64)
         self.latest_arrival = np.zeros(1, np.int64)
+        self.publishers = Publishers.none()
 
     @property
     def drops(self) -> dict[str, int]:
@@ -72,7 +76,15 @@ class Decoder:
         """
         columns, rows = self.reader.read(messages, count)
         self.rows = rows
-        kept, bad = settle(columns, rows, now_ns, self.latest_arrival, self.refused)
+        kept, bad = settle(
+            columns,
+            rows,
+            now_ns,
+            self.latest_arrival,
+            self.refused,
+            self.publishers,
+            messages.data,
+        )
         if bad >= 0:
             reason = REASONS[columns.fault[bad] - SOUND - 1]
             self.sample = reason, self.reader.show(messages, bad)
@@ -143,12 +155,16 @@ def settle(
     now: int,
     latest: NDArray[np.int64],
     drops: NDArray[np.int64],
+    publishers: Publishers,
+    data: NDArray[np.uint8],
 ) -> tuple[int, int]:
-    """Count faulty rows and close the gaps they leave; fill in arrival times.
+    """Count faulty rows and close the gaps they leave; fill in arrival times; follow publishers.
+
+    Where names of publishers lie counts from the begin of ``data``.
 
     Returns how many rows are left, and one that is faulty, -1 where none is.
     """
-    kept, bad = 0, -1
+    kept, bad, numbered = 0, -1, 0
     for row in range(rows):
         if columns.fault[row] != SOUND:
             drops[columns.fault[row] - SOUND - 1] += 1
@@ -158,11 +174,20 @@ def settle(
         if kept != row:
             columns.begin[kept], columns.end[kept] = columns.begin[row], columns.end[row]
             columns.ts[kept], columns.flags[kept] = columns.ts[row], columns.flags[row]
+            columns.seq[kept] = columns.seq[row]
+            columns.publisher[kept, 0] = columns.publisher[row, 0]
+            columns.publisher[kept, 1] = columns.publisher[row, 1]
             for k in range(columns.values.shape[1]):
                 columns.values[kept, k] = columns.values[row, k]
+        numbered |= columns.flags[kept] & NUMBERED
         if columns.flags[kept] & ARRIVAL:
             columns.flags[kept] &= ~ARRIVAL
             latest[0] = max(now, latest[0] + 1)
             columns.ts[kept] = latest[0]
         kept += 1
+    for row in range(kept if numbered else 0):
+        if columns.flags[row] & NUMBERED:
+            columns.flags[row] &= ~NUMBERED
+            begin, end = columns.publisher[row, 0], columns.publisher[row, 1]
+            follow(publishers, data.ctypes.data + begin, end - begin, columns.seq[row])
     return kept, bad

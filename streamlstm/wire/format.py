@@ -21,6 +21,14 @@ TOPIC = b"prediction."
 TOPIC_SIZE = len(TOPIC)
 BATCH = b"predictions.batch"
 """The topic of many predictions in one message."""
+SNAPSHOT = b"streamlstm.snapshot"
+"""What ends a snapshot."""
+REFUSED = b"streamlstm.refused"
+"""What a request for one gets that is not served."""
+JOINED = b"streamlstm.joined."
+"""What the topic begins with that tells a requester that it had joined; its token follows."""
+LONGEST_TOKEN = 64
+"""Bytes of a token at most."""
 REASONS = (
     "malformed",
     "wrong_values",
@@ -32,8 +40,10 @@ REASONS = (
 )
 """Why a message is dropped. ``wrong_values``: not as many as the model has inputs. ``bad_key``:
 empty, not UTF-8, or with a NUL. ``unsupported``: a version, flag or field of a later release."""
-ARRIVAL = 2
+ARRIVAL = 128
 """Flag of a tick whose ``ts`` is to be its arrival time."""
+NUMBERED = 64
+"""Flag of a tick with a number of its publisher's."""
 SOUND = 0
 MALFORMED, WRONG_VALUES, BAD_TIMESTAMP, BAD_KEY, KEY_TOO_LONG, FRAME_TOO_LARGE, UNSUPPORTED = range(
     1, 1 + len(REASONS)
@@ -78,9 +88,13 @@ class Columns(NamedTuple):
     values: NDArray[np.float64]
     """(rows, inputs)"""
     flags: NDArray[np.uint8]
-    """(rows,) of ``WARM`` and ``ARRIVAL``"""
+    """(rows,) of those in :mod:`streamlstm.ticks`, ``ARRIVAL`` and ``NUMBERED``"""
     fault: NDArray[np.uint8]
     """(rows,)"""
+    seq: NDArray[np.int64]
+    """(rows,) where ``NUMBERED``: the tick's number, not below 0"""
+    publisher: NDArray[np.int64]
+    """(rows, 2) where ``NUMBERED``: where the publisher's name begins and ends, as the key"""
     scratch: NDArray[np.uint8]
     """(at least 64,) for the reader, which may keep there what it knows from earlier calls"""
 
@@ -94,6 +108,8 @@ class Columns(NamedTuple):
             np.zeros((rows, inputs)),
             np.zeros(rows, np.uint8),
             np.zeros(rows, np.uint8),
+            np.zeros(rows, np.int64),
+            np.zeros((rows, 2), np.int64),
             np.zeros(scratch, np.uint8),
         )
 

@@ -9,7 +9,6 @@ from msgspec import Raw
 from numba import njit
 from numpy.typing import NDArray
 
-from streamlstm import ticks
 from streamlstm.decimals import (
     INTEGER,
     NUMBER,
@@ -24,6 +23,7 @@ from streamlstm.memory import load_u8, load_u32, load_u64
 from streamlstm.ticks import Forecasts, Messages, Names
 from streamlstm.wire.format import (
     ARRIVAL,
+    NUMBERED,
     SOUND,
     Columns,
     Layout,
@@ -33,9 +33,11 @@ from streamlstm.wire.format import (
     key_fault,
 )
 from streamlstm.wire.maps import (
-    EITHER,
     FIELDS,
+    IS_END,
     IS_WARM,
+    PUBLISHER,
+    SEQ,
     SERIES,
     TS,
     TS_NS,
@@ -44,6 +46,7 @@ from streamlstm.wire.maps import (
     Fields,
     MapReader,
     Prediction,
+    complete,
     field,
     locate,
     put,
@@ -107,12 +110,12 @@ class JsonWriter(Writer):
 
 _TAB, _NEWLINE, _RETURN, _SPACE = b"\t\n\r "
 _OPEN, _CLOSE, _LIST, _UNLIST, _COLON, _COMMA, _QUOTE, _BACKSLASH = b'{}[]:,"\\'
-_N, _T, _F = b"ntf"
+_N, _T, _F, _R = b"ntfr"
 _NULL, _TRUE, _ALSE = (
     np.uint32(int.from_bytes(text, "little")) for text in (b"null", b"true", b"alse")
 )
-_NAMES = np.array([int.from_bytes(f'{name}"'.encode(), "little") for name in FIELDS], np.uint64)
-"""Each name with the quote that ends it, as a word."""
+_NAMES = np.array([int.from_bytes(f'{name}"'.encode()[:8], "little") for name in FIELDS], np.uint64)
+"""Each name with the quote that ends it, as a word, or its first letters."""
 _LENGTHS = np.array([len(name) + 1 for name in FIELDS])
 _QUOTES, _ONES, _HIGH = (np.uint64(0x0101010101010101 * byte) for byte in (_QUOTE, 1, 0x80))
 
@@ -130,7 +133,7 @@ def _read(messages: Messages, count: int, columns: Columns, limits: Limits) -> i
     return count
 
 
-@njit(cache=True, error_model="numpy", _nrt=False)
+@njit(cache=True, error_model="numpy", _nrt=False, inline="always")
 def _tick(data: NDArray[np.uint8], at: int, end: int, columns: Columns, m: int) -> bool:
     """Read a tick to row ``m``; False where it is not plain."""
     seen, ts, exact, flags = 0, 0, False, ARRIVAL
@@ -173,11 +176,20 @@ def _tick(data: NDArray[np.uint8], at: int, end: int, columns: Columns, m: int) 
                 flags &= ~ARRIVAL
                 if name == TS_NS or not exact:
                     ts, exact = ns, name == TS_NS
+        elif name == PUBLISHER:
+            columns.publisher[m, 0] = at + 1
+            at = _string(data, at, end)
+            columns.publisher[m, 1] = at - 1
+        elif name == SEQ:
+            what, _, columns.seq[m], at = read(data, at, end)
+            if what != INTEGER or columns.seq[m] < 0:
+                return False
+            flags |= NUMBERED
         elif data[at] == _F:
             at = _literal(data, at, end)
-        elif data[at] == _T and name == IS_WARM:
+        elif data[at] == _T and IS_WARM <= name <= IS_END:
             at = _literal(data, at, end)
-            flags |= int(ticks.WARM)
+            flags |= 1 << (name - IS_WARM)  # as the flags are
         else:
             return False
         at = _space(data, at, end)
@@ -187,9 +199,8 @@ def _tick(data: NDArray[np.uint8], at: int, end: int, columns: Columns, m: int) 
             break
         if data[at] != _COMMA:
             return False
-    columns.ts[m], columns.flags[m] = ts, flags
-    once = seen & EITHER not in (0, EITHER)
-    return _space(data, at + 1, end) == end and once and columns.begin[m] >= 0
+    columns.ts[m] = ts
+    return _space(data, at + 1, end) == end and complete(columns, m, seen, flags)
 
 
 @njit(cache=True, _nrt=False)
@@ -214,6 +225,10 @@ def _name(data: NDArray[np.uint8], at: int, end: int) -> tuple[int, int]:
     found = word ^ _QUOTES
     found = (found - _ONES) & ~found & _HIGH  # the lowest bit: the first quote
     name = field(word & (found ^ (found - np.uint64(1))), _NAMES)
+    if name == PUBLISHER and not (  # longer than a word
+        at + 10 <= end and data[at + 8] == _R and data[at + 9] == _QUOTE
+    ):
+        name = -1
     if name < 0:
         return name, _string(data, at - 1, end)
     return name, at + _LENGTHS[name]

@@ -11,12 +11,13 @@ from numba import njit
 from numpy.typing import NDArray
 
 from streamlstm.memory import load_f64, load_i64, load_u8, load_u16, load_u32, load_u64
-from streamlstm.ticks import WARM
+from streamlstm.ticks import END, RESET, WARM
 from streamlstm.wire.format import (
     ARRIVAL,
     BAD_KEY,
     BAD_TIMESTAMP,
     MALFORMED,
+    NUMBERED,
     SOUND,
     UNSUPPORTED,
     WRONG_VALUES,
@@ -26,7 +27,7 @@ from streamlstm.wire.format import (
 
 
 class Texts(NamedTuple):
-    """Where the names lie; addresses, 0 where there is nothing."""
+    """Where names lie; addresses, 0 where there is nothing."""
 
     validity: int
     """bits, one a row"""
@@ -74,11 +75,16 @@ class Layout(NamedTuple):
 
     rows: int
     texts: Texts
+    publishers: Texts
+    """without any texts where there is no such column"""
     numbers: Numbers
     stamps: Plain
     unit: int
     """nanoseconds"""
     warm: Plain
+    reset: Plain
+    end: Plain
+    seq: Plain
 
 
 class Places(NamedTuple):
@@ -100,6 +106,7 @@ class Places(NamedTuple):
 
 # --- compiled -------------------------------------------------------------------------------------
 
+_WARM, _RESET, _END = int(WARM), int(RESET), int(END)
 _LAST = np.iinfo(np.int64).max
 _CONTINUES = 0xFFFFFFFF
 _DICTIONARY, _BATCH = 2, 3
@@ -115,15 +122,26 @@ _DATA = 1
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def take(columns: Columns, first: int, max_key: int, data: int, layout: Layout) -> None:
     """Read a record batch to the rows from ``first`` on; keys count from the address ``data``."""
-    texts, numbers, stamps, warm = layout.texts, layout.numbers, layout.stamps, layout.warm
+    texts, numbers, stamps = layout.texts, layout.numbers, layout.stamps
     inputs, most = columns.values.shape[1], _LAST // layout.unit
     ascii_only = (
         texts.width != 16 and len(texts.data) == 1 and _is_ascii(texts.data[0, 0], texts.data[0, 1])
     )
+    rare = layout.reset.data or layout.end.data or layout.seq.data
     for i in range(layout.rows):
-        row, fault, flags = first + i, SOUND, np.uint8(0)
-        if _bit(warm.validity, i) and warm.data and _bit(warm.data, i):
-            flags |= WARM
+        row, fault, flags = first + i, SOUND, 0
+        if _is_true(layout.warm, i):
+            flags |= _WARM
+        if rare:
+            if _is_true(layout.reset, i):
+                flags |= _RESET
+            if _is_true(layout.end, i):
+                flags |= _END
+            if layout.seq.data and _bit(layout.seq.validity, i):
+                flags |= NUMBERED
+                columns.seq[row] = load_i64(layout.seq.data + 8 * i)
+                if columns.seq[row] < 0 or not _name_publisher(columns, row, data, layout, i):
+                    fault = MALFORMED
         if stamps.data and _bit(stamps.validity, i):
             ts = load_i64(stamps.data + 8 * i)
             if not -most <= ts <= most:
@@ -133,17 +151,19 @@ def take(columns: Columns, first: int, max_key: int, data: int, layout: Layout) 
             flags |= ARRIVAL
 
         begin, end = _list(numbers, i)
-        if end - begin != inputs:
-            fault = WRONG_VALUES
-        else:
+        if end - begin == inputs:
             for k in range(inputs):
                 known = _bit(numbers.valid, begin + k)
                 columns.values[row, k] = (
                     load_f64(numbers.data + 8 * (begin + k)) if known else np.nan
                 )
+        elif begin == end and flags & (_RESET | _END):
+            columns.values[row] = np.nan
+        else:
+            fault = WRONG_VALUES
 
-        text = load_i64(texts.codes + 8 * i) if texts.codes else i
-        if _bit(texts.validity, i) and 0 <= text < texts.texts and _bit(texts.valid, text):
+        text = _which(texts, i)
+        if text >= 0:
             at, length = _text(texts, text)
             if length < 0:
                 fault = MALFORMED
@@ -154,6 +174,25 @@ def take(columns: Columns, first: int, max_key: int, data: int, layout: Layout) 
         else:
             fault = BAD_KEY
         columns.flags[row], columns.fault[row] = flags, fault
+
+
+@njit(cache=True, _nrt=False)
+def _name_publisher(columns: Columns, row: int, data: int, layout: Layout, i: int) -> bool:
+    """Say which publisher ``row`` has; False where its name lies outside of its buffer."""
+    text, at, length = _which(layout.publishers, i), data, 0
+    if text >= 0:
+        at, length = _text(layout.publishers, text)
+    columns.publisher[row, 0], columns.publisher[row, 1] = at - data, at - data + length
+    return length >= 0
+
+
+@njit(cache=True, _nrt=False, inline="always")
+def _which(texts: Texts, i: int) -> Any:
+    """The text of row ``i``; -1: it has none."""
+    text = load_i64(texts.codes + 8 * i) if texts.codes else i
+    if _bit(texts.validity, i) and 0 <= text < texts.texts and _bit(texts.valid, text):
+        return text
+    return -1
 
 
 @njit(cache=True, _nrt=False)
@@ -173,6 +212,12 @@ def _is_ascii(address: int, size: int) -> bool:
 def _bit(bits: int, i: int) -> bool:
     """Whether bit ``i`` is set; without bits all are."""
     return bits == 0 or (load_u8(bits + (i >> 3)) >> np.uint8(i & 7)) & 1 == 1
+
+
+@njit(cache=True, _nrt=False, inline="always")
+def _is_true(column: Plain, i: int) -> bool:
+    """Whether row ``i`` is true, in a column of bits."""
+    return column.data != 0 and _bit(column.validity, i) and _bit(column.data, i)
 
 
 @njit(cache=True, _nrt=False, inline="always")

@@ -6,15 +6,19 @@ does not know, to msgspec, whose verdict counts.
 **Ticks.** Two frames, ``[series, payload]``, or one frame whose payload carries the series.
 ``series`` is UTF-8 without NUL. Fields of the payload, a map:
 
-===========  =======================================================================================
-``value``    number; null (or NaN) where it is missing
-``values``   list of numbers, one for each input of the model, instead of ``value``
-``ts``       Unix seconds, read from the decimal text to the nanosecond (further digits are cut), or
-             an RFC 3339 text such as ``"2024-06-10T06:13:20.5Z"``
-``ts_ns``    Unix nanoseconds, instead of ``ts``
-``series``   only in a single frame
-``warm``     true: the series moves, no prediction is published
-===========  =======================================================================================
+=============  =====================================================================================
+``value``      number; null (or NaN) where it is missing
+``values``     list of numbers, one for each input of the model, instead of ``value``
+``ts``         Unix seconds, read from the decimal text to the nanosecond (further digits are cut),
+               or an RFC 3339 text such as ``"2024-06-10T06:13:20.5Z"``
+``ts_ns``      Unix nanoseconds, instead of ``ts``
+``series``     only in a single frame
+``warm``       true: the series moves, no prediction is published
+``reset``      true: the series starts anew, and then takes the value, if there is one
+``end``        true: the series takes the value, if there is one, and is then closed
+``seq``        integer from 0 on, which rises by 1 with each tick of the publisher; gaps are counted
+``publisher``  text, whose numbers these are; without it the empty one
+=============  =====================================================================================
 
 Without ``ts`` and ``ts_ns`` a tick has its arrival time. A msgpack double is taken for the shortest
 decimal that denotes it. Fields of other names are ignored.
@@ -38,17 +42,17 @@ from numpy.typing import NDArray
 
 from streamlstm import timestamps
 from streamlstm.memory import copy
-from streamlstm.ticks import WARM, Keys, Messages, Names
+from streamlstm.ticks import END, RESET, WARM, Keys, Messages, Names
 from streamlstm.wire.format import (
     ARRIVAL,
     BAD_TIMESTAMP,
     FRAME_TOO_LARGE,
     MALFORMED,
+    NUMBERED,
     SOUND,
     TOPIC,
     TOPIC_SIZE,
     UNREAD,
-    UNSUPPORTED,
     WRONG_VALUES,
     Columns,
     Limits,
@@ -58,11 +62,15 @@ from streamlstm.wire.format import (
 
 UNREADABLE = (msgspec.MsgspecError, ValueError, ArithmeticError, RecursionError)
 """What reading a payload may raise."""
-FIELDS = ("value", "ts", "ts_ns", "values", "series", "warm", "reset", "end")
-VALUE, TS, TS_NS, VALUES, SERIES, IS_WARM, IS_RESET, IS_END = range(len(FIELDS))
+FIELDS = (
+    "value", "ts", "ts_ns", "values", "series", "warm", "reset", "end", "seq", "publisher",
+)  # fmt: skip
+VALUE, TS, TS_NS, VALUES, SERIES, IS_WARM, IS_RESET, IS_END, SEQ, PUBLISHER = range(len(FIELDS))
 """The fields that compiled code knows, by their place in ``FIELDS``."""
 EITHER = 1 << VALUE | 1 << VALUES
 """A bit for each of the two ways to say the values: a plain tick has one of them."""
+ALONE = int(RESET | END)
+"""Flags of ticks that may come without a value."""
 
 
 class Fields(msgspec.Struct, gc=False, kw_only=True):
@@ -75,12 +83,18 @@ class Fields(msgspec.Struct, gc=False, kw_only=True):
     warm: bool = False
     reset: bool = False
     end: bool = False
+    seq: int | None = None
+    publisher: str = ""
 
     def row(self) -> list[float | None]:
         """Give the values, however they were said."""
         if self.value is not UNSET:
             return [self.value]
         return [] if self.values is UNSET else self.values
+
+    def flags(self) -> int:
+        """Of those in :mod:`streamlstm.ticks`."""
+        return self.warm * int(WARM) | self.reset * int(RESET) | self.end * int(END)
 
 
 class Prediction(msgspec.Struct, gc=False):
@@ -137,9 +151,10 @@ class MapReader(Reader):
         fault = key_fault(messages.data.ctypes.data + begin, length, self.limits.max_key)
         if fault != SOUND:
             return fault
-        if tick.reset or tick.end:
-            return UNSUPPORTED
+        flags = tick.flags()
         row = tick.row()
+        if not row and flags & ALONE:
+            row = [np.nan] * self.inputs
         if len(row) != self.inputs:
             return WRONG_VALUES
         try:
@@ -149,7 +164,18 @@ class MapReader(Reader):
         columns = self.columns
         columns.begin[m], columns.end[m] = begin, begin + length
         columns.ts[m], columns.values[m] = ts or 0, row
-        columns.flags[m] = tick.warm * WARM | (ts is None) * ARRIVAL
+        columns.flags[m] = flags | (ts is None) * ARRIVAL
+        return SOUND if tick.seq is None else self._number(messages, m, tick)
+
+    def _number(self, messages: Messages, m: int, tick: Any) -> int:
+        """Keep the tick's number and its publisher; returns the fault."""
+        if not 0 <= tick.seq < 2**63:
+            return MALFORMED
+        name = tick.publisher.encode("utf-8", "surrogatepass")
+        end = messages.frames[messages.first[m + 1]]  # the payload's, where it is read no more
+        messages.data[end - len(name) : end] = np.frombuffer(name, np.uint8)
+        self.columns.flags[m] |= NUMBERED
+        self.columns.seq[m], self.columns.publisher[m] = tick.seq, (end - len(name), end)
         return SOUND
 
 
@@ -202,6 +228,23 @@ def locate(messages: Messages, m: int, columns: Columns, max_frame: int) -> tupl
     if end - begin > max_frame:
         return 0, 0
     return begin, end
+
+
+@njit(cache=True, _nrt=False, inline="always")
+def complete(columns: Columns, m: int, seen: int, flags: int) -> bool:
+    """Whether all is there that a tick needs, of the fields ``seen``; what may be left out is set.
+
+    Its ``flags`` are kept.
+    """
+    columns.flags[m] = flags
+    if flags & NUMBERED and not seen >> PUBLISHER & 1:
+        columns.publisher[m, 0] = columns.publisher[m, 1] = 0
+    valued = seen & EITHER
+    if valued == 0 and flags & ALONE:
+        columns.values[m] = np.nan
+    elif valued in (0, EITHER):
+        return False
+    return bool(columns.begin[m] >= 0)
 
 
 @njit(cache=True, _nrt=False)

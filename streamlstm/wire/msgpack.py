@@ -7,7 +7,6 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from streamlstm import ticks
 from streamlstm.decimals import NUMBER, read_seconds, write
 from streamlstm.memory import load_u64
 from streamlstm.ticks import Forecasts, Messages, Names
@@ -26,11 +25,23 @@ from streamlstm.wire.big_endian import (
     store_64,
     store_f64,
 )
-from streamlstm.wire.format import ARRIVAL, SOUND, Columns, Layout, Limits, Shape, Writer, key_fault
+from streamlstm.wire.format import (
+    ARRIVAL,
+    NUMBERED,
+    SOUND,
+    Columns,
+    Layout,
+    Limits,
+    Shape,
+    Writer,
+    key_fault,
+)
 from streamlstm.wire.maps import (
-    EITHER,
     FIELDS,
+    IS_END,
     IS_WARM,
+    PUBLISHER,
+    SEQ,
     SERIES,
     TS,
     TS_NS,
@@ -39,6 +50,7 @@ from streamlstm.wire.maps import (
     Fields,
     MapReader,
     Prediction,
+    complete,
     field,
     locate,
     put,
@@ -99,8 +111,13 @@ _HEAD, _WIDE = 5, 9
 _NIL, _FALSE, _TRUE = 0xC0, 0xC2, 0xC3
 _F32, _F64, _U8, _U64, _I8, _I64, _STR8 = 0xCA, 0xCB, 0xCC, 0xCF, 0xD0, 0xD3, 0xD9
 _LIST16 = 0xDC
-_NAMES = np.array([int.from_bytes(_ENCODER.encode(name), "little") for name in FIELDS], np.uint64)
-"""Each name with its head, as a word."""
+_NAMES = np.array(
+    [int.from_bytes(_ENCODER.encode(name)[:8], "little") for name in FIELDS], np.uint64
+)
+"""Each name with its head, as a word, or the first bytes of that."""
+_LONGER = 10
+"""Bytes of ``publisher`` with its head, the last two of which are no part of that word."""
+_ER = int.from_bytes(b"er", "big")
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
@@ -120,7 +137,7 @@ def _read(
     return count
 
 
-@njit(cache=True, error_model="numpy", _nrt=False)
+@njit(cache=True, error_model="numpy", _nrt=False, inline="always")
 def _tick(data: int, at: int, end: int, columns: Columns, m: int) -> bool:
     """Read a tick to row ``m``; False where it is not plain."""
     if at == end or load_u8(data + at) & 0xF0 != 0x80:
@@ -157,16 +174,23 @@ def _tick(data: int, at: int, end: int, columns: Columns, m: int) -> bool:
                 flags &= ~ARRIVAL
                 if name == TS_NS or not exact:
                     ts, exact = ns, name == TS_NS
+        elif name == PUBLISHER:
+            columns.publisher[m, 0], at = _string(data, at, end)
+            columns.publisher[m, 1] = at
+        elif name == SEQ:
+            good, columns.seq[m], at = _integer(data, at, end)
+            if not good or columns.seq[m] < 0:
+                return False
+            flags |= NUMBERED
         elif head == _FALSE:
             at += 1
-        elif head == _TRUE and name == IS_WARM:
+        elif head == _TRUE and IS_WARM <= name <= IS_END:
             at += 1
-            flags |= int(ticks.WARM)
+            flags |= 1 << (name - IS_WARM)  # as the flags are
         else:
             return False
-    columns.ts[m], columns.flags[m] = ts, flags
-    once = seen & EITHER not in (0, EITHER)
-    return at == end and once and columns.begin[m] >= 0
+    columns.ts[m] = ts
+    return at == end and complete(columns, m, seen, flags)
 
 
 @njit(cache=True, _nrt=False)
@@ -175,15 +199,17 @@ def _name(data: int, at: int, end: int) -> tuple[int, int]:
     if at >= end:
         return -1, end + 1
     length = 1 + (load_u8(data + at) & 0x1F)  # if its head is of a short string
-    if length < 8 and at + length <= end:
+    if (length < 8 or length == _LONGER) and at + length <= end:
         word = np.uint64(0)
-        if at + 8 <= end:
+        if length == _LONGER:
+            word = load_u64(data + at)
+        elif at + 8 <= end:
             word = load_u64(data + at) & ((np.uint64(1) << np.uint64(8 * length)) - np.uint64(1))
         else:
             for k in range(length):
                 word |= np.uint64(load_u8(data + at + k)) << np.uint64(8 * k)
         name = field(word, _NAMES)
-        if name >= 0:
+        if name >= 0 and (name != PUBLISHER or load_u16(data + at + 8) == _ER):
             return name, at + length
     return -1, _string(data, at, end)[1]
 

@@ -11,10 +11,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from streamlstm.ticks import WARM
-from streamlstm.wire import maps
+from streamlstm.wire import binary, maps
 from streamlstm.wire.binary import VERSION, prediction_layout
-from streamlstm.wire.format import ARRIVAL, BATCH, TOPIC, Format, WireError
+from streamlstm.wire.format import BATCH, TOPIC, Format, WireError
 
 
 class Prediction(NamedTuple):
@@ -40,21 +39,42 @@ def encode_tick(
     values: Sequence[float],
     *,
     warm: bool = False,
+    reset: bool = False,
+    end: bool = False,
+    seq: int | None = None,
+    publisher: str = "",
 ) -> list[bytes]:
-    """Write one tick, as a publisher does; without ``ts_ns`` it has its arrival time."""
+    """Write one tick, as a publisher does; without ``ts_ns`` it has its arrival time.
+
+    A ``reset`` or ``end`` may have no ``values``, but for the format arrow, where they are NaN.
+    With ``seq`` it is numbered; ``publisher`` has at most 255 bytes.
+    """
     if format == "arrow":
         ts = None if ts_ns is None else [ts_ns]
-        return encode_ticks([series], ts, np.array([values], np.float64), warm=warm)
+        columns = {"reset": reset, "end": end}
+        more: dict[str, Any] = {name: [True] for name, said in columns.items() if said}
+        if seq is not None:
+            more |= {"seq": [seq], "publisher": [publisher]}
+        return encode_ticks([series], ts, np.array([values], np.float64), warm=warm, **more)
     key = series.encode()
     if format == "binary":
-        flags = warm * int(WARM) | (ts_ns is None) * int(ARRIVAL)
+        flags = warm * binary.SAYS_WARM | (ts_ns is None) * binary.SAYS_ARRIVAL
+        flags |= reset * binary.SAYS_RESET | end * binary.SAYS_END
+        numbered = b""
+        if seq is not None:
+            flags |= binary.SAYS_NUMBERED
+            name = publisher.encode()
+            numbered = struct.pack("<QB", seq, len(name)) + name
         head = struct.pack("<BBBq", 0, VERSION, flags, ts_ns or 0)
-        return [key + head + struct.pack(f"<{len(values)}d", *values)]
+        return [key + head + numbered + struct.pack(f"<{len(values)}d", *values)]
     tick: dict[str, Any] = {} if ts_ns is None else {"ts_ns": ts_ns}
     numbers = list(map(float, values))
-    tick |= {"value": numbers[0]} if len(numbers) == 1 else {"values": numbers}
-    if warm:
-        tick["warm"] = True
+    if numbers:
+        tick |= {"value": numbers[0]} if len(numbers) == 1 else {"values": numbers}
+    said = {"warm": warm, "reset": reset, "end": end}
+    tick |= {name: True for name, true in said.items() if true}
+    if seq is not None:
+        tick |= {"seq": seq} | ({"publisher": publisher} if publisher else {})
     return [key, msgspec.json.encode(tick) if format == "json" else msgspec.msgpack.encode(tick)]
 
 
@@ -64,8 +84,12 @@ def encode_ticks(
     values: NDArray[np.float64],
     *,
     warm: bool = False,
+    **more: Sequence[Any],
 ) -> list[bytes]:
-    """Write many ticks as one message of the format arrow; ``values`` are (ticks, inputs)."""
+    """Write many ticks as one message of the format arrow; ``values`` are (ticks, inputs).
+
+    ``more`` are further columns: ``reset``, ``end``, ``seq``, ``publisher``.
+    """
     import pyarrow as pa
 
     columns: dict[str, Any] = {"series": pa.array(series, pa.utf8())}
@@ -80,6 +104,7 @@ def encode_ticks(
         columns["values"] = pa.ListArray.from_arrays(offsets, flat)
     if warm:
         columns["warm"] = pa.array([True] * rows)
+    columns |= {name: pa.array(column) for name, column in more.items()}
     batch, sink = pa.record_batch(columns), pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as stream:
         stream.write_batch(batch)

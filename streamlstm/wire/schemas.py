@@ -29,6 +29,8 @@ SCHEMAS = 4
 """Remembered at once."""
 LONGEST, NODES = 8192, 64
 """Bytes of a stream before its first body, and arrays of a record batch, at most to remember it."""
+COLUMNS = ("series", "values", "ts", "warm", "reset", "end", "seq", "publisher")
+"""Those that matter; ``value`` stands for ``values`` too."""
 UNITS = {"s": 10**9, "ms": 10**6, "us": 1000, "ns": 1}
 """Nanoseconds in each."""
 
@@ -46,12 +48,18 @@ KNOWN = np.dtype(
         ("values", "i8", (2,)),
         ("ts", "i8", (2,)),
         ("warm", "i8", (2,)),
+        ("reset", "i8", (2,)),
+        ("end", "i8", (2,)),
+        ("seq", "i8", (2,)),
+        ("publisher", "i8", (2,)),
         ("text_width", "i8"),  # bytes of an offset
+        ("publisher_width", "i8"),
         ("in_lists", "i8"),
         ("list_width", "i8"),  # bytes of an offset; 0: each list has list_size numbers
         ("list_size", "i8"),
         ("unit", "i8"),  # of ts, nanoseconds
         ("text", "i8", (1, 2)),  # room for Texts.data
+        ("publisher_text", "i8", (1, 2)),
         ("column", "i1", (NODES,)),  # whether each node is of a column, not of something in one
         ("bytes", "u8", (LONGEST // 8,)),
         ("mask", "u8", (LONGEST // 8,)),
@@ -107,7 +115,7 @@ def _describe(made: Any, schema: Any, counts: list[int]) -> bool:
     """
     node = buffer = 0
     kinds = {}
-    for name in ("series", "values", "ts", "warm"):
+    for name in COLUMNS:
         made[name] = -1
     values = "value" if "value" in schema.names else "values"
     for field in schema:
@@ -116,12 +124,17 @@ def _describe(made: Any, schema: Any, counts: list[int]) -> bool:
             return False
         made["column"][node] = 1
         kinds[field.name] = field.type
-        if field.name in ("series", values, "ts", "warm"):
-            made["values" if field.name == values else field.name] = node, buffer
+        if field.name == values:
+            made["values"] = node, buffer
+        elif field.name in COLUMNS and field.name != "values":
+            made[field.name] = node, buffer
         node, buffer = node + size[0], buffer + size[1]
     if [node, buffer] != counts or node > NODES:
         return False
-    made["text_width"] = 8 if pa.types.is_large_string(kinds["series"]) else 4
+    if "seq" not in kinds:  # then it means nothing
+        made["publisher"] = -1
+    for name, width in (("series", "text_width"), ("publisher", "publisher_width")):
+        made[width] = 8 if name in kinds and pa.types.is_large_string(kinds[name]) else 4
     made["in_lists"], made["list_size"], kind = values == "values", 1, kinds[values]
     if pa.types.is_fixed_size_list(kind):
         made["list_size"] = kind.list_size
@@ -257,11 +270,18 @@ def _layout(known: Any, batch: int, size: int) -> Layout:
         begin, length = _pair(buffers, k)
         sound &= begin & 7 == 0 and 0 <= begin <= body_size and 0 <= length <= body_size - begin
 
-    node, buffer = known.series[0], known.series[1]
-    names = _part(buffers, buffer + 1, body, known.text_width * (rows + 1))
-    begin, length = _pair(buffers, buffer + 2)
-    known.text[0, 0], known.text[0, 1] = body + begin, length
-    valid_names = _bits(nodes, node, buffers, buffer, body)
+    names = _texts(known.series, known.text_width, known.text[:], nodes, buffers, body, rows)
+    publishers = Texts(0, 0, 0, 0, 4, 0, known.publisher_text[:])
+    if known.publisher[0] >= 0:
+        publishers = _texts(
+            known.publisher,
+            known.publisher_width,
+            known.publisher_text[:],
+            nodes,
+            buffers,
+            body,
+            rows,
+        )
 
     node, buffer = known.values[0], known.values[1]
     valid_lists = lists = 0
@@ -280,18 +300,47 @@ def _layout(known: Any, batch: int, size: int) -> Layout:
 
     stamps = _plain(known.ts, nodes, buffers, body, 8 * rows)
     warm = _plain(known.warm, nodes, buffers, body, (rows + 7) >> 3)
-    least = min(names, valid_names, valid_lists, lists, valid_numbers, numbers)
-    least = min(least, stamps.validity, stamps.data, warm.validity, warm.data)
+    reset = _plain(known.reset, nodes, buffers, body, (rows + 7) >> 3)
+    ended = _plain(known.end, nodes, buffers, body, (rows + 7) >> 3)
+    seq = _plain(known.seq, nodes, buffers, body, 8 * rows)
+    least = min(valid_lists, lists, valid_numbers, numbers)
+    for texts in (names, publishers):
+        least = min(least, texts.valid, texts.entries)
+    for column in (stamps, warm, reset, ended, seq):
+        least = min(least, column.validity, column.data)
     return Layout(
         rows if sound and least >= 0 else -1,
-        Texts(valid_names, 0, rows, valid_names, known.text_width, names, known.text[:]),
+        names,
+        publishers,
         Numbers(
             valid_lists, known.list_width, lists, known.list_size, valid_numbers, numbers, count
         ),
         stamps,
         known.unit,
         warm,
+        reset,
+        ended,
+        seq,
     )
+
+
+@njit(cache=True, _nrt=False)
+def _texts(
+    column: NDArray[np.int64],
+    width: int,
+    data: NDArray[np.int64],
+    nodes: int,
+    buffers: int,
+    body: int,
+    rows: int,
+) -> Texts:
+    """Where the texts of a column lie; an address is -1 where there is too little room."""
+    node, buffer = column[0], column[1]
+    begin, length = _pair(buffers, buffer + 2)
+    data[0, 0], data[0, 1] = body + begin, length
+    valid = _bits(nodes, node, buffers, buffer, body)
+    entries = _part(buffers, buffer + 1, body, width * (rows + 1))
+    return Texts(valid, 0, rows, valid, width, entries, data)
 
 
 @njit(cache=True, _nrt=False, inline="always")
@@ -329,11 +378,13 @@ def _plain(column: NDArray[np.int64], nodes: int, buffers: int, body: int, least
 def _agrees(known: NDArray[np.void], batch: int, size: int, layout: Layout) -> bool:
     """Whether the columns of a record batch are found where ``layout`` says."""
     found = _layout(known[0], batch, size)
-    mine, theirs = found.texts, layout.texts
-    return (
-        found.rows == layout.rows
-        and len(theirs.data) == 1
-        and (mine.data[0, 0], mine.data[0, 1]) == (theirs.data[0, 0], theirs.data[0, 1])
-        and mine[:6] == theirs[:6]
-        and found[2:] == layout[2:]
-    )
+    for mine, theirs in ((found.texts, layout.texts), (found.publishers, layout.publishers)):
+        if mine[:6] != theirs[:6]:
+            return False
+        if mine.texts and (
+            len(theirs.data) != 1
+            or mine.data[0, 1] != theirs.data[0, 1]
+            or (mine.data[0, 1] and mine.data[0, 0] != theirs.data[0, 0])
+        ):
+            return False
+    return found.rows == layout.rows and found[3:] == layout[3:]

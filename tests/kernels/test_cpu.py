@@ -360,6 +360,13 @@ def test_extreme_inputs_stay_finite_and_with_their_own_series(cell):
         assert np.isfinite(hostile.state).all()
 
 
+def test_no_slot_may_be_named():
+    buffers = cpu.allocate(random_network(16), 3)
+    nobody = np.zeros(0, np.int32)
+    cpu.from_host(buffers, nobody, cpu.to_host(buffers, nobody))
+    assert not buffers.state.any()
+
+
 def test_only_the_named_slots_change():
     network = random_network(40, layers=2)
     buffers = cpu.allocate(network, 20)

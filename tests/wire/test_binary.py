@@ -4,7 +4,7 @@ import struct
 
 import numpy as np
 
-from streamlstm.ticks import WARM
+from streamlstm.ticks import END, RESET, WARM
 from streamlstm.wire.codec import Decoder
 from tests.wire.test_codec import NOW, decode, encode, forecasts
 from tests.wire.ticks import binary
@@ -16,13 +16,17 @@ def test_binary_as_the_table_says() -> None:
         binary("Δ/é".encode(), -7, np.inf, 2.0, flags=1),
         binary(b"c", 99, 3.0, 4.0, flags=2),
         binary(b"d", 99, 3.0, 4.0, flags=3),
+        binary(b"e", 99, 3.0, 4.0, flags=4),
+        binary(b"f", 99, 3.0, 4.0, flags=9),
+        binary(b"g", 99, 3.0, 4.0, flags=16, numbered=struct.pack("<QB", 7, 2) + b"\0x"),
     ]
     decoded = decode(Decoder("binary", 2), *([frame] for frame in frames))
     assert [(key, ts, flag) for key, ts, _, flag in decoded] == [
-        (b"a", 5, 0), ("Δ/é".encode(), -7, WARM), (b"c", NOW, 0), (b"d", NOW + 1, WARM)
+        (b"a", 5, 0), ("Δ/é".encode(), -7, WARM), (b"c", NOW, 0), (b"d", NOW + 1, WARM),
+        (b"e", 99, RESET), (b"f", 99, WARM | END), (b"g", 99, 0),
     ]  # fmt: skip
     assert np.array_equal(decoded[0][2], [1.5, np.nan], equal_nan=True)
-    assert [row[2] for row in decoded[1:]] == [[np.inf, 2], [3, 4], [3, 4]]
+    assert [row[2] for row in decoded[1:]] == [[np.inf, 2]] + 5 * [[3, 4]]
 
 
 def test_a_binary_prediction_as_the_table_says() -> None:

@@ -10,13 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamlstm.ticks import FRAMES, WARM, Arrivals, Forecasts, Messages, Names
+from streamlstm.ticks import END, FRAMES, RESET, WARM, Arrivals, Forecasts, Messages, Names
 from streamlstm.wire.codec import Decoder, Encoder
-from streamlstm.wire.format import REASONS, Shape, WireError
+from streamlstm.wire.format import NUMBERED, REASONS, Shape, WireError
+from streamlstm.wire.maps import FIELDS
 from streamlstm.wire.peer import decode_prediction, encode_tick
+from streamlstm.wire.publishers import CEILING, COUNTS, MOST
 from tests.wire.ticks import binary
 
 FORMATS = ("json", "msgpack", "binary")
+BITS = {"warm": WARM, "reset": RESET, "end": END}
+WHOLE = st.characters(codec="utf-8")
 NOW = 1_700_000_000_000_000_000
 PACK: dict[str, Callable[[Any], bytes]] = {
     "json": lambda tick: json.dumps(tick).encode(),
@@ -63,6 +67,8 @@ def test_fields_of_a_map(format: str) -> None:
         [b"f", pack({"value": 0.2})],
         [pack({"series": "g", "ts_ns": 5, "value": 1})],
         [pack({"series": "ключ", "ts": 5, "value": 1, "reset": False})],
+        [b"h", pack({"ts": 5, "value": 2, "reset": True})],
+        [b"i", pack({"ts": 5, "values": [], "end": True})],
     ]
     second = 10**9
     decoded = decode(Decoder(format, 1), *ticks)
@@ -75,12 +81,15 @@ def test_fields_of_a_map(format: str) -> None:
         (b"f", NOW + 1),
         (b"g", 5),
         ("ключ".encode(), 5 * second),
+        (b"h", 5 * second),
+        (b"i", 5 * second),
     ]
     values = [row[2][0] for row in decoded]
     assert values[:2] == [3, 3.5]
     assert np.isnan(values[2])
-    assert values[3:] == [-1e300, 0.1, 0.2, 1, 1]
-    assert [row[3] for row in decoded] == [0, WARM, 0, 0, 0, 0, 0, 0]
+    assert values[3:-1] == [-1e300, 0.1, 0.2, 1, 1, 2]
+    assert np.isnan(values[-1])
+    assert [row[3] for row in decoded] == [0, WARM, 0, 0, 0, 0, 0, 0, RESET, END]
 
 
 def test_json_seconds_keep_every_digit_of_their_text() -> None:
@@ -131,18 +140,94 @@ def test_nothing_makes_nothing(format: str) -> None:
             st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1, max_size=16),
             st.none() | st.integers(-(2**63), 2**63 - 1),
             st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=2, max_size=2),
-            st.booleans(),
+            st.sets(st.sampled_from(["warm", "reset", "end"])),
+            st.none() | st.tuples(st.integers(0, 2**63 - 1), st.text(WHOLE, max_size=8)),
         ),
         max_size=8,
     ),
 )
 def test_ticks_come_back_as_they_were_written(format: str, ticks: list[Any]) -> None:
-    messages = [encode_tick(format, key, ts, row, warm=warm) for key, ts, row, warm in ticks]
-    decoded = decode(Decoder(format, 2), *messages)
+    messages, decoder = [], Decoder(format, 2)
+    for key, ts, row, flags, numbered in ticks:
+        more = dict.fromkeys(flags, True) | dict(
+            zip(("seq", "publisher"), numbered or (), strict=False)
+        )
+        messages.append(encode_tick(format, key, ts, row, **more))
+    laid = Messages.of(messages)
+    columns, _ = decoder.reader.read(laid, len(messages))
+    for m, (*_, numbered) in enumerate(ticks):
+        assert bool(columns.flags[m] & NUMBERED) == (numbered is not None)
+        if numbered:
+            begin, end = columns.publisher[m]
+            assert (columns.seq[m], laid.data[begin:end].tobytes().decode()) == numbered
+    decoded = decode(decoder, *messages)
     assert len(decoded) == len(ticks)
-    for (key, ts, row, warm), got in zip(ticks, decoded, strict=True):
-        assert (got[0], got[2], got[3]) == (key.encode(), row, warm * WARM)
+    for (key, ts, row, flags, _), got in zip(ticks, decoded, strict=True):
+        said = sum(BITS[flag] for flag in flags)
+        assert (got[0], got[2], got[3]) == (key.encode(), row, said)
         assert ts in (None, got[1])
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("inputs", [1, 3])
+def test_a_reset_or_an_end_needs_no_value(format: str, inputs: int) -> None:
+    more: dict[str, Any]
+    for more, flags in (
+        ({"reset": True}, RESET),
+        ({"end": True}, END),
+        ({"reset": True, "end": True, "seq": 5, "publisher": "é"}, RESET | END),
+    ):
+        decoder = Decoder(format, inputs)
+        ((key, ts, values, said),) = decode(decoder, encode_tick(format, "a", 7, [], **more))
+        assert (key, ts, said) == (b"a", 7, flags)
+        assert np.isnan(values).all()
+        assert len(values) == inputs
+        decode(decoder, encode_tick(format, "a", 7, []))
+        assert decoder.drops["wrong_values"] == 1
+
+
+@pytest.mark.parametrize("format", [*FORMATS, "arrow"])
+def test_what_a_publisher_numbered_and_is_missing_is_counted(format: str) -> None:
+    if format == "arrow":
+        pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    decoder = Decoder(format, 1)
+
+    def sent(publisher: str, *seqs: int | None) -> dict[str, int]:
+        for seq in seqs:
+            message = encode_tick(format, "s", 1, [1.0], seq=seq, publisher=publisher)
+            assert len(arrivals(decoder, [message]).ts) == 1
+        return dict(zip(COUNTS, decoder.publishers.counts.tolist(), strict=True))
+
+    assert set(sent("a", 7, 8, None, 9).values()) == {0}
+    assert set(sent("b", 1, 2).values()) == {0}
+    assert sent("a", 12, 13)["gaps"] == 2
+    assert sent("b", 4)["gaps"] == 3
+    assert sent("", 0, 1, 1, 2) == {"gaps": 3, "repeats": 1, "restarts": 0, "unfollowed": 0}
+    assert sent("a", 1, 2) == {"gaps": 3, "repeats": 1, "restarts": 1, "unfollowed": 0}
+    for _ in range(3):  # whatever is claimed, it does not go round
+        claimed = sent("liar", 0, 2**63 - 1)
+    assert claimed["gaps"] == CEILING
+
+
+def test_an_escaped_publisher_is_the_same_one() -> None:
+    decoder = Decoder("json", 1)
+    for text in ('"h\\u00e4 \\"x\\""', '"h\u00e4 \\"x\\""', '"h\\u00e4 \\u0022x\\u0022"'):
+        for key, series in ((b"a", b""), (b"", b'"series": "\\u00e4", ')):
+            seq = int(decoder.publishers.latest.max()) + 1
+            payload = b'{%s"value": 1, "seq": %d, "publisher": %s}' % (series, seq, text.encode())
+            decode(decoder, [key, payload] if key else [payload])
+    assert decoder.publishers.used[0] == 1
+    assert not decoder.publishers.counts.any()
+
+
+def test_so_many_publishers_are_followed_and_no_more() -> None:
+    decoder = Decoder("binary", 1)
+    for turn in range(2):
+        for k in range(MOST + 10):
+            message = encode_tick("binary", "s", 1, [1.0], seq=2 * turn, publisher=f"p{k}")
+            arrivals(decoder, [message])
+    counts = dict(zip(COUNTS, decoder.publishers.counts.tolist(), strict=True))
+    assert counts == {"gaps": MOST, "repeats": 0, "restarts": 0, "unfollowed": 20}
 
 
 # what is refused, and counted by reason
@@ -195,8 +280,12 @@ BAD = [
     *maps("bad_key", {"ts": 1, "value": 2}, b"\xff"),
     *maps("bad_key", {"ts": 1, "value": 2}, b"a\0b"),
     *maps("key_too_long", {"ts": 1, "value": 2}, b"k" * 65),
-    *maps("unsupported", {"ts": 1, "value": 2, "reset": True}),
-    *maps("unsupported", {"ts": 1, "value": 2, "end": True}),
+    *maps("malformed", {"ts": 1, "value": 2, "reset": 1}),
+    *maps("malformed", {"ts": 1, "value": 2, "end": "yes"}),
+    *maps("wrong_values", {"ts": 1, "values": [1, 2], "end": True}),
+    *maps("malformed", {"ts": 1, "value": 2, "seq": -1}),
+    *maps("malformed", {"ts": 1, "value": 2, "seq": 2**63}),
+    *maps("malformed", {"ts": 1, "value": 2, "seq": 1, "publisher": 5}),
     ("binary", "malformed", [b""]),
     ("binary", "malformed", [b"no end"]),
     ("binary", "malformed", [b"k\0\1"]),
@@ -207,7 +296,14 @@ BAD = [
     ("binary", "wrong_values", [binary(b"k", 0x0000_0100_0000_0000, 2.0, 3.0)]),
     ("binary", "wrong_values", [binary(b"k", 1, 2.0) + b"\n"]),
     ("binary", "unsupported", [binary(b"k", 1, 2.0, version=2)]),
-    ("binary", "unsupported", [binary(b"k", 1, 2.0, flags=4)]),
+    ("binary", "unsupported", [binary(b"k", 1, 2.0, flags=32)]),
+    ("binary", "unsupported", [binary(b"k", 1, 2.0, flags=128)]),
+    ("binary", "wrong_values", [binary(b"k", 1, flags=1)]),
+    ("binary", "wrong_values", [binary(b"k", 1, 2.0, 3.0, flags=8)]),
+    ("binary", "malformed", [binary(b"k", 1, flags=16)]),
+    ("binary", "malformed", [binary(b"k", 1, 2.0, flags=16, numbered=b"\xff" * 8 + b"\0")]),
+    ("binary", "wrong_values", [binary(b"k", 1, 2.0, flags=16, numbered=b"\0" * 8 + b"\xff")]),
+    ("binary", "bad_key", [binary(b"\xc3", 1, flags=8)]),
     ("binary", "bad_key", [binary(b"", 1, 2.0)]),
     ("binary", "bad_key", [binary(b"\xc3", 1, 2.0)]),
     ("binary", "key_too_long", [binary(b"k" * 65, 1, 2.0)]),
@@ -288,7 +384,7 @@ JSON_LIKE = st.recursive(
     st.sampled_from(sorted(PACK)),
     st.lists(
         st.dictionaries(
-            st.sampled_from(["ts", "ts_ns", "value", "values", "series", "warm", "reset", "end"]),
+            st.sampled_from(FIELDS),
             JSON_LIKE,
         ),
         max_size=4,

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamlstm.decimals import WIDEST
-from streamlstm.ticks import WARM, Forecasts, Messages, Names
+from streamlstm.ticks import END, RESET, WARM, Forecasts, Messages, Names
 from streamlstm.wire import maps
-from streamlstm.wire.format import ARRIVAL, SOUND, UNREAD, Format, Limits, Shape, Writer
+from streamlstm.wire.format import ARRIVAL, NUMBERED, SOUND, UNREAD, Format, Limits, Shape, Writer
 from streamlstm.wire.json import JsonReader, JsonWriter
 from streamlstm.wire.msgpack import MsgpackReader, MsgpackWriter
 
@@ -26,13 +26,17 @@ PACK: dict[Format, Callable[[Any], bytes]] = {
 FORMATS: tuple[Format, ...] = ("json", "msgpack")
 LIMITS = Limits(16, 400)
 
-Row = tuple[bytes, int, bytes, int]
+Row = tuple[bytes, int, bytes, int, int | None, bytes]
 
 
 def row(reader: maps.MapReader, messages: Messages) -> Row:
-    """Key, ts, values and flags of the first row, to the bit."""
-    begin, end, ts, values, flags, *_ = (column[0] for column in reader.columns)
-    return messages.data[begin:end].tobytes(), int(ts), values.tobytes(), int(flags)
+    """Key, ts, values, flags, number and publisher of the first row, to the bit."""
+    begin, end, ts, values, flags, _, seq, publisher, _ = (column[0] for column in reader.columns)
+    says = messages.data[begin:end].tobytes(), int(ts), values.tobytes(), int(flags)
+    if not flags & NUMBERED:
+        return *says, None, b""
+    begin, end = publisher
+    return *says, int(seq), messages.data[begin:end].tobytes()
 
 
 def scanned(format: Format, message: list[bytes], inputs: int) -> Row | None:
@@ -74,6 +78,13 @@ def check(format: Format, message: list[bytes], inputs: int) -> None:
         ({"ts_ns": 2**63 - 1, "value": 2, "a name of many letters": "é" * 20}, 2**63 - 1, [2], 0),
         ({"ts": -(2**31), "value": 2}, -(2**31) * 10**9, [2], 0),
         ({"ts_ns": 5, "series": "another", "values": [1, None, 3.5]}, 5, [1, np.nan, 3.5], 0),
+        ({"ts_ns": 5, "value": 1, "reset": True, "end": True, "warm": True}, 5, [1],
+         WARM | RESET | END),
+        ({"ts_ns": 5, "end": True}, 5, [np.nan], END),
+        ({"reset": True, "ts_ns": 5, "value": None}, 5, [np.nan], RESET),
+        ({"ts_ns": 5, "value": 1, "seq": 2**63 - 1}, 5, [1], NUMBERED),
+        ({"publisher": "hälle 7", "ts_ns": 5, "seq": 0, "value": 1, "publish": "x",
+          "publishes": 1, "published": 2}, 5, [1], NUMBERED),
     ],
 )  # fmt: skip
 def test_a_plain_tick_is_read_in_compiled_code(
@@ -82,7 +93,9 @@ def test_a_plain_tick_is_read_in_compiled_code(
     said = {name: what for name, what in tick.items() if name != "series"}
     messages = [["é".encode(), PACK[format](tick)], [PACK[format]({"series": "é", **said})]]
     for message in messages:
-        expected = "é".encode(), ts, np.array(values, np.float64).tobytes(), flags
+        bits = np.array(values, np.float64).tobytes()
+        number = tick["seq"] if flags & NUMBERED else None
+        expected = "é".encode(), ts, bits, flags, number, tick.get("publisher", "").encode()
         assert scanned(format, message, len(values)) == expected
         assert by_msgspec(format, message, len(values)) == expected
 
@@ -94,13 +107,13 @@ def test_json_as_other_programs_lay_it_out() -> None:
         b'{"ts":1718000000.123456789,"value":0.15E+1,"unit":"\xc3\xa9","more":-0.0e-7}',
     ):
         read = scanned("json", [b"a", text], 1)
-        assert read == (b"a", 1718000000123456789, np.array([1.5]).tobytes(), 0)
+        assert read == (b"a", 1718000000123456789, np.array([1.5]).tobytes(), 0, None, b"")
 
 
 Texts = st.SearchStrategy[str]
 Blobs = st.SearchStrategy[bytes]
 
-OTHER = {"unit", "ts ", "value\0", "a name of many letters", "é"}
+OTHER = {"publishe", "published", "unit", "ts ", "value\0", "a name of many letters", "é"}
 SPACE = st.text(" \t\r\n", max_size=2)
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1, max_size=5)
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
@@ -131,8 +144,10 @@ JSON_PLAIN: dict[str, Texts] = {
     "ts_ns": INSTANTS.map(str),
     "series": STRINGS,
     "warm": TRUTHS,
-    "reset": st.just("false"),
-    "end": st.just("false"),
+    "reset": TRUTHS,
+    "end": TRUTHS,
+    "seq": st.integers(0, 2**63 - 1).map(str),
+    "publisher": STRINGS,
 }
 JSON_ODD: Texts = st.one_of(
     SCALARS,
@@ -187,8 +202,10 @@ MSGPACK_PLAIN: dict[str, Blobs] = {
     "ts_ns": INTEGERS,
     "series": WORDS.map(pack),
     "warm": st.sampled_from([FALSE, TRUE]),
-    "reset": st.just(FALSE),
-    "end": st.just(FALSE),
+    "reset": st.sampled_from([FALSE, TRUE]),
+    "end": st.sampled_from([FALSE, TRUE]),
+    "seq": INTEGERS,
+    "publisher": WORDS.map(pack),
 }
 MSGPACK_ODD: Blobs = st.one_of(
     MSGPACK_SCALARS,
@@ -242,6 +259,7 @@ PLAIN_TICKS: dict[Format, list[bytes]] = {
         pack({"ts": 1718000000.25, "value": 12.345678901234567, "warm": True, "series": "é"}),
         pack({"ts_ns": 1718000000250000000, "values": [-5], "end": False, "unit": "MW"}),
         pack({"series": "ключ", "value": None, "reset": False, "x": -1e-7, "a longer name": 1}),
+        pack({"series": "é", "end": True, "publisher": "hä", "seq": 7}),
     ]
     for format, pack in PACK.items()
 }
@@ -249,7 +267,7 @@ PLAIN_TICKS: dict[Format, list[bytes]] = {
 
 @given(
     st.sampled_from(FORMATS),
-    st.integers(0, 2),
+    st.integers(0, 3),
     st.booleans(),
     st.lists(st.tuples(st.integers(0, 120), st.integers(0, 2), st.binary(max_size=2)), max_size=3),
 )

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from streamlstm.ticks import Messages
+from streamlstm.ticks import WARM, Messages
 from streamlstm.wire.codec import Decoder
-from streamlstm.wire.format import SOUND, UNREAD, Columns
+from streamlstm.wire.format import ARRIVAL, NUMBERED, SOUND, UNREAD, Columns
 
 pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 schemas = pytest.importorskip("streamlstm.wire.schemas", reason="pyarrow is not installed")
@@ -36,8 +36,12 @@ def rows(columns: Columns, count: int) -> Rows:
         fault = int(columns.fault[row])
         says = (columns.begin, columns.end, columns.ts, columns.values, columns.flags)
         bits = [each[row].tobytes() for each in says]
-        if columns.flags[row] & 2:  # the time is that of arrival
+        if columns.flags[row] & ARRIVAL:
             bits[2] = b""
+        if columns.flags[row] & NUMBERED:
+            begin, end = columns.publisher[row]
+            named = columns.publisher[row].tobytes() if begin < end else b""
+            bits += [columns.seq[row].tobytes(), named]
         kept.append((fault, *bits) if fault == SOUND else (fault,))
     return kept
 
@@ -105,6 +109,11 @@ def senders(draw: st.DrawFn, inputs: int, others: list[Any]) -> list[bytes]:
         kinds["ts"] = draw(st.sampled_from(STAMPS)), st.none() | st.integers(-(10**9), 10**9)
     if draw(st.booleans()):
         kinds["warm"] = pa.bool_(), st.none() | st.booleans()
+    for name in draw(st.sets(st.sampled_from(["reset", "end"]))):
+        kinds[name] = pa.bool_(), st.none() | st.booleans()
+    for name in draw(st.sets(st.sampled_from(["seq", "publisher"]))):
+        text = draw(st.sampled_from([pa.utf8(), pa.large_utf8()])), st.none() | st.text(max_size=9)
+        kinds[name] = (pa.int64(), st.none() | st.integers(0, 9)) if name == "seq" else text
     for k, (kind, values) in enumerate(draw(st.lists(st.sampled_from(others), max_size=3))):
         kinds[f"other{k}"] = kind, st.none() | values
     order = draw(st.permutations(list(kinds)))
@@ -171,7 +180,7 @@ def test_it_needs_no_nulls_to_have_been_seen() -> None:
     )
     got = compiled(told(stream(first)), Messages.of([[stream(second)]]))
     assert got is not None
-    assert [row[5][0] for row in got] == [2, 1, 2]
+    assert [row[5][0] for row in got] == [ARRIVAL, WARM, ARRIVAL]
     assert got[1][3] == struct.pack("<q", 5 * 10**9)
     assert np.isnan(np.frombuffer(got[1][4])).all()
 
@@ -194,6 +203,7 @@ FAULTS: dict[str, Any] = {
     "a short list": {"values": [[1.0], []]},
     "lists of other lengths": {"values": [[], [1.0, 2.0]]},
     "beyond 64 bits": {"ts": pa.array([1, 2**40], pa.timestamp("s"))},
+    "a number below 0": {"seq": [1, -1]},
 }
 
 
@@ -201,6 +211,7 @@ FAULTS: dict[str, Any] = {
 def test_a_message_with_a_faulty_row_is_left_to_pyarrow(wrong: dict[str, Any]) -> None:
     columns = {"series": ["a", "b"], "ts": pa.array([1, 2], pa.timestamp("s"))}
     columns |= {"values": [[1.0], [2.0]]} if "values" in wrong else {"value": [1.0, 2.0]}
+    columns |= {"seq": [1, 2]} if "seq" in wrong else {}
     decoder = told(stream(pa.record_batch(columns)))
     messages = Messages.of([[stream(pa.record_batch(columns | wrong))]])
     assert compiled(decoder, messages) is None
@@ -320,6 +331,15 @@ VICTIMS = {
             value=pa.array([1.0, None, 2.0] * 3),
         )
     ],
+    "numbered": [
+        batch(
+            3,
+            publisher=pa.array(["ab", None, "c"]),
+            seq=pa.array([1, None, 2]),
+            reset=pa.array([True, None, False]),
+            end=pa.array([None, False, True]),
+        )
+    ],
     "lists": [
         pa.record_batch(
             {
@@ -362,7 +382,7 @@ def check(decoder: Decoder, reference: Decoder, cage: Cage, payload: bytes) -> b
 @pytest.mark.parametrize("name", VICTIMS)
 def test_a_byte_that_is_wrong_is_seen_or_read_as_by_pyarrow(name: str, cage: Cage) -> None:
     payload = stream(*VICTIMS[name])
-    inputs = 1 if name == "value" else 2
+    inputs = 2 if "lists" in name else 1
     decoder, reference = told(payload, inputs), Decoder("arrow", inputs)
     head = int(learned(decoder)["head"])
     rng = np.random.default_rng(1)
@@ -385,7 +405,7 @@ READERS: dict[str, tuple[Decoder, Decoder]] = {}
 def known(name: str) -> tuple[Decoder, Decoder]:
     """Made once: each takes long."""
     if name not in READERS:
-        inputs = 1 if name == "value" else 2
+        inputs = 2 if "lists" in name else 1
         READERS[name] = told(stream(*VICTIMS[name]), inputs), Decoder("arrow", inputs)
     return READERS[name]
 

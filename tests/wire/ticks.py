@@ -3,6 +3,14 @@
 import struct
 
 
-def binary(key: bytes, ts: int, *values: float, version: int = 1, flags: int = 0) -> bytes:
+def binary(
+    key: bytes,
+    ts: int,
+    *values: float,
+    version: int = 1,
+    flags: int = 0,
+    numbered: bytes = b"",
+) -> bytes:
     """As a C programmer would write it from the table."""
-    return key + b"\0" + struct.pack(f"<BBq{len(values)}d", version, flags, ts, *values)
+    head = key + b"\0" + struct.pack("<BBq", version, flags, ts)
+    return head + numbered + struct.pack(f"<{len(values)}d", *values)

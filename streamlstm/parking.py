@@ -1,0 +1,206 @@
+"""Where series that were evicted wait for their next tick: a file, from which they come back.
+
+An SQLite file, since its rows are replaced one by one, under whatever moment it is killed at. A
+series' row is on disk before its slot is given to another, and stays there when it comes back: what
+it then had is in the journal, and the next time that it is parked the row is written over. Only a
+series that ended is taken out. So whichever of its last entries the journal has lost, a series is
+in one of both. Who has a slot is never looked for here.
+"""
+
+import hashlib
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamlstm.engine import MESSAGE, UNKNOWN, Engine, meet
+from streamlstm.index import FULL
+from streamlstm.ticks import Arrivals
+
+FORMAT = 1
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS parked (
+    key BLOB PRIMARY KEY, of BLOB NOT NULL, state BLOB NOT NULL, recurrent BLOB NOT NULL,
+    checksum BLOB NOT NULL
+) WITHOUT ROWID
+"""
+
+
+class ParkingError(OSError):
+    """A file that cannot be used; the message is one line and says the mend."""
+
+
+class Parking:
+    """Series parked in a file of one process.
+
+    Attributes:
+        parked, returned: series written since it was opened, and brought back.
+        refused: rows that could not be used; their series start anew.
+        failures: times that the file could not be read or written.
+        problem: the latest of these, for the log.
+    """
+
+    def __init__(self, path: Path, engine: Engine, *, evict: bool = True) -> None:
+        """Open the file, or make it; readable by its owner alone.
+
+        With ``evict``, :meth:`make_way` parks the longest idle of the engine, whose series are then
+        ordered; it evicts none on its own.
+
+        Raises:
+            ParkingError: it is not one, of another version, or in use.
+        """
+        self.path, self._evict = path, evict
+        self.parked = self.returned = self.refused = self.failures = 0
+        self.problem = ""
+        self._of = _what(engine)
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+            self._file = sqlite3.connect(path, timeout=0, isolation_level=None)
+        except (OSError, sqlite3.Error) as error:
+            raise ParkingError(f"{path}: parking: {error}; choose a path to write to") from error
+        try:
+            (version,) = self._file.execute("PRAGMA user_version").fetchone()
+            if version not in (0, FORMAT):
+                raise ParkingError(
+                    f"{path}: parking of format {version}, this version reads {FORMAT}; use the"
+                    " version that wrote it, or move it away"
+                )
+            self._file.execute("PRAGMA locking_mode = EXCLUSIVE")  # there is no second process
+            self._file.execute("PRAGMA journal_mode = WAL")
+            self._file.execute("PRAGMA synchronous = FULL")  # what is committed is on disk
+            self._file.execute("BEGIN EXCLUSIVE")
+            self._file.execute(_SCHEMA)
+            self._file.execute(f"PRAGMA user_version = {FORMAT}")
+            self._file.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._file.close()
+            mend = "stop the other process" if "locked" in str(error) else "move it away"
+            raise ParkingError(f"{path}: parking: {error}; {mend}") from error
+
+    def __len__(self) -> int:
+        """Rows there are, those of series that have come back included."""
+        return int(self._file.execute("SELECT count(*) FROM parked").fetchone()[0])
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+    def park(self, engine: Engine, slots: NDArray[np.int32]) -> bool:
+        """Write the state of some series; False where they cannot, and must not be evicted."""
+        slots = slots[engine.moved(slots)]
+        if not len(slots):
+            return True
+        states, recurrent = engine.records(slots)
+        rows = [
+            (key, self._of, state.tobytes(), hidden.tobytes())
+            for key, state, hidden in zip(engine.series.keys(slots), states, recurrent, strict=True)
+        ]
+        try:
+            self._file.execute("BEGIN")
+            self._file.executemany(
+                "REPLACE INTO parked VALUES (?, ?, ?, ?, ?)", ((*row, _sum(*row)) for row in rows)
+            )
+            self._file.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._fail(error)
+            return False
+        self.parked += len(rows)
+        return True
+
+    def forget(self, keys: Sequence[bytes]) -> None:
+        """Take series out that ended."""
+        try:
+            self._file.execute("BEGIN")
+            self._file.executemany("DELETE FROM parked WHERE key = ?", ((key,) for key in keys))
+            self._file.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._fail(error)
+
+    def make_way(self, engine: Engine, arrivals: Arrivals, now: int, oldest: int) -> None:
+        """Bring back those of these series that are parked, and park others to make room for all.
+
+        Whoever is then still unknown is new, or too many. ``now`` and ``oldest`` are as for
+        :func:`streamlstm.engine.place`, which is to follow.
+        """
+        meet(engine.work, arrivals, now)
+        found = engine.work.found[: len(arrivals.ts)]
+        rows = np.flatnonzero((found == UNKNOWN) | (found == MESSAGE)).tolist()
+        if not rows:
+            return
+        begin, end = arrivals.keys.begin, arrivals.keys.end
+        unknown: dict[bytes, bool] = {}
+        for row in rows:
+            key = arrivals.keys.data[begin[row] : end[row]].tobytes()
+            unknown[key] = unknown.get(key, False) or found[row] == UNKNOWN
+        parked = dict(self._fetch(engine, list(unknown)))
+        wanted = sum(begins or key in parked for key, begins in unknown.items())
+        self._make_room(engine, wanted, oldest)
+        for key, (state, recurrent) in parked.items():
+            if not engine.bring_back(key, state, recurrent, now):
+                break
+            self.returned += 1
+
+    def _make_room(self, engine: Engine, wanted: int, oldest: int) -> None:
+        series = engine.series
+        lacking = wanted - (series.capacity - series.active)
+        if lacking > 0 and self._evict:
+            slots = series.longest_idle(lacking, oldest)
+            if self.park(engine, slots):
+                series.release(slots, FULL)
+
+    def _fetch(
+        self, engine: Engine, keys: list[bytes]
+    ) -> Iterator[tuple[bytes, tuple[NDArray[np.uint8], NDArray[np.float32]]]]:
+        """Those of the keys that are parked, with what :meth:`Engine.records` gave, rows of one."""
+        states, recurrents = engine.records(np.zeros(0, np.int32))
+        for key in keys:
+            try:
+                row = self._file.execute("SELECT * FROM parked WHERE key = ?", (key,)).fetchone()
+            except sqlite3.Error as error:
+                self._fail(error)
+                self.refused += 1
+                continue
+            if row is None:
+                continue
+            name, of, state, recurrent, checksum = row
+            if of != self._of or name != key or _sum(*row[:-1]) != checksum:
+                self.refused += 1
+                self.problem = f"{self.path}: {key!r} was parked " + (
+                    "and is damaged" if of == self._of else "with another model or other settings"
+                )
+                continue
+            yield (
+                key,
+                (
+                    np.frombuffer(bytearray(state), np.uint8).reshape(1, *states.shape[1:]),
+                    np.frombuffer(bytearray(recurrent), np.float32).reshape(
+                        1, *recurrents.shape[1:]
+                    ),
+                ),
+            )
+
+    def _fail(self, error: sqlite3.Error) -> None:
+        self.failures += 1
+        self.problem = f"{self.path}: {error}"
+        if self._file.in_transaction:
+            self._file.execute("ROLLBACK")
+
+
+def _what(engine: Engine) -> bytes:
+    """What a state is of: model, settings, and how it is laid out."""
+    index, state = engine.series.index, engine.series.state
+    parts = [engine.model.id, engine.coverage, index.end - index.begin]
+    parts += [(name, array.dtype.str, array.shape[1:]) for name, array in state.items()]
+    parts += [engine.work.events.recurrent.shape[1]]
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).digest()
+
+
+def _sum(*parts: bytes) -> bytes:
+    total = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        total.update(b"%d " % len(part) + part)
+    return total.digest()

@@ -1,0 +1,321 @@
+"""A daemon that is killed again and again, beside an engine that never was.
+
+Ticks of a series come hour by hour, and what each says follows from its series and hour, so that
+the number of ticks that a series has seen tells which they were.
+"""
+
+import contextlib
+import hashlib
+import math
+import random
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zmq
+from numpy.typing import NDArray
+
+from streamlstm import offline
+from streamlstm.checkpoint import CheckpointError
+from streamlstm.config import Config
+from streamlstm.engine import Engine
+from streamlstm.journal import JournalError
+from streamlstm.model import load_model
+from streamlstm.ticks import Forecasts, Keys, Ticks
+from streamlstm.wire.peer import decode_prediction, encode_tick
+from tests.daemon import Client, start
+from tests.disk import Disk, operations
+from tests.models import HOUR
+
+NAMES = [b"s%d" % k for k in range(7)]
+SERIES = 50
+"""For which there is room."""
+
+Published = dict[tuple[bytes, int], bytes]
+"""Forecasts received: series, time of the tick -> the bits of its numbers."""
+Take = tuple[int, tuple[bytes, int], bytes]
+"""One with the time, ns of the monotonic clock, at which it was received."""
+Takes = Sequence[Take]
+
+
+class DivergenceError(AssertionError):
+    """A bit that is not as it would be had nothing happened; the message says which."""
+
+
+def value_of(name: bytes, tick: int) -> float:
+    return float(np.sin(NAMES.index(name) + 0.1 * tick * tick))
+
+
+def message(name: bytes, tick: int) -> bytes:
+    ts, values = (1 + tick) * HOUR, [value_of(name, tick)]
+    (frame,) = encode_tick("binary", name.decode(), ts, values)
+    return frame
+
+
+def options_of(state: Path, **changed: Any) -> dict[str, Any]:
+    """Of a daemon that checkpoints to ``state``, by dotted name; segments are short."""
+    return {
+        "checkpoint.path": state,
+        "checkpoint.interval": 0.05,
+        "input.format": "binary",
+        "input.kind": "pull",
+        "output.format": "binary",
+        "engine.max_batch": 16,
+        "engine.max_series": SERIES,
+        "engine.threads": 1,
+        "journal.durability": "strict",
+        "journal.segment_bytes": 1 << 16,
+    } | changed
+
+
+def recover(model: Path, state: Path) -> Engine:
+    """What a start makes of the files, in this process; they are only read."""
+    config = Config.model_validate({
+        "model": model,
+        "engine": {"max_batch": 16, "max_series": SERIES, "threads": 1},
+        "checkpoint": {"path": state},
+    })  # fmt: skip
+    return offline.run(config, state).engine
+
+
+class Truth:
+    """An engine that takes the same ticks in the same order, and is never killed.
+
+    It remembers what each series was after each of its ticks, and each forecast.
+    """
+
+    def __init__(self, model: Path) -> None:
+        self._model = model
+        self.engine = self._open()
+        self._after: dict[bytes, list[bytes]] = {}
+        self._forecasts: Published = {}
+
+    def _open(self) -> Engine:
+        return Engine(load_model(self._model), max_series=SERIES, max_batch=16, threads=1)
+
+    def after(self, name: bytes, count: int) -> bytes:
+        """A hash of the state of a series that has seen so many ticks."""
+        slots = self.engine.series.lookup(Keys.of([name]))
+        known = self._after.setdefault(name, [])
+        if not known:
+            known.append(_hash(offline.fields_of(self.engine, slots)))
+        while len(known) <= count:
+            out = _step(self.engine, slots, name, len(known) - 1)
+            bits = out.point[0].tobytes() + out.quantiles[0].tobytes() + out.seq.tobytes()
+            self._forecasts[name, int(out.ts[0])] = bits
+            known.append(_hash(offline.fields_of(self.engine, slots)))
+        return known[count]
+
+    def check(
+        self,
+        recovered: Engine,
+        sent: Mapping[bytes, int],
+        takes: Takes,
+        needed: Mapping[bytes, int],
+    ) -> dict[bytes, int]:
+        """Compare a recovered engine with this one; how many ticks it has seen of each series.
+
+        Args:
+            recovered: to be what this one is after as many ticks.
+            sent: ticks of each series that there were to be taken.
+            takes: forecasts that were received.
+            needed: ticks of each series that must not have been lost.
+
+        Raises:
+            DivergenceError: it is not.
+        """
+        names, fields = offline.state_of(recovered)
+        seen = dict(zip(names, fields["seen"].tolist(), strict=True))
+        latest = dict(zip(names, (fields["last_ts"] // HOUR).tolist(), strict=True))
+        for name, count in needed.items():
+            if count > seen.get(name, 0):
+                said = f"{name!r} has {seen.get(name, 0)} ticks, to hour {latest.get(name, 0)}"
+                raise DivergenceError(f"{said}; there were {count} on disk")
+        for row, (name, count) in enumerate(seen.items()):
+            if count > sent.get(name, 0):
+                raise DivergenceError(f"{name!r} has {count} ticks of {sent.get(name, 0)} sent")
+            state = {field: rows[row : row + 1] for field, rows in fields.items()}
+            if _hash(state) != self.after(name, count):
+                differ = ", ".join(self._which(name, count, state))
+                raise DivergenceError(f"{name!r} after {count} ticks: other bits in {differ}")
+        for _, (name, ts), bits in takes:
+            self.after(name, ts // HOUR)
+            if self._forecasts[name, ts] != bits:
+                raise DivergenceError(f"the forecast of {name!r} after {ts // HOUR} ticks differs")
+        return seen
+
+    def _which(self, name: bytes, count: int, state: dict[str, NDArray[Any]]) -> list[str]:
+        """The fields that differ from those of a series that has seen so many ticks."""
+        engine = self._open()
+        slots = engine.series.lookup(Keys.of([name]))
+        for tick in range(count):
+            _step(engine, slots, name, tick)
+        right = offline.fields_of(engine, slots)
+        return [field for field in state if state[field].tobytes() != right[field].tobytes()]
+
+
+def _step(engine: Engine, slots: NDArray[np.int32], name: bytes, tick: int) -> Forecasts:
+    ts, values = np.array([(1 + tick) * HOUR]), np.array([[value_of(name, tick)]])
+    return engine.step(Ticks(slots, ts, values, np.zeros(1, np.uint8)), 0)
+
+
+def _hash(state: Mapping[str, NDArray[Any]]) -> bytes:
+    whole = b"".join(field.tobytes() for field in state.values())
+    return hashlib.blake2b(whole, digest_size=16).digest()
+
+
+def forecast_of(frame: bytes) -> tuple[tuple[bytes, int], bytes]:
+    """Series and time of a prediction, and its numbers' bits."""
+    said = decode_prediction("binary", [frame])
+    interval = said.lower.tobytes() + said.upper.tobytes()
+    bits = said.forecast.tobytes() + interval + np.int64(said.seq).tobytes()
+    return (said.series.encode(), said.ts_ns), bits
+
+
+def latest(takes: Takes, before: float = math.inf) -> dict[bytes, int]:
+    """Ticks of each series up to the last that a forecast was received of before that time."""
+    needed: dict[bytes, int] = {}
+    for at, (name, ts), _ in takes:
+        if at < before:
+            needed[name] = max(needed.get(name, 0), ts // HOUR)
+    return needed
+
+
+class Victim:
+    """A state on disk, the daemons that go on from it, and what was sent and received so far."""
+
+    def __init__(self, folder: Path, model: Path, seed: int = 0, **options: Any) -> None:
+        """Begin with nothing in ``folder``; ``options`` of the daemon by dotted name."""
+        self.folder, self.model = folder, model
+        self.chance = random.Random(seed)
+        self.truth = Truth(model)
+        self._options = options
+        (folder / "disk").mkdir()
+        self.go_on(folder / "disk", {})
+
+    def go_on(self, root: Path, seen: dict[bytes, int]) -> None:
+        """From what is there now; what was lost on its way will come again."""
+        self.root, self.state, self.seen, self.sent = root, root / "state", seen, dict(seen)
+        self.options = options_of(self.state, **self._options)
+
+    @property
+    def strict(self) -> bool:
+        return self.options["journal.durability"] == "strict"
+
+    def send(self, client: Client, count: int) -> None:
+        """Ticks of random series, each series' in order."""
+        for _ in range(count):
+            name = self.chance.choice(NAMES)
+            client.send(message(name, self.sent.get(name, 0)))
+            self.sent[name] = self.sent.get(name, 0) + 1
+
+    def kill_under_load(self, within: float = 0.15) -> Takes:
+        """Kill it at a random moment so many seconds from the first tick; what it published."""
+        return self._load(self.chance.uniform(0, within))
+
+    def kill_at_operation(self, most: int = 400) -> Takes:
+        """Kill it where it would write, sync, make, rename or delete a file."""
+        number = round(most ** self.chance.random())  # the first ones, of the start, are the rarest
+        return self._load(30.0, self._recording(self.folder / "log", die_at=number))
+
+    def kill_at_start(self) -> Takes:
+        """Kill it at a random moment while it recovers, or soon after."""
+        after = self.chance.uniform(0, 0.4)
+        shot = f"import os, threading\nthreading.Timer({after}, os.kill, (os.getpid(), 9)).start()"
+        return self._load(30.0, shot)
+
+    def record(self, log: Path, seconds: float = 0.3, **how: Any) -> tuple[Disk, Takes]:
+        """Load it so long, and end it one way or the other, with what it does to the disk recorded.
+
+        ``how`` as :func:`tests.disk.record` takes it.
+        """
+        stop = self.chance.random() < 0.5
+        takes = self._load(seconds, self._recording(log, **how), stop=stop)
+        return Disk(operations(log)), takes
+
+    def _recording(self, log: Path, **how: Any) -> str:
+        given = "".join(f", {name}={value!r}" for name, value in how.items())
+        return (
+            "from pathlib import Path; from tests import disk;"
+            f" disk.record(Path({str(self.root)!r}), Path({str(log)!r}){given})"
+        )
+
+    def _load(self, seconds: float, before: str = "", stop: bool = False) -> Takes:
+        """Send ticks for so long, then kill it, or ``stop`` it; ``before`` as :func:`start`."""
+        takes: list[Take] = []
+        over = threading.Event()
+
+        def feed() -> None:
+            while not over.wait(0.001):
+                self.send(client, 50)
+
+        def take(milliseconds: float) -> bool:
+            if there := client.sink.poll(milliseconds):
+                frame = client.sink.recv()
+                takes.append((time.monotonic_ns(), *forecast_of(frame)))
+            return bool(there)
+
+        with contextlib.ExitStack() as stack:
+            options = self.options
+            try:
+                daemon = stack.enter_context(
+                    start(self.folder, self.model, before=before, **options)
+                )
+            except AssertionError as error:
+                if "exit code -9" in str(error):  # it was not ready yet
+                    return takes
+                raise
+            try:
+                client = stack.enter_context(Client(daemon, push=True, patience=5_000))
+            except zmq.Again:
+                if daemon.process.poll() is None:
+                    raise
+                return takes
+            sender = threading.Thread(target=feed)
+            sender.start()
+            end = time.monotonic() + seconds
+            while (left := end - time.monotonic()) > 0 and daemon.process.poll() is None:
+                take(1000 * min(left, 0.01))
+            (daemon.process.terminate if stop else daemon.process.kill)()
+            over.set()
+            sender.join()
+            while take(20) or daemon.process.poll() is None:
+                pass
+        return takes
+
+    def verify(self, takes: Takes) -> int:
+        """Recover what is on disk, compare, and go on from there; ticks that are there.
+
+        Raises:
+            DivergenceError: something is lost, or other than it would be.
+        """
+        needed = _all_of(self.seen, latest(takes) if self.strict else {})
+        self.go_on(self.root, self._recovered(self.root, takes, needed))
+        return sum(self.seen.values())
+
+    def verify_cut(self, disk: Disk, takes: Takes, target: Path) -> dict[bytes, int]:
+        """Cut the power at a random moment, and recover; ticks of each series that are there.
+
+        Raises:
+            DivergenceError: something is lost that must not be, or other than it would be.
+        """
+        moment = disk.moment(self.chance)
+        target.mkdir()
+        disk.cut(moment, self.chance, target)
+        safe = moment if self.strict else disk.unsynced_since(moment)
+        return self._recovered(target, takes, _all_of(self.seen, latest(takes, safe)))
+
+    def _recovered(self, root: Path, takes: Takes, needed: dict[bytes, int]) -> dict[bytes, int]:
+        try:
+            recovered = recover(self.model, root / "state")
+        except (JournalError, CheckpointError) as error:
+            raise DivergenceError(f"refused: {error}") from error
+        return self.truth.check(recovered, self.sent, takes, needed)
+
+
+def _all_of(*counts: Mapping[bytes, int]) -> dict[bytes, int]:
+    names = {name for each in counts for name in each}
+    return {name: max(each.get(name, 0) for each in counts) for name in names}

@@ -1,0 +1,50 @@
+"""Killed, or cut off from its power, at any point the daemon goes on from the very same bits.
+
+``benchmarks/crash.py`` does the same for longer.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from tests import disk
+from tests.crash import DivergenceError, Victim
+from tests.models import random_model_file
+
+
+def test_killed_at_random_moments_nothing_published_is_lost(tmp_path: Path) -> None:
+    victim = Victim(tmp_path, random_model_file(tmp_path))
+    published = 0
+    for kill in (victim.kill_under_load, victim.kill_at_operation, victim.kill_at_start) * 7:
+        takes = kill()
+        victim.verify(takes)
+        published += len(takes)
+    assert published > 1000
+
+
+@pytest.mark.parametrize("durability", ["strict", "interval"])
+def test_cut_off_from_power_at_random_moments(tmp_path: Path, durability: str) -> None:
+    """The second daemon goes on from what a power cut left of the first one's disk."""
+    victim = Victim(tmp_path, random_model_file(tmp_path), **{"journal.durability": durability})
+    for session in "ab":
+        recorded, takes = victim.record(tmp_path / f"log-{session}", sync_seconds=0.001)
+        assert {"write", "sync", "syncdir", "make", "move"} <= {op.kind for op in recorded.ops}
+        for cut in range(20):
+            seen = victim.verify_cut(recorded, takes, tmp_path / f"{session}{cut}")
+        victim.go_on(tmp_path / f"{session}{cut}", seen)
+
+
+@pytest.mark.parametrize("mutation", [{"omit": disk.DATA}, {"omit": disk.NAMES}, {"late": True}])
+def test_a_sync_that_is_left_out_or_comes_late_is_found(
+    tmp_path: Path, mutation: dict[str, object]
+) -> None:
+    """The test above can fail."""
+    victim = Victim(tmp_path, random_model_file(tmp_path))
+    recorded, takes = victim.record(tmp_path / "log", **mutation)
+
+    def cut_often() -> None:
+        for cut in range(50):
+            victim.verify_cut(recorded, takes, tmp_path / str(cut))
+
+    with pytest.raises(DivergenceError):
+        cut_often()
