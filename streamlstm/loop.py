@@ -250,14 +250,17 @@ class Loop:
     def _take(self, messages: Messages, count: int) -> None:
         """Decode messages and let their ticks wait."""
         begun = time.monotonic_ns()
-        arrivals = self.decoder.decode(messages, count, time.time_ns())
+        self.let_wait(self.decoder.decode(messages, count, time.time_ns()), begun)
+        metrics.took(self._values, self.decoder.rows, (time.monotonic_ns() - begun) / 1e9)
+
+    def let_wait(self, arrivals: Arrivals, begun: int) -> None:
+        """Find the series of ticks that were taken at ``begun``, ns of the monotonic clock."""
         queue, work = self.pending.queue, self.engine.work
         for part in arrivals.parts(queue.batch):
             oldest = _oldest(queue, begun)
             if self._parking:
                 self._parking.make_way(self.engine, part, begun, oldest)
             add(queue, place(work, part, queue.ticks, make_room(queue), begun, oldest), begun)
-        metrics.took(self._values, self.decoder.rows, (time.monotonic_ns() - begun) / 1e9)
 
     def step(self) -> None:
         """Step a batch of those that wait, and publish.

@@ -45,7 +45,10 @@ class Rig(AbstractContextManager["Rig"]):
         most: int = 20,
         batch: int = 8,
         series: int = 50,
-        **options: int,
+        ordered: bool = False,
+        evict: bool = False,
+        beside: Callable[[Engine], dict[str, Any]] = lambda engine: {},
+        **options: Any,
     ) -> None:
         self.context = zmq.Context()
         self.feed, self.sink = self.context.socket(zmq.PUSH), self.context.socket(zmq.SUB)
@@ -58,7 +61,9 @@ class Rig(AbstractContextManager["Rig"]):
         self.wakeup, self.waker = socket.socketpair()
         self.values = np.zeros(1, LAYOUT)
         self.decoder = Decoder(given, 1, most=batch)
-        self.engine = Engine(MODEL, max_series=series, max_batch=batch)
+        self.engine = Engine(
+            MODEL, max_series=series, max_batch=batch, ordered=ordered, evict=evict
+        )
         together = len(self.decoder.reader.columns.ts)
         self.pending = Backlog(policy, most, batch, 1, series, together)
         self.loop = Loop(
@@ -70,6 +75,7 @@ class Rig(AbstractContextManager["Rig"]):
             publisher,
             self.values,
             self.wakeup.fileno(),
+            **beside(self.engine),
             **options,
         )
         if way == "from Python":

@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,14 +15,17 @@ import pytest
 from streamlstm import checkpoint
 from streamlstm.engine import Engine, events
 from streamlstm.journal import Journal, append
+from streamlstm.loop import _step
 from streamlstm.model import load_model
+from streamlstm.parking import Parking
 from streamlstm.replay import replay
 from streamlstm.segments import JournalError, read
-from streamlstm.ticks import Keys, Ticks
+from streamlstm.ticks import END, RESET, WARM, Arrivals, Keys, Ticks, rows_of
 from streamlstm.wire.peer import encode_tick
 from tests.daemon import Client, Daemon, eventually, start
 from tests.models import HOUR, random_model, random_model_file
 from tests.test_engine import everything, ticks
+from tests.test_loop import MODEL, WAYS, Rig
 
 NAMES = [f"s{k}".encode() for k in range(7)]
 
@@ -216,6 +220,96 @@ def test_a_batch_larger_than_those_of_today_is_replayed_in_parts(tmp_path: Path)
     replay(whole, tmp_path / "j", 0)
     assert everything(whole) == everything(one)
     assert everything(other) != everything(one)
+
+
+def written(folder: Path, engine: Engine, first: int = 1) -> Journal:
+    """A journal for this engine."""
+    return Journal(
+        folder, inputs=1, max_batch=engine.max_batch, max_key=64, model=engine.model.id,
+        durability="interval", segment_bytes=1 << 22, first=first,
+        state_bytes=sum(array.nbytes for array in engine.records(np.zeros(1, np.int32))),
+    )  # fmt: skip
+
+
+def kept(engine: Engine) -> dict[bytes, tuple[int, bytes, bytes]]:
+    """Slot and state of each series; what is recurrent only where there is something."""
+    slots = engine.series.slots
+    records, recurrent = engine.records(slots)
+    recurrent[engine.work.memory.seen[slots] == 0] = 0
+    rows = zip(slots.tolist(), records, recurrent, strict=True)
+    found = ((slot, record.tobytes(), hidden.tobytes()) for slot, record, hidden in rows)
+    return dict(zip(engine.series.keys(slots), found, strict=True))
+
+
+def some(chance: np.random.Generator, hour: int) -> Arrivals:
+    """A few ticks of twelve series, of which some start anew, end, or have no value."""
+    n = int(chance.integers(1, 7))
+    flags = chance.choice([0, WARM, RESET, END, RESET | END], n, p=[0.75, 0.1, 0.05, 0.07, 0.03])
+    values = chance.normal(size=(n, 1))
+    values[(flags & ~WARM > 0) & (chance.random(n) < 0.4)] = np.nan
+    names = [b"series %d" % k for k in chance.integers(0, 12, n)]
+    return Arrivals(Keys.of(names), (hour + np.arange(n) / 10) * HOUR // 1, values, flags)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("parks", [True, False])
+@pytest.mark.parametrize("policy", ["block", "drop_oldest", "coalesce"])
+def test_whatever_became_of_slots_becomes_of_them_again(
+    tmp_path: Path, way: str, parks: bool, policy: Any
+) -> None:
+    """Begun, pushed out, idle, parked, back, ended and started anew, while ticks wait."""
+    chance, journals = np.random.default_rng(len(policy)), []
+
+    def beside(engine: Engine) -> dict[str, Any]:
+        journals.append(written(tmp_path / "j", engine))
+        parking = Parking(tmp_path / "parked", engine) if parks else None
+        return {"log": journals[0].log, "parking": parking, "idle_timeout": 1e-9}
+
+    with Rig(
+        way, series=5, batch=6, most=12, policy=policy, ordered=True, evict=not parks, beside=beside
+    ) as rig:
+        engine, loop, (journal,) = rig.engine, rig.loop, journals
+        loop.warm_up()
+        for hour in range(600):
+            if policy != "block" or not len(rig.pending):
+                loop.let_wait(some(chance, hour), time.monotonic_ns())
+            if chance.random() < 0.6 and len(rig.pending):
+                if loop._way is None:
+                    loop.step()
+                else:
+                    assert _step(loop._way) == 0
+                    loop._close()
+            if chance.random() < 0.01:
+                loop.evict_idle()
+            if hour == 300:
+                checkpoint.save(engine, tmp_path / "c", journal.number - 1)
+        while len(rig.pending):
+            loop.step()
+        nothing = rows_of(rig.pending.waiting, 0, 0)
+        assert append(journal.log, nothing, events(engine.work), 0) == 0
+        journal.close()
+        found = engine.series.evicted
+        assert min(found[reason] for reason in ("full", "idle", "ended")) > 5
+        parking, rows = loop._parking, set()
+        if parking:
+            assert min(parking.parked, parking.returned) > 20
+            assert (parking.refused, parking.failures) == (0, 0)
+            rows = set(parking._file.execute("SELECT key, checksum FROM parked"))
+            parking.close()
+        kinds = {event.kind for entry in read(tmp_path / "j", 0) for event in entry.events}
+        assert kinds == {1, 2, 3} if parks else {1, 2}
+        live = kept(engine)
+    for saved in (None, tmp_path / "c"):
+        again = Engine(MODEL, max_series=5, max_batch=4)
+        restored = checkpoint.load(again, saved) if saved else None
+        after = restored.journalled if restored else 0
+        parking = Parking(tmp_path / "parked", again) if parks else None
+        found = replay(again, tmp_path / "j", after, parking)
+        assert found.last > after
+        assert kept(again) == live
+        if parking:
+            assert set(parking._file.execute("SELECT key, checksum FROM parked")) == rows
+            parking.close()
 
 
 @pytest.mark.parametrize(
