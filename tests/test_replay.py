@@ -235,7 +235,7 @@ def kept(engine: Engine) -> dict[bytes, tuple[int, bytes, bytes]]:
     """Slot and state of each series; what is recurrent only where there is something."""
     slots = engine.series.slots
     records, recurrent = engine.records(slots)
-    recurrent[engine.work.clock.seen[slots] == 0] = 0
+    recurrent[engine.work.memory.seen[slots] == 0] = 0
     rows = zip(slots.tolist(), records, recurrent, strict=True)
     found = ((slot, record.tobytes(), hidden.tobytes()) for slot, record, hidden in rows)
     return dict(zip(engine.series.keys(slots), found, strict=True))
@@ -301,7 +301,8 @@ def test_whatever_became_of_slots_becomes_of_them_again(
         live = kept(engine)
     for saved in (None, tmp_path / "c"):
         again = Engine(MODEL, max_series=5, max_batch=4)
-        after = checkpoint.load(again, saved) or 0 if saved else 0
+        restored = checkpoint.load(again, saved) if saved else None
+        after = restored.journalled if restored else 0
         parking = Parking(tmp_path / "parked", again) if parks else None
         found = replay(again, tmp_path / "j", after, parking)
         assert found.last > after

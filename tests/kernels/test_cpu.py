@@ -380,7 +380,7 @@ def test_only_the_named_slots_change():
     cpu.clear(buffers, np.array([4, 9], np.int32))
     empty = ~cpu.to_host(buffers, everyone).any(axis=(1, 2, 3))
     assert set(np.flatnonzero(empty)) == {4, 9}
-    assert cpu.records(buffers) is buffers.state
+    assert cpu.host_records(buffers) is buffers.state
 
 
 def test_state_is_exactly_the_declared_record_and_starts_at_zero():
