@@ -41,7 +41,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--disk", type=int, default=0, metavar="CUTS")
+    parser.add_argument("--disk", type=int, default=1000, metavar="CUTS")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
