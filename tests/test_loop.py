@@ -59,7 +59,8 @@ class Rig(AbstractContextManager["Rig"]):
         self.values = np.zeros(1, LAYOUT)
         self.decoder = Decoder(given, 1, most=batch)
         self.engine = Engine(MODEL, max_series=series, max_batch=batch)
-        self.pending = Backlog(policy, most, batch, 1, series)
+        read = len(self.decoder.reader.columns.ts)
+        self.pending = Backlog(policy, most, batch, 1, series, read)
         self.loop = Loop(
             receiver,
             self.decoder,
@@ -89,9 +90,12 @@ class Rig(AbstractContextManager["Rig"]):
     def serve(self) -> int:
         """Run until nothing is left; how many messages were taken."""
         self.waker.send(b"x")
-        total = 0
-        while (taken := self.loop.run(soon(60))) or len(self.pending):
+        total, more = 0, True
+        while more:
+            before = len(self.pending)
+            taken = self.loop.run(soon(60))
             total += taken
+            more = bool(taken or before or len(self.pending))
         self.wakeup.recv(1)
         return total
 
