@@ -175,7 +175,10 @@ class Snapshots:
             return
         end = min(used, begin + SCANNED)
         slots = begin + _beginning(names.text[begin:end], request.prefix)
-        slots = slots[(work.latest.latest_seq[slots] > 0) & (names.lengths[slots] > 0)]
+        seq = work.seq[slots]  # another one than is kept where that was taken back
+        slots = slots[
+            (work.latest.latest_seq[slots] == seq) & (seq > 0) & (names.lengths[slots] > 0)
+        ]
         request.next_slot = end if len(slots) <= PIECE else int(slots[PIECE])
         slots = slots[:PIECE]
         latest = work.latest.latest[slots]

@@ -339,6 +339,15 @@ def test_a_series_is_told_as_it_is_when_its_turn_comes(
     assert seqs == [1] * snapshot.PIECE + [2] * (5000 - snapshot.PIECE)
 
 
+def test_of_a_prediction_that_was_taken_back_nothing_is_told(rig: Rig) -> None:
+    rig.engine.work.seq[7] -= 1
+    asking = rig.asked(rcvhwm=0)
+    rig.serve_until(lambda: rig.service.served)
+    *found, end = [asking.recv_multipart() for _ in range(5000)]
+    assert end == [b"streamlstm.snapshot", b"4999"]
+    assert b"prediction.s7" not in {topic for topic, _ in found}
+
+
 def test_warm_ticks_leave_the_latest_prediction_as_it_was() -> None:
     rig = Rig(1)
     before = {k: v.copy() for k, v in rig.engine.series.state.items() if k.startswith("latest")}
