@@ -146,13 +146,16 @@ class Snapshots:
     def _write(self, request: _Request) -> None:
         """Write the next predictions, or the end, to ``request.waiting``."""
         work, names = self.engine.work, self.engine.series.names
-        used, begin = self.engine.series.active, request.next_slot
+        used, begin = self.engine.series.used, request.next_slot
         if begin >= used:
             request.waiting.append([SNAPSHOT, b"%d" % request.count])
             return
         end = min(used, begin + SCANNED)
         slots = begin + _beginning(names.text[begin:end], request.prefix)
-        slots = slots[(work.latest.latest_seq[slots] > 0) & (names.lengths[slots] > 0)]
+        seq = work.seq[slots]  # another one than is kept where that was taken back
+        slots = slots[
+            (work.latest.latest_seq[slots] == seq) & (seq > 0) & (names.lengths[slots] > 0)
+        ]
         request.next_slot = end if len(slots) <= PIECE else int(slots[PIECE])
         slots = slots[:PIECE]
         latest = work.latest.latest[slots]

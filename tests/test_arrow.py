@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamlstm.ticks import WARM, Arrivals, Forecasts, Messages, Names
+from streamlstm.ticks import END, RESET, WARM, Arrivals, Forecasts, Messages, Names
 from streamlstm.wire.codec import Decoder, Encoder
 from streamlstm.wire.format import FormatError, Shape, WireError
 from streamlstm.wire.peer import (
@@ -167,6 +167,34 @@ def test_ticks_are_what_pyarrow_reads(inputs: int, data: st.DataObject) -> None:
         if stamped is None:
             stamped, arrival = arrival, arrival + 1
         assert ts == stamped
+
+
+def test_resets_ends_and_numbers_are_columns() -> None:
+    columns = {
+        "series": ["a", "b", "c", "d"],
+        "value": [1.0, None, None, 2.0],
+        "ts": [1, 2, 3, 4],
+        "reset": [True, None, True, False],
+        "end": pa.array([None, True, True, False]),
+        "seq": pa.array([0, 1, None, 5], pa.uint64()),
+        "publisher": ["p", "p", "p", "p"],
+    }
+    decoder = Decoder("arrow", 1)
+    message = [stream(table(**columns))]
+    for _ in range(3):  # by pyarrow, and then in compiled code where it can
+        got = decode(decoder, message)
+        assert [row[3] for row in got] == [RESET, END, RESET | END, 0]
+        values = [row[2][0] for row in got]
+        assert np.array_equal(values, [1, np.nan, np.nan, 2], equal_nan=True)
+    assert decoder.publishers.counts.tolist() == [9, 0, 2, 0]
+    lists = {"values": pa.array([None, []], pa.list_(pa.float64())), "end": [True, True]}
+    (first, second) = decode(Decoder("arrow", 2), [stream(table(series=["a", "b"], **lists))])
+    assert np.isnan(first[2] + second[2]).all()
+    assert len(first[2]) == 2
+    decoder = Decoder("arrow", 1)
+    wrong = columns | {"seq": pa.array([0, 2**63, 2, 3], pa.uint64())}
+    assert len(decode(decoder, [stream(table(**wrong))])) == 3
+    assert refused(decoder) == {"malformed": 1}
 
 
 def test_names_are_not_copied() -> None:

@@ -1,8 +1,11 @@
 """Late joiners of a real daemon: what they are told, and that it goes on from there."""
 
 import contextlib
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -147,6 +150,24 @@ def test_after_a_kill_it_tells_what_was_published_last_to_the_bit(tmp_path: Path
         assert client.silent(0)
         assert snapshot_of(daemon, "even.1") == {k: v for k, v in last.items() if "even.1" in k}
         assert snapshot_of(daemon, "x" * 100) == {}
+
+
+def test_watch_begins_with_the_latest_and_goes_on_from_there(tmp_path: Path) -> None:
+    model = random_model_file(tmp_path)
+    with running(tmp_path, model) as daemon, Client(daemon, push=True) as client:
+        for each in range(6):
+            client.send(*message(each, 0))
+        client.receive(6)
+        command = [sys.executable, "-m", "streamlstm", "watch", daemon.output, "odd."]
+        command += ["--snapshot", daemon.snapshot, "--json", "--count", "4"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching:
+            assert watching.stdout is not None
+            lines = [json.loads(watching.stdout.readline()) for _ in range(3)]
+            client.send(*message(3, 1))
+            lines.append(json.loads(watching.stdout.readline()))
+            assert watching.wait(30) == 0
+    told = [(line["series"], line["seq"]) for line in lines]
+    assert told == [("odd.1", 1), ("odd.3", 1), ("odd.5", 1), ("odd.3", 2)]
 
 
 def ask(context: "zmq.Context[zmq.Socket[bytes]]", endpoint: str, *frames: bytes) -> Any:
@@ -317,6 +338,15 @@ def test_a_series_is_told_as_it_is_when_its_turn_comes(
     rig.serve_until(lambda: rig.service.served)
     seqs = [decode_predictions("json", asking.recv_multipart())[0].seq for _ in range(5000)]
     assert seqs == [1] * snapshot.PIECE + [2] * (5000 - snapshot.PIECE)
+
+
+def test_of_a_prediction_that_was_taken_back_nothing_is_told(rig: Rig) -> None:
+    rig.engine.work.seq[7] -= 1
+    asking = rig.asked(rcvhwm=0)
+    rig.serve_until(lambda: rig.service.served)
+    *found, end = [asking.recv_multipart() for _ in range(5000)]
+    assert end == [b"streamlstm.snapshot", b"4999"]
+    assert b"prediction.s7" not in {topic for topic, _ in found}
 
 
 def test_warm_ticks_leave_the_latest_prediction_as_it_was() -> None:
