@@ -189,14 +189,13 @@ class Series:
         self.index.records[slots, self.index.begin : self.index.end] = records
 
     def warm_up(self) -> None:
-        """Compile all there is; nothing changes."""
+        """Compile all there is; nothing changes, but that :meth:`arrange` is done."""
         nothing = np.zeros(0, np.int32)
         self.lookup(Keys.of([]))
         self.restore(np.zeros((0, 1), np.uint8), np.zeros(0, np.uint16), nothing)
         self.release(nothing)
         self.come_back(nothing, 0)
-        arrange(self.index, nothing[:0])
-        told(self.index.changes)
+        self.arrange()
         self.longest_idle(0, 0)
 
 

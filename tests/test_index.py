@@ -161,3 +161,13 @@ def test_counts_are_by_reason() -> None:
     assert series.evicted == {"full": 2, "idle": 0, "ended": 1}
     assert (series.started, series.active) == (3, 0)
     assert bytes(series.index.latest).rstrip(b"\0") == b"c"
+
+
+def test_warming_up_leaves_those_there_are_where_they_were() -> None:
+    series = store(4)
+    for now, key in enumerate([b"b", b"a", b"c", b"b"], 1):
+        take(series, key, now)
+    series.state["heard"][:3] = [3, 1, 2]
+    series.warm_up()
+    assert idle_first(series) == [b"a", b"c", b"b"]
+    assert (series.slots.tolist(), series.started) == ([0, 1, 2], 3)

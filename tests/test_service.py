@@ -261,6 +261,90 @@ def test_it_connects_filters_topics_and_keeps_to_max_series(model: Path, tmp_pat
     context.destroy(linger=0)
 
 
+EVICTED = 'streamlstm_series_evicted_total{reason="%s"}'
+
+
+def test_a_new_series_takes_the_place_of_the_longest_idle_if_asked(
+    model: Path, tmp_path: Path
+) -> None:
+    ticks = walk(["a", "b"], 5)
+    options = {"engine__max_series": 2, "engine__when_full": "evict"}
+    with start(tmp_path, model, **options) as daemon, Client(daemon) as client:
+        for name, hour, value in ticks:
+            client.tick(name, ts=hour * HOUR, value=value)
+        client.predictions(len(ticks))
+        for hour, name in enumerate(("a", "c", "a", "b"), 1000):
+            client.tick(name, ts=hour * HOUR, value=1)
+            (prediction,) = client.predictions(1)
+            assert (prediction["seq"] > 1) == (name == "a")
+        eventually(lambda: daemon.metric(EVICTED % "full") == 2)
+        assert daemon.metric(DROPPED % "series_limit") == 0
+        assert daemon.metric("streamlstm_active_series") == 2
+        assert daemon.metric("streamlstm_series_started_total") == 4
+    assert 'series evicted reason="full"' in daemon.log
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_an_idle_series_is_parked_and_comes_back_as_if_it_had_never_been_away(
+    model: Path, tmp_path: Path, killed: bool
+) -> None:
+    ticks = walk([f"s{i}" for i in range(20)], 8)
+    wanted, found = expected(model, ticks), []
+    options = {
+        "engine__max_series": 20, "engine__idle_timeout": 0.05, "engine__when_full": "evict",
+        "engine__parking": tmp_path / "parked", "checkpoint__path": tmp_path / "c",
+        "journal__durability": "strict",
+    }  # fmt: skip
+    for part in range(2):
+        with start(tmp_path, model, **options) as daemon, Client(daemon) as client:
+            for begin in range(80 * part, 80 * part + 80, 40):
+                for name, hour, value in ticks[begin : begin + 40]:
+                    client.tick(name, ts=hour * HOUR, value=value)
+                found += client.predictions(40)
+                eventually(lambda: daemon.metric("streamlstm_active_series") == 0)
+            parked = daemon.metric("streamlstm_series_parked_total")
+            assert daemon.metric(EVICTED % "idle") == parked
+            returned = daemon.metric("streamlstm_series_returned_total")
+            if not (killed and part):  # what was last parked is then here, and idle, once more
+                assert (parked, returned) == (40, 20 + 20 * part)
+            assert daemon.metric("streamlstm_series_started_total") == 20 - 20 * part
+            compiled = daemon.metric("streamlstm_functions_compiled_total")
+            assert f"functions_compiled={compiled:.0f}" in daemon.log
+            if killed:
+                os.kill(daemon.process.pid, signal.SIGKILL)
+            else:
+                assert daemon.stop() == 0
+    assert [{key: each[key] for key in wanted[0]} for each in found] == wanted
+
+
+def test_many_more_keys_than_there_is_room_for(model: Path, tmp_path: Path) -> None:
+    """Those that stay are served on, with both policies and with a file for the others."""
+    for options in (
+        {},
+        {"engine__when_full": "evict"},
+        {"engine__when_full": "evict", "engine__parking": tmp_path / "parked"},
+    ):
+        with (
+            start(tmp_path, model, engine__max_series=10, input__kind="pull", **options) as daemon,
+            Client(daemon, push=True) as client,
+        ):
+            for key in range(3000):
+                client.tick(f"key {key}", ts=HOUR, value=1)
+            client.tick("key 0", ts=2 * HOUR, value=1)
+
+            def served() -> bool:
+                counted = daemon.metric("streamlstm_predictions_published_total")
+                return counted + daemon.metric(DROPPED % "series_limit") == 3001
+
+            eventually(served)
+            assert daemon.metric("streamlstm_active_series") == 10
+            pushed_out = daemon.metric(EVICTED % "full")
+            started = daemon.metric("streamlstm_series_started_total")
+            came_back = daemon.metric("streamlstm_series_returned_total")
+            assert started + came_back - pushed_out == 10
+            assert (pushed_out > 0) == bool(options)
+
+
 # the process
 
 

@@ -204,7 +204,7 @@ def to_host(buffers: Buffers, slots: NDArray[np.int32]) -> Floats:
 
 def from_host(buffers: Buffers, slots: NDArray[np.int32], records: Floats) -> None:
     """Set the records of some slots from (n, *cell.record_shape); units beyond H must be zero."""
-    buffers.state[slots] = records.reshape(len(slots), -1)
+    buffers.state[slots] = records.reshape(len(slots), buffers.state.shape[1])
 
 
 def clear(buffers: Buffers, slots: NDArray[np.int32]) -> None:
