@@ -27,6 +27,9 @@ from streamlstm.index import (
 from streamlstm.memory import Fields, record_layout, records
 from streamlstm.ticks import Keys, Names
 
+LISTS = 13
+"""Bytes that the lists of slots that are free, ended or changed take for each."""
+
 
 class Series:
     """All series of one engine: a record each, committed by the system as it is first used.
@@ -202,7 +205,7 @@ class Series:
 def bytes_per_series(fields: Fields, capacity: int, max_key: int) -> dict[str, int]:
     """Bytes that one of ``capacity`` series takes in the store, by field; its key's included.
 
-    Where it is to be known who is longest idle, 16 more, which are counted with the key.
+    Where it is to be known who is longest idle, it takes 16 more, which are not counted.
     """
     declared = {
         name: int(np.dtype(dtype).itemsize * np.prod(shape, dtype=np.int64))
@@ -210,7 +213,7 @@ def bytes_per_series(fields: Fields, capacity: int, max_key: int) -> dict[str, i
     }
     record = record_layout(_all_fields(fields, max_key)).itemsize
     place = -(-4 * _places(capacity) // capacity)
-    return declared | {"key": record - sum(declared.values()) + place}
+    return declared | {"key": record - sum(declared.values()) + place + LISTS}
 
 
 def _all_fields(fields: Fields, max_key: int) -> Fields:
