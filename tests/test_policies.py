@@ -23,7 +23,7 @@ from streamlstm.kernels import cpu
 from streamlstm.model import Model
 from streamlstm.policies import AS_THEY_COME, IN_A_ROW, Policies
 from streamlstm.replay import replay
-from streamlstm.ticks import WARM, Arrivals, Forecasts, Keys, Ticks, rows_of
+from streamlstm.ticks import END, RESET, WARM, Arrivals, Forecasts, Keys, Ticks, rows_of
 from tests.daemon import Client, eventually, start
 from tests.models import HOUR, random_model, random_model_file
 from tests.test_engine import START, copied, everything, ticks
@@ -346,6 +346,39 @@ def test_a_state_that_a_device_has_is_looked_at_too(monkeypatch: pytest.MonkeyPa
     same(copied(here.step(many, 0)), copied(there.step(many, 0)))
     assert everything(here) == everything(there)
     assert here.quarantined == there.quarantined > 3
+
+
+# series that are reset or end
+
+
+@pytest.mark.parametrize("policies", [AS_THEY_COME, LENIENT, EACH["reset"]], ids=str)
+@pytest.mark.parametrize("model", [PLAIN, random_model(inputs=2)], ids=["lags", "plain"])
+def test_resets_and_ends_are_the_same_however_the_ticks_were_batched(
+    policies: Policies, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And where a device has the state; a message without values is no missing value."""
+    rng = np.random.default_rng(3)
+    many = stream([(int(k), 5 * HOUR, 10.0, np.nan) for k in rng.integers(0, 3, 60)], 3)
+    n = len(many.ts)
+    many.flags[:] = rng.choice(
+        [0, WARM, RESET, END, RESET | END], n, p=[0.8, 0.05, 0.05, 0.05, 0.05]
+    )
+    messages = (many.flags > WARM) & (rng.random(n) < 0.5)
+    many.values[messages] = np.nan
+    singly, whole = engine_of(policies, model), engine_of(policies, model)
+    one = parts_of(singly, many, list(range(n + 1)))
+    same(copied(whole.step(many, NOW)), one)
+    assert everything(whole) == everything(singly)
+    assert (whole.drops, whole.changes) == (singly.drops, singly.changes)
+    forecast = set(zip(one.slot.tolist(), one.ts.tolist(), strict=True))
+    asked = zip(many.slot[messages].tolist(), many.ts[messages].tolist(), strict=True)
+    assert not forecast & set(asked)
+    with monkeypatch.context() as patch:
+        patch.setattr(cpu, "host_records", lambda buffers: buffers.state[:0])
+        patch.setattr(cpu, "compiled_step", lambda buffers: None)
+        there = engine_of(policies, model)
+    same(parts_of(there, many, [0, 70, n]), one)
+    assert everything(there) == everything(singly)
 
 
 # the rest

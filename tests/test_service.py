@@ -281,7 +281,7 @@ def test_a_new_series_takes_the_place_of_the_longest_idle_if_asked(
         assert daemon.metric(DROPPED % "series_limit") == 0
         assert daemon.metric("streamlstm_active_series") == 2
         assert daemon.metric("streamlstm_series_started_total") == 4
-    assert 'series evicted reason="full"' in daemon.log
+        eventually(lambda: 'series evicted reason="full"' in daemon.log)
 
 
 @pytest.mark.parametrize("killed", [False, True])
