@@ -22,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamlstm.copy_on_write import MORE, sweep
-from streamlstm.engine import Engine, Latest
+from streamlstm.engine import Engine
 from streamlstm.hashing import checksum
+from streamlstm.work import Latest
 
 FORMAT = 2
 

@@ -22,18 +22,20 @@ from numpy.typing import NDArray
 from streamlstm import metrics, transport
 from streamlstm.backlog import BLOCK, Backlog, Queue, add, make_room
 from streamlstm.copy_on_write import BEHIND, MORE, sweep
-from streamlstm.engine import COUNT, Engine, Work, compute, events, place
+from streamlstm.engine import Engine, events, place
 from streamlstm.index import CLOSING, IDLE, WAITING, approach, close, seek
 from streamlstm.journal import FULL, Log, append, commit, nowhere
 from streamlstm.kernels.cell import Stages
 from streamlstm.memory import address_of, call_for_int
 from streamlstm.parking import Parking
+from streamlstm.rounds import compute
 from streamlstm.segments import JournalError
 from streamlstm.ticks import Arrivals, Keys, Messages, Names, Ticks, first, rows_of
 from streamlstm.transport import Publisher, Receiver, Sink, Source, drain, flush, wait
 from streamlstm.wire.codec import Decoder, Encoder, settle
 from streamlstm.wire.format import SOUND, Columns, Layout, Limits
 from streamlstm.wire.publishers import Publishers
+from streamlstm.work import COUNT, Work
 
 TURNS = 4
 """Batches taken from the input for one that is stepped, at most, where ticks may be dropped."""

@@ -16,13 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamlstm import features
-from streamlstm.engine import Engine, events, forget
+from streamlstm.engine import Engine, events
 from streamlstm.golden import make_golden
 from streamlstm.journal import Journal, append
 from streamlstm.kernels import cpu
 from streamlstm.model import Model
 from streamlstm.policies import AS_THEY_COME, IN_A_ROW, Policies
 from streamlstm.replay import replay
+from streamlstm.rounds import forget
 from streamlstm.ticks import END, RESET, WARM, Arrivals, Forecasts, Keys, Ticks, rows_of
 from tests.daemon import Client, eventually, start
 from tests.models import HOUR, random_model, random_model_file
