@@ -369,7 +369,7 @@ def _run(way: Way, until: int) -> tuple[int, int, int]:
             return OTHER, 0, taken
 
 
-@njit(cache=True, error_model="numpy", _nrt=False)
+@njit(cache=True, error_model="numpy", _nrt=False, inline="always")
 def _take(way: Way, count: int) -> bool:
     """Read messages and let their ticks wait; False, and nothing done, where one is not sound."""
     queue, columns, messages = way.queue, way.columns, way.source.messages
@@ -403,7 +403,7 @@ def _take(way: Way, count: int) -> bool:
     return True
 
 
-@njit(cache=True, error_model="numpy", _nrt=False)
+@njit(cache=True, error_model="numpy", _nrt=False, inline="always")
 def _step(way: Way) -> int:
     """Step a batch of those that wait, and publish; 0, or an error number."""
     work, queue = way.work, way.queue
@@ -450,7 +450,7 @@ def _step(way: Way) -> int:
     return 0
 
 
-@njit(cache=True, error_model="numpy", _nrt=False)
+@njit(cache=True, error_model="numpy", _nrt=False, inline="always")
 def _known(way: Way, rows: int) -> bool:
     """Whether all series of the rows that were read have a slot."""
     columns, hashes, index = way.columns, way.work.hashes, way.work.slots
@@ -473,7 +473,7 @@ def _oldest(queue: Queue, otherwise: int) -> int:
     return int(queue.taken[begin]) if begin < queue.bounds[1] else otherwise
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False, inline="always")
 def _record(log: Log, work: Work, ticks: Ticks, now: int) -> int:
     """Write a batch to the journal, and what became of slots before it; 0 or an error number."""
     told = events(work)

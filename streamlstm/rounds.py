@@ -53,7 +53,7 @@ def compute(work: Work, ticks: Ticks, now: int, code: int, network: int, stages:
         )
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False, inline="always")
 def arrange(work: Work, ticks: Ticks, context: int) -> None:
     """Lay a batch out in rounds, for :func:`proceed`; ``context`` is of :attr:`Engine.stages`."""
     preserve(work.slots.shadow, ticks.slot)
@@ -85,7 +85,7 @@ def arrange(work: Work, ticks: Ticks, context: int) -> None:
     store_value(context, given)  # a `Batch` begins with it
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False, inline="always")
 def proceed(work: Work, ticks: Ticks, now: int) -> tuple[int, int, int]:
     """Say what the kernels are to compute next, once they have computed what was said before.
 
@@ -114,7 +114,7 @@ def proceed(work: Work, ticks: Ticks, now: int) -> tuple[int, int, int]:
     return rows, rounds, anew
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False, inline="always")
 def finish(work: Work, ticks: Ticks) -> int:
     """Count the ticks taken, and close up the forecasts to be published; how many they are."""
     taken, published, fate = 0, 0, work.schedule.fate
@@ -134,7 +134,7 @@ def finish(work: Work, ticks: Ticks) -> int:
     return published
 
 
-@njit(cache=True, error_model="numpy", _nrt=False)
+@njit(cache=True, inline="always")
 def _move_row(array: int, size: int, row: int, to: int) -> None:
     copy(array + to * size, array + row * size, size)
 
@@ -150,7 +150,7 @@ def blame(work: Work, rows: NDArray[np.int64]) -> None:
             work.seq[schedule.slot[row]] -= not flags[i] & WARM
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False, inline="always")
 def forget(work: Work, slot: int) -> None:
     """Let a series be as one that never began, but for its key and the number of its predictions.
 
@@ -159,7 +159,7 @@ def forget(work: Work, slot: int) -> None:
     _clear(work, slot, work.forgotten)
 
 
-@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+@njit(cache=True, inline="always")
 def _clear(work: Work, slot: int, begin: int) -> None:
     """Clear the record of a series, from a byte of it on."""
     index = work.slots
@@ -170,7 +170,7 @@ def _clear(work: Work, slot: int, begin: int) -> None:
 # --- the parts ------------------------------------------------------------------------------------
 
 
-@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+@njit(cache=True, inline="always")
 def _judge(work: Work, ticks: Ticks, now: int, begin: int, end: int, singly: bool) -> None:
     """Judge the ticks of some rounds, and let series begin anew before them."""
     schedule = work.schedule
@@ -192,7 +192,7 @@ def _judge(work: Work, ticks: Ticks, now: int, begin: int, end: int, singly: boo
             _restart(work, slot)
 
 
-@njit(cache=True, error_model="numpy", _nrt=False)
+@njit(cache=True, inline="always")
 def _restart(work: Work, slot: int) -> None:
     """Let a series begin anew, after its latest tick."""
     last_ts = work.clock.last_ts[slot]
@@ -200,7 +200,7 @@ def _restart(work: Work, slot: int) -> None:
     work.clock.last_ts[slot], work.clock.begun[slot] = last_ts, 1
 
 
-@njit(cache=True, error_model="numpy", _nrt=False)
+@njit(cache=True, inline="always")
 def _end_series(work: Work, ticks: Ticks, number: int) -> None:
     """End the series that a round, which is computed, was the last of."""
     schedule = work.schedule
@@ -211,7 +211,7 @@ def _end_series(work: Work, ticks: Ticks, number: int) -> None:
             end(work.slots, ticks.slot[i])
 
 
-@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+@njit(cache=True, inline="always")
 def _add_row(work: Work, row: int, tick: int, slot: int, anew: int) -> int:
     """Give a tick a row of the part at hand; how many series are new to the kernels by now."""
     schedule = work.schedule
@@ -222,7 +222,7 @@ def _add_row(work: Work, row: int, tick: int, slot: int, anew: int) -> int:
     return anew
 
 
-@njit(cache=True, error_model="numpy", _nrt=False)
+@njit(cache=True, inline="always")
 def _fill_gaps(work: Work, ticks: Ticks, number: int, anew: int) -> tuple[int, int, int]:
     """Lay out a grid point of each series of a round that misses one before its tick.
 
@@ -242,7 +242,7 @@ def _fill_gaps(work: Work, ticks: Ticks, number: int, anew: int) -> tuple[int, i
     return rows, 1, anew
 
 
-@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+@njit(cache=True, inline="always")
 def _give(work: Work, tick: int, slot: int, ts: int, flags: int, missing: bool) -> None:
     """Hand the stages a tick, or a grid point before it, whose values are all missing."""
     schedule, (given, observed) = work.schedule, work.given
@@ -254,7 +254,7 @@ def _give(work: Work, tick: int, slot: int, ts: int, flags: int, missing: bool) 
         given.values[tick, k] = work.expected[slot, k] if np.isnan(value) else value
 
 
-@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+@njit(cache=True, inline="always")
 def _lay_out(
     work: Work, ticks: Ticks, begin: int, end: int, singly: bool, anew: int
 ) -> tuple[int, int, int]:
@@ -276,7 +276,7 @@ def _lay_out(
     return rows, rounds, anew
 
 
-@njit(cache=True, error_model="numpy", _nrt=False)
+@njit(cache=True, inline="always")
 def _quarantine(work: Work, ticks: Ticks) -> tuple[int, int, int]:
     """Let series begin anew after what was not finite, and lay out what came after that again."""
     schedule, begun_anew = work.schedule, work.clock.rank
