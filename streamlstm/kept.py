@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from streamlstm import checkpoint, journal, logs
+from streamlstm import checkpoint, journal, logs, segments
 from streamlstm.checkpoint import CheckpointError, Saving
 from streamlstm.config import Config
 from streamlstm.engine import Engine
@@ -87,8 +87,9 @@ class Kept:
             )
 
     def warm_up(self) -> None:
-        """Compile all that a checkpoint can need."""
+        """Compile all that a checkpoint, or a start with a journal, can need."""
         checkpoint.warm_up(self.engine)
+        segments.warm_up()
 
     @property
     def due(self) -> float:

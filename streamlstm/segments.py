@@ -216,6 +216,11 @@ def first_of(path: Path) -> int:
     return int(words[2]) if sound else 0
 
 
+def warm_up() -> None:
+    """Compile all that reading takes."""
+    _next(np.zeros(0, np.uint8), HEADER, np.zeros(2, np.uint64), 1)
+
+
 def end_of(path: Path) -> int:
     """Bytes up to the end of the last entry, or of whatever else was written; 0: nothing was.
 

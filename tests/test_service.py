@@ -102,7 +102,6 @@ BAD: list[tuple[str, list[bytes]]] = [
     ("bad_key", [b"", b'{"ts": 1, "value": 1}']),
     ("key_too_long", [b"k" * 65, b'{"ts": 1, "value": 1}']),
     ("frame_too_large", [b"bad", b'{"ts": 1, "value": 1}' + b" " * 65_536]),
-    ("unsupported", [b"bad", b'{"ts": 1, "value": 1, "reset": true}']),
     ("nonfinite", [b"bad", b'{"ts": 1, "value": null}']),
     ("nonfinite", [b"bad", b'{"ts": 1, "value": NaN}']),
 ]
