@@ -27,6 +27,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from streamlstm import hashing
 from streamlstm.events import Event
 from streamlstm.hashing import siphash
 from streamlstm.memory import load_u32, load_u64
@@ -198,7 +199,7 @@ def _head(path: Path) -> _Head | None:
 def checksum(head: NDArray[np.void]) -> np.uint64:
     """Of a header, itself left out."""
     raw = np.frombuffer(head.tobytes(), np.uint8).copy()
-    return np.uint64(_hash(raw[:-8]))
+    return np.uint64(hashing.checksum(raw[:-8]))
 
 
 def first_of(path: Path) -> int:
@@ -299,8 +300,3 @@ def _next(data: NDArray[np.uint8], at: int, seed: NDArray[np.uint64], inputs: in
             return at
         at += 8
     return -1
-
-
-@njit(cache=True, error_model="numpy", _nrt=False)
-def _hash(data: NDArray[np.uint8]) -> np.uint64:
-    return siphash(np.uint64(0), np.uint64(0), data.ctypes.data, len(data))
