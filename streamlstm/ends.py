@@ -106,23 +106,24 @@ class Ends:
         doors, most = self.doors, self._config.security.max_connections
         refused = ended = 0
         say = again = 0.0
+        limit = self._most
         while not self._closing:
             doors.wait(LOOK_EVERY, self._wakeup)
             doors.look(most)
             self._curve.refresh()
-            now = time.monotonic()
-            if memory_taken() <= self._most:
-                again = now
+            now, taken = time.monotonic(), memory_taken()
+            if taken <= self._most:
+                limit = self._most
             else:
-                if now >= again:
+                if taken > limit or now >= again:  # who comes again at once may not go on either
                     _log.error(
                         "all connections ended: the process has %d bytes, of %d that it may have;"
                         " where nobody means harm, raise security.max_held",
-                        memory_taken(),
+                        taken,
                         self._most,
                     )
                     doors.end_all()
-                    again = now + GRACE
+                    limit, again = taken, now + GRACE
                 give_memory_back()
             if now >= say and (doors.refused, doors.ended) != (refused, ended):
                 refused, ended, say = doors.refused, doors.ended, now + SAY_EVERY
