@@ -45,6 +45,7 @@ from streamlstm.policies import (
     AS_THEY_COME,
     CHANGES,
     DROPS,
+    MOMENT,
     SERIES_LIMIT,
     Clock,
     Counts,
@@ -67,7 +68,7 @@ from streamlstm.ticks import (
     first,
     rows_of,
 )
-from streamlstm.work import COUNT, FAULTY, Batch, Given, Latest, Schedule, Work
+from streamlstm.work import COUNT, FAULTY, Batch, Given, Latest, Recent, Schedule, Work
 
 BACKENDS = ("cpu", "cuda", "auto")
 AHEAD = 16
@@ -101,12 +102,14 @@ class Engine:
         ordered: bool = False,
         evict: bool = False,
         keep_latest: bool = False,
+        history: int = 0,
         policies: Policies = AS_THEY_COME,
     ) -> None:
         """Open ``model``: its golden trajectory is repeated on the backend.
 
         ``ordered`` and ``evict`` are as for :class:`streamlstm.series.Series`. With
-        ``keep_latest``, the latest prediction of each series is part of its state.
+        ``keep_latest``, the latest prediction of each series is part of its state, and so are its
+        latest ``history`` ticks.
 
         Raises:
             ModelError: the golden deviates, or ``max_series`` series do not fit in memory.
@@ -116,10 +119,11 @@ class Engine:
         self.backend, self.backend_reason, self.kernels = open_backend(backend)
         self.model = model
         self.max_batch, self.coverage, self.policies = max_batch, coverage, policies
+        self.history = history
         spec = model.spec
         bands = intervals.plan(spec.horizon, spec.targets, coverage, model.errors)
         latest = latest_fields(spec)
-        fields = state_fields(spec, bands, keep_latest)
+        fields = state_fields(spec, bands, keep_latest, history)
         network = network_of(spec, model.weights)
         self.bytes_per_series = {"recurrent": self.kernels.bytes_per_series(network)}
         self.bytes_per_series |= bytes_per_series(fields, max_series, max_key)
@@ -143,6 +147,7 @@ class Engine:
             state["seq"],
             Latest(keep_latest, *(kept[name] for name in latest)),
             state["expected"],
+            Recent(*(state[name] for name in Recent._fields)),
             recurrent,
             unbounded and not on_device,
             features.Rows.empty(spec, max_batch),
@@ -257,6 +262,45 @@ class Engine:
         self.series.set_records(slots, records)
         self.kernels.from_host(self.buffers, slots, recurrent)
 
+    @property
+    def layout(self) -> tuple[object, ...]:
+        """What a state is of: another engine's can be taken over where this is the same."""
+        spec, state = self.model.spec, self.series.state
+        fields = [(name, array.dtype.str, array.shape[1:]) for name, array in state.items()]
+        grid = spec.step_ns, spec.season, spec.scaling.kind
+        recurrent = spec.cell, spec.layers, spec.hidden, spec.window, self.work.told.shape[1]
+        return self.coverage, *grid, *recurrent, *fields
+
+    def recent(self, slots: NDArray[np.int32]) -> Ticks:
+        """The latest ticks of some series, one series after the other, each in order of time."""
+        kept, count = self.work.recent.recent[slots], self.work.recent.recent_count[slots]
+        many = np.minimum(count, self.history)
+        rank = np.arange(self.history)
+        which, back = np.nonzero(rank < many[:, None])
+        rows = kept[which, (count[which] - many[which] + back) % max(1, self.history)]
+        values = np.ascontiguousarray(rows[:, 1:]).view(np.float64)
+        return Ticks(slots[which], rows[:, 0].copy(), values, np.full(len(which), WARM))
+
+    def begin_with(
+        self,
+        slots: NDArray[np.int32],
+        seq: NDArray[np.int64],
+        heard: NDArray[np.int64],
+        ticks: Ticks,
+    ) -> None:
+        """Move series just begun by their latest ticks, which another engine took before.
+
+        Args:
+            slots: (n,) theirs.
+            seq: (n,) predictions made of each.
+            heard: (n,) when its latest tick came, ns since the epoch.
+            ticks: as :meth:`recent` gives them.
+        """
+        for begin in range(0, len(ticks.slot), self.max_batch):
+            self.step(rows_of(ticks, begin, begin + self.max_batch), MOMENT)
+        self.work.seq[slots], self.work.clock.heard[slots] = seq, heard
+        self.take_ended()
+
     def bring_back(
         self, key: bytes, records: NDArray[np.uint8], recurrent: NDArray[np.float32], now: int
     ) -> bool:
@@ -344,7 +388,9 @@ def open_backend(name: str) -> tuple[str, str, ModuleType]:
     return ("cpu", f"no usable GPU ({reason})", cpu) if reason else ("cuda", "a GPU is there", cuda)
 
 
-def state_fields(spec: Spec, bands: intervals.Plan, keep_latest: bool = False) -> Fields:
+def state_fields(
+    spec: Spec, bands: intervals.Plan, keep_latest: bool = False, history: int = 0
+) -> Fields:
     """The one table of what a series keeps, but for its recurrent state, which is the kernels'."""
     return {
         "rank": (np.int32, ()),
@@ -358,6 +404,8 @@ def state_fields(spec: Spec, bands: intervals.Plan, keep_latest: bool = False) -
         **features.memory_fields(spec),
         **intervals.bands_fields(bands),
         "expected": (np.float64, (spec.inputs,)),
+        "recent_count": (np.int64, ()),
+        "recent": (np.int64, (history, 1 + spec.inputs)),
     }
 
 
@@ -546,6 +594,7 @@ def _forecast(work: Work, given: Given, start: int, stop: int) -> None:
             forecasts.seq[i] = seq[slot]
         for k in range(ticks.values.shape[1]):
             work.expected[slot, k] = point[i, 0, k] if k < targets else ticks.values[i, k]
+        _remember(work.recent, slot, ticks.ts[i], given.observed, i, warm)
         intervals.surround(
             work.intervals,
             work.bands,
@@ -567,3 +616,20 @@ def _forecast(work: Work, given: Given, start: int, stop: int) -> None:
             to += slot * latest.latest.strides[0]
             copy(to, point.ctypes.data + i * length, length)
             copy(to + length, forecasts.quantiles.ctypes.data + 2 * i * length, 2 * length)
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _remember(
+    recent: Recent, slot: int, ts: int, observed: NDArray[np.float64], tick: int, warm: bool
+) -> None:
+    """Keep a tick among the latest of its series; a grid point that only fills a gap is none."""
+    history, missing = recent.recent.shape[1], 0
+    for k in range(observed.shape[1]):
+        missing += np.isnan(observed[tick, k])
+    if history == 0 or (warm and missing == observed.shape[1]):
+        return
+    at = recent.recent_count[slot] % history
+    recent.recent[slot, at, 0] = ts
+    for k in range(observed.shape[1]):
+        recent.recent[slot, at, 1 + k] = np.float64(observed[tick, k]).view(np.int64)
+    recent.recent_count[slot] += 1
