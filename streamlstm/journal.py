@@ -7,6 +7,7 @@
 import contextlib
 import errno
 import fcntl
+import math
 import os
 import secrets
 import threading
@@ -35,6 +36,7 @@ from streamlstm.segments import (
     error_at,
     files_in,
     first_of,
+    needed,
     size_of_entry,
 )
 from streamlstm.ticks import Ticks, rows_of
@@ -222,8 +224,11 @@ class Journal:
         if self.synced < self.number - 1:
             raise error_at(self.folder, errno.EIO, "not all is on disk", "look after the disk")
 
-    def forget(self, before: int) -> int:
+    def forget(self, before: int, until: float = math.inf) -> int:
         """Delete segments of which every entry is below this number; bytes freed.
+
+        Those that were written to after ``until``, seconds since the epoch, stay, and what follows
+        them.
 
         Raises:
             JournalError: a file cannot be deleted.
@@ -235,12 +240,15 @@ class Journal:
                 state[_BROKEN], state[_SYNCED] = 0, max(state[_SYNCED], before - 1)
         older = [path for path in files_in(self.folder) if int(path.stem) <= state[_SEGMENT]]
         firsts = [first_of(path) for path in older[:-1]] + [int(state[_FIRST])]
-        needed = max((k for k, first in enumerate(firsts) if 0 < first <= before), default=0)
         freed = 0
-        for path in older[:needed]:  # the oldest first: what a crash leaves has no gap
+        # the oldest first: what a crash leaves has no gap
+        for path in older[: needed(firsts, before)]:
             try:
-                freed += path.stat().st_size
+                file = path.stat()
+                if file.st_mtime > until:
+                    break
                 path.unlink()
+                freed += file.st_size
             except OSError as error:
                 raise error_at(path, error.errno, "cannot be deleted", "look after it") from error
         return freed
@@ -384,15 +392,22 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _tidy(folder: Path) -> int:
-    """Sync older segments, give back what they never used; number of the last one, 0 if none."""
-    last = 0
-    for path in files_in(folder):
+    """Sync older segments, give back what they never used; number of the last one, 0 if none.
+
+    Only the last three may need it: the one that was prepared, the one written to, and the one
+    before. Those older were full and on disk before that was begun.
+    """
+    files = files_in(folder)
+    last = int(files[-4].stem) if len(files) > 3 else 0
+    for path in files[-3:]:
         end = end_of(path)
         if not end:
             path.unlink()
             continue
         with open(path, "r+b") as file:
-            file.truncate(-(-end // PAGE) * PAGE)
+            size = -(-end // PAGE) * PAGE
+            if os.fstat(file.fileno()).st_size > size:  # or else the file would be as of today
+                file.truncate(size)
             os.fsync(file)
         last = int(path.stem)
     return last

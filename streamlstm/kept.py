@@ -181,8 +181,9 @@ class Kept:
         self._values["checkpoint_last_success_timestamp_seconds"] = time.time()
         if self.journal:
             assert self._config.checkpoint.path
+            before = checkpoint.journalled(self._config.checkpoint.path) + 1
             try:
-                self.journal.forget(checkpoint.journalled(self._config.checkpoint.path) + 1)
+                self.journal.forget(before, time.time() - self._config.journal.retention)
             except JournalError as error:
                 self._said.warn("journal", "journal", why=str(error))
 

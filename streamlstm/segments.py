@@ -106,6 +106,7 @@ def read(folder: Path, after: int, found: Found | None = None) -> Iterator[Entry
     """
     found = found if found is not None else Found()
     paths = files_in(folder)
+    paths = paths[needed([first_of(path) for path in paths], after + 1) :]
     heads = [_head(path) for path in paths]
     expected, before, damage = after + 1, -1, ""
     for k, (path, head) in enumerate(zip(paths, heads, strict=True)):
@@ -215,6 +216,11 @@ def first_of(path: Path) -> int:
         return 0
     sound = _next(data, HEADER, head.seed, head.inputs) == HEADER
     return int(words[2]) if sound else 0
+
+
+def needed(firsts: list[int], number: int) -> int:
+    """Which is the first segment with anything from a number on, of those that begin so."""
+    return max((k for k, first in enumerate(firsts) if 0 < first <= number), default=0)
 
 
 def warm_up() -> None:

@@ -384,6 +384,36 @@ def test_forget_keeps_what_is_needed(tmp_path: Path) -> None:
         numbers(tmp_path)
 
 
+def test_what_was_written_to_of_late_stays_if_asked_for_and_all_after_it(tmp_path: Path) -> None:
+    journal = opened(tmp_path)
+    for k in range(100):
+        put(journal, ticks(60, k))
+    journal.close()
+    journal = opened(tmp_path, first=101)  # which does not make the others any younger
+    put(journal, ticks(1))
+    files = sorted(tmp_path.glob("*.seg"))
+    for age, path in zip((50, 40, 20, 30), files, strict=False):
+        os.utime(path, (10**9 - age, 10**9 - age))
+    assert len(files) > 5
+    assert journal.forget(101, 10**9 - 60) == 0
+    journal.forget(101, 10**9 - 30)
+    assert sorted(tmp_path.glob("*.seg")) == files[2:]
+    journal.forget(101)
+    assert sorted(tmp_path.glob("*.seg")) == files[-1:]
+    journal.close()
+
+
+def test_a_start_leaves_the_times_of_what_is_there(tmp_path: Path) -> None:
+    opened(tmp_path).close()
+    journal = opened(tmp_path)
+    put(journal, ticks(1))
+    journal.close()
+    (before,) = tmp_path.glob("*.seg")
+    os.utime(before, (10**9, 10**9))
+    opened(tmp_path, first=2).close()
+    assert before.stat().st_mtime == 10**9
+
+
 def test_what_a_start_prepared_and_never_used_goes_at_the_next(tmp_path: Path) -> None:
     for _ in range(3):
         journal = opened(tmp_path)
