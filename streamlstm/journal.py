@@ -30,6 +30,7 @@ from streamlstm.segments import (
     MAGIC,
     ORDER,
     PAGE,
+    POLICIES,
     JournalError,
     checksum,
     end_of,
@@ -117,6 +118,7 @@ class Journal:
         max_batch: int,
         max_key: int,
         model: str,
+        policies: str = "",
         durability: Durability,
         fsync_interval: float = 0.1,
         segment_bytes: int = 64 << 20,
@@ -134,6 +136,7 @@ class Journal:
             max_batch: most ticks in one :func:`append`.
             max_key: longest name, bytes.
             model: its id.
+            policies: of the engine, as text.
             durability: ``strict`` or ``interval``.
             fsync_interval: seconds.
             segment_bytes: of each; more where one entry needs more.
@@ -142,14 +145,14 @@ class Journal:
 
         Raises:
             JournalError: the folder cannot be written to, is in use, or the disk is full.
-            ValueError: the model's id is too long, or there is to be no journal.
+            ValueError: the model's id or the policies are too long, or there is to be no journal.
         """
-        if durability == "off" or len(model.encode()) > ID:
-            raise ValueError(f"no journal with durability {durability!r}, model {model!r}")
+        if durability == "off" or len(model.encode()) > ID or len(policies.encode()) > POLICIES:
+            raise ValueError(f"no journal with {durability = }, {model = }, {policies = }")
         told = 11 + max_key
         longest = HEAD + max_batch * (13 + 8 * inputs + told) + told + state_bytes + 8
         size = -(-max(segment_bytes, HEADER + longest) // PAGE) * PAGE
-        self.folder, self._inputs, self._model = folder, inputs, model
+        self.folder, self._inputs, self._model, self._policies = folder, inputs, model, policies
         self._lock, self._over = threading.Lock(), threading.Event()
         state, seeds = np.zeros(_COUNTERS, np.int64), np.zeros(4, np.uint64)
         state[_NUMBER] = state[_FIRST] = first
@@ -340,8 +343,9 @@ class Journal:
         """A segment on disk, ready to be written to: its descriptor and seed."""
         path, model = self._path(segment), self._model.encode()
         seed = (secrets.randbits(64), secrets.randbits(64))
+        said = model, self._policies.encode()
         head = np.array(
-            (MAGIC, FORMAT, ORDER, self._inputs, len(model), first, seed, model, 0),
+            (MAGIC, FORMAT, ORDER, self._inputs, len(model), first, seed, *said, 0),
             HEAD_OF_SEGMENT,
         )
         head["checksum"] = checksum(head)

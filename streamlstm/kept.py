@@ -79,6 +79,7 @@ class Kept:
                 max_batch=engine.max_batch,
                 max_key=self._config.input.max_key,
                 model=engine.model.id,
+                policies=engine.policies.to_text(),
                 durability=asked.durability,
                 fsync_interval=asked.fsync_interval,
                 segment_bytes=asked.segment_bytes,

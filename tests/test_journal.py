@@ -155,7 +155,7 @@ def test_what_was_appended_is_read_back(
     for k, (entry, (n, _)) in enumerate(zip(entries, batches, strict=True)):
         same(entry, k + 1, ticks(n, k, inputs))
         assert entry.events == told[k]
-        assert (entry.model, entry.now) == ("abc", 7)
+        assert (entry.model, entry.policies, entry.now) == ("abc", "", 7)
     assert folder.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
 
