@@ -350,6 +350,13 @@ class Journal(_Table):
     segment_bytes: int = Field(
         default=64 << 20, ge=1 << 16, le=1 << 34, description="of each file, allocated ahead"
     )
+    retention: float = Field(
+        default=0,
+        ge=0,
+        le=1e9,
+        description="seconds that a file stays after its last tick, although the oldest checkpoint"
+        " has them all; 0: until then",
+    )
 
 
 class Service(_Table):

@@ -50,6 +50,7 @@ from streamlstm.policies import (
     Clock,
     Counts,
     Policies,
+    Rules,
     fault,
     is_message,
     rules_of,
@@ -132,14 +133,14 @@ class Engine:
         self.series = Series(fields, max_series, max_key, ordered=ordered, evict=evict)
         self.buffers = self.kernels.allocate(network, max_series, threads or None)
         kept = self.series.state if keep_latest else records(latest, 1)
-        state, rules = self.series.state, rules_of(policies)
+        state = self.series.state
         recurrent, unbounded = self.kernels.host_records(self.buffers), can_diverge(spec)
         on_device = not len(recurrent)
         self._look = unbounded and on_device
         self.work = Work(
             features.plan(spec),
             bands,
-            rules._replace(one_by_one=rules.one_by_one or self._look),
+            self._rules,
             self.series.index,
             Clock(*(state[name] for name in Clock._fields)),
             features.Memory(*(state[name] for name in features.Memory._fields)),
@@ -182,6 +183,20 @@ class Engine:
             self._compute = address_of(
                 _compute, pointer_to(batch), self._ticks, 0, 0, 0, self.stages
             )
+
+    @property
+    def _rules(self) -> Rules:
+        rules = rules_of(self.policies)
+        return rules._replace(one_by_one=rules.one_by_one or self._look)
+
+    def judge_by(self, policies: Policies) -> None:
+        """Judge ticks by other policies from here on; what the series are by now stays as it is.
+
+        Whoever has taken a copy of ``work`` has to take it again.
+        """
+        self.policies = policies
+        self.work = self.work._replace(rules=self._rules)
+        _keep(self.stages.context, Batch(self.work.given, self.work))
 
     @property
     def drops(self) -> dict[str, int]:

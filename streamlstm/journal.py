@@ -7,6 +7,7 @@
 import contextlib
 import errno
 import fcntl
+import math
 import os
 import secrets
 import threading
@@ -29,12 +30,14 @@ from streamlstm.segments import (
     MAGIC,
     ORDER,
     PAGE,
+    POLICIES,
     JournalError,
     checksum,
     end_of,
     error_at,
     files_in,
     first_of,
+    needed,
     size_of_entry,
 )
 from streamlstm.ticks import Ticks, rows_of
@@ -115,6 +118,7 @@ class Journal:
         max_batch: int,
         max_key: int,
         model: str,
+        policies: str = "",
         durability: Durability,
         fsync_interval: float = 0.1,
         segment_bytes: int = 64 << 20,
@@ -132,6 +136,7 @@ class Journal:
             max_batch: most ticks in one :func:`append`.
             max_key: longest name, bytes.
             model: its id.
+            policies: of the engine, as text.
             durability: ``strict`` or ``interval``.
             fsync_interval: seconds.
             segment_bytes: of each; more where one entry needs more.
@@ -140,14 +145,14 @@ class Journal:
 
         Raises:
             JournalError: the folder cannot be written to, is in use, or the disk is full.
-            ValueError: the model's id is too long, or there is to be no journal.
+            ValueError: the model's id or the policies are too long, or there is to be no journal.
         """
-        if durability == "off" or len(model.encode()) > ID:
-            raise ValueError(f"no journal with durability {durability!r}, model {model!r}")
+        if durability == "off" or len(model.encode()) > ID or len(policies.encode()) > POLICIES:
+            raise ValueError(f"no journal with {durability = }, {model = }, {policies = }")
         told = 11 + max_key
         longest = HEAD + max_batch * (13 + 8 * inputs + told) + told + state_bytes + 8
         size = -(-max(segment_bytes, HEADER + longest) // PAGE) * PAGE
-        self.folder, self._inputs, self._model = folder, inputs, model
+        self.folder, self._inputs, self._model, self._policies = folder, inputs, model, policies
         self._lock, self._over = threading.Lock(), threading.Event()
         state, seeds = np.zeros(_COUNTERS, np.int64), np.zeros(4, np.uint64)
         state[_NUMBER] = state[_FIRST] = first
@@ -222,8 +227,11 @@ class Journal:
         if self.synced < self.number - 1:
             raise error_at(self.folder, errno.EIO, "not all is on disk", "look after the disk")
 
-    def forget(self, before: int) -> int:
+    def forget(self, before: int, until: float = math.inf) -> int:
         """Delete segments of which every entry is below this number; bytes freed.
+
+        Those that were written to after ``until``, seconds since the epoch, stay, and what follows
+        them.
 
         Raises:
             JournalError: a file cannot be deleted.
@@ -235,12 +243,15 @@ class Journal:
                 state[_BROKEN], state[_SYNCED] = 0, max(state[_SYNCED], before - 1)
         older = [path for path in files_in(self.folder) if int(path.stem) <= state[_SEGMENT]]
         firsts = [first_of(path) for path in older[:-1]] + [int(state[_FIRST])]
-        needed = max((k for k, first in enumerate(firsts) if 0 < first <= before), default=0)
         freed = 0
-        for path in older[:needed]:  # the oldest first: what a crash leaves has no gap
+        # the oldest first: what a crash leaves has no gap
+        for path in older[: needed(firsts, before)]:
             try:
-                freed += path.stat().st_size
+                file = path.stat()
+                if file.st_mtime > until:
+                    break
                 path.unlink()
+                freed += file.st_size
             except OSError as error:
                 raise error_at(path, error.errno, "cannot be deleted", "look after it") from error
         return freed
@@ -332,8 +343,9 @@ class Journal:
         """A segment on disk, ready to be written to: its descriptor and seed."""
         path, model = self._path(segment), self._model.encode()
         seed = (secrets.randbits(64), secrets.randbits(64))
+        said = model, self._policies.encode()
         head = np.array(
-            (MAGIC, FORMAT, ORDER, self._inputs, len(model), first, seed, model, 0),
+            (MAGIC, FORMAT, ORDER, self._inputs, len(model), first, seed, *said, 0),
             HEAD_OF_SEGMENT,
         )
         head["checksum"] = checksum(head)
@@ -384,15 +396,22 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _tidy(folder: Path) -> int:
-    """Sync older segments, give back what they never used; number of the last one, 0 if none."""
-    last = 0
-    for path in files_in(folder):
+    """Sync older segments, give back what they never used; number of the last one, 0 if none.
+
+    Only the last three may need it: the one that was prepared, the one written to, and the one
+    before. Those older were full and on disk before that was begun.
+    """
+    files = files_in(folder)
+    last = int(files[-4].stem) if len(files) > 3 else 0
+    for path in files[-3:]:
         end = end_of(path)
         if not end:
             path.unlink()
             continue
         with open(path, "r+b") as file:
-            file.truncate(-(-end // PAGE) * PAGE)
+            size = -(-end // PAGE) * PAGE
+            if os.fstat(file.fileno()).st_size > size:  # or else the file would be as of today
+                file.truncate(size)
             os.fsync(file)
         last = int(path.stem)
     return last

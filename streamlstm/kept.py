@@ -79,6 +79,7 @@ class Kept:
                 max_batch=engine.max_batch,
                 max_key=self._config.input.max_key,
                 model=engine.model.id,
+                policies=engine.policies.to_text(),
                 durability=asked.durability,
                 fsync_interval=asked.fsync_interval,
                 segment_bytes=asked.segment_bytes,
@@ -181,8 +182,9 @@ class Kept:
         self._values["checkpoint_last_success_timestamp_seconds"] = time.time()
         if self.journal:
             assert self._config.checkpoint.path
+            before = checkpoint.journalled(self._config.checkpoint.path) + 1
             try:
-                self.journal.forget(checkpoint.journalled(self._config.checkpoint.path) + 1)
+                self.journal.forget(before, time.time() - self._config.journal.retention)
             except JournalError as error:
                 self._said.warn("journal", "journal", why=str(error))
 

@@ -8,6 +8,7 @@ does (Salinas et al. 2020); of an input that is no target it is the latest one. 
 as any value does, but teaches its interval nothing.
 """
 
+import json
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -72,6 +73,24 @@ class Policies(NamedTuple):
     are taken as they are until one is none"""
     max_ahead: float = 0.0
     """seconds after its arrival that a tick may be dated; 0: any. Others are dropped"""
+
+    def to_text(self) -> str:
+        """All of it, for :meth:`from_text`."""
+        return json.dumps(self._asdict(), separators=(",", ":"))
+
+    @classmethod
+    def from_text(cls, text: str) -> "Policies":
+        """What :meth:`to_text` gave.
+
+        Raises:
+            ValueError: it is of another version.
+        """
+        try:
+            policies = cls(**json.loads(text))
+            rules_of(policies)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"unknown policies: {text}") from error
+        return policies
 
 
 AS_THEY_COME = Policies()
@@ -144,7 +163,7 @@ def rules_of(policies: Policies) -> Rules:
         gap,
         policies.max_missing,
         missing,
-        policies.outlier_sigma,
+        float(policies.outlier_sigma),
         ("accept", "clip", "drop").index(policies.outlier),
         _ns(policies.max_ahead),
         max_gap < _NEVER or missing or policies.outlier_sigma > 0,

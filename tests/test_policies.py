@@ -24,6 +24,7 @@ from streamlstm.model import Model
 from streamlstm.policies import AS_THEY_COME, IN_A_ROW, Policies
 from streamlstm.replay import replay
 from streamlstm.rounds import forget
+from streamlstm.segments import JournalError
 from streamlstm.ticks import END, RESET, WARM, Arrivals, Forecasts, Keys, Ticks, rows_of
 from tests.daemon import Client, eventually, start
 from tests.models import HOUR, random_model, random_model_file
@@ -450,6 +451,53 @@ def test_a_replay_of_the_journal_judges_as_the_day_did(tmp_path: Path) -> None:
     assert replay(later, tmp_path, 0).entries == -(-len(many.ts) // 30)
     assert live.drops["future"] > 0
     assert everything(live) == everything(later)
+
+
+def test_a_restart_with_other_policies_replays_by_those_of_the_day(tmp_path: Path) -> None:
+    """Each stretch by its own, and what comes then by the new ones."""
+    strict, first = AS_THEY_COME, 1
+    other = Policies(late="accept", outlier_sigma=3.0, outlier="drop")
+    live, later = engine_of(strict), Engine(PLAIN, policies=LENIENT, max_series=10)
+    values = [9.0, 8.0, np.nan, 99.0, 9.0]
+    drawn = [(k % 3, [6, 1, -3, 1][k % 4] * HOUR, values[k % 5], 10.0) for k in range(80)]
+    many = rows_of(stream(drawn, 2), 20, 200)
+    for begin, policies in ((0, strict), (120, LENIENT), (140, other), (160, strict)):
+        live.judge_by(policies)
+        journal = Journal(
+            tmp_path, inputs=2, max_batch=256, max_key=64, model=PLAIN.id, durability="strict",
+            policies=policies.to_text(), first=first,
+        )  # fmt: skip
+        part = rows_of(many, begin, max(begin + 20, 120))
+        assert append(journal.log, part, events(live.work), NOW) == 0
+        live.step(part, NOW)
+        journal.close()
+        first += 1
+    assert replay(later, tmp_path, 0).entries == 4
+    assert everything(later) == everything(live)
+    assert later.policies == LENIENT
+    live.judge_by(LENIENT)
+    for engine in (live, later):
+        engine.step(rows_of(many, 100, 120), NOW)
+    assert everything(later) == everything(live)
+    assert later.changes["late"] > 5
+    for policies in (strict, LENIENT, other):
+        alone = engine_of(policies)
+        alone.step(many, NOW)
+        alone.judge_by(LENIENT)
+        alone.step(rows_of(many, 100, 120), NOW)
+        assert everything(alone) != everything(live)
+
+
+def test_policies_of_another_version_are_refused(tmp_path: Path) -> None:
+    later = engine_of(AS_THEY_COME)
+    journal = Journal(
+        tmp_path, inputs=2, max_batch=256, max_key=64, model=PLAIN.id, durability="strict",
+        policies='{"late":"drop","mood":"bad"}', first=1,
+    )  # fmt: skip
+    assert append(journal.log, ticks([0], [0], np.ones(2)), events(later.work), NOW) == 0
+    journal.close()
+    with pytest.raises(JournalError, match="other policies; move it away"):
+        replay(later, tmp_path, 0)
 
 
 def test_a_new_series_does_not_begin_with_what_is_no_number() -> None:

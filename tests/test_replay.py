@@ -120,6 +120,23 @@ def test_killed_at_any_moment_it_goes_on_bit_for_bit(tmp_path: Path, durability:
     assert everything(stopped) == everything(engine)
 
 
+def test_with_retention_a_checkpoint_of_long_ago_can_be_gone_on_from(tmp_path: Path) -> None:
+    """Here that of before the first tick; all since is there, in several files."""
+    model = random_model_file(tmp_path, hidden=8)
+    options = {"journal.retention": 3600, "checkpoint.interval": 0.05, "checkpoint.keep": 1}
+    sent = dict.fromkeys(NAMES, 400)
+    with running(tmp_path, model, **options) as daemon, Client(daemon, push=True) as client:
+        for tick in range(400):
+            for series in range(len(NAMES)):
+                client.send(message(series, tick))
+        client.receive(400 * len(NAMES))
+        assert daemon.stop() == 0
+    assert len(list((tmp_path / "state.journal").iterdir())) > 1
+    engine = Engine(load_model(model), max_series=50)
+    replay(engine, tmp_path / "state.journal", 0)
+    assert everything(engine) == everything(never_killed(model, sent))
+
+
 def test_without_a_journal_the_checkpoint_alone_comes_back(tmp_path: Path) -> None:
     model = random_model_file(tmp_path, hidden=8)
     with (
