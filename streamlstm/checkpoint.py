@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from streamlstm.copy_on_write import MORE, sweep
 from streamlstm.engine import Engine
+from streamlstm.files import sync_folder
 from streamlstm.hashing import checksum
 from streamlstm.work import Latest
 
@@ -53,6 +54,8 @@ class DamagedError(CheckpointError):
 class Restored(NamedTuple):
     """What was brought back."""
 
+    engine: Engine
+    """into which"""
     journalled: int
     """number of the last entry of the journal that is in it"""
     path: Path
@@ -200,18 +203,27 @@ def warm_up(engine: Engine) -> None:
     checksum(b"")
 
 
-def load(engine: Engine, path: Path) -> Restored | None:
+def load(
+    engine: Engine, path: Path, engine_of: Callable[[str], Engine] | None = None
+) -> Restored | None:
     """Bring the series of the newest sound checkpoint, if any, back into a fresh engine.
 
+    Args:
+        engine: for one of its model.
+        path: of the newest.
+        engine_of: gives an engine for one of another, by that one's id.
+
     Raises:
-        CheckpointError: all are damaged, or the newest sound one is of another format or model, or
-            of more series than there is room for.
+        CheckpointError: all are damaged, or the newest sound one is of another format, of a model
+            for which there is no engine, or of more series than there is room for.
     """
     damaged: list[str] = []
     for each in kept(path):
         try:
             with open(each, "rb") as file:
                 header = _read_header(each, file)
+                if engine_of and header["model"] != engine.model.id:
+                    engine = engine_of(header["model"])
                 _refuse_others(each, header, engine)
                 _verify(each, file, header, engine)
                 _restore(each, file, header, engine)
@@ -220,7 +232,7 @@ def load(engine: Engine, path: Path) -> Restored | None:
         except OSError as error:
             damaged.append(f"{each}: checkpoint cannot be read ({error.strerror})")
         else:
-            return Restored(header["journal"], each, damaged)
+            return Restored(engine, header["journal"], each, damaged)
     if damaged:
         raise DamagedError(damaged[0])
     return None
@@ -239,11 +251,18 @@ def kept(path: Path) -> list[Path]:
 
 def journalled(path: Path) -> int:
     """Number of the last entry of the journal that every checkpoint kept has, 0: none is known."""
-    numbers = []
+    return min((int(header["journal"]) for header in _headers(path)), default=0)
+
+
+def models(path: Path) -> set[str]:
+    """Ids of the models that the checkpoints kept are of."""
+    return {header["model"] for header in _headers(path)}
+
+
+def _headers(path: Path) -> Iterator[dict[str, Any]]:
     for each in kept(path):
         with contextlib.suppress(CheckpointError, OSError), open(each, "rb") as file:
-            numbers.append(int(_read_header(each, file)["journal"]))
-    return min(numbers, default=0)
+            yield _read_header(each, file)
 
 
 # --- the file -------------------------------------------------------------------------------------
@@ -401,11 +420,7 @@ def _put(temporary: Path, path: Path, keep: int) -> None:
         number = 0 if older == path else int(older.suffix[1:])
         os.replace(older, path.with_name(f"{path.name}.{number + 1}"))
     os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
 
 
 def _write_all(descriptor: int, data: memoryview | bytes) -> None:

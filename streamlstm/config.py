@@ -177,6 +177,13 @@ class Engine(_Table):
         le=1e9,
         description="seconds after which a series that sends nothing is closed; 0: never",
     )
+    history: int = Field(
+        default=32,
+        ge=0,
+        le=100_000,
+        description="latest ticks kept of each series, from which another model begins whose state"
+        " has another shape; costs 8 bytes for each, and 8 for each of its values",
+    )
     parking: OptionalPath = Field(
         default=None,
         description="file that keeps the state of series closed for either reason until they speak"
@@ -370,6 +377,9 @@ class Service(_Table):
         " sleeping; costs a core",
     )
     cpus: Numbers = Field(default=(), description="cores to run on, such as 0,1; empty: any")
+    watch_model: bool = Field(
+        default=False, description="take the model's file anew when it changes, as at SIGHUP"
+    )
     shutdown_timeout: float = Field(
         default=10, gt=0, le=3600, description="seconds from SIGTERM to the exit, whatever happens"
     )

@@ -7,6 +7,8 @@ handed over, and its ticks since; once all are, the new engine can take the plac
 any moment, with the same slots.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -71,18 +73,25 @@ class Handover:
     def follow(self, ticks: Ticks, now: int) -> None:
         """Step those of the old engine's ticks that are of series handed over."""
         known = ticks.slot < self._next
-        self.new.step(Ticks(*(column[known] for column in ticks)), now)
+        slot, ts, values, flags = ticks
+        self.new.step(Ticks(slot[known], ts[known], values[known], flags[known]), now)
         self.new.take_ended()  # closed as the old one closes them
 
     def settle(self) -> None:
         """Let the new engine count on, and take and give slots, where the old one leaves off."""
         self.prepare()
         mine, its = self.new.series.index, self.old.series.index
-        for name in ("counts", "free", "closing", "links", "placed", "latest"):
-            getattr(mine, name)[:] = getattr(its, name)
-        for one, other in zip(mine.changes, its.changes, strict=True):
-            one[:] = other
-        for one, other in zip(self.new.work.counts, self.old.work.counts, strict=True):
+        pairs: list[tuple[NDArray[Any], NDArray[Any]]] = [
+            (mine.counts, its.counts),
+            (mine.free, its.free),
+            (mine.closing, its.closing),
+            (mine.links, its.links),
+            (mine.placed, its.placed),
+            (mine.latest, its.latest),
+        ]
+        pairs += zip(mine.changes, its.changes, strict=True)
+        pairs += zip(self.new.work.counts, self.old.work.counts, strict=True)
+        for one, other in pairs:
             one[:] = other
 
     def _hand_over(self, slots: NDArray[np.int32]) -> None:
@@ -94,4 +103,6 @@ class Handover:
         if self.keeps:
             new.set_records(slots, *old.records(slots))
         else:
-            new.begin_with(slots, old.work.seq[slots], old.work.clock.heard[slots], old.recent(slots))
+            new.begin_with(
+                slots, old.work.seq[slots], old.work.clock.heard[slots], old.recent(slots)
+            )

@@ -19,6 +19,7 @@ from numba import njit, types
 from numpy.typing import NDArray
 
 from streamlstm.events import BACK, CHANGED, CREATE, EVICT, GONE, NEW, UNPARK, Events, told
+from streamlstm.files import sync_folder
 from streamlstm.hashing import siphash
 from streamlstm.memory import copy, load_u32, store_u8, store_u16, store_u32, store_u64
 from streamlstm.segments import (
@@ -150,9 +151,10 @@ class Journal:
         if durability == "off" or len(model.encode()) > ID or len(policies.encode()) > POLICIES:
             raise ValueError(f"no journal with {durability = }, {model = }, {policies = }")
         told = 11 + max_key
-        longest = HEAD + max_batch * (13 + 8 * inputs + told) + told + state_bytes + 8
+        self._but_for_states = HEAD + max_batch * (13 + 8 * inputs + told) + told + 8
+        longest = self._but_for_states + state_bytes
         size = -(-max(segment_bytes, HEADER + longest) // PAGE) * PAGE
-        self.folder, self._inputs, self._model, self._policies = folder, inputs, model, policies
+        self.folder, self._inputs, self.model, self._policies = folder, inputs, model, policies
         self._lock, self._over = threading.Lock(), threading.Event()
         state, seeds = np.zeros(_COUNTERS, np.int64), np.zeros(4, np.uint64)
         state[_NUMBER] = state[_FIRST] = first
@@ -196,6 +198,14 @@ class Journal:
         with self._lock:
             self._retire()
             self._prepare()
+
+    def adopt(self, model: str, state_bytes: int) -> None:
+        """Another model steps what is appended from now on; ``log`` may be another one then."""
+        self.model = model
+        longest = self._but_for_states + state_bytes
+        if longest > len(self.log.buffer):
+            size = max(self.log.size, -(-(HEADER + longest) // PAGE) * PAGE)
+            self.log = self.log._replace(buffer=np.zeros(longest, np.uint8), size=size)
 
     @property
     def suspended(self) -> bool:
@@ -341,7 +351,7 @@ class Journal:
 
     def _create(self, segment: int, first: int) -> tuple[int, NDArray[np.uint64]]:
         """A segment on disk, ready to be written to: its descriptor and seed."""
-        path, model = self._path(segment), self._model.encode()
+        path, model = self._path(segment), self.model.encode()
         seed = (secrets.randbits(64), secrets.randbits(64))
         said = model, self._policies.encode()
         head = np.array(
@@ -372,7 +382,7 @@ def _open_folder(folder: Path) -> int:
         missing = [each for each in folder.parents if not each.exists()]
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for each in (folder, *missing):
-            _sync_folder(each.parent)
+            sync_folder(each.parent)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         mend = "choose a folder that this user may write to"
@@ -384,15 +394,6 @@ def _open_folder(folder: Path) -> int:
         why = "another process writes there"
         raise error_at(folder, error.errno, why, "stop it, or choose another folder") from error
     return descriptor
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have the names in it on disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _tidy(folder: Path) -> int:

@@ -56,7 +56,7 @@ class Parking:
         self.path, self._evict = path, evict
         self.parked = self.returned = self.refused = self.failures = 0
         self.problem = ""
-        self._of = _what(engine)
+        self.adopt(engine)
         try:
             os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
             self._file = sqlite3.connect(path, timeout=0, isolation_level=None)
@@ -89,6 +89,10 @@ class Parking:
     def close(self) -> None:
         """Let go of the file."""
         self._file.close()
+
+    def adopt(self, engine: Engine) -> None:
+        """Take states as this engine has them from now on."""
+        self._of = hashlib.blake2b(repr(engine.layout).encode(), digest_size=16).digest()
 
     def park(self, engine: Engine, slots: NDArray[np.int32]) -> bool:
         """Write the state of some series; False where they cannot, and must not be evicted."""
@@ -171,7 +175,7 @@ class Parking:
             if of != self._of or name != key or _sum(*row[:-1]) != checksum:
                 self.refused += 1
                 self.problem = f"{self.path}: {key!r} was parked " + (
-                    "and is damaged" if of == self._of else "with another model or other settings"
+                    "and is damaged" if of == self._of else "by a model of another shape"
                 )
                 continue
             yield (
@@ -189,15 +193,6 @@ class Parking:
         self.problem = f"{self.path}: {error}"
         if self._file.in_transaction:
             self._file.execute("ROLLBACK")
-
-
-def _what(engine: Engine) -> bytes:
-    """What a state is of: model, settings, and how it is laid out."""
-    index, state = engine.series.index, engine.series.state
-    parts = [engine.model.id, engine.coverage, index.end - index.begin]
-    parts += [(name, array.dtype.str, array.shape[1:]) for name, array in state.items()]
-    parts += [engine.work.told.shape[1]]
-    return hashlib.blake2b(repr(parts).encode(), digest_size=16).digest()
 
 
 def _sum(*parts: bytes) -> bytes:

@@ -143,6 +143,12 @@ def read(folder: Path, after: int, found: Found | None = None) -> Iterator[Entry
         before = int(path.stem)
 
 
+def models(folder: Path) -> set[str]:
+    """Ids of the models that were to step what is there."""
+    heads = (_head(path) for path in files_in(folder))
+    return {head.model for head in heads if head}
+
+
 def tail(folder: Path) -> Found:
     """What is there to be read, from the oldest entry kept on.
 

@@ -85,7 +85,7 @@ class Recent(NamedTuple):
     """The latest ticks of each series since it began, for another model to begin from."""
 
     recent: NDArray[np.int64]
-    """(series, history, 1 + inputs) a ring: time, and the bits of the values; a missing one is NaN"""
+    """(series, history, 1 + inputs) a ring: time, and the bits of the values, NaN where missing"""
     recent_count: NDArray[np.int64]
     """(series,) ticks that were written there"""
 

@@ -30,7 +30,9 @@ def opened(model: Model, **options: object) -> Engine:
 
 def arrivals(names: list[bytes], hour: int, flags: list[int]) -> Arrivals:
     ts = HOUR * (1 + hour + np.arange(len(names)))
-    values = np.array([[name[0] + np.sin(0.3 * t * t)] for name, t in zip(names, ts // HOUR)])
+    values = np.array(
+        [[name[0] + np.sin(0.3 * t * t)] for name, t in zip(names, ts // HOUR, strict=True)]
+    )
     return Arrivals(Keys.of(names), ts, values.reshape(-1, 1), np.array(flags, np.uint8))
 
 
