@@ -52,6 +52,7 @@ from streamlstm.policies import (
     Policies,
     Rules,
     fault,
+    fault_of_first,
     is_message,
     rules_of,
 )
@@ -78,6 +79,8 @@ AHEAD = 16
 UNKNOWN, MESSAGE, UNFIT = -1, -2, -3
 """What :func:`meet` finds instead of a slot: a series to be begun; none, and none is to be, since
 the tick is but a message to end or reset it; a tick to be dropped, or below for further reasons."""
+FIRST = UNFIT - len(DROPS)
+"""Or below for further reasons: a tick to be dropped unless its series has begun before it."""
 
 
 class Engine:
@@ -232,9 +235,9 @@ class Engine:
     def place(self, arrivals: Arrivals) -> Ticks:
         """Find the series of each of at most ``max_batch`` ticks, or begin it.
 
-        A tick that no series could take is dropped, and begins none; so is one for whose series
-        there is no room. What is returned is valid until the next call, before which it is to be
-        stepped.
+        A tick that no series could take, or begin with, is dropped, and begins none; so is one for
+        whose series there is no room. What is returned is valid until the next call, before which
+        it is to be stepped.
         """
         self.close()
         self._moment += 1
@@ -474,10 +477,11 @@ def meet(work: Work, arrivals: Arrivals, now: int) -> int:
             touch(work.slots, slot, now)
         elif message:
             slot = MESSAGE
-        elif reason >= 0:
-            slot = UNFIT - reason
         else:
-            slot, unknown = UNKNOWN, unknown + 1
+            if reason < 0:
+                now_ns = arrivals.now
+                reason = fault_of_first(work.rules, arrivals.values, i, arrivals.ts[i], now_ns)
+            slot, unknown = (UNKNOWN, unknown + 1) if reason < 0 else (FIRST - reason, unknown)
         work.found[i] = slot
     return unknown
 
@@ -493,11 +497,18 @@ def place(work: Work, arrivals: Arrivals, ticks: Ticks, at: int, now: int, oldes
     meet(work, arrivals, now)
     for i in range(len(arrivals.ts)):
         slot = int(work.found[i])
-        if slot == UNKNOWN:
+        if slot < 0 and not FIRST < slot <= UNFIT:
             key, length = data + keys.begin[i], keys.end[i] - keys.begin[i]
-            slot = find(work.slots, work.hashes[i], key, length, now, oldest)
-            if slot < 0:
-                slot = UNFIT - SERIES_LIMIT
+            if slot == UNKNOWN:
+                slot = find(work.slots, work.hashes[i], key, length, now, oldest)
+                if slot < 0:
+                    slot = UNFIT - SERIES_LIMIT
+            else:
+                begun = seek(work.slots, work.hashes[i], key, length)  # by one before it
+                if begun >= 0:
+                    slot = begun
+                elif slot <= FIRST:
+                    slot += len(DROPS)
         if slot < 0:
             if slot <= UNFIT:
                 work.counts.drops[UNFIT - slot] += 1

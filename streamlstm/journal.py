@@ -63,12 +63,13 @@ FULL = -1
     _LEAVE,  # a number, where this segment is to be left: what lies there could not be synced
     _BROKEN,  # a number, where not all below it could be synced and forgetting it is the mend
     _SUSPENDED,  # 1: nothing is written
+    _ALONE,  # 1: the thread has ended, and nothing can be appended. By Journal.
     BYTES,
     SYNCS,
     SYNC_ERRORS,
     MISSED,  # ticks that were not written while it was suspended
     _COUNTERS,
-) = range(17)
+) = range(18)
 
 
 class Log(NamedTuple):
@@ -109,6 +110,12 @@ class Journal:
     pages away (Rebello et al. 2020, "Can applications recover from fsync failures?"). Appending
     goes on in the next segment, but ``synced`` stands still, and :func:`commit` returns EIO, until
     :meth:`forget` is told that nobody needs those entries any more.
+
+    Where the thread meets what it does not expect it ends, and :func:`append` returns EIO until
+    :meth:`roll` begins another.
+
+    Attributes:
+        problem: what the thread ended by, for the log.
     """
 
     def __init__(
@@ -174,10 +181,8 @@ class Journal:
                 mend = "see to it that this user may write there"
                 raise error_at(folder, error.errno, f"{error.strerror}", mend) from error
             raise
-        self._thread = threading.Thread(
-            target=self._tend, args=(fsync_interval,), name="journal", daemon=True
-        )
-        self._thread.start()
+        self._interval, self.problem = fsync_interval, ""
+        self._begin()
 
     @property
     def number(self) -> int:
@@ -190,7 +195,7 @@ class Journal:
         return int(self.log.state[_SYNCED])
 
     def roll(self) -> None:
-        """See to it that the next segment is there, for :func:`append` to go on in.
+        """See to it that the next segment is there, for :func:`append` to go on in, and the thread.
 
         Raises:
             JournalError: the disk is full, say; it can be tried again.
@@ -198,6 +203,9 @@ class Journal:
         with self._lock:
             self._retire()
             self._prepare()
+        if self.log.state[_ALONE]:
+            self._thread.join()
+            self._begin()
 
     def adopt(self, model: str, state_bytes: int) -> None:
         """Another model steps what is appended from now on; ``log`` may be another one then."""
@@ -289,17 +297,29 @@ class Journal:
 
     # --- the thread, and what it shares with roll, sync and forget: all hold the lock ---
 
-    def _tend(self, interval: float) -> None:
+    def _begin(self) -> None:
+        self.log.state[_ALONE] = 0
+        self._thread = threading.Thread(target=self._tend, name="journal", daemon=True)
+        self._thread.start()
+
+    def _tend(self) -> None:
+        try:
+            while not self._over.wait(self._interval):
+                self._look()
+        except BaseException as error:  # never seen; but who appends is to know
+            self.problem = repr(error)
+            self.log.state[_ALONE] = 1
+
+    def _look(self) -> None:
         state = self.log.state
-        while not self._over.wait(interval):
-            with self._lock:
-                if self.log.strict:
-                    self._retire()
-                else:
-                    self._sync()
-                if 2 * state[_AT] > self.log.size or state[_LEAVE]:
-                    with contextlib.suppress(JournalError):
-                        self._prepare()
+        with self._lock:
+            if self.log.strict:
+                self._retire()
+            else:
+                self._sync()
+            if 2 * state[_AT] > self.log.size or state[_LEAVE]:
+                with contextlib.suppress(JournalError):
+                    self._prepare()
 
     def _sync(self) -> None:
         """Sync what was appended until now, in whichever segment."""
@@ -321,8 +341,8 @@ class Journal:
         if (descriptor := int(state[_RETIRED])) >= 0:
             if not self.log.strict and not self._synced(descriptor):
                 state[_BROKEN] = max(state[_BROKEN], state[_FIRST])
+            state[_RETIRED] = -1  # first: whatever close says, it is not to be closed again
             os.close(descriptor)
-            state[_RETIRED] = -1
 
     def _synced(self, descriptor: int) -> bool:
         try:
@@ -446,7 +466,7 @@ def append(log: Log, ticks: Ticks, events: Events, now: int) -> int:
 
     Returns:
         0, ``FULL``, or an error number: EMSGSIZE where there are more ticks, longer names or larger
-        states than were said, ENOSPC where the disk is full.
+        states than were said, ENOSPC where the disk is full, EIO where the thread has ended.
     """
     if log.state[_FD] < 0:
         told(events.changes)
@@ -455,6 +475,8 @@ def append(log: Log, ticks: Ticks, events: Events, now: int) -> int:
         log.state[MISSED] += len(ticks.ts)
         told(events.changes)
         return 0
+    if log.state[_ALONE]:
+        return _EIO
     room = len(log.buffer) - 8
     rest = room - size_of_entry(len(ticks.ts), log.inputs, 0, 0)
     if ticks.values.shape[1] != log.inputs or rest < 0:

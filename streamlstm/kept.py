@@ -23,8 +23,12 @@ from streamlstm.policies import Policies
 from streamlstm.replay import replay
 from streamlstm.segments import JournalError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Error numbers of a disk that is full, or as good as."""
+_SPACE, _FILES = "free some space", "raise the limit of open files (LimitNOFILE=)"
+_MENDS = {
+    errno.ENOSPC: _SPACE, errno.EDQUOT: _SPACE, errno.EFBIG: _SPACE,
+    errno.EMFILE: _FILES, errno.ENFILE: _FILES,
+}  # fmt: skip
+"""Error numbers of what is full, or as good as, and may have room again; what to do then."""
 
 _log = logging.getLogger("streamlstm")
 
@@ -193,11 +197,13 @@ class Kept:
         """
         assert self.journal
         self._values["journal_failures"] += 1
-        full = error.errno in _FULL
-        mend = "free some space" if full else "look at the disk"
-        self._said.warn("journal", "journal", why=f"{error}; {mend}")
+        problem, mend = self.journal.problem, _MENDS.get(error.errno or 0, "look at the disk")
+        ended = f"journal: its thread ended ({problem}); report this"
+        why = ended if problem else f"{error}; {mend}"
+        self.journal.problem = ""
+        self._said.warn("journal", "journal", why=why)
         if self._config.journal.durability == "strict":
-            return "wait" if full else "stop"
+            return "wait" if error.errno in _MENDS else "stop"
         self.journal.suspend()
         self._next = time.monotonic()
         return "go on"

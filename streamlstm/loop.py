@@ -400,7 +400,11 @@ def _take(way: Way, count: int) -> bool:
         end = min(rows, begin + queue.batch)
         keys = Keys(messages.data, columns.begin[begin:end], columns.end[begin:end])
         arrivals = Arrivals(
-            keys, columns.ts[begin:end], columns.values[begin:end], columns.flags[begin:end]
+            keys,
+            columns.ts[begin:end],
+            columns.values[begin:end],
+            columns.flags[begin:end],
+            max(arrived, way.latest_arrival[0]),
         )
         oldest = _oldest(queue, begun)
         add(queue, place(way.work, arrivals, queue.ticks, make_room(queue), begun, oldest), begun)

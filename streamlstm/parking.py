@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from streamlstm.engine import MESSAGE, UNKNOWN, Engine, meet
+from streamlstm.engine import FIRST, MESSAGE, UNKNOWN, Engine, meet
 from streamlstm.index import FULL
 from streamlstm.ticks import Arrivals
 
@@ -133,7 +133,7 @@ class Parking:
         """
         meet(engine.work, arrivals, now)
         found = engine.work.found[: len(arrivals.ts)]
-        rows = np.flatnonzero((found == UNKNOWN) | (found == MESSAGE)).tolist()
+        rows = np.flatnonzero((found == UNKNOWN) | (found == MESSAGE) | (found <= FIRST)).tolist()
         if not rows:
             return
         begin, end = arrivals.keys.begin, arrivals.keys.end

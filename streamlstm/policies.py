@@ -190,6 +190,17 @@ def fault(rules: Rules, values: NDArray[np.float64], tick: int, ts: int) -> int:
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def fault_of_first(rules: Rules, values: NDArray[np.float64], tick: int, ts: int, now: int) -> int:
+    """The reason for which no series can begin with this tick, that came at ``now``; -1: none."""
+    if ts - now > rules.max_ahead:
+        return FUTURE
+    for k in range(values.shape[1]):
+        if not np.isfinite(values[tick, k]):
+            return NONFINITE
+    return -1
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def is_message(values: NDArray[np.float64], tick: int, flags: int) -> bool:
     """Whether a tick has no value, since it only says that its series is reset or ends."""
     if not flags & (RESET | END):

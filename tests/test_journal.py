@@ -519,6 +519,21 @@ def test_what_could_not_be_synced_is_never_said_to_be_on_disk(
     assert numbers(tmp_path, 2) == [3, 4]
 
 
+def test_a_thread_that_ends_by_a_bug_is_known_to_who_appends(tmp_path: Path) -> None:
+    journal = opened(tmp_path, durability="interval", fsync_interval=0.001)
+    put(journal, ticks(1))
+    right, journal._sync = journal._sync, lambda: 1 // 0  # type: ignore[method-assign]
+    journal._thread.join(30)
+    assert append(journal.log, ticks(2), NONE, 0) == errno.EIO
+    assert journal.problem == repr(ZeroDivisionError("integer division or modulo by zero"))
+    journal._sync = right  # type: ignore[method-assign]
+    journal.roll()
+    put(journal, ticks(2))
+    journal.close()
+    assert journal.synced == 2
+    assert numbers(tmp_path) == [1, 2]
+
+
 def test_strict_syncs_each_commit_and_interval_none(tmp_path: Path) -> None:
     journal = opened(tmp_path / "a")
     for k in range(1, 6):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from streamlstm.engine import Engine, place
 from streamlstm.index import FULL
 from streamlstm.parking import Parking, ParkingError
+from streamlstm.policies import Policies
 from streamlstm.ticks import END, Arrivals, Keys, Ticks, rows_of
 from tests.models import HOUR, random_model
 
@@ -48,6 +49,17 @@ def state_of(engine: Engine) -> dict[bytes, bytes]:
     engine.series.state["heard"][slots] = 0
     parts = zip(engine.series.keys(slots), *engine.records(slots), strict=True)
     return {key: record.tobytes() + hidden.tobytes() for key, record, hidden in parts}
+
+
+def test_nobody_makes_way_for_who_cannot_begin(tmp_path: Path) -> None:
+    engine = opened(policies=Policies(max_ahead=1.0))
+    parking = Parking(tmp_path / "parked", engine)
+    stepped(engine, parking, arrivals([b"a", b"b", b"c"], 0), 9 * HOUR)
+    early = arrivals([b"d", b"a"], 1)._replace(now=HOUR)
+    assert len(stepped(engine, parking, early, 10 * HOUR).ts) == 1
+    assert (parking.parked, engine.drops["future"], engine.series.active) == (0, 1, 3)
+    stepped(engine, parking, early._replace(now=2 * HOUR), 11 * HOUR)
+    assert (parking.parked, engine.series.active) == (1, 3)
 
 
 @given(

@@ -510,6 +510,39 @@ def test_a_new_series_does_not_begin_with_what_is_no_number() -> None:
         assert engine.taken == 0
 
 
+def test_a_name_with_no_tick_to_begin_with_takes_no_slot() -> None:
+    engine = Engine(PLAIN, policies=LENIENT._replace(max_ahead=60.0), max_series=10)
+    names, values = Keys.of([b"no number", b"ahead", b"sound"]), np.ones((3, 2))
+    values[0, 1] = np.nan
+    ts, flags = np.array([0, 61 * SECOND + 1, 60 * SECOND]), np.zeros(3, np.uint8)
+    out = engine.step(engine.place(Arrivals(names, ts, values, flags, SECOND)), SECOND)
+    assert engine.series.keys(out.slot) == [b"sound"]
+    assert (engine.series.active, engine.series.started) == (1, 1)
+    assert (engine.drops["nonfinite"], engine.drops["future"]) == (1, 1)
+
+
+@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("most", [1, 3, 100])
+def test_what_a_series_begins_with_does_not_hang_on_the_batch(name: str, most: int) -> None:
+    policies, chance = EACH[name]._replace(max_ahead=3600.0), np.random.default_rng(3)
+    keys = Keys.of([b"%d" % k for k in chance.integers(0, 12, 100)])
+    values = chance.choice([1.0, 2.0, np.nan], (100, 2), p=[0.4, 0.3, 0.3])
+    ts = START + np.arange(100) * HOUR // 10 + chance.choice([0, 3 * HOUR], 100)
+    flags = chance.choice([0, RESET], 100, p=[0.8, 0.2]).astype(np.uint8)
+    found = []
+    for size in (1, most):
+        engine = Engine(PLAIN, policies=policies, max_series=10)
+        for begin in range(0, 100, size):
+            part = slice(begin, begin + size)
+            few = Keys(keys.data, keys.begin[part], keys.end[part])
+            arrivals = Arrivals(few, ts[part], values[part], flags[part], START + HOUR)
+            engine.step(engine.place(arrivals), START + HOUR)
+        assert engine.drops["nonfinite"] > 0
+        assert engine.drops["future"] > 0
+        found.append((engine.series.keys(engine.series.slots), everything(engine), engine.drops))
+    assert found[0] == found[1]
+
+
 def test_a_clock_that_is_set_back_drops_nothing_that_is_dated_at_its_arrival(
     tmp_path: Path,
 ) -> None:
