@@ -31,16 +31,12 @@ from streamlstm.kernels.cell import BackendError, Stages
 from streamlstm.memory import (
     Fields,
     address_of,
-    call_for_int,
     copy,
-    load_value,
-    pointer_to,
     prefetch,
     records,
-    size_of,
-    store_value,
 )
 from streamlstm.model import Model, ModelError, Spec
+from streamlstm.placed import address_of_placed, placed, rewrite
 from streamlstm.policies import (
     AS_THEY_COME,
     CHANGES,
@@ -140,52 +136,52 @@ class Engine:
         recurrent, unbounded = self.kernels.host_records(self.buffers), can_diverge(spec)
         on_device = not len(recurrent)
         self._look = unbounded and on_device
-        self.work = Work(
-            features.plan(spec),
-            bands,
-            self._rules,
-            self.series.index,
-            Clock(*(state[name] for name in Clock._fields)),
-            features.Memory(*(state[name] for name in features.Memory._fields)),
-            intervals.Bands(*(state[name] for name in intervals.Bands._fields)),
-            state["seq"],
-            Latest(keep_latest, *(kept[name] for name in latest)),
-            state["expected"],
-            Recent(*(state[name] for name in Recent._fields)),
-            recurrent,
-            unbounded and not on_device,
-            features.Rows.empty(spec, max_batch),
-            Schedule.empty(max_batch),
-            np.zeros((max_batch, spec.outputs), np.float32),
-            Forecasts(
+        self.work = placed(
+            Work(
+                features.plan(spec),
+                bands,
+                self._rules,
+                self.series.index,
+                Clock(*(state[name] for name in Clock._fields)),
+                features.Memory(*(state[name] for name in features.Memory._fields)),
+                intervals.Bands(*(state[name] for name in intervals.Bands._fields)),
+                state["seq"],
+                Latest(keep_latest, *(kept[name] for name in latest)),
+                state["expected"],
+                Recent(*(state[name] for name in Recent._fields)),
+                recurrent,
+                unbounded and not on_device,
+                features.Rows.empty(spec, max_batch),
+                Schedule.empty(max_batch),
+                np.zeros((max_batch, spec.outputs), np.float32),
+                Forecasts(
+                    np.zeros(max_batch, np.int32),
+                    np.zeros(max_batch, np.int64),
+                    np.zeros(max_batch, np.int64),
+                    np.zeros((max_batch, spec.horizon, spec.targets)),
+                    np.zeros((max_batch, 2, spec.horizon, spec.targets)),
+                ),
+                np.zeros((max_batch, spec.inputs)),
+                Given(Ticks.room(max_batch, spec.inputs), np.zeros((max_batch, spec.inputs))),
+                Counts.empty(),
+                np.zeros(max_batch, np.uint64),
                 np.zeros(max_batch, np.int32),
-                np.zeros(max_batch, np.int64),
-                np.zeros(max_batch, np.int64),
-                np.zeros((max_batch, spec.horizon, spec.targets)),
-                np.zeros((max_batch, 2, spec.horizon, spec.targets)),
-            ),
-            np.zeros((max_batch, spec.inputs)),
-            Given(Ticks.room(max_batch, spec.inputs), np.zeros((max_batch, spec.inputs))),
-            Counts.empty(),
-            np.zeros(max_batch, np.uint64),
-            np.zeros(max_batch, np.int32),
-            self.series.offsets["last_ts"],
-            np.zeros((max_series, recurrent.shape[1]), np.float32) if on_device else recurrent,
+                self.series.offsets["last_ts"],
+                np.zeros((max_series, recurrent.shape[1]), np.float32) if on_device else recurrent,
+            )
         )
         self._ticks = Ticks.room(max_batch, spec.inputs)
-        batch = Batch(self.work.given, self.work)
-        self._batch = np.zeros(_room(batch), np.uint8)
-        context = self._batch.ctypes.data
-        _keep(context, batch)
-        given = pointer_to(batch), 0, 0
-        self.stages = Stages(address_of(_before, *given), address_of(_after, *given), context)
-        self.code = self._compute = self.taken = self._moment = 0
+        self._batch = placed(Batch(self.work.given, self.work))
+        given = self._batch, 0, 0
+        self.stages = Stages(
+            address_of(_before, *given),
+            address_of(_after, *given),
+            address_of_placed(self._batch),
+        )
+        self.code = self.taken = self._moment = 0
         if kernel := self.kernels.compiled_step(self.buffers):
             rows = self.work.schedule.slot, self.work.rows.x, self.work.schedule.bounds
             self.code = address_of(kernel, 0, *rows, self.work.outputs, self.stages)
-            self._compute = address_of(
-                _compute, pointer_to(batch), self._ticks, 0, 0, 0, self.stages
-            )
 
     @property
     def _rules(self) -> Rules:
@@ -193,13 +189,9 @@ class Engine:
         return rules._replace(one_by_one=rules.one_by_one or self._look)
 
     def judge_by(self, policies: Policies) -> None:
-        """Judge ticks by other policies from here on; what the series are by now stays as it is.
-
-        Whoever has taken a copy of ``work`` has to take it again.
-        """
+        """Judge ticks by other policies from here on; what the series are by now stays as it is."""
         self.policies = policies
-        self.work = self.work._replace(rules=self._rules)
-        _keep(self.stages.context, Batch(self.work.given, self.work))
+        rewrite(self.work, rules=self._rules)
 
     @property
     def drops(self) -> dict[str, int]:
@@ -347,9 +339,8 @@ class Engine:
         if len(ticks.slot) > self.max_batch:
             raise ValueError(f"{len(ticks.slot)} ticks exceed max_batch = {self.max_batch}")
         work, progress = self.work, self.work.schedule.progress
-        if self._compute:
-            given = self.code, self.buffers.plan, self.stages
-            published = _enter(self._compute, self.stages.context, ticks, now, *given)
+        if self.code:
+            published = compute(work, ticks, now, self.code, self.buffers.plan, self.stages)
         else:
             published = self._step(ticks, now)
         self.taken = int(progress[COUNT])
@@ -529,40 +520,14 @@ def events(work: Work) -> Events:
     return Events(index.changes, names, index.records, index.begin, index.end, work.told)
 
 
-@njit(cache=True)
-def _room(batch: Batch) -> int:
-    return size_of(batch)
-
-
-@njit(cache=True, _nrt=False)
-def _keep(address: int, batch: Batch) -> None:
-    """Without what counts references to arrays: such a count would not outlive the call."""
-    store_value(address, batch)
-
-
-@njit(cache=True, nogil=True, _nrt=False)
-def _enter(
-    code: int, context: int, ticks: Ticks, now: int, kernels: int, network: int, stages: Stages
-) -> int:
-    """:func:`_compute` for Python, which would take longer to hand over a `Work` than to use it."""
-    return call_for_int(code, context, ticks, now, kernels, network, stages)
-
-
 # Compiled on their own, to be called by address.
-
-
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def _compute(batch: Batch, ticks: Ticks, now: int, code: int, network: int, stages: Stages) -> int:
-    """:func:`compute`, where a batch lies at an address."""
-    _, work = load_value(batch)
-    return compute(work, ticks, now, code, network, stages)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _before(batch: Batch, start: int, stop: int) -> None:
     """The stage before the network's: features."""
-    given, work = load_value(batch)
-    ticks, schedule = given.ticks, work.schedule
+    work, ticks = batch.work, batch.given.ticks
+    schedule = work.schedule
     features.advance(
         work.features,
         work.memory,
@@ -581,8 +546,7 @@ def _before(batch: Batch, start: int, stop: int) -> None:
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _after(batch: Batch, start: int, stop: int) -> None:
     """The stage after the network's: forecasts and intervals."""
-    given, work = load_value(batch)
-    _forecast(work, given, start, stop)
+    _forecast(batch.work, batch.given, start, stop)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)

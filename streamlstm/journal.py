@@ -22,6 +22,7 @@ from streamlstm.events import BACK, CHANGED, CREATE, EVICT, GONE, NEW, UNPARK, E
 from streamlstm.files import sync_folder
 from streamlstm.hashing import siphash
 from streamlstm.memory import copy, load_u32, store_u8, store_u16, store_u32, store_u64
+from streamlstm.placed import placed
 from streamlstm.segments import (
     FORMAT,
     HEAD,
@@ -94,9 +95,8 @@ def nowhere() -> Log:
     """A log that keeps nothing, for those who want none."""
     state = np.zeros(_COUNTERS, np.int64)
     state[_FD] = -1
-    return Log(
-        state, np.zeros(4, np.uint64), np.zeros(0, np.uint8), np.zeros(2, np.int64), 0, 0, False
-    )
+    seeds, room, time = np.zeros(4, np.uint64), np.zeros(0, np.uint8), np.zeros(2, np.int64)
+    return placed(Log(state, seeds, room, time, 0, 0, False))
 
 
 class Journal:
@@ -170,7 +170,7 @@ class Journal:
         state[[_NEXT, _RETIRED]] = -1
         strict = durability == "strict"
         room, time = np.zeros(longest, np.uint8), np.zeros(2, np.int64)
-        self.log = Log(state, seeds, room, time, size, inputs, strict)
+        self.log = placed(Log(state, seeds, room, time, size, inputs, strict))
         self._folder = _open_folder(folder)
         try:
             state[_SEGMENT] = _tidy(folder) + 1

@@ -29,6 +29,7 @@ from streamlstm.journal import FULL, Log, append, commit, nowhere
 from streamlstm.kernels.cell import Stages
 from streamlstm.memory import address_of, call_for_int
 from streamlstm.parking import Parking
+from streamlstm.placed import placed, whole
 from streamlstm.rounds import compute
 from streamlstm.segments import JournalError
 from streamlstm.ticks import Arrivals, Keys, Messages, Names, Ticks, first, rows_of
@@ -153,35 +154,37 @@ class Loop:
             return None
         work, names, messages = engine.work, engine.series.names, self.receiver.messages
         columns, written = reader.columns, writer.messages
-        return Way(
-            Code(
-                address_of(reader.compiled, messages, 0, columns, reader.limits),
-                engine.code,
-                address_of(writer.compiled, written, writer.layout, work.forecasts, names, 0),
-            ),
-            self._items,
-            self.receiver.source,
-            self.decoder.most,
-            columns,
-            reader.limits,
-            self.decoder.latest_arrival,
-            self.decoder.refused,
-            self.decoder.publishers,
-            self.pending.queue,
-            work,
-            engine.buffers.plan,
-            engine.stages,
-            names,
-            written,
-            writer.layout,
-            writer.batch,
-            self.publisher.sink,
-            self._log,
-            self._parking is not None,
-            self._values,
-            np.zeros(3, np.int64),
-            self._wait_ns,
-            self._spin_ns,
+        return placed(
+            Way(
+                Code(
+                    address_of(reader.compiled, messages, 0, columns, reader.limits),
+                    engine.code,
+                    address_of(writer.compiled, written, writer.layout, work.forecasts, names, 0),
+                ),
+                self._items,
+                self.receiver.source,
+                self.decoder.most,
+                columns,
+                reader.limits,
+                self.decoder.latest_arrival,
+                self.decoder.refused,
+                self.decoder.publishers,
+                self.pending.queue,
+                work,
+                engine.buffers.plan,
+                engine.stages,
+                names,
+                written,
+                writer.layout,
+                writer.batch,
+                self.publisher.sink,
+                self._log,
+                self._parking is not None,
+                self._values,
+                np.zeros(3, np.int64),
+                self._wait_ns,
+                self._spin_ns,
+            )
         )
 
     def warm_up(self) -> None:
@@ -378,9 +381,9 @@ def _run(way: Way, until: int) -> tuple[int, int, int]:
 @njit(cache=True, error_model="numpy", _nrt=False, inline="always")
 def _take(way: Way, count: int) -> bool:
     """Read messages and let their ticks wait; False, and nothing done, where one is not sound."""
-    queue, columns, messages = way.queue, way.columns, way.source.messages
+    queue, columns, messages = way.queue, whole(way.columns), whole(way.source.messages)
     begun = _now(way.clock, _MONOTONIC)
-    rows = call_for_int(way.code.read, messages, count, columns, way.limits)
+    rows = call_for_int(way.code.read, messages, count, columns, whole(way.limits))
     for row in range(rows):
         if columns.fault[row] != SOUND:
             return False
@@ -393,7 +396,7 @@ def _take(way: Way, count: int) -> bool:
         arrived,
         way.latest_arrival,
         way.refused,
-        way.publishers,
+        whole(way.publishers),
         messages.data,
     )
     for begin in range(0, rows, queue.batch):
@@ -427,19 +430,20 @@ def _step(way: Way) -> int:
     if error:
         return JOURNAL + error
     queue.bounds[0] = end
-    published = compute(work, ticks, now, way.code.step, way.network, way.beside)
+    published = compute(work, ticks, now, way.code.step, way.network, whole(way.beside))
     warm = work.schedule.progress[COUNT] - published
     error = commit(way.log)
     if error:
         return JOURNAL + error
     stepped = _now(way.clock, _MONOTONIC)
     forecasts, sent, encoding = first(work.forecasts, published), 0, 0
+    messages, layout, names = whole(way.written), whole(way.layout), whole(way.names)
     since = stepped
     while sent < published:
-        written = call_for_int(way.code.write, way.written, way.layout, forecasts, way.names, sent)
+        written = call_for_int(way.code.write, messages, layout, forecasts, names, sent)
         until = _now(way.clock, _MONOTONIC)
         encoding += until - since
-        error = flush(way.sink, way.written, 1 if way.together else written - sent)
+        error = flush(way.sink, messages, 1 if way.together else written - sent)
         if error:
             return error
         since = _now(way.clock, _MONOTONIC)
