@@ -163,6 +163,7 @@ class Service:
         self.kept.open_journal()
         notify("STATUS=compiling")
         self.decoder, self.encoders = _open_wire(config, model)
+        self.decoder.latest_arrival[0] = self.engine.heard  # the clock may have been set back
         if self.ends.responder:
             self.snapshots = Snapshots(
                 self.ends.responder, self.engine, self.encoders[0], self.publisher
