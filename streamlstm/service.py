@@ -174,6 +174,7 @@ class Service:
         model = self.engine.model
         notify("STATUS=compiling")
         self.decoder = _open_decoder(config, model)
+        self.decoder.latest_arrival[0] = self.engine.heard  # the clock may have been set back
         self.encoders = _open_encoders(config, model, self._boot)
         if self.ends.responder:
             self.snapshots = Snapshots(

@@ -546,7 +546,7 @@ def test_what_a_series_begins_with_does_not_hang_on_the_batch(name: str, most: i
 def test_a_clock_that_is_set_back_drops_nothing_that_is_dated_at_its_arrival(
     tmp_path: Path,
 ) -> None:
-    """Neither as late, nor as ahead of it."""
+    """Neither as late, nor as ahead of it; nor after a restart."""
     model = random_model_file(tmp_path)
     back = """
 import time
@@ -556,13 +556,16 @@ def set_back():
     return real() - calls[0] * 3600 * 10**9
 time.time_ns = set_back
 """
-    options = {"ticks__max_ahead": 1, "output__batch": True}  # two formats: the way from Python
-    with start(tmp_path, model, before=back, **options) as daemon, Client(daemon) as client:
-        for number in range(20):
-            client.tick("a", value=1.0)
-            assert client.predictions(1)[0]["seq"] == number + 1
-        assert daemon.metric('streamlstm_ticks_dropped_total{reason="late"}') == 0
-        assert daemon.metric('streamlstm_ticks_dropped_total{reason="future"}') == 0
+    options: dict[str, Any] = {"ticks__max_ahead": 1, "checkpoint__path": tmp_path / "state"}
+    options |= {"output__batch": True}  # two formats: the way from Python
+    for first, before in ((0, ""), (20, back)):
+        with start(tmp_path, model, before=before, **options) as daemon, Client(daemon) as client:
+            for number in range(first, first + 20):
+                client.tick("a", value=1.0)
+                assert client.predictions(1)[0]["seq"] == number + 1
+            assert daemon.metric('streamlstm_ticks_dropped_total{reason="late"}') == 0
+            assert daemon.metric('streamlstm_ticks_dropped_total{reason="future"}') == 0
+            assert daemon.stop() == 0
 
 
 def test_the_daemon_counts_what_its_policies_do(tmp_path: Path) -> None:
