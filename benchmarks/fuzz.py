@@ -18,11 +18,14 @@ compiled as Python, and looks for inputs that reach what no other did.
 import argparse
 import json
 import os
+import re
+import resource
 import selectors
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -44,6 +47,8 @@ START = 900.0
 """Seconds until the first batch: all is compiled in them, if need be."""
 GROWTH = 64 << 20
 """Bytes by which a process may grow once a fifth of its inputs are done."""
+MEMORY = 4 << 30
+"""Bytes that a process may ask for beyond what it begins with."""
 ENOUGH = 20
 """Findings of a target after which no more are looked for."""
 CORPUS = Path(__file__).parent.parent / "tests" / "corpus"
@@ -65,17 +70,17 @@ class Target(Protocol):
 
 
 TARGETS: dict[str, tuple[float, Callable[[], Target]]] = {
-    "binary": (0.28, lambda: fuzz_wire.Binary("binary", 2048)),
-    "json": (0.28, lambda: fuzz_wire.Maps("json", 2048)),
-    "msgpack": (0.28, lambda: fuzz_wire.Maps("msgpack", 2048)),
-    "arrow": (0.05, lambda: fuzz_wire.Arrow("arrow", 256)),
+    "binary": (0.31, lambda: fuzz_wire.Binary("binary", 2048)),
+    "json": (0.31, lambda: fuzz_wire.Maps("json", 2048)),
+    "msgpack": (0.31, lambda: fuzz_wire.Maps("msgpack", 2048)),
+    "arrow": (0.03, lambda: fuzz_wire.Arrow("arrow", 256)),
     "predictions": (0.01, fuzz_wire.Predictions),
-    "config": (0.02, fuzz_files.Config),
-    "model": (0.02, fuzz_files.ModelFile),
-    "checkpoint": (0.02, fuzz_files.Checkpoint),
-    "journal": (0.02, fuzz_files.Segments),
-    "parked": (0.01, fuzz_files.Parked),
-    "snapshot": (0.01, fuzz_files.SnapshotRequests),
+    "config": (0.01, fuzz_files.Config),
+    "model": (0.01, fuzz_files.ModelFile),
+    "checkpoint": (0.005, fuzz_files.Checkpoint),
+    "journal": (0.005, fuzz_files.Segments),
+    "parked": (0.002, fuzz_files.Parked),
+    "snapshot": (0.003, fuzz_files.SnapshotRequests),
 }
 """Each with its share of the inputs of ``all``."""
 
@@ -133,7 +138,7 @@ def save(path: Path, inputs: Sequence[Message]) -> None:
 def replay(target: Target, inputs: list[Message]) -> Iterator[fuzz_wire.Finding]:
     """Take inputs as batch 0 and as batch 1."""
     for number in range(2):
-        yield from target.check(Messages.of(inputs), number)
+        yield from _checked(target, Messages.of(inputs), number)
 
 
 def fuzz(name: str, inputs: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -148,7 +153,7 @@ def fuzz(name: str, inputs: int, options: argparse.Namespace) -> dict[str, Any]:
         with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
             done, why = at - 1, ""
             for line in _lines(process, lambda: START if done < at else PATIENCE):
-                said = msgspec.json.decode(line)
+                said = json.loads(line)
                 if "finding" in said:
                     findings.append(said["finding"])
                     print(f"{name}: {said['finding']}", flush=True)
@@ -264,16 +269,26 @@ def _work(name: str, options: argparse.Namespace) -> None:
     """Take batches; say before each which it is, and what was found."""
     target = TARGETS[name][1]()
     mutator = _mutator(target, name, options)
+    limit = _pages(0) + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     begin, end = options.worker
+    known: set[str] = set()
     for number in range(begin, end):
-        _say({"batch": number, "bytes": _resident()})
+        _say({"batch": number, "bytes": _pages(1)})
         messages = mutator.batch(number, target.batch)
-        try:
-            for which, why in target.check(messages, number):
+        for which, why in _checked(target, messages, number):
+            if (kind := re.sub("[0-9]+", "0", why)[:60]) not in known:  # one of each
+                known.add(kind)
                 _say({"finding": _reduced(target, name, messages, number, which, why, options)})
-        except Exception as error:
-            _say({"finding": _reduced(target, name, messages, number, -1, repr(error), options)})
-    _say({"batch": end, "bytes": _resident()})
+    _say({"batch": end, "bytes": _pages(1)})
+
+
+def _checked(target: Target, messages: Messages, number: int) -> Iterator[fuzz_wire.Finding]:
+    try:
+        for which, why in target.check(messages, number):
+            yield which, ascii(why)[:400]
+    except Exception:
+        yield -1, ascii(traceback.format_exc())[-400:]
 
 
 def _reduced(
@@ -288,11 +303,7 @@ def _reduced(
     """Keep an input that alone leads to a finding, or else its batch."""
     inputs = [messages.message(m) for m in range(len(messages.first) - 1)]
     for each in [inputs[which]] if which >= 0 else inputs:
-        try:
-            found = bool(list(target.check(Messages.of([each]), number)))
-        except Exception:
-            found = True
-        if found:
+        if list(_checked(target, Messages.of([each]), number)):
             return _keep(options.findings, name, [each], why)
     return _keep(options.findings, name, inputs, f"batch {number}: {why}")
 
@@ -301,9 +312,9 @@ def _say(what: dict[str, Any]) -> None:
     print(json.dumps(what), flush=True)
 
 
-def _resident() -> int:
-    """Bytes of memory that this process has."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+def _pages(which: int) -> int:
+    """Bytes of memory that this process has asked for (0), or has (1)."""
+    return int(Path("/proc/self/statm").read_text().split()[which]) * os.sysconf("SC_PAGESIZE")
 
 
 if __name__ == "__main__":

@@ -57,8 +57,9 @@ class _Files:
             try:
                 self.take(messages.message(m))
             except self.refusal as error:
-                if "\n" in str(error) or not str(error):
-                    yield m, f"not one line: {error}"
+                said = str(error).replace(str(self.path), "FILE")
+                if len(said.splitlines()) != 1:
+                    yield m, f"not one line: {said}"
             except Exception as error:
                 yield m, repr(error)
 
@@ -86,7 +87,7 @@ class Config(_Files):
             made.append([f"[{table}]\n{option} = {text}\n".encode() if table else b""])
             variable = f"{name.upper().replace('.', '__')}={text}".encode()
             made.append([b"", variable])
-        return made
+        return [*made, [b"", b"INPUT__BIND=" + b"[" * 6000], [b"", b"METRICS__USERS=" + b'{"a":' * 1200]]
 
     tokens: Sequence[bytes] = [
         b"[input]\n", b"[[input]]\n", b'"a\\nb" = 1\n', b"bind = ", b"= 1\n", b"inf", b"nan", b"-1",
@@ -124,7 +125,8 @@ class ModelFile(_Files):
             rest = json.dumps(tensors, separators=(",", ":"))
             made += [[whole], [header, data], [said.encode(), rest.encode(), data]]
             made += [[said.encode(), rest.encode(), data]] * 2
-        return made
+        deep = said[:-1] + ', "x": ' + "[" * 4000
+        return [*made, [deep.encode(), rest.encode(), data]]
 
     tokens: Sequence[bytes] = [
         b'"F64"', b'"F32"', b'"I64"', b'"BOOL"', b'"BF16"', b'"F8_E4M3"', b'"shape":[', b"[0,0]",
@@ -378,6 +380,8 @@ _TOML = [
     b'x = [[1, 2], ["a", 1979-05-27T07:32:00Z], {a.b = 07:32:00}]\n[[t]]\n"a\\u00e9" = \'\'\'x\'\'\'\n',
     b'n = 0xDEAD_BEEF\nf = -1.5e+300\ni = -inf\nd = 1979-05-27\ns = """a\\\n  b"""\nb = true\n',
     b"[a.b.c]\n[a]\nb.d = 1\n",
+    b"x = " + b"[" * 3000,
+    b"x = " + b"{a = " * 1000,
 ]
 _MODELS: list[dict[str, Any]] = [
     {},
