@@ -44,7 +44,7 @@ from streamlstm.ticks import Messages  # noqa: E402
 PATIENCE = 60.0
 """Seconds that a batch may take."""
 START = 900.0
-"""Seconds until the first batch: all is compiled in them, if need be."""
+"""Seconds until the first batch is done: all is compiled in them, if need be."""
 GROWTH = 64 << 20
 """Bytes by which a process may grow once a fifth of its inputs are done."""
 MEMORY = 4 << 30
@@ -149,10 +149,10 @@ def fuzz(name: str, inputs: int, options: argparse.Namespace) -> dict[str, Any]:
     sizes: dict[int, int] = {}
     grown, ready = 0, began
     while at < batches and len(findings) < ENOUGH:
-        command = _command(name, options) + ["--worker", str(at), str(batches)]
+        command = [*_command(name, options), "--worker", str(at), str(batches)]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
             done, why = at - 1, ""
-            for line in _lines(process, lambda: START if done < at else PATIENCE):
+            for line in _lines(process):
                 said = json.loads(line)
                 if "finding" in said:
                     findings.append(said["finding"])
@@ -160,8 +160,8 @@ def fuzz(name: str, inputs: int, options: argparse.Namespace) -> dict[str, Any]:
                     continue
                 done = said["batch"]
                 sizes[done] = said["bytes"]
-                if done == at:
-                    ready = min(ready, time.monotonic()) if at else time.monotonic()
+                if done == 1:  # the first batch compiles
+                    ready = time.monotonic()
                 if len(findings) >= ENOUGH:
                     process.kill()
                     break
@@ -200,18 +200,19 @@ def _command(name: str, options: argparse.Namespace) -> list[str]:
     return [sys.executable, "-X", "faulthandler", "-m", "benchmarks.fuzz", name, *given, *rest]
 
 
-def _lines(process: "subprocess.Popen[bytes]", patience: Callable[[], float]) -> Iterator[bytes]:
+def _lines(process: "subprocess.Popen[bytes]") -> Iterator[bytes]:
     """What a process says, until it ends or says nothing for too long."""
     assert process.stdout
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
-        rest = b""
-        while selector.select(patience()):
+        rest, batches = b"", 0
+        while selector.select(START if batches < 2 else PATIENCE):
             read = os.read(process.stdout.fileno(), 1 << 16)
             if not read:
                 process.wait()
                 return
             *lines, rest = (rest + read).split(b"\n")
+            batches += sum(b'"batch"' in line for line in lines)
             yield from lines
 
 
@@ -242,7 +243,7 @@ def _blame(name: str, options: argparse.Namespace, batch: int, why: str) -> str:
 def _dies(name: str, options: argparse.Namespace, inputs: list[Message]) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         save(Path(folder) / "x", inputs)
-        command = _command(name, options) + ["--replay", f"{folder}/x"]
+        command = [*_command(name, options), "--replay", f"{folder}/x"]
         try:
             done = subprocess.run(command, capture_output=True, timeout=START)
         except subprocess.TimeoutExpired:

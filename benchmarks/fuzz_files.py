@@ -4,13 +4,11 @@ Whatever bytes a file has, there is the error that its reader documents, in one 
 sound lengths and checksums, which anyone can compute, damage gets to what lies behind them.
 """
 
-import itertools
 import json
-import shutil
 import sqlite3
 import struct
 import tempfile
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,7 +85,8 @@ class Config(_Files):
             made.append([f"[{table}]\n{option} = {text}\n".encode() if table else b""])
             variable = f"{name.upper().replace('.', '__')}={text}".encode()
             made.append([b"", variable])
-        return [*made, [b"", b"INPUT__BIND=" + b"[" * 6000], [b"", b"METRICS__USERS=" + b'{"a":' * 1200]]
+        deep = b"INPUT__BIND=" + b"[" * 6000, b"METRICS__USERS=" + b'{"a":' * 1200
+        return [*made, *([b"", variable] for variable in deep)]
 
     tokens: Sequence[bytes] = [
         b"[input]\n", b"[[input]]\n", b'"a\\nb" = 1\n', b"bind = ", b"= 1\n", b"inf", b"nan", b"-1",
@@ -130,12 +129,13 @@ class ModelFile(_Files):
 
     tokens: Sequence[bytes] = [
         b'"F64"', b'"F32"', b'"I64"', b'"BOOL"', b'"BF16"', b'"F8_E4M3"', b'"shape":[', b"[0,0]",
-        b'"data_offsets":[0,0]', b"18446744073709551615", b"4294967296", b"0", b"-1", b"1e999", b"NaN",
-        b"Infinity", b"null", b"true", b"[]", b"{}", b"[", b"{", b'"lstm.weight_ih_l0"', b'"gru"',
-        b'"rnn"', b'"cell": ', b'"layers": 16', b'"hidden": 4096', b'"window": 100000', b'"horizon": ',
-        b'"inputs": ', b'"targets": ', b'"season": ', b'"lags": [', b'"calendar": ["hour"', b'"blend": ',
-        b'"timezone": "', b"../../etc/passwd", b"\\u0000", b"\\n", b'"scaling": {"kind": "fixed"',
-        b'"format": ', b'"provenance": ', b"9" * 4400, b'"errors.levels"', b'"golden.inputs"',
+        b'"data_offsets":[0,0]', b"18446744073709551615", b"4294967296", b"0", b"-1", b"1e999",
+        b"NaN", b"Infinity", b"null", b"true", b"[]", b"{}", b"[", b"{", b'"lstm.weight_ih_l0"',
+        b'"gru"', b'"rnn"', b'"cell": ', b'"layers": 16', b'"hidden": 4096', b'"window": 100000',
+        b'"horizon": ', b'"inputs": ', b'"targets": ', b'"season": ', b'"lags": [',
+        b'"calendar": ["hour"', b'"blend": ', b'"timezone": "', b"../../etc/passwd", b"\\u0000",
+        b"\\n", b'"scaling": {"kind": "fixed"', b'"format": ', b'"provenance": ', b"9" * 4400,
+        b'"errors.levels"', b'"golden.inputs"',
     ]  # fmt: skip
 
     def take(self, message: Message) -> None:
@@ -182,10 +182,11 @@ class Checkpoint(_Kept):
         return [[whole], [header.rstrip(), piece], [header.rstrip(), piece]]
 
     tokens: Sequence[bytes] = [
-        b"STREAMLC", b'"model": ', b'"series": ', b'"slots": ', b'"fields": [', b'"journal": ', b"-1",
-        b"9223372036854775807", b"1e999", b"NaN", b"null", b"[]", b"{}", b"[", b'"|O"', b'"<U4"', b'"<f4"',
-        b'"V99999999"', b'"record"', b'"state"', b'"slot"', b'"name"', b"[0]", b"[-1]", b"[2147483647]",
-        b"9" * 4400, b"\0" * 8, b"\\u0000", b'"length"', b"0", b'"<M8[ns]"', b'"i4,O"',
+        b"STREAMLC", b'"model": ', b'"series": ', b'"slots": ', b'"fields": [', b'"journal": ',
+        b"-1", b"9223372036854775807", b"1e999", b"NaN", b"null", b"[]", b"{}", b"[", b'"|O"',
+        b'"<U4"', b'"<f4"', b'"V99999999"', b'"record"', b'"state"', b'"slot"', b'"name"', b"[0]",
+        b"[-1]", b"[2147483647]", b"9" * 4400, b"\0" * 8, b"\\u0000", b'"length"', b"0",
+        b'"<M8[ns]"', b'"i4,O"',
     ]  # fmt: skip
 
     def take(self, message: Message) -> None:
@@ -241,8 +242,8 @@ class Segments(_Files):
         return made
 
     tokens: Sequence[bytes] = [
-        b"STREAMLJ", b"\x04\x03\x02\x01", b"\0" * 8, b"\xff" * 8, b"\0\0\0\x80", b"\xff\xff\xff\x1f",
-        b"\0\0\0\x20", b"\1\0\0\0\0\0\0\0", b"abcdef012345",
+        b"STREAMLJ", b"\x04\x03\x02\x01", b"\0" * 8, b"\xff" * 8, b"\0\0\0\x80",
+        b"\xff\xff\xff\x1f", b"\0\0\0\x20", b"\1\0\0\0\0\0\0\0", b"abcdef012345",
     ]  # fmt: skip
 
     def take(self, message: Message) -> None:
@@ -371,13 +372,13 @@ class _Socket:
 
 
 _TOML = [
-    b'model = "model.safetensors"\n[input]\nbind = ["tcp://*:5555"]\ntopics = ["a", "b"]\nformat = "json"\n',
-    b'model = "m"\n[output]\nconnect = ["tcp://10.0.0.1:5556"]\nhwm = 1000\n[engine]\nmax_series = 5\n',
+    b'model = "m"\n[input]\nbind = ["tcp://*:5555"]\ntopics = ["a", "b"]\nformat = "json"\n',
+    b'model = "m"\n[output]\nconnect = ["tcp://10.0.0.1:5556"]\nhwm = 10\n[engine]\nthreads = 5\n',
     b'model = "m"\n[security]\nsecret_key = "k"\nserver_keys = {"tcp://10.0.0.1:5556" = "s.key"}\n',
     b'model = "m"\n[metrics]\nhost = "0.0.0.0"\nport = 0\nusers = {"prometheus" = "scrypt"}\n',
     b'model = "m"\n[ticks]\nlate = "drop"\nmax_gap = 1e3\n[journal]\ndurability = "off"\n',
     b'model = "m"\ninput.bind = "a,b"\noutput = {format = "arrow", batch = true}\n',
-    b'x = [[1, 2], ["a", 1979-05-27T07:32:00Z], {a.b = 07:32:00}]\n[[t]]\n"a\\u00e9" = \'\'\'x\'\'\'\n',
+    b'x = [[1, 2], ["a", 1979-05-27T07:32:00Z], {a.b = 07:32:00}]\n[[t]]\n"a\\u00e9" = "x"\n',
     b'n = 0xDEAD_BEEF\nf = -1.5e+300\ni = -inf\nd = 1979-05-27\ns = """a\\\n  b"""\nb = true\n',
     b"[a.b.c]\n[a]\nb.d = 1\n",
     b"x = " + b"[" * 3000,
@@ -385,7 +386,7 @@ _TOML = [
 ]
 _MODELS: list[dict[str, Any]] = [
     {},
-    {"cell": "gru", "inputs": 2, "targets": 2, "scaling": {"kind": "fixed", "loc": (0, 1), "scale": (1, 2)}},
+    {"cell": "gru", "inputs": 2, "scaling": {"kind": "fixed", "loc": (0, 1), "scale": (1, 2)}},
     {"cell": "gru", "reset_after": False, "window": 3, "lags": (1, 2)},
     {"cell": "rnn", "layers": 2, "calendar": ("hour", "week"), "timezone": "Europe/Paris"},
     {"season": 3, "base": "seasonal", "calibrated": False},

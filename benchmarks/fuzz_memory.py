@@ -1,4 +1,4 @@
-"""Memory with pages before and behind it that nobody may touch: who reads past its end dies there."""
+"""Memory between pages that nobody may touch: who reads beyond its end dies there."""
 
 import ctypes
 import mmap
@@ -24,6 +24,9 @@ class Arena:
         bytes: (size,) at least as many as asked for; they end where a page begins.
     """
 
+    kind: type[NDArray[np.uint8]] = np.ndarray
+    """Of the arrays that :meth:`put` returns."""
+
     def __init__(self, size: int) -> None:
         """Of ``size`` bytes, rounded up to pages."""
         page = mmap.PAGESIZE
@@ -40,7 +43,7 @@ class Arena:
         size = len(data)
         place = self.bytes[:size] if first else self.bytes[len(self.bytes) - size :]
         place[:] = data
-        return place
+        return place.view(self.kind)
 
 
 class Fenced(NamedTuple):

@@ -1,4 +1,4 @@
-"""Sound messages -> damaged ones, many at once, in compiled code; the same seed, the same damage."""
+"""Sound messages -> damaged ones, in compiled code; from the same seed, the same damage."""
 
 from collections.abc import Sequence
 
@@ -88,9 +88,7 @@ def _mutate(
 
 
 @njit(cache=True, _nrt=False)
-def _put(
-    to: NDArray[np.uint8], at: int, source: NDArray[np.uint8], begin: int, end: int
-) -> int:
+def _put(to: NDArray[np.uint8], at: int, source: NDArray[np.uint8], begin: int, end: int) -> int:
     """Copy bytes, which may not overlap but towards the begin; the next place."""
     for k in range(begin, end):
         to[at] = source[k]
@@ -156,9 +154,7 @@ def _change(
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
-def _change_byte(
-    room: NDArray[np.uint8], at: int, length: int, way: int, a: int, b: int
-) -> None:
+def _change_byte(room: NDArray[np.uint8], at: int, length: int, way: int, a: int, b: int) -> None:
     if way == 0:
         room[at] ^= np.uint8(1 << a % 8)
     elif way == 1:

@@ -189,7 +189,8 @@ def _head(path: Path) -> _Head | None:
             raise error_at(path, None, why, "use the version that wrote it")
         if head["magic"] == MAGIC and head["checksum"] == checksum(head):
             seed, model = head["seed"].astype(np.uint64), bytes(head["model"])[: head["id"]]
-            return _Head(int(head["inputs"]), int(head["first"]), seed, model.decode(errors="replace"))
+            name = model.decode(errors="replace")
+            return _Head(int(head["inputs"]), int(head["first"]), seed, name)
     if _load(path)[HEADER:].any():
         mend = "bring it back from a copy, or move the folder away to go on from a checkpoint alone"
         raise error_at(path, None, "the header is damaged", mend)
