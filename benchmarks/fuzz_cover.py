@@ -1,10 +1,10 @@
 """Inputs that reach what no other did, found with the JIT off; the smallest of them are the corpus.
 
-    python -m benchmarks.fuzz_cover TARGET|all --seconds 60 [--seed 0] [--json FILE]
+    python -m benchmarks.fuzz_cover TARGET|all --seconds 60 [--json FILE]
 
 A coverage-guided fuzzer sees nothing inside of compiled code, so all of it runs as Python here
-(``NUMBA_DISABLE_JIT=1``), under Atheris (libFuzzer; ``pip install atheris``, which has no wheels for
-every platform and is in no extra). What only compiled code can do, bytes at an address above all,
+(``NUMBA_DISABLE_JIT=1``), under Atheris (libFuzzer; ``pip install atheris``, which has wheels for
+few platforms and is in no extra). What only compiled code can do, bytes at an address above all,
 has twins here. Of what was found, and of the corpus there is, as few and as small inputs are kept
 as take the same steps from line to line.
 
@@ -62,7 +62,8 @@ def main() -> int:
     if options.within:
         (_keep if options.keep else _fuzz)(options.target, options)
         return 0
-    rows = [_run(name, options) for name in (TARGETS if options.target == "all" else [options.target])]
+    names = TARGETS if options.target == "all" else [options.target]
+    rows = [_run(name, options) for name in names]
     if options.json:
         Path(options.json).write_text(json.dumps(rows, indent=1))
     return int(any(row["findings"] for row in rows))
@@ -77,7 +78,9 @@ def _run(name: str, options: argparse.Namespace) -> dict[str, Any]:
         given += ["--corpus", str(options.corpus), "--findings", str(options.findings)]
         command = [sys.executable, "-m", "benchmarks.fuzz_cover", name, *given]
         environ = os.environ | {"NUMBA_DISABLE_JIT": "1"}
-        done = subprocess.run(command, env=environ, capture_output=True, text=True, errors="replace")
+        done = subprocess.run(
+            command, env=environ, capture_output=True, text=True, errors="replace"
+        )
         said = done.stderr
         executed = re.search(r"number_of_executed_units: (\d+)", said)
         findings = re.findall(r"Test unit written to (\S+)", said)
@@ -191,8 +194,10 @@ def _target(name: str) -> Any:
         arrow.read_one, arrow.remember = (lambda *_: -1), (lambda *_: False)
         arrow.read = fuzz_wire.nothing_known
         return fuzz_wire.Arrow("arrow", 1)
-    if name in ("binary", "json", "msgpack"):
-        return (fuzz_wire.Binary if name == "binary" else fuzz_wire.Maps)(name, 1)  # type: ignore[arg-type]
+    if name == "binary":
+        return fuzz_wire.Binary("binary", 1)
+    if name == "json" or name == "msgpack":
+        return fuzz_wire.Maps(name, 1)
     from benchmarks import fuzz_files
 
     kinds = {"config": "Config", "model": "ModelFile", "journal": "Segments"}
@@ -295,7 +300,8 @@ def steps(take: Callable[[bytes], None], data: bytes) -> set[Step]:
 
 
 def _load(path: Path) -> list[Message]:
-    return msgspec.msgpack.decode(path.read_bytes(), type=list[list[bytes]]) if path.exists() else []
+    data = path.read_bytes() if path.exists() else msgspec.msgpack.encode([])
+    return msgspec.msgpack.decode(data, type=list[list[bytes]])
 
 
 if __name__ == "__main__":

@@ -5,9 +5,11 @@ sound lengths and checksums, which anyone can compute, damage gets to what lies 
 """
 
 import json
+import shutil
 import sqlite3
 import struct
 import tempfile
+import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -46,8 +48,9 @@ class _Files:
     refusal: type[Exception]
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(dir=_TEMPORARY)
-        self.path = Path(self._folder.name) / "x"
+        folder = tempfile.mkdtemp(dir=_TEMPORARY)
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self.path = Path(folder) / "x"
 
     def check(self, messages: Messages, number: int) -> Iterator[Finding]:
         """Take inputs, and say which of them raise what."""

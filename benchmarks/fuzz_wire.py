@@ -412,7 +412,7 @@ _TOKENS: dict[Format, list[bytes]] = {
     "json": [
         *_NUMBERS, *(f'"{name}":'.encode() for name in FIELDS), b'"ts"', b'"seq"', b'"publisher',
         b"true", b"false", b"{}", b"[]", b"[", b"{", b'{"":', b",", b"}", b"]", b'"', b"\\u0000",
-        b"\\ud800", b"\\udc00", b"\\", b"\\u00e9", b" ", b"\t\r\n", b"\xef\xbb\xbf", b"//", b"0" * 9,
+        b"\\ud800", b"\\udc00", b"\\", b"\\u00e9", b" ", b"\t\r\n", b"\xef\xbb\xbf", b"/", b"0" * 9,
     ],
     "msgpack": [
         *map(msgspec.msgpack.encode, (*FIELDS, None, True, False, -1, 2**63, 0.1, "", [], {}, 300)),
@@ -423,6 +423,7 @@ _TOKENS: dict[Format, list[bytes]] = {
     ],
     "arrow": [
         b"\xff\xff\xff\xff", b"\0\0\0\0", b"\xff\xff\xff\xff\0\0\0\0", b"\0" * 8, b"series",
-        b"value", b"values", b"ts\0\0", b"warm", b"reset", b"seq\0", b"publisher", b"ARROW1", b"\x10\0\0\0",
+        b"value", b"values", b"ts\0\0", b"warm", b"reset", b"seq\0", b"publisher",
+        b"ARROW1", b"\x10\0\0\0",
     ],
 }  # fmt: skip

@@ -305,14 +305,15 @@ def _read_header(path: Path, file: BufferedReader) -> _Header:
         raise _damaged(path, "header")
     try:
         said = json.loads(text)
-        numbers = [said[name] for name in ("journal", "series", "slots")]
+        numbers = journal, series, slots = [said[name] for name in ("journal", "series", "slots")]
         if not all(isinstance(number, int) and 0 <= number < 1 << 63 for number in numbers):
             raise ValueError("no number of these")
         row = _dtype(said["fields"])
         slot, name, _ = row["slot"], row["record"]["name"], row["state"]
         if slot != np.int64 or name.base != np.uint8 or name.ndim != 1:
             raise ValueError("no series")
-        return _Header(said["model"], said["coverage"], *numbers, row, _START.itemsize + len(text))
+        begin = _START.itemsize + len(text)
+        return _Header(said["model"], said["coverage"], journal, series, slots, row, begin)
     except _UNREADABLE:  # its checksum is right, but no checkpoint has that
         raise _damaged(path, "header") from None
 
