@@ -43,6 +43,10 @@ _NICE = 10
 """How much less important than serving ticks the writing is, nice(2)."""
 
 
+_UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, RecursionError)
+"""What reading a header may raise."""
+
+
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message is one line and says the mend."""
 
@@ -61,6 +65,20 @@ class Restored(NamedTuple):
     path: Path
     damaged: list[str]
     """why each newer one was passed over"""
+
+
+class _Header(NamedTuple):
+    """What a checkpoint says of itself."""
+
+    model: str
+    coverage: float
+    journal: int
+    series: int
+    slots: int
+    row: np.dtype[np.void]
+    """how a row lies"""
+    begin: int
+    """where the pieces begin"""
 
 
 class Saving:
@@ -222,8 +240,8 @@ def load(
         try:
             with open(each, "rb") as file:
                 header = _read_header(each, file)
-                if engine_of and header["model"] != engine.model.id:
-                    engine = engine_of(header["model"])
+                if engine_of and header.model != engine.model.id:
+                    engine = engine_of(header.model)
                 _refuse_others(each, header, engine)
                 _verify(each, file, header, engine)
                 _restore(each, file, header, engine)
@@ -232,7 +250,7 @@ def load(
         except OSError as error:
             damaged.append(f"{each}: checkpoint cannot be read ({error.strerror})")
         else:
-            return Restored(engine, header["journal"], each, damaged)
+            return Restored(engine, header.journal, each, damaged)
     if damaged:
         raise DamagedError(damaged[0])
     return None
@@ -251,15 +269,15 @@ def kept(path: Path) -> list[Path]:
 
 def journalled(path: Path) -> int:
     """Number of the last entry of the journal that every checkpoint kept has, 0: none is known."""
-    return min((int(header["journal"]) for header in _headers(path)), default=0)
+    return min((header.journal for header in _headers(path)), default=0)
 
 
 def models(path: Path) -> set[str]:
     """Ids of the models that the checkpoints kept are of."""
-    return {header["model"] for header in _headers(path)}
+    return {header.model for header in _headers(path)}
 
 
-def _headers(path: Path) -> Iterator[dict[str, Any]]:
+def _headers(path: Path) -> Iterator[_Header]:
     for each in kept(path):
         with contextlib.suppress(CheckpointError, OSError), open(each, "rb") as file:
             yield _read_header(each, file)
@@ -294,8 +312,7 @@ def _fields(row: np.dtype[Any]) -> list[Any]:
     return [*found, row.itemsize]
 
 
-def _read_header(path: Path, file: BufferedReader) -> dict[str, Any]:
-    """What the header says, with ``begin``, where the pieces begin."""
+def _read_header(path: Path, file: BufferedReader) -> _Header:
     raw = file.read(_START.itemsize)
     if len(raw) < _START.itemsize or raw[:8] != MAGIC:
         raise _damaged(path, "is no checkpoint, or one of an early version")
@@ -305,13 +322,23 @@ def _read_header(path: Path, file: BufferedReader) -> dict[str, Any]:
     text = file.read(min(int(start["length"]), 1 << 24))
     if len(text) != start["length"] or checksum(text) != start["checksum"]:
         raise _damaged(path, "header")
-    header: dict[str, Any] = json.loads(text)
-    return header | {"begin": _START.itemsize + len(text)}
+    try:
+        said = json.loads(text)
+        numbers = journal, series, slots = [said[name] for name in ("journal", "series", "slots")]
+        if not all(isinstance(number, int) and 0 <= number < 1 << 63 for number in numbers):
+            raise ValueError("no number of these")
+        row = _dtype(said["fields"])
+        slot, name, _ = row["slot"], row["record"]["name"], row["state"]
+        if slot != np.int64 or name.base != np.uint8 or name.ndim != 1:
+            raise ValueError("no series")
+        begin = _START.itemsize + len(text)
+        return _Header(said["model"], said["coverage"], journal, series, slots, row, begin)
+    except _UNREADABLE:  # its checksum is right, but no checkpoint has that
+        raise _damaged(path, "header") from None
 
 
-def _row_of(path: Path, header: dict[str, Any], engine: Engine) -> np.dtype[np.void]:
-    """How a row of the file lies: it may have keys of another width, and latest predictions."""
-    row = _dtype(header["fields"])
+def _refuse_settings(path: Path, row: np.dtype[np.void], engine: Engine) -> None:
+    """Refuse rows that lie otherwise, but for keys of another width, and latest predictions."""
     kinds, wanted = _kinds(row["record"]), _kinds(engine.series.table.dtype)
     kinds["name"] = wanted["name"]
     for name in Latest._fields:
@@ -319,11 +346,10 @@ def _row_of(path: Path, header: dict[str, Any], engine: Engine) -> np.dtype[np.v
             kinds.pop(name, None)
             wanted.pop(name, None)
     other = [name for name in kinds | wanted if kinds.get(name) != wanted.get(name)]
-    if row["state"].shape != (math.prod(_record_shape(engine)),):
+    if row["state"] != np.dtype((np.float32, (math.prod(_record_shape(engine)),))):
         other.append("state")
     if other:
         raise _refused(path, f"made with other settings ({other[0]})")
-    return row
 
 
 def _kinds(record: np.dtype[Any]) -> dict[str, np.dtype[Any]]:
@@ -346,8 +372,8 @@ def _record_shape(engine: Engine) -> tuple[int, ...]:
     return engine.kernels.to_host(engine.buffers, np.zeros(0, np.int32)).shape[1:]
 
 
-def _refuse_others(path: Path, header: dict[str, Any], engine: Engine) -> None:
-    model, coverage, slots = header["model"], header["coverage"], header["slots"]
+def _refuse_others(path: Path, header: _Header, engine: Engine) -> None:
+    model, coverage, slots = header.model, header.coverage, header.slots
     if model != engine.model.id:
         raise _refused(path, f"of model {model}, this is {engine.model.id}")
     if coverage != engine.coverage:
@@ -356,12 +382,11 @@ def _refuse_others(path: Path, header: dict[str, Any], engine: Engine) -> None:
         raise _refused(path, f"of {slots} series, max_series is {engine.series.capacity}; raise it")
 
 
-def _pieces(
-    path: Path, file: BufferedReader, header: dict[str, Any], row: np.dtype[np.void]
-) -> Iterator[NDArray[np.void]]:
+def _pieces(path: Path, file: BufferedReader, header: _Header) -> Iterator[NDArray[np.void]]:
     """All rows, some at a time; valid until the next are asked for."""
-    file.seek(header["begin"])
-    head, left, number = np.zeros(1, _PIECE), header["series"], 0
+    end, row = file.seek(0, os.SEEK_END), header.row
+    file.seek(header.begin)
+    head, left, number = np.zeros(1, _PIECE), header.series, 0
     buffer = np.zeros(0, np.uint8)
     while left:
         if file.readinto(head.data.cast("B")) < _PIECE.itemsize:
@@ -370,6 +395,8 @@ def _pieces(
         if not 0 < count <= left or head["number"][0] != number:
             raise _damaged(path, "piece out of place")
         size = _PIECE.itemsize + count * row.itemsize
+        if size > end - header.begin:
+            raise _damaged(path, "ends too early")
         if len(buffer) < size:
             buffer = np.zeros(size, np.uint8)
         buffer[: _PIECE.itemsize] = head.view(np.uint8)
@@ -383,11 +410,11 @@ def _pieces(
         raise _damaged(path, "goes on too long")
 
 
-def _verify(path: Path, file: BufferedReader, header: dict[str, Any], engine: Engine) -> None:
+def _verify(path: Path, file: BufferedReader, header: _Header, engine: Engine) -> None:
     """Look at all of it before anything is changed."""
-    row = _row_of(path, header, engine)
-    widest, seen = engine.series.index.names.shape[1], np.zeros(header["slots"], bool)
-    for rows in _pieces(path, file, header, row):
+    _refuse_settings(path, header.row, engine)
+    widest, seen = engine.series.index.names.shape[1], np.zeros(header.slots, bool)
+    for rows in _pieces(path, file, header):
         slots, lengths = rows["slot"], rows["record"]["length"]
         if slots.min() < 0 or slots.max() >= len(seen) or seen[slots].any() or not lengths.min():
             raise _damaged(path, "has series that cannot be")
@@ -398,10 +425,9 @@ def _verify(path: Path, file: BufferedReader, header: dict[str, Any], engine: En
         seen[slots] = True
 
 
-def _restore(path: Path, file: BufferedReader, header: dict[str, Any], engine: Engine) -> None:
-    row = _row_of(path, header, engine)
+def _restore(path: Path, file: BufferedReader, header: _Header, engine: Engine) -> None:
     shape = _record_shape(engine)
-    for rows in _pieces(path, file, header, row):
+    for rows in _pieces(path, file, header):
         slots, records = rows["slot"].astype(np.int32), rows["record"]
         engine.series.restore(records["name"], records["length"], slots)
         for name, array in engine.series.state.items():

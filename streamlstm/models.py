@@ -38,7 +38,7 @@ def load(checkpoint: Path, model: str) -> Model:
         ModelError: it is damaged.
     """
     path = _path(checkpoint, model)
-    if not path.exists():
+    if not model.isalnum() or not path.exists():
         raise CheckpointError(
             f"{checkpoint}: checkpoint of model {model}, which is not at {path}; put its file"
             " there, or move the checkpoint away to start with no state"

@@ -30,6 +30,10 @@ CREATE TABLE IF NOT EXISTS parked (
 """
 
 
+_UNUSABLE = (sqlite3.Error, UnicodeDecodeError)
+"""What a file that is damaged, or not to be had, raises."""
+
+
 class ParkingError(OSError):
     """A file that cannot be used; the message is one line and says the mend."""
 
@@ -76,7 +80,7 @@ class Parking:
             self._file.execute(_SCHEMA)
             self._file.execute(f"PRAGMA user_version = {FORMAT}")
             self._file.execute("COMMIT")
-        except sqlite3.Error as error:
+        except _UNUSABLE as error:
             self._file.close()
             mend = "stop the other process" if "locked" in str(error) else "move it away"
             raise ParkingError(f"{path}: parking: {error}; {mend}") from error
@@ -110,7 +114,7 @@ class Parking:
                 "REPLACE INTO parked VALUES (?, ?, ?, ?, ?)", ((*row, _sum(*row)) for row in rows)
             )
             self._file.execute("COMMIT")
-        except sqlite3.Error as error:
+        except _UNUSABLE as error:
             self._fail(error)
             return False
         self.parked += len(rows)
@@ -122,7 +126,7 @@ class Parking:
             self._file.execute("BEGIN")
             self._file.executemany("DELETE FROM parked WHERE key = ?", ((key,) for key in keys))
             self._file.execute("COMMIT")
-        except sqlite3.Error as error:
+        except _UNUSABLE as error:
             self._fail(error)
 
     def make_way(self, engine: Engine, arrivals: Arrivals, now: int, oldest: int) -> None:
@@ -161,18 +165,22 @@ class Parking:
         self, engine: Engine, keys: list[bytes]
     ) -> Iterator[tuple[bytes, tuple[NDArray[np.uint8], NDArray[np.float32]]]]:
         """Those of the keys that are parked, with what :meth:`Engine.records` gave, rows of one."""
-        states, recurrents = engine.records(np.zeros(0, np.int32))
+        states, recurrents = engine.records(np.zeros(1, np.int32))
         for key in keys:
             try:
                 row = self._file.execute("SELECT * FROM parked WHERE key = ?", (key,)).fetchone()
-            except sqlite3.Error as error:
+            except _UNUSABLE as error:
                 self._fail(error)
                 self.refused += 1
                 continue
             if row is None:
                 continue
             name, of, state, recurrent, checksum = row
-            if of != self._of or name != key or _sum(*row[:-1]) != checksum:
+            if not (
+                all(isinstance(part, bytes) for part in row)
+                and (name, of, _sum(*row[:-1])) == (key, self._of, checksum)
+                and (len(state), len(recurrent)) == (states.nbytes, recurrents.nbytes)
+            ):
                 self.refused += 1
                 self.problem = f"{self.path}: {key!r} was parked " + (
                     "and is damaged" if of == self._of else "by a model of another shape"
@@ -181,14 +189,12 @@ class Parking:
             yield (
                 key,
                 (
-                    np.frombuffer(bytearray(state), np.uint8).reshape(1, *states.shape[1:]),
-                    np.frombuffer(bytearray(recurrent), np.float32).reshape(
-                        1, *recurrents.shape[1:]
-                    ),
+                    np.frombuffer(bytearray(state), np.uint8).reshape(states.shape),
+                    np.frombuffer(bytearray(recurrent), np.float32).reshape(recurrents.shape),
                 ),
             )
 
-    def _fail(self, error: sqlite3.Error) -> None:
+    def _fail(self, error: Exception) -> None:
         self.failures += 1
         self.problem = f"{self.path}: {error}"
         if self._file.in_transaction:

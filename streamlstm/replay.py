@@ -47,6 +47,8 @@ def replay(
             judged_by = entry.policies
         for event in entry.events:
             _apply(engine, folder, event, ended)
+        if not (entry.ticks.slot.view(np.uint32) < engine.series.capacity).all():
+            raise _refused(folder, f"of more than max_series = {engine.series.capacity} series")
         for begin in range(0, len(entry.ticks.slot), engine.max_batch):
             ticks = rows_of(entry.ticks, begin, begin + engine.max_batch)
             forecasts = engine.step(ticks, entry.now)

@@ -201,7 +201,7 @@ def _head(path: Path) -> _Head | None:
             raise error_at(path, None, why, "use the version that wrote it")
         if head["magic"] == MAGIC and head["checksum"] == checksum(head):
             seed, model = head["seed"].astype(np.uint64), bytes(head["model"])[: head["id"]]
-            said = model.decode(), bytes(head["policies"]).decode()
+            said = (bytes(text).decode(errors="replace") for text in (model, head["policies"]))
             return _Head(int(head["inputs"]), int(head["first"]), seed, *said)
     if _load(path)[HEADER:].any():
         mend = "bring it back from a copy, or move the folder away to go on from a checkpoint alone"
