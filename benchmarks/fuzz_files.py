@@ -27,7 +27,7 @@ from streamlstm.journal import Journal, append
 from streamlstm.model import ModelError, load_model, save_model
 from streamlstm.parking import Parking, _sum
 from streamlstm.snapshot import Snapshots
-from streamlstm.ticks import Keys, Messages, Ticks
+from streamlstm.ticks import Arrivals, Keys, Messages, Ticks
 from streamlstm.wire.codec import Encoder
 from streamlstm.wire.format import LONGEST_TOKEN, REFUSED, SNAPSHOT, Shape
 from tests.models import HOUR, random_model
@@ -283,7 +283,10 @@ def _sealed(entry: bytes, seed: Any, inputs: int) -> bytes:
 
 
 class Parked(_Kept):
-    """A row of a parked series, sealed, or with a checksum as a third frame; or the whole file."""
+    """A row of a parked series: its state, of another shape if its latest ticks are there too.
+
+    Sealed, or with a checksum as a fourth frame; or the whole file.
+    """
 
     batch = 64
     refusal = OSError
@@ -300,7 +303,7 @@ class Parked(_Kept):
             self.row = file.execute("SELECT * FROM parked").fetchone()
         file.close()
         _, _, *row = self.row
-        return [row, row[:2], row[:2], [self.whole]]
+        return [row, row[:2], row[:3], [self.whole]]
 
     def take(self, message: Message) -> None:
         """As :meth:`_Files.take`."""
@@ -312,16 +315,20 @@ class Parked(_Kept):
             self.path.write_bytes(message[0] + self.whole[len(message[0]) :])
         else:
             self.path.write_bytes(self.whole)
-            key, of = self.row[:2]
-            total = message[2] if len(message) > 2 else _sum(key, of, *message[:2])
+            of = self.row[1] if len(message) == 2 else b"another shape"
+            parts = of, *message[:2], (*message, self.row[4])[2]
+            total = message[3] if len(message) > 3 else _sum(b"a", *parts)
             with sqlite3.connect(self.path) as file:
-                told = "UPDATE parked SET state = ?, recurrent = ?, checksum = ?"
-                file.execute(told, (*message[:2], total))
+                told = (
+                    "UPDATE parked SET of = ?, state = ?, recurrent = ?, recent = ?, checksum = ?"
+                )
+                file.execute(told, (*parts, total))
             file.close()
         parking = Parking(self.path, self.engine)
-        for key, (state, recurrent) in parking._fetch(self.engine, [b"a", b"none"]):
-            self.engine.series.release(self.engine.series.lookup(Keys.of([key])))
-            self.engine.bring_back(key, state, recurrent, NOW)
+        self.engine.series.release(self.engine.series.slots)
+        moments, flags = np.full(2, NOW), np.zeros(2, np.uint8)
+        arrivals = Arrivals(Keys.of([b"a", b"none"]), moments, np.zeros((2, 1)), flags)
+        parking.make_way(self.engine, arrivals, 1, 1)
         parking.close()
 
 

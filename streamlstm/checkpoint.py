@@ -345,6 +345,9 @@ def _refuse_settings(path: Path, row: np.dtype[np.void], engine: Engine) -> None
         if name not in kinds or name not in wanted:
             kinds.pop(name, None)
             wanted.pop(name, None)
+    found, ours = kinds.get("recent", wanted["name"]), wanted["recent"]
+    if found.base == ours.base and found.shape[1:] == ours.shape[1:]:  # more ticks, or fewer
+        kinds["recent"] = ours
     other = [name for name in kinds | wanted if kinds.get(name) != wanted.get(name)]
     if row["state"] != np.dtype((np.float32, (math.prod(_record_shape(engine)),))):
         other.append("state")
@@ -431,11 +434,25 @@ def _restore(path: Path, file: BufferedReader, header: _Header, engine: Engine) 
         slots, records = rows["slot"].astype(np.int32), rows["record"]
         engine.series.restore(records["name"], records["length"], slots)
         for name, array in engine.series.state.items():
-            if name in (records.dtype.names or ()):
+            if name == "recent":
+                array[slots] = _ring(records, engine.history)
+            elif name in (records.dtype.names or ()):
                 array[slots] = records[name]
         states = np.ascontiguousarray(rows["state"]).reshape(len(rows), *shape)
         engine.kernels.from_host(engine.buffers, slots, states)
     engine.series.arrange()
+
+
+def _ring(records: NDArray[np.void], history: int) -> NDArray[np.int64]:
+    """The latest ticks of some series, as many as there are to be: :class:`work.Recent`."""
+    found, count = records["recent"], records["recent_count"]
+    if found.shape[1] == history:
+        return found
+    ring, rows = np.zeros((len(found), history, found.shape[2]), np.int64), np.arange(len(found))
+    for back in range(1, min(history, found.shape[1]) + 1):
+        at = np.maximum(count - back, 0)
+        ring[rows, at % history] = found[rows, at % found.shape[1]]
+    return ring
 
 
 def _put(temporary: Path, path: Path, keep: int) -> None:

@@ -69,6 +69,8 @@ from streamlstm.ticks import (
 from streamlstm.work import COUNT, FAULTY, Batch, Given, Latest, Recent, Schedule, Work
 
 BACKENDS = ("cpu", "cuda", "auto")
+HISTORY = 32
+"""Ticks kept of each series, unless it is said how many."""
 AHEAD = 16
 """Series whose records are on their way to the cache while one is worked on."""
 
@@ -102,7 +104,7 @@ class Engine:
         ordered: bool = False,
         evict: bool = False,
         keep_latest: bool = False,
-        history: int = 0,
+        history: int = HISTORY,
         policies: Policies = AS_THEY_COME,
     ) -> None:
         """Open ``model``: its golden trajectory is repeated on the backend.
@@ -311,25 +313,29 @@ class Engine:
             heard: (n,) when its latest tick came, ns since the epoch.
             ticks: as :meth:`recent` gives them.
         """
+        counted = [count.copy() for count in self.work.counts]
         for begin in range(0, len(ticks.slot), self.max_batch):
             self.step(rows_of(ticks, begin, begin + self.max_batch), MOMENT)
         self.work.seq[slots], self.work.clock.heard[slots] = seq, heard
-        self.take_ended()
+        for count, before in zip(self.work.counts, counted, strict=True):
+            count[:] = before
 
-    def bring_back(
-        self, key: bytes, records: NDArray[np.uint8], recurrent: NDArray[np.float32], now: int
-    ) -> bool:
-        """Give a slot to a key that has none, with what :meth:`records` gave, rows of one.
+    def bring_back(self, key: bytes, now: int) -> NDArray[np.int32] | None:
+        """Give a slot, (1,), to a key that has none, whose series comes back.
 
-        False where no slot is free. ``now`` is the moment of its tick, as for :func:`place`.
+        Its state is to follow, and then :meth:`tell_state`. None where no slot is free. ``now`` is
+        the moment of its tick, as for :func:`place`.
         """
         if self.series.active == self.series.capacity:
-            return False
-        slots = self.series.lookup(Keys.of([key]))
-        self.series.come_back(slots, now)
-        self.set_records(slots, records, recurrent)
-        self.work.told[slots] = recurrent.reshape(1, -1)
-        return True
+            return None
+        slot = self.series.lookup(Keys.of([key]))
+        self.series.come_back(slot, now)
+        return slot
+
+    def tell_state(self, slots: NDArray[np.int32]) -> None:
+        """Let the journal know what the kernels keep of series that came back."""
+        recurrent = self.kernels.to_host(self.buffers, slots)
+        self.work.told[slots] = recurrent.reshape(len(slots), -1)
 
     def step(self, ticks: Ticks, now: int) -> Forecasts:
         """Move each series by its ticks, in order of arrival, and forecast.
@@ -403,7 +409,7 @@ def open_backend(name: str) -> tuple[str, str, ModuleType]:
 
 
 def state_fields(
-    spec: Spec, bands: intervals.Plan, keep_latest: bool = False, history: int = 0
+    spec: Spec, bands: intervals.Plan, keep_latest: bool = False, history: int = HISTORY
 ) -> Fields:
     """The one table of what a series keeps, but for its recurrent state, which is the kernels'."""
     return {

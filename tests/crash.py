@@ -35,8 +35,6 @@ from tests.models import HOUR
 
 NAMES = [b"s%d" % k for k in range(7)]
 SERIES = 50
-HISTORY = 32
-"""Of a daemon that is not told otherwise."""
 """For which there is room."""
 
 Published = dict[tuple[bytes, int], bytes]
@@ -99,9 +97,7 @@ class Truth:
         self._forecasts: Published = {}
 
     def _open(self) -> Engine:
-        return Engine(
-            load_model(self._model), max_series=SERIES, max_batch=16, threads=1, history=HISTORY
-        )
+        return Engine(load_model(self._model), max_series=SERIES, max_batch=16, threads=1)
 
     def after(self, name: bytes, count: int) -> bytes:
         """A hash of the state of a series that has seen so many ticks."""
@@ -192,7 +188,7 @@ class Truth:
     ) -> Iterator[tuple[bytes, Published]]:
         """What a series is after so many ticks, and its forecasts, if it went over before each."""
         old, room = self._open(), count + 1
-        new = Engine(model, max_series=room, max_batch=room, threads=1, history=HISTORY)
+        new = Engine(model, max_series=room, max_batch=room, threads=1)
         mine = old.series.lookup(Keys.of([name]))
         new.series.lookup(Keys.of([b"%d" % k for k in range(room)]))
         forecasts: list[Published] = [{} for _ in range(room)]

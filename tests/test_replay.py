@@ -345,7 +345,6 @@ def test_whatever_became_of_slots_becomes_of_them_again(
 @pytest.mark.parametrize(
     ("engine", "after", "says"),
     [
-        (lambda: Engine(random_model(1), max_series=5), 0, "of model .*; move it away"),
         (lambda: Engine(random_model(), max_series=1), 0, "more than max_series = 1"),
         # only the ticks say so: who has a slot was told before
         (lambda: Engine(random_model(), max_series=1), 1, "more than max_series = 1"),
