@@ -167,17 +167,20 @@ class Curve:
         else:
             socket.curve_server = False  # and no client either: no CURVE
 
-    def refresh(self) -> None:
+    def refresh(self) -> bool:
         """Look whether files were put into the folder of clients, or taken from it.
 
-        Those taken away keep the connections that they have.
+        True where one was taken: it has its connections still, which nobody can tell apart.
         """
         if self._authenticator and self._clients:
             with contextlib.suppress(OSError):
                 changed = self._clients.stat().st_mtime_ns
                 if changed != self._seen:
-                    self._seen = changed
+                    self._seen, certs = changed, self._authenticator.certs
+                    before = certs.get(_DOMAIN, {})
                     self._authenticator.configure_curve(_DOMAIN, self._clients)
+                    return bool(before.keys() - certs[_DOMAIN].keys())
+        return False
 
     def close(self) -> None:
         """Decide of nobody any more; before the context ends."""

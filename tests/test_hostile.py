@@ -341,6 +341,28 @@ def test_keys_hold_after_all_were_disconnected(
         assert daemon.stop() == 0
 
 
+def test_whose_key_is_taken_away_hears_no_more(model: Path, tmp_path: Path) -> None:
+    keyring = Keyring(tmp_path)
+    public, secret = make_keys(keyring.clients / "other")
+    with start(
+        tmp_path,
+        model,
+        security__secret_key=keyring.server,
+        security__clients=keyring.clients,
+    ) as daemon:
+        other = Listener(daemon.output, "json", key=secret, server_key=keyring.server_public)
+        other.wait(30)
+        assert served_by_keys(daemon, keyring)
+        assert [*other.receive(30)]
+        public.unlink()
+        eventually(lambda: "a client's key was taken away" in daemon.log)
+        [*other.receive(0.1)]  # what was on its way
+        assert served_by_keys(daemon, keyring)
+        assert not [*other.receive(0.1)]
+        other.close()
+        assert daemon.stop() == 0
+
+
 def test_what_it_writes_is_for_nobody_else(model: Path, tmp_path: Path) -> None:
     """Whatever the umask is that it is started with; that one is heeded by its ipc sockets."""
     state = tmp_path / "state"
