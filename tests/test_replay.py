@@ -6,7 +6,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +215,70 @@ def test_a_full_disk_stops_strict_and_not_interval_and_both_go_on_when_it_is_men
     assert restored is not None
     assert replay(engine, tmp_path / "state.journal", restored.journalled).entries == 0
     assert everything(engine) == everything(never_killed(model, {NAMES[0]: count + 1}))
+
+
+PLAIN_USER = (
+    ("setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override") * (os.geteuid() == 0)
+)  # fmt: skip
+"""What starts a process that heeds the modes of files, though it be root's."""
+
+
+def test_a_folder_that_may_not_be_written_to_is_an_error_at_the_start(tmp_path: Path) -> None:
+    model, state = random_model_file(tmp_path, hidden=8), tmp_path / "kept"
+    state.mkdir(0o500)
+    options = {"checkpoint.path": state / "state", "launcher": PLAIN_USER}
+    with (
+        pytest.raises(AssertionError, match=r"exit code 1: .*folder that this user may write to"),
+        running(tmp_path, model, **options),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("durability", ["strict", "interval"])
+def test_a_folder_that_may_no_more_be_written_to_is_as_a_disk_that_fails(
+    tmp_path: Path, durability: str
+) -> None:
+    """Strict stops, and has all; interval goes on without a journal until it may be again."""
+    model, state = random_model_file(tmp_path, hidden=8), tmp_path / "kept"
+    state.mkdir(0o700)
+    options: dict[str, Any] = {"checkpoint.path": state / "state", "launcher": PLAIN_USER}
+    options |= {"journal.durability": durability, "checkpoint.interval": 0.2}
+    count, published = 0, 0
+    with running(tmp_path, model, **options) as daemon, Client(daemon, push=True) as client:
+
+        def given_up() -> bool:
+            nonlocal count
+            for _ in range(200):
+                client.send(message(0, count))
+                count += 1
+            with suppress(OSError):  # it may be gone
+                return daemon.metric("streamlstm_ticks_not_journalled_total") > 0
+            return daemon.wait() == 1
+
+        eventually(lambda: (state / "state").exists())
+        for folder in (state, state / "state.journal"):
+            folder.chmod(0o500)
+        eventually(given_up)
+        if durability == "interval":
+            eventually(lambda: daemon.metric("streamlstm_checkpoint_failures_total") > 0)
+            client.receive(count)
+        else:
+            while client.sink.poll(50):
+                client.sink.recv()
+                published += 1
+        for folder in (state, state / "state.journal"):
+            folder.chmod(0o700)
+        if durability == "interval":
+            published = count
+            assert daemon.stop() == 0
+        assert "Permission denied" in daemon.log
+    engine = Engine(load_model(model), max_series=50)
+    restored = checkpoint.load(engine, state / "state")
+    assert restored is not None
+    replay(engine, state / "state.journal", restored.journalled)
+    seen = int(engine.series.state["seen"][0])
+    assert published <= seen <= count
+    assert everything(engine) == everything(never_killed(model, {NAMES[0]: seen}))
 
 
 def journalled(folder: Path, engine: Engine, hours: range) -> None:
