@@ -29,7 +29,7 @@ import traceback
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -57,8 +57,6 @@ CORPUS = Path(__file__).parent.parent / "tests" / "corpus"
 class Target(Protocol):
     """What is fuzzed."""
 
-    batch: int
-    """inputs at once"""
     tokens: Sequence[bytes]
     """what may be put in anywhere"""
 
@@ -69,20 +67,30 @@ class Target(Protocol):
         """Take inputs, batch ``number``: which is a finding (-1: not known), and why."""
 
 
-TARGETS: dict[str, tuple[float, Callable[[], Target]]] = {
-    "binary": (0.31, lambda: fuzz_wire.Binary("binary", 2048)),
-    "json": (0.31, lambda: fuzz_wire.Maps("json", 2048)),
-    "msgpack": (0.31, lambda: fuzz_wire.Maps("msgpack", 2048)),
-    "arrow": (0.03, lambda: fuzz_wire.Arrow("arrow", 256)),
-    "predictions": (0.01, fuzz_wire.Predictions),
-    "config": (0.01, fuzz_files.Config),
-    "model": (0.01, fuzz_files.ModelFile),
-    "checkpoint": (0.005, fuzz_files.Checkpoint),
-    "journal": (0.005, fuzz_files.Segments),
-    "parked": (0.002, fuzz_files.Parked),
-    "snapshot": (0.003, fuzz_files.SnapshotRequests),
+class Kind(NamedTuple):
+    """How a target is fuzzed."""
+
+    share: float
+    """of the inputs of ``all``"""
+    batch: int
+    """inputs at once"""
+    make: Callable[[], Target]
+
+
+_WIRE, _ARROW = 2048, 256
+TARGETS = {
+    "binary": Kind(0.31, _WIRE, lambda: fuzz_wire.Binary("binary", _WIRE)),
+    "json": Kind(0.31, _WIRE, lambda: fuzz_wire.Maps("json", _WIRE)),
+    "msgpack": Kind(0.31, _WIRE, lambda: fuzz_wire.Maps("msgpack", _WIRE)),
+    "arrow": Kind(0.03, _ARROW, lambda: fuzz_wire.Arrow("arrow", _ARROW)),
+    "predictions": Kind(0.01, 1024, fuzz_wire.Predictions),
+    "config": Kind(0.01, 256, fuzz_files.Config),
+    "model": Kind(0.01, 256, fuzz_files.ModelFile),
+    "checkpoint": Kind(0.005, 256, fuzz_files.Checkpoint),
+    "journal": Kind(0.005, 256, fuzz_files.Segments),
+    "parked": Kind(0.002, 64, fuzz_files.Parked),
+    "snapshot": Kind(0.003, 1024, fuzz_files.SnapshotRequests),
 }
-"""Each with its share of the inputs of ``all``."""
 
 
 def main() -> int:
@@ -102,13 +110,13 @@ def main() -> int:
     parser.add_argument("--worker", type=int, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.replay:
-        found = list(replay(TARGETS[options.target][1](), load(options.replay)))
+        found = list(replay(TARGETS[options.target].make(), load(options.replay)))
         print(*found, sep="\n")
         return int(bool(found))
     if options.worker:
         _work(options.target, options)
         return 0
-    shares = {name: share for name, (share, _) in TARGETS.items()}
+    shares = {name: kind.share for name, kind in TARGETS.items()}
     if options.target != "all":
         shares = {options.target: 1.0}
     rows = []
@@ -143,7 +151,7 @@ def replay(target: Target, inputs: list[Message]) -> Iterator[fuzz_wire.Finding]
 
 def fuzz(name: str, inputs: int, options: argparse.Namespace) -> dict[str, Any]:
     """A row: so many inputs of one target, in a process of its own."""
-    batch = TARGETS[name][1]().batch
+    batch = TARGETS[name].batch
     batches, at, began = -(-inputs // batch), 0, time.monotonic()
     findings: list[str] = []
     sizes: dict[int, int] = {}
@@ -226,8 +234,8 @@ def _growth(sizes: dict[int, int]) -> int:
 
 def _blame(name: str, options: argparse.Namespace, batch: int, why: str) -> str:
     """Keep the input that ended the process, or the whole batch where it is no single one."""
-    target = TARGETS[name][1]()
-    inputs = _mutator(target, name, options).messages(batch, target.batch)
+    target = TARGETS[name].make()
+    inputs = _mutator(target, name, options).messages(batch, TARGETS[name].batch)
     whole = inputs
     while len(inputs) > 1:
         half = inputs[: len(inputs) // 2]
@@ -268,7 +276,7 @@ def _mutator(target: Target, name: str, options: argparse.Namespace) -> Mutator:
 
 def _work(name: str, options: argparse.Namespace) -> None:
     """Take batches; say before each which it is, and what was found."""
-    target = TARGETS[name][1]()
+    target = TARGETS[name].make()
     mutator = _mutator(target, name, options)
     limit = _pages(0) + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -276,7 +284,7 @@ def _work(name: str, options: argparse.Namespace) -> None:
     known: set[str] = set()
     for number in range(begin, end):
         _say({"batch": number, "bytes": _pages(1)})
-        messages = mutator.batch(number, target.batch)
+        messages = mutator.batch(number, TARGETS[name].batch)
         for which, why in _checked(target, messages, number):
             if (kind := re.sub("[0-9]+", "0", why)[:60]) not in known:  # one of each
                 known.add(kind)

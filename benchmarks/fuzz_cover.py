@@ -5,8 +5,8 @@
 A coverage-guided fuzzer sees nothing inside of compiled code, so all of it runs as Python here
 (``NUMBA_DISABLE_JIT=1``), under Atheris (libFuzzer; ``pip install atheris``, which has wheels for
 few platforms and is in no extra). What only compiled code can do, bytes at an address above all,
-has twins here. Of what was found, and of the corpus there is, as few and as small inputs are kept
-as take the same steps from line to line.
+has twins here. Of what was found the smallest inputs go to the corpus that take steps, from line to
+line, that none there takes.
 
 Not so of arrow: what is read like an earlier message needs records as Numba has them, and is fuzzed
 compiled alone; here each message is one for pyarrow. Findings are as in ``benchmarks.fuzz``.
@@ -255,25 +255,25 @@ def _fuzz(name: str, options: argparse.Namespace) -> None:
 
 
 def _keep(name: str, options: argparse.Namespace) -> None:
-    """Write the corpus: the smallest inputs first, each that takes a step that no other did."""
+    """Add to the corpus: the smallest inputs first, each that takes a step that no other did."""
     target = _target(name)
     take = _taker(target)
-    old = [packed(message, number) for message in target.seeds() for number in range(2)]
+    kept = _load(options.corpus / f"{name}.msgpack")
+    old = [packed(message, number) for message in target.seeds() + kept for number in range(2)]
     seen: set[Step] = set()
     for data in old:
         seen |= steps(take, data)
-    kept_before = [packed(m) for m in _load(options.corpus / f"{name}.msgpack")]
-    found = [path.read_bytes() for path in options.within.iterdir()] + kept_before
-    kept: list[Message] = []
-    size = 0
-    for data in sorted(set(found) - set(old), key=lambda data: (len(data), data)):
+    found = {path.read_bytes() for path in options.within.iterdir()} - set(old)
+    size, before = sum(len(frame) for message in kept for frame in message), len(kept)
+    for data in sorted(found, key=lambda data: (len(data), data)):
         if (new := steps(take, data)) - seen and size + len(data) <= KEPT_BYTES:
             seen |= new
             size += len(data)
             kept.append(unpacked(data))
     options.corpus.mkdir(exist_ok=True)
     (options.corpus / f"{name}.msgpack").write_bytes(msgspec.msgpack.encode(kept))
-    print(f"{len(kept)} kept of {len(found)}, {size:,} bytes, {len(seen):,} steps")
+    more = len(kept) - before
+    print(f"{more} kept of {len(found)}, corpus {size:,} bytes, {len(seen):,} steps")
 
 
 def steps(take: Callable[[bytes], None], data: bytes) -> set[Step]:

@@ -44,7 +44,6 @@ class _Files:
         path: where a file is laid.
     """
 
-    batch = 256
     refusal: type[Exception]
 
     def __init__(self) -> None:
@@ -288,7 +287,6 @@ class Parked(_Kept):
     Sealed, or with a checksum as a fourth frame; or the whole file.
     """
 
-    batch = 64
     refusal = OSError
     tokens: Sequence[bytes] = (b"\0" * 8, b"\xff" * 8, b"SQLite format 3\0")
 
@@ -335,7 +333,6 @@ class Parked(_Kept):
 class SnapshotRequests(_Kept):
     """Requests of a ROUTER socket, without the socket: each has one end, and its count is right."""
 
-    batch = 1024
     tokens: Sequence[bytes] = (b"a", b"boiler", "é".encode(), b"t" * LONGEST_TOKEN, SNAPSHOT)
 
     def __init__(self) -> None:

@@ -45,7 +45,7 @@ class Wire:
 
     def __init__(self, format: Format, most: int) -> None:
         """For ``most`` messages at once."""
-        self.format, self.batch = format, most
+        self.format = format
         self._decoders = [
             Decoder(format, inputs, most=most, max_key=LIMITS.max_key, max_frame=LIMITS.max_frame)
             for inputs in INPUTS
@@ -231,7 +231,6 @@ class Arrow(Wire):
 class Predictions:
     """Predictions of all formats, as a subscriber reads them: nothing but a WireError."""
 
-    batch = 1024
     tokens: Sequence[bytes] = (b"prediction.", b"predictions.batch", b"forecast", b"\xff" * 8)
 
     def seeds(self) -> list[Message]:

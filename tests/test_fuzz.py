@@ -21,13 +21,13 @@ INPUTS = {
 def test_no_damage_does_more_than_be_refused(name: str) -> None:
     if name in ("arrow", "predictions"):
         pytest.importorskip("pyarrow", reason="pyarrow is not installed")
-    target, corpus = fuzz.TARGETS[name][1](), fuzz.load(fuzz.CORPUS / f"{name}.msgpack")
-    seeds = target.seeds()
+    batch, target = fuzz.TARGETS[name].batch, fuzz.TARGETS[name].make()
+    corpus, seeds = fuzz.load(fuzz.CORPUS / f"{name}.msgpack"), target.seeds()
     inputs = [*corpus, *seeds]
     mutator = Mutator([*seeds, *corpus], target.tokens, seed=0)
-    for begin in range(0, len(inputs), target.batch):
-        assert list(fuzz.replay(target, inputs[begin : begin + target.batch])) == []
-    size = min(target.batch, INPUTS[name])
+    for begin in range(0, len(inputs), batch):
+        assert list(fuzz.replay(target, inputs[begin : begin + batch])) == []
+    size = min(batch, INPUTS[name])
     for number in range(INPUTS[name] // size):
         assert list(target.check(mutator.batch(number, size), number)) == []
 
@@ -65,7 +65,7 @@ def test_a_byte_written_before_a_column_is_seen() -> None:
 
 
 def test_a_reader_that_reads_otherwise_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    target = fuzz.TARGETS["binary"][1]()
+    target = fuzz.TARGETS["binary"].make()
     message = Messages.of(target.seeds()[:1])
     assert list(target.check(message, 0)) == []
     monkeypatch.setattr("benchmarks.fuzz_wire.read_binary", lambda *_: None)

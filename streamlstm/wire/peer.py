@@ -167,7 +167,7 @@ def decode_prediction(format: Format, message: Sequence[bytes]) -> Prediction:
         return Prediction(
             read.series, read.ts_ns, forecast, lower, upper, read.model, read.boot, read.seq
         )
-    except (msgspec.MsgspecError, ValueError, TypeError) as error:
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
         raise WireError(f"not a prediction in {format}: {error}") from error
 
 
