@@ -13,6 +13,7 @@ import logging
 import os
 import resource
 import time
+from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
 
@@ -80,12 +81,15 @@ class Ends:
             self.responder = Responder(self.context, curve=self._curve)
             sockets.append(self.responder.socket)
         self.doors = Doors(self.context, sockets)
-        self._most, self._closing = 0, False
+        self._closing = False
+        self._may_take: Callable[[], int] = lambda: 0
         self._wakeup, self._end = os.pipe()
         self._watcher = Thread(target=self._watch, name="doors", daemon=True)
 
-    def open(self, may_grow: int) -> None:
+    def open(self, may_grow: Callable[[], int]) -> None:
         """Open the endpoints; from now on the process may grow by so many bytes of its own.
+
+        They are asked for by another thread, again and again.
 
         Raises:
             TransportError: one is malformed, in use, or not this machine's.
@@ -99,7 +103,8 @@ class Ends:
             self.receiver.open(wire_in.bind, wire_in.connect)
         finally:
             os.umask(before)
-        self._most = memory_taken() + may_grow + self._config.security.max_held
+        before_peers = memory_taken() + self._config.security.max_held
+        self._may_take = lambda: before_peers + may_grow()
         self._watcher.start()
 
     def _watch(self) -> None:
@@ -107,23 +112,23 @@ class Ends:
         doors, most = self.doors, self._config.security.max_connections
         refused = ended = 0
         say = again = 0.0
-        limit = self._most
+        limit = 0
         while not self._closing:
             doors.wait(LOOK_EVERY, self._wakeup)
             doors.look(most)
             if self._curve.refresh():
                 _log.warning("all connections ended: a client's key was taken away")
                 doors.end_all()
-            now, taken = time.monotonic(), memory_taken()
-            if taken <= self._most:
-                limit = self._most
+            now, taken, may = time.monotonic(), memory_taken(), self._may_take()
+            if taken <= may:
+                limit = may
             else:
                 if taken > limit or now >= again:  # who comes again at once may not go on either
                     _log.error(
                         "all connections ended: the process has %d bytes, of %d that it may have;"
                         " where nobody means harm, raise security.max_held",
                         taken,
-                        self._most,
+                        may,
                     )
                     doors.end_all()
                     limit, again = taken, now + GRACE

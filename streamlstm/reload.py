@@ -33,6 +33,7 @@ class Reload:
     Attributes:
         due: when :meth:`advance` is to be called at the latest, seconds of the monotonic clock;
             where it waits for another thread, that one tells.
+        engine: that of the new model, once there is one, and else the one that serves.
     """
 
     def __init__(self, config: Config, kept: Kept, loop: Loop, tell: Callable[[], object]) -> None:
@@ -46,7 +47,7 @@ class Reload:
         """
         self._config, self._kept, self._loop, self._tell = config, kept, loop, tell
         self.due = math.inf
-        self._old = self._new = kept.engine
+        self._old = self.engine = kept.engine
         self._handover: Handover | None = None
         self._saving: Saving | None = None
         self._error: Exception | None = None
@@ -80,10 +81,11 @@ class Reload:
 
     def _advance(self) -> Handover | None:
         if self._error:
-            raise ReloadError(f"{self._error}") from self._error
+            why = str(self._error).partition("\n")[0]
+            raise ReloadError(why or repr(self._error)) from self._error
         if self._handover is None:
-            self._handover = Handover(self._old, self._new)
-        if self._new is self._old:
+            self._handover = Handover(self._old, self.engine)
+        if self.engine is self._old:
             return self._handover
         self._loop.handover = self._handover
         if not self._handover.done:
@@ -101,17 +103,17 @@ class Reload:
             if self._kept.saving:  # another is being written
                 return False
             handover.lost = False
-            self._saving = self._kept.begin_saving(self._new, self._tell)
+            self._saving = self._kept.begin_saving(self.engine, self._tell)
             if self._saving is None:
                 return True
-        left = sweep(self._new.series.copies.shadow)
+        left = sweep(self.engine.series.copies.shadow)
         if not self._saving.done():
             self.due = time.monotonic() + _PATIENCE[left]
             return False
         self._saving = None
         if handover.lost:  # since it began
             handover.prepare()
-            self._kept.save(self._new)
+            self._kept.save(self.engine)
         self._kept.saved()
         return True
 
@@ -122,7 +124,7 @@ class Reload:
             if model.id != self._old.model.id:
                 new = engine_of(self._config, model)
                 new.warm_up()
-                self._new = new
+                self.engine = new
         except Exception as error:
             self._error = error
         finally:

@@ -197,9 +197,7 @@ class Service:
                 "libzmq's functions were not found: messages pass one by one through pyzmq, at a"
                 " third of the speed; install pyzmq from a wheel"
             )
-        # memory is taken as series come, and again for a checkpoint and for another model
-        states = config.engine.max_series * sum(self.engine.bytes_per_series.values())
-        self.ends.open(3 * states)
+        self.ends.open(self._may_grow)
         self._heed_signals()
         self._describe()
         gc.collect()
@@ -416,6 +414,12 @@ class Service:
             wait_ns=1000 * config.engine.max_wait_us,
             spin_ns=1000 * config.service.busy_poll_us,
         )
+
+    def _may_grow(self) -> int:
+        """Bytes that are taken as series come, and again for a checkpoint, by whichever model."""
+        engines = [self.engine, *([self._reload.engine] if self._reload else [])]
+        each = sum(sum(engine.bytes_per_series.values()) for engine in engines)
+        return 2 * self.config.engine.max_series * each
 
     def _heed_signals(self) -> None:
         signal.set_wakeup_fd(self._sender.fileno())

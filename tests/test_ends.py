@@ -54,7 +54,7 @@ def test_where_too_much_is_held_all_are_ended_and_come_back(
     far.bind(LOCAL)
     there = far.get_string(zmq.LAST_ENDPOINT)
     ends = Ends(config(input__connect=there, security__max_held=1 << 20))
-    ends.open(may_grow=24)
+    ends.open(may_grow=lambda: 24)
     near = context.socket(zmq.SUB)
     near.subscribe(WELCOME)
     near.connect(ends.publisher.endpoints[0])
@@ -82,11 +82,11 @@ def test_an_endpoint_that_cannot_be_opened_leaves_the_umask(tmp_path: Path) -> N
     try:
         ends = Ends(config(output__bind="tcp://192.0.2.1:1"), umask=0o007)
         with pytest.raises(TransportError):
-            ends.open(0)
+            ends.open(lambda: 0)
         assert os.umask(0o027) == 0o027
         ends.close()
         ends = Ends(config(output__bind=f"ipc://{tmp_path}/out"), umask=0o007)
-        ends.open(0)
+        ends.open(lambda: 0)
         assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o770
         ends.close()
     finally:

@@ -188,6 +188,34 @@ def test_models_are_kept_as_long_as_what_is_of_them(tmp_path: Path) -> None:
     assert {path.stat().st_mode & 0o777 for path in (folder, *folder.iterdir())} == {0o700, 0o600}
 
 
+def test_where_its_first_checkpoint_is_damaged_the_model_before_it_leads_there(
+    tmp_path: Path,
+) -> None:
+    put(tmp_path, FIRST)
+    options = {"checkpoint.path": tmp_path / "state", "journal.durability": "strict"}
+    with running(tmp_path, **options) as daemon, Client(daemon) as client:
+        hours(client, 0, 6)
+        assert daemon.stop() == 0  # a checkpoint
+    with running(tmp_path, **options) as daemon:
+        with Client(daemon) as client:
+            hours(client, 6, 8)
+            put(tmp_path, WIDER)
+            reload(daemon)
+            hours(client, 8, 10)
+        daemon.process.kill()
+        daemon.wait()
+    data = bytearray((tmp_path / "state").read_bytes())
+    data[-9] ^= 1
+    (tmp_path / "state").write_bytes(data)
+    with running(tmp_path, **options) as daemon, Client(daemon) as client:
+        engine = Engine(FIRST, max_series=10, history=HISTORY)
+        for hour in range(10):
+            for name in NAMES:
+                forecast(engine, name, hour)
+        check(hours(client, 10, 12), inherited(engine, WIDER, 0, 10), 10, 10)
+        assert "checkpoint damaged" in daemon.log
+
+
 @pytest.mark.parametrize("next_one", [RETRAINED, WIDER], ids=["same shape", "other shape"])
 def test_no_tick_is_lost_and_each_series_goes_over_once(
     tmp_path: Path, options: dict[str, Any], next_one: Any
