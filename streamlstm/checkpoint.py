@@ -116,7 +116,7 @@ class Saving:
         self._total = rows * self._copies.row.itemsize
         self._header = _pack_header(engine, rows, journalled)
         self._error: OSError | None = None
-        self._stopped = threading.Event()
+        self._stopped, self._over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
         self._thread.start()
 
@@ -126,7 +126,7 @@ class Saving:
         Raises:
             OSError: it failed; the files before it are left as they were.
         """
-        if self._thread.is_alive():
+        if not self._over.is_set():
             return False
         self._thread.join()
         self._copies.end()
@@ -161,6 +161,7 @@ class Saving:
         except BaseException as error:  # never seen; but who waits for it is to know
             self._error = OSError(f"{self._path}: {error!r}")
         finally:
+            self._over.set()
             self._tell()
 
     def _write(self) -> None:

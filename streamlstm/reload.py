@@ -51,6 +51,7 @@ class Reload:
         self._handover: Handover | None = None
         self._saving: Saving | None = None
         self._error: Exception | None = None
+        self._opened = threading.Event()
         self._thread = threading.Thread(target=self._open, name="reload", daemon=True)
         self._thread.start()
 
@@ -62,7 +63,7 @@ class Reload:
         Raises:
             ReloadError: it cannot.
         """
-        if self._thread.is_alive():
+        if not self._opened.is_set():
             return None
         self._thread.join()
         try:
@@ -128,4 +129,5 @@ class Reload:
         except Exception as error:
             self._error = error
         finally:
+            self._opened.set()
             self._tell()
