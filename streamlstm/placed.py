@@ -33,11 +33,10 @@ _BYTE = ir.IntType(8)
 class Placed:
     """A named tuple, and where it lies in memory for compiled code."""
 
-    __slots__ = ("_memory", "_numba_type_", "_value", "address")
-
     def __init__(self, value: Any) -> None:
         """Write ``value`` down; it is kept alive as long as this is."""
         self._value = value
+        vars(self).update(value._asdict())  # found sooner than by asking `value`
         self._memory = np.zeros((), _layout(value))
         _write(self._memory, value)
         self.address = self._memory.ctypes.data
