@@ -4,6 +4,7 @@ libzmq limits the length of a frame, and the messages that wait, but neither the
 before its last one is there, nor a peer's subscriptions, nor connections. So a thread of its own
 counts connections as they come, and ends the latest beyond a limit, and all of them where the
 process has grown by more than its series account for: with a connection goes what it had held here.
+It also ends all where one client may connect no more, since libzmq does not say whose is which.
 """
 
 import contextlib
@@ -110,7 +111,9 @@ class Ends:
         while not self._closing:
             doors.wait(LOOK_EVERY, self._wakeup)
             doors.look(most)
-            self._curve.refresh()
+            if self._curve.refresh():
+                _log.warning("all connections ended: a client's key was taken away")
+                doors.end_all()
             now, taken = time.monotonic(), memory_taken()
             if taken <= self._most:
                 limit = self._most

@@ -36,16 +36,19 @@ from streamlstm.memory import (
     records,
 )
 from streamlstm.model import Model, ModelError, Spec
-from streamlstm.placed import address_of_placed, placed
+from streamlstm.placed import address_of_placed, placed, rewrite
 from streamlstm.policies import (
     AS_THEY_COME,
     CHANGES,
     DROPS,
+    MOMENT,
     SERIES_LIMIT,
     Clock,
     Counts,
     Policies,
+    Rules,
     fault,
+    fault_of_first,
     is_message,
     rules_of,
 )
@@ -63,15 +66,19 @@ from streamlstm.ticks import (
     first,
     rows_of,
 )
-from streamlstm.work import COUNT, FAULTY, Batch, Given, Latest, Schedule, Work
+from streamlstm.work import COUNT, FAULTY, Batch, Given, Latest, Recent, Schedule, Work
 
 BACKENDS = ("cpu", "cuda", "auto")
+HISTORY = 32
+"""Ticks kept of each series, unless it is said how many."""
 AHEAD = 16
 """Series whose records are on their way to the cache while one is worked on."""
 
 UNKNOWN, MESSAGE, UNFIT = -1, -2, -3
 """What :func:`meet` finds instead of a slot: a series to be begun; none, and none is to be, since
 the tick is but a message to end or reset it; a tick to be dropped, or below for further reasons."""
+FIRST = UNFIT - len(DROPS)
+"""Or below for further reasons: a tick to be dropped unless its series has begun before it."""
 
 
 class Engine:
@@ -97,12 +104,14 @@ class Engine:
         ordered: bool = False,
         evict: bool = False,
         keep_latest: bool = False,
+        history: int = HISTORY,
         policies: Policies = AS_THEY_COME,
     ) -> None:
         """Open ``model``: its golden trajectory is repeated on the backend.
 
         ``ordered`` and ``evict`` are as for :class:`streamlstm.series.Series`. With
-        ``keep_latest``, the latest prediction of each series is part of its state.
+        ``keep_latest``, the latest prediction of each series is part of its state, and so are its
+        latest ``history`` ticks.
 
         Raises:
             ModelError: the golden deviates, or ``max_series`` series do not fit in memory.
@@ -112,10 +121,11 @@ class Engine:
         self.backend, self.backend_reason, self.kernels = open_backend(backend)
         self.model = model
         self.max_batch, self.coverage, self.policies = max_batch, coverage, policies
+        self.history = history
         spec = model.spec
         bands = intervals.plan(spec.horizon, spec.targets, coverage, model.errors)
         latest = latest_fields(spec)
-        fields = state_fields(spec, bands, keep_latest)
+        fields = state_fields(spec, bands, keep_latest, history)
         network = network_of(spec, model.weights)
         self.bytes_per_series = {"recurrent": self.kernels.bytes_per_series(network)}
         self.bytes_per_series |= bytes_per_series(fields, max_series, max_key)
@@ -124,7 +134,7 @@ class Engine:
         self.series = Series(fields, max_series, max_key, ordered=ordered, evict=evict)
         self.buffers = self.kernels.allocate(network, max_series, threads or None)
         kept = self.series.state if keep_latest else records(latest, 1)
-        state, rules = self.series.state, rules_of(policies)
+        state = self.series.state
         recurrent, unbounded = self.kernels.host_records(self.buffers), can_diverge(spec)
         on_device = not len(recurrent)
         self._look = unbounded and on_device
@@ -132,7 +142,7 @@ class Engine:
             Work(
                 features.plan(spec),
                 bands,
-                rules._replace(one_by_one=rules.one_by_one or self._look),
+                self._rules,
                 self.series.index,
                 Clock(*(state[name] for name in Clock._fields)),
                 features.Memory(*(state[name] for name in features.Memory._fields)),
@@ -140,6 +150,7 @@ class Engine:
                 state["seq"],
                 Latest(keep_latest, *(kept[name] for name in latest)),
                 state["expected"],
+                Recent(*(state[name] for name in Recent._fields)),
                 recurrent,
                 unbounded and not on_device,
                 features.Rows.empty(spec, max_batch),
@@ -175,6 +186,16 @@ class Engine:
             self.code = address_of(kernel, 0, *rows, self.work.outputs, self.stages)
 
     @property
+    def _rules(self) -> Rules:
+        rules = rules_of(self.policies)
+        return rules._replace(one_by_one=rules.one_by_one or self._look)
+
+    def judge_by(self, policies: Policies) -> None:
+        """Judge ticks by other policies from here on; what the series are by now stays as it is."""
+        self.policies = policies
+        rewrite(self.work, rules=self._rules)
+
+    @property
     def drops(self) -> dict[str, int]:
         """Ticks dropped since the engine was opened, by reason."""
         return dict(zip(DROPS, self.work.counts.drops.tolist(), strict=True))
@@ -188,6 +209,11 @@ class Engine:
     def gaps(self) -> int:
         """Ticks that came after at least one was missed."""
         return int(self.work.counts.gaps[0])
+
+    @property
+    def heard(self) -> int:
+        """When the latest tick came that one of its series took, ns since the epoch; 0: none."""
+        return int(self.series.state["heard"][self.series.slots].max(initial=0))
 
     @property
     def quarantined(self) -> int:
@@ -208,9 +234,9 @@ class Engine:
     def place(self, arrivals: Arrivals) -> Ticks:
         """Find the series of each of at most ``max_batch`` ticks, or begin it.
 
-        A tick that no series could take is dropped, and begins none; so is one for whose series
-        there is no room. What is returned is valid until the next call, before which it is to be
-        stepped.
+        A tick that no series could take, or begin with, is dropped, and begins none; so is one for
+        whose series there is no room. What is returned is valid until the next call, before which
+        it is to be stepped.
         """
         self.close()
         self._moment += 1
@@ -253,20 +279,63 @@ class Engine:
         self.series.set_records(slots, records)
         self.kernels.from_host(self.buffers, slots, recurrent)
 
-    def bring_back(
-        self, key: bytes, records: NDArray[np.uint8], recurrent: NDArray[np.float32], now: int
-    ) -> bool:
-        """Give a slot to a key that has none, with what :meth:`records` gave, rows of one.
+    @property
+    def layout(self) -> tuple[object, ...]:
+        """What a state is of: another engine's can be taken over where this is the same."""
+        spec, state = self.model.spec, self.series.state
+        fields = [(name, array.dtype.str, array.shape[1:]) for name, array in state.items()]
+        grid = spec.step_ns, spec.season, spec.scaling.kind
+        recurrent = spec.cell, spec.layers, spec.hidden, spec.window, self.work.told.shape[1]
+        return self.coverage, *grid, *recurrent, *fields
 
-        False where no slot is free. ``now`` is the moment of its tick, as for :func:`place`.
+    def recent(self, slots: NDArray[np.int32]) -> Ticks:
+        """The latest ticks of some series, one series after the other, each in order of time."""
+        kept, count = self.work.recent.recent[slots], self.work.recent.recent_count[slots]
+        many = np.minimum(count, self.history)
+        rank = np.arange(self.history)
+        which, back = np.nonzero(rank < many[:, None])
+        rows = kept[which, (count[which] - many[which] + back) % max(1, self.history)]
+        values = np.ascontiguousarray(rows[:, 1:]).view(np.float64)
+        return Ticks(slots[which], rows[:, 0].copy(), values, np.full(len(which), WARM))
+
+    def begin_with(
+        self,
+        slots: NDArray[np.int32],
+        seq: NDArray[np.int64],
+        heard: NDArray[np.int64],
+        ticks: Ticks,
+    ) -> None:
+        """Move series just begun by their latest ticks, which another engine took before.
+
+        Args:
+            slots: (n,) theirs.
+            seq: (n,) predictions made of each.
+            heard: (n,) when its latest tick came, ns since the epoch.
+            ticks: as :meth:`recent` gives them.
+        """
+        counted = [count.copy() for count in self.work.counts]
+        for begin in range(0, len(ticks.slot), self.max_batch):
+            self.step(rows_of(ticks, begin, begin + self.max_batch), MOMENT)
+        self.work.seq[slots], self.work.clock.heard[slots] = seq, heard
+        for count, before in zip(self.work.counts, counted, strict=True):
+            count[:] = before
+
+    def bring_back(self, key: bytes, now: int) -> NDArray[np.int32] | None:
+        """Give a slot, (1,), to a key that has none, whose series comes back.
+
+        Its state is to follow, and then :meth:`tell_state`. None where no slot is free. ``now`` is
+        the moment of its tick, as for :func:`place`.
         """
         if self.series.active == self.series.capacity:
-            return False
-        slots = self.series.lookup(Keys.of([key]))
-        self.series.come_back(slots, now)
-        self.set_records(slots, records, recurrent)
-        self.work.told[slots] = recurrent.reshape(1, -1)
-        return True
+            return None
+        slot = self.series.lookup(Keys.of([key]))
+        self.series.come_back(slot, now)
+        return slot
+
+    def tell_state(self, slots: NDArray[np.int32]) -> None:
+        """Let the journal know what the kernels keep of series that came back."""
+        recurrent = self.kernels.to_host(self.buffers, slots)
+        self.work.told[slots] = recurrent.reshape(len(slots), -1)
 
     def step(self, ticks: Ticks, now: int) -> Forecasts:
         """Move each series by its ticks, in order of arrival, and forecast.
@@ -339,7 +408,9 @@ def open_backend(name: str) -> tuple[str, str, ModuleType]:
     return ("cpu", f"no usable GPU ({reason})", cpu) if reason else ("cuda", "a GPU is there", cuda)
 
 
-def state_fields(spec: Spec, bands: intervals.Plan, keep_latest: bool = False) -> Fields:
+def state_fields(
+    spec: Spec, bands: intervals.Plan, keep_latest: bool = False, history: int = HISTORY
+) -> Fields:
     """The one table of what a series keeps, but for its recurrent state, which is the kernels'."""
     return {
         "rank": (np.int32, ()),
@@ -353,6 +424,8 @@ def state_fields(spec: Spec, bands: intervals.Plan, keep_latest: bool = False) -
         **features.memory_fields(spec),
         **intervals.bands_fields(bands),
         "expected": (np.float64, (spec.inputs,)),
+        "recent_count": (np.int64, ()),
+        "recent": (np.int64, (history, 1 + spec.inputs)),
     }
 
 
@@ -406,10 +479,11 @@ def meet(work: Work, arrivals: Arrivals, now: int) -> int:
             touch(work.slots, slot, now)
         elif message:
             slot = MESSAGE
-        elif reason >= 0:
-            slot = UNFIT - reason
         else:
-            slot, unknown = UNKNOWN, unknown + 1
+            if reason < 0:
+                now_ns = arrivals.now
+                reason = fault_of_first(work.rules, arrivals.values, i, arrivals.ts[i], now_ns)
+            slot, unknown = (UNKNOWN, unknown + 1) if reason < 0 else (FIRST - reason, unknown)
         work.found[i] = slot
     return unknown
 
@@ -425,11 +499,18 @@ def place(work: Work, arrivals: Arrivals, ticks: Ticks, at: int, now: int, oldes
     meet(work, arrivals, now)
     for i in range(len(arrivals.ts)):
         slot = int(work.found[i])
-        if slot == UNKNOWN:
+        if slot < 0 and not FIRST < slot <= UNFIT:
             key, length = data + keys.begin[i], keys.end[i] - keys.begin[i]
-            slot = find(work.slots, work.hashes[i], key, length, now, oldest)
-            if slot < 0:
-                slot = UNFIT - SERIES_LIMIT
+            if slot == UNKNOWN:
+                slot = find(work.slots, work.hashes[i], key, length, now, oldest)
+                if slot < 0:
+                    slot = UNFIT - SERIES_LIMIT
+            else:
+                begun = seek(work.slots, work.hashes[i], key, length)  # by one before it
+                if begun >= 0:
+                    slot = begun
+                elif slot <= FIRST:
+                    slot += len(DROPS)
         if slot < 0:
             if slot <= UNFIT:
                 work.counts.drops[UNFIT - slot] += 1
@@ -514,6 +595,7 @@ def _forecast(work: Work, given: Given, start: int, stop: int) -> None:
             forecasts.seq[i] = seq[slot]
         for k in range(ticks.values.shape[1]):
             work.expected[slot, k] = point[i, 0, k] if k < targets else ticks.values[i, k]
+        _remember(work.recent, slot, ticks.ts[i], given.observed, i, warm)
         intervals.surround(
             work.intervals,
             work.bands,
@@ -535,3 +617,20 @@ def _forecast(work: Work, given: Given, start: int, stop: int) -> None:
             to += slot * latest.latest.strides[0]
             copy(to, point.ctypes.data + i * length, length)
             copy(to + length, forecasts.quantiles.ctypes.data + 2 * i * length, 2 * length)
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _remember(
+    recent: Recent, slot: int, ts: int, observed: NDArray[np.float64], tick: int, warm: bool
+) -> None:
+    """Keep a tick among the latest of its series; a grid point that only fills a gap is none."""
+    history, missing = recent.recent.shape[1], 0
+    for k in range(observed.shape[1]):
+        missing += np.isnan(observed[tick, k])
+    if history == 0 or (warm and missing == observed.shape[1]):
+        return
+    at = recent.recent_count[slot] % history
+    recent.recent[slot, at, 0] = ts
+    for k in range(observed.shape[1]):
+        recent.recent[slot, at, 1 + k] = np.float64(observed[tick, k]).view(np.int64)
+    recent.recent_count[slot] += 1

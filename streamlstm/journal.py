@@ -7,6 +7,7 @@
 import contextlib
 import errno
 import fcntl
+import math
 import os
 import secrets
 import threading
@@ -18,6 +19,7 @@ from numba import njit, types
 from numpy.typing import NDArray
 
 from streamlstm.events import BACK, CHANGED, CREATE, EVICT, GONE, NEW, UNPARK, Events, told
+from streamlstm.files import sync_folder
 from streamlstm.hashing import siphash
 from streamlstm.memory import copy, load_u32, store_u8, store_u16, store_u32, store_u64
 from streamlstm.placed import placed
@@ -30,12 +32,14 @@ from streamlstm.segments import (
     MAGIC,
     ORDER,
     PAGE,
+    POLICIES,
     JournalError,
     checksum,
     end_of,
     error_at,
     files_in,
     first_of,
+    needed,
     size_of_entry,
 )
 from streamlstm.ticks import Ticks, rows_of
@@ -60,12 +64,13 @@ FULL = -1
     _LEAVE,  # a number, where this segment is to be left: what lies there could not be synced
     _BROKEN,  # a number, where not all below it could be synced and forgetting it is the mend
     _SUSPENDED,  # 1: nothing is written
+    _ALONE,  # 1: the thread has ended, and nothing can be appended. By Journal.
     BYTES,
     SYNCS,
     SYNC_ERRORS,
     MISSED,  # ticks that were not written while it was suspended
     _COUNTERS,
-) = range(17)
+) = range(18)
 
 
 class Log(NamedTuple):
@@ -105,6 +110,12 @@ class Journal:
     pages away (Rebello et al. 2020, "Can applications recover from fsync failures?"). Appending
     goes on in the next segment, but ``synced`` stands still, and :func:`commit` returns EIO, until
     :meth:`forget` is told that nobody needs those entries any more.
+
+    Where the thread meets what it does not expect it ends, and :func:`append` returns EIO until
+    :meth:`roll` begins another.
+
+    Attributes:
+        problem: what the thread ended by, for the log.
     """
 
     def __init__(
@@ -115,6 +126,7 @@ class Journal:
         max_batch: int,
         max_key: int,
         model: str,
+        policies: str = "",
         durability: Durability,
         fsync_interval: float = 0.1,
         segment_bytes: int = 64 << 20,
@@ -132,6 +144,7 @@ class Journal:
             max_batch: most ticks in one :func:`append`.
             max_key: longest name, bytes.
             model: its id.
+            policies: of the engine, as text.
             durability: ``strict`` or ``interval``.
             fsync_interval: seconds.
             segment_bytes: of each; more where one entry needs more.
@@ -140,14 +153,15 @@ class Journal:
 
         Raises:
             JournalError: the folder cannot be written to, is in use, or the disk is full.
-            ValueError: the model's id is too long, or there is to be no journal.
+            ValueError: the model's id or the policies are too long, or there is to be no journal.
         """
-        if durability == "off" or len(model.encode()) > ID:
-            raise ValueError(f"no journal with durability {durability!r}, model {model!r}")
+        if durability == "off" or len(model.encode()) > ID or len(policies.encode()) > POLICIES:
+            raise ValueError(f"no journal with {durability = }, {model = }, {policies = }")
         told = 11 + max_key
-        longest = HEAD + max_batch * (13 + 8 * inputs + told) + told + state_bytes + 8
+        self._but_for_states = HEAD + max_batch * (13 + 8 * inputs + told) + told + 8
+        longest = self._but_for_states + state_bytes
         size = -(-max(segment_bytes, HEADER + longest) // PAGE) * PAGE
-        self.folder, self._inputs, self._model = folder, inputs, model
+        self.folder, self._inputs, self.model, self._policies = folder, inputs, model, policies
         self._lock, self._over = threading.Lock(), threading.Event()
         state, seeds = np.zeros(_COUNTERS, np.int64), np.zeros(4, np.uint64)
         state[_NUMBER] = state[_FIRST] = first
@@ -167,10 +181,8 @@ class Journal:
                 mend = "see to it that this user may write there"
                 raise error_at(folder, error.errno, f"{error.strerror}", mend) from error
             raise
-        self._thread = threading.Thread(
-            target=self._tend, args=(fsync_interval,), name="journal", daemon=True
-        )
-        self._thread.start()
+        self._interval, self.problem = fsync_interval, ""
+        self._begin()
 
     @property
     def number(self) -> int:
@@ -183,7 +195,7 @@ class Journal:
         return int(self.log.state[_SYNCED])
 
     def roll(self) -> None:
-        """See to it that the next segment is there, for :func:`append` to go on in.
+        """See to it that the next segment is there, for :func:`append` to go on in, and the thread.
 
         Raises:
             JournalError: the disk is full, say; it can be tried again.
@@ -191,6 +203,17 @@ class Journal:
         with self._lock:
             self._retire()
             self._prepare()
+        if self.log.state[_ALONE]:
+            self._thread.join()
+            self._begin()
+
+    def adopt(self, model: str, state_bytes: int) -> None:
+        """Another model steps what is appended from now on; ``log`` may be another one then."""
+        self.model = model
+        longest = self._but_for_states + state_bytes
+        if longest > len(self.log.buffer):
+            size = max(self.log.size, -(-(HEADER + longest) // PAGE) * PAGE)
+            self.log = self.log._replace(buffer=np.zeros(longest, np.uint8), size=size)
 
     @property
     def suspended(self) -> bool:
@@ -222,8 +245,11 @@ class Journal:
         if self.synced < self.number - 1:
             raise error_at(self.folder, errno.EIO, "not all is on disk", "look after the disk")
 
-    def forget(self, before: int) -> int:
+    def forget(self, before: int, until: float = math.inf) -> int:
         """Delete segments of which every entry is below this number; bytes freed.
+
+        Those that were written to after ``until``, seconds since the epoch, stay, and what follows
+        them.
 
         Raises:
             JournalError: a file cannot be deleted.
@@ -235,12 +261,15 @@ class Journal:
                 state[_BROKEN], state[_SYNCED] = 0, max(state[_SYNCED], before - 1)
         older = [path for path in files_in(self.folder) if int(path.stem) <= state[_SEGMENT]]
         firsts = [first_of(path) for path in older[:-1]] + [int(state[_FIRST])]
-        needed = max((k for k, first in enumerate(firsts) if 0 < first <= before), default=0)
         freed = 0
-        for path in older[:needed]:  # the oldest first: what a crash leaves has no gap
+        # the oldest first: what a crash leaves has no gap
+        for path in older[: needed(firsts, before)]:
             try:
-                freed += path.stat().st_size
+                file = path.stat()
+                if file.st_mtime > until:
+                    break
                 path.unlink()
+                freed += file.st_size
             except OSError as error:
                 raise error_at(path, error.errno, "cannot be deleted", "look after it") from error
         return freed
@@ -268,17 +297,29 @@ class Journal:
 
     # --- the thread, and what it shares with roll, sync and forget: all hold the lock ---
 
-    def _tend(self, interval: float) -> None:
+    def _begin(self) -> None:
+        self.log.state[_ALONE] = 0
+        self._thread = threading.Thread(target=self._tend, name="journal", daemon=True)
+        self._thread.start()
+
+    def _tend(self) -> None:
+        try:
+            while not self._over.wait(self._interval):
+                self._look()
+        except BaseException as error:  # never seen; but who appends is to know
+            self.problem = repr(error)
+            self.log.state[_ALONE] = 1
+
+    def _look(self) -> None:
         state = self.log.state
-        while not self._over.wait(interval):
-            with self._lock:
-                if self.log.strict:
-                    self._retire()
-                else:
-                    self._sync()
-                if 2 * state[_AT] > self.log.size or state[_LEAVE]:
-                    with contextlib.suppress(JournalError):
-                        self._prepare()
+        with self._lock:
+            if self.log.strict:
+                self._retire()
+            else:
+                self._sync()
+            if 2 * state[_AT] > self.log.size or state[_LEAVE]:
+                with contextlib.suppress(JournalError):
+                    self._prepare()
 
     def _sync(self) -> None:
         """Sync what was appended until now, in whichever segment."""
@@ -300,8 +341,8 @@ class Journal:
         if (descriptor := int(state[_RETIRED])) >= 0:
             if not self.log.strict and not self._synced(descriptor):
                 state[_BROKEN] = max(state[_BROKEN], state[_FIRST])
+            state[_RETIRED] = -1  # first: whatever close says, it is not to be closed again
             os.close(descriptor)
-            state[_RETIRED] = -1
 
     def _synced(self, descriptor: int) -> bool:
         try:
@@ -330,10 +371,11 @@ class Journal:
 
     def _create(self, segment: int, first: int) -> tuple[int, NDArray[np.uint64]]:
         """A segment on disk, ready to be written to: its descriptor and seed."""
-        path, model = self._path(segment), self._model.encode()
+        path, model = self._path(segment), self.model.encode()
         seed = (secrets.randbits(64), secrets.randbits(64))
+        said = model, self._policies.encode()
         head = np.array(
-            (MAGIC, FORMAT, ORDER, self._inputs, len(model), first, seed, model, 0),
+            (MAGIC, FORMAT, ORDER, self._inputs, len(model), first, seed, *said, 0),
             HEAD_OF_SEGMENT,
         )
         head["checksum"] = checksum(head)
@@ -360,7 +402,7 @@ def _open_folder(folder: Path) -> int:
         missing = [each for each in folder.parents if not each.exists()]
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for each in (folder, *missing):
-            _sync_folder(each.parent)
+            sync_folder(each.parent)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         mend = "choose a folder that this user may write to"
@@ -374,25 +416,23 @@ def _open_folder(folder: Path) -> int:
     return descriptor
 
 
-def _sync_folder(folder: Path) -> None:
-    """Have the names in it on disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _tidy(folder: Path) -> int:
-    """Sync older segments, give back what they never used; number of the last one, 0 if none."""
-    last = 0
-    for path in files_in(folder):
+    """Sync older segments, give back what they never used; number of the last one, 0 if none.
+
+    Only the last three may need it: the one that was prepared, the one written to, and the one
+    before. Those older were full and on disk before that was begun.
+    """
+    files = files_in(folder)
+    last = int(files[-4].stem) if len(files) > 3 else 0
+    for path in files[-3:]:
         end = end_of(path)
         if not end:
             path.unlink()
             continue
         with open(path, "r+b") as file:
-            file.truncate(-(-end // PAGE) * PAGE)
+            size = -(-end // PAGE) * PAGE
+            if os.fstat(file.fileno()).st_size > size:  # or else the file would be as of today
+                file.truncate(size)
             os.fsync(file)
         last = int(path.stem)
     return last
@@ -426,7 +466,7 @@ def append(log: Log, ticks: Ticks, events: Events, now: int) -> int:
 
     Returns:
         0, ``FULL``, or an error number: EMSGSIZE where there are more ticks, longer names or larger
-        states than were said, ENOSPC where the disk is full.
+        states than were said, ENOSPC where the disk is full, EIO where the thread has ended.
     """
     if log.state[_FD] < 0:
         told(events.changes)
@@ -435,6 +475,8 @@ def append(log: Log, ticks: Ticks, events: Events, now: int) -> int:
         log.state[MISSED] += len(ticks.ts)
         told(events.changes)
         return 0
+    if log.state[_ALONE]:
+        return _EIO
     room = len(log.buffer) - 8
     rest = room - size_of_entry(len(ticks.ts), log.inputs, 0, 0)
     if ticks.values.shape[1] != log.inputs or rest < 0:

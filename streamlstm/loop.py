@@ -23,6 +23,7 @@ from streamlstm import metrics, transport
 from streamlstm.backlog import BLOCK, Backlog, Queue, add, make_room
 from streamlstm.copy_on_write import BEHIND, MORE, sweep
 from streamlstm.engine import Engine, events, place
+from streamlstm.handover import Handover
 from streamlstm.index import CLOSING, IDLE, WAITING, approach, close, seek
 from streamlstm.journal import FULL, Log, append, commit, nowhere
 from streamlstm.kernels.cell import Stages
@@ -131,7 +132,8 @@ class Loop:
         self._log = log or nowhere()
         self._parking, self._idle_ns = parking, round(1e9 * idle_timeout)
         self._begun = time.monotonic_ns()
-        engine.series.arrange()
+        self.handover: Handover | None = None
+        """to be kept up to date, if there is one; what serves is Python then"""
         self._values, self._wait_ns, self._spin_ns = values, wait_ns, spin_ns
         waited_for = (receiver.socket, publisher.socket, *others)
         self._items = transport.poll_items(*waited_for)
@@ -210,7 +212,7 @@ class Loop:
             zmq.ZMQError: a socket failed.
             JournalError: as :meth:`step`.
         """
-        if self._way is None:
+        if self._way is None or self.handover:
             return self._run(until)
         why, count, taken = _run(self._way, until)
         if why < 0:
@@ -268,9 +270,13 @@ class Loop:
         """
         ticks, taken = self.pending.first()
         begun, now = time.monotonic_ns(), max(time.time_ns(), int(self.decoder.latest_arrival[0]))
+        if self.handover:
+            self.handover.prepare()
         self._heed(_record(self._log, self.engine.work, ticks, now))
         self.pending.drop(len(ticks.ts))
         forecasts = self.engine.step(ticks, now)
+        if self.handover:
+            self.handover.follow(ticks, now)
         self._heed(commit(self._log))
         stepped, encoding = time.monotonic_ns(), 0
         for encoder in self.encoders:
@@ -397,7 +403,11 @@ def _take(way: Way, count: int) -> bool:
         end = min(rows, begin + queue.batch)
         keys = Keys(messages.data, columns.begin[begin:end], columns.end[begin:end])
         arrivals = Arrivals(
-            keys, columns.ts[begin:end], columns.values[begin:end], columns.flags[begin:end]
+            keys,
+            columns.ts[begin:end],
+            columns.values[begin:end],
+            columns.flags[begin:end],
+            max(arrived, way.latest_arrival[0]),
         )
         oldest = _oldest(queue, begun)
         add(queue, place(way.work, arrivals, queue.ticks, make_room(queue), begun, oldest), begun)

@@ -5,9 +5,10 @@ lies, at each call and at each use, and compiling that takes longer than all els
 :func:`placed` is written down in memory once; compiled code is given the address, and loads what it
 asks for, where it asks. In Python it is what it was before.
 
-What is written down never changes; the arrays' elements do.
+What is written down changes between two calls at most (:func:`rewrite`); the arrays' elements do.
 """
 
+from collections.abc import Iterator
 from typing import Any, TypeVar, cast
 from zlib import crc32
 
@@ -45,6 +46,9 @@ class Placed:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._value, name)
 
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._value)
+
 
 def placed(value: T) -> T:
     """The same named tuple for Python; compiled functions take it by address.
@@ -57,6 +61,14 @@ def placed(value: T) -> T:
 def address_of_placed(value: Any) -> int:
     """Where a named tuple lies that is :func:`placed`."""
     return cast(Placed, value).address
+
+
+def rewrite(value: Any, **fields: Any) -> None:
+    """Put others in the place of some members; only while no compiled code is at work on it."""
+    at = cast(Placed, value)
+    for name, member in fields.items():
+        _write(at._memory[f"{at._value._fields.index(name)}"], member)
+    at._value = at._value._replace(**fields)
 
 
 def _layout(value: Any) -> np.dtype[Any]:

@@ -8,6 +8,7 @@ does (Salinas et al. 2020); of an input that is no target it is the latest one. 
 as any value does, but teaches its interval nothing.
 """
 
+import json
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -72,6 +73,24 @@ class Policies(NamedTuple):
     are taken as they are until one is none"""
     max_ahead: float = 0.0
     """seconds after its arrival that a tick may be dated; 0: any. Others are dropped"""
+
+    def to_text(self) -> str:
+        """All of it, for :meth:`from_text`."""
+        return json.dumps(self._asdict(), separators=(",", ":"))
+
+    @classmethod
+    def from_text(cls, text: str) -> "Policies":
+        """What :meth:`to_text` gave.
+
+        Raises:
+            ValueError: it is of another version.
+        """
+        try:
+            policies = cls(**json.loads(text))
+            rules_of(policies)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"unknown policies: {text}") from error
+        return policies
 
 
 AS_THEY_COME = Policies()
@@ -144,7 +163,7 @@ def rules_of(policies: Policies) -> Rules:
         gap,
         policies.max_missing,
         missing,
-        policies.outlier_sigma,
+        float(policies.outlier_sigma),
         ("accept", "clip", "drop").index(policies.outlier),
         _ns(policies.max_ahead),
         max_gap < _NEVER or missing or policies.outlier_sigma > 0,
@@ -168,6 +187,17 @@ def fault(rules: Rules, values: NDArray[np.float64], tick: int, ts: int) -> int:
         if abs(values[tick, k]) > LIMIT and np.isfinite(values[tick, k]):
             return OUT_OF_RANGE
     return -1 if -MOMENT < ts < MOMENT else OUT_OF_RANGE
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def fault_of_first(rules: Rules, values: NDArray[np.float64], tick: int, ts: int, now: int) -> int:
+    """The reason for which no series can begin with this tick, that came at ``now``; -1: none."""
+    if ts - now > rules.max_ahead:
+        return FUTURE
+    for k in range(values.shape[1]):
+        if not np.isfinite(values[tick, k]):
+            return NONFINITE
+    return -1
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)

@@ -9,6 +9,7 @@ from streamlstm.engine import Engine
 from streamlstm.events import CREATE, EVICT, UNPARK, Event
 from streamlstm.index import STARTED
 from streamlstm.parking import Parking
+from streamlstm.policies import Policies
 from streamlstm.segments import Found, JournalError, read
 from streamlstm.ticks import Forecasts, rows_of
 
@@ -22,25 +23,32 @@ def replay(
 ) -> Found:
     """Step all that the journal in ``folder`` has above number ``after``; publish nothing.
 
-    Neither does it count: what the engine drops was counted when it came first. ``last`` of what is
-    returned is ``after`` where there was nothing to be read. Series that were parked are not parked
-    once more, and those that came back bring their state along in the journal; out of ``parking``
-    go those that ended since. ``made`` is given the forecasts of each step, valid until it returns.
+    Whichever model stepped them then: ticks are raw. Neither does it count: what the engine drops
+    was counted when it came first. Ticks are judged by the policies of their day, where the journal
+    says them, not by the engine's. ``last`` of what is returned is ``after`` where there was
+    nothing to be read. Series that were parked are not parked once more, and those that came back
+    bring their state along in the journal; out of ``parking`` go those that ended since. ``made``
+    is given the forecasts of each step, valid until it returns.
 
     Raises:
-        JournalError: it is damaged, of another model, or has more series than there is room for.
+        JournalError: it is damaged, of ticks of another kind, or has more series than there is
+            room for.
     """
     found = Found(last=after)
     counts = *engine.work.counts, engine.series.index.counts[STARTED:]
     before = [kept.copy() for kept in counts]
     ended: dict[bytes, int] = {}
+    asked, judged_by = engine.policies, ""
     for entry in read(folder, after, found):
-        if entry.model != engine.model.id:
-            raise _refused(folder, f"of model {entry.model}, this is {engine.model.id}")
         if entry.ticks.values.shape[1] != engine.model.spec.inputs:
             raise _refused(folder, "of another number of inputs")
+        if entry.policies and entry.policies != judged_by:
+            _judge_by(engine, folder, entry.policies)
+            judged_by = entry.policies
         for event in entry.events:
             _apply(engine, folder, event, ended)
+        if not (entry.ticks.slot.view(np.uint32) < engine.series.capacity).all():
+            raise _refused(folder, f"of more than max_series = {engine.series.capacity} series")
         for begin in range(0, len(entry.ticks.slot), engine.max_batch):
             ticks = rows_of(entry.ticks, begin, begin + engine.max_batch)
             forecasts = engine.step(ticks, entry.now)
@@ -48,11 +56,20 @@ def replay(
                 made(forecasts)
             slots = engine.take_ended()
             ended |= zip(engine.series.keys(slots), slots.tolist(), strict=True)
+    if judged_by:
+        engine.judge_by(asked)
     _end(engine, ended, parking)
     for kept, counted in zip(counts, before, strict=True):
         kept[:] = counted
     engine.series.arrange()
     return found
+
+
+def _judge_by(engine: Engine, folder: Path, policies: str) -> None:
+    try:
+        engine.judge_by(Policies.from_text(policies))
+    except ValueError as error:
+        raise _refused(folder, "of a version with other policies") from error
 
 
 def _apply(engine: Engine, folder: Path, event: Event, ended: dict[bytes, int]) -> None:

@@ -167,17 +167,20 @@ class Curve:
         else:
             socket.curve_server = False  # and no client either: no CURVE
 
-    def refresh(self) -> None:
+    def refresh(self) -> bool:
         """Look whether files were put into the folder of clients, or taken from it.
 
-        Those taken away keep the connections that they have.
+        True where one was taken: it has its connections still, which nobody can tell apart.
         """
         if self._authenticator and self._clients:
             with contextlib.suppress(OSError):
                 changed = self._clients.stat().st_mtime_ns
                 if changed != self._seen:
-                    self._seen = changed
+                    self._seen, certs = changed, self._authenticator.certs
+                    before = certs.get(_DOMAIN, {})
                     self._authenticator.configure_curve(_DOMAIN, self._clients)
+                    return bool(before.keys() - certs[_DOMAIN].keys())
+        return False
 
     def close(self) -> None:
         """Decide of nobody any more; before the context ends."""
@@ -204,7 +207,9 @@ class Doors:
         """
         self.refused = self.ended = 0
         self._sockets = [*sockets]
-        self._inside: dict[int, bool] = {}  # by file descriptor, in their order: whether they came
+        # by socket and file descriptor, in their order: whether they came. What sockets tell is not
+        # in one order: a descriptor may be another's before it is heard that it was closed
+        self._inside: dict[tuple[int, int], bool] = {}
         self._told: list[zmq.Socket[bytes]] = []
         for number, each in enumerate(self._sockets):
             endpoint = f"inproc://doors-{id(self)}-{number}"
@@ -223,10 +228,10 @@ class Doors:
 
     def look(self, most: int) -> None:
         """Count what was told; end the latest connections where more than ``most`` came."""
-        for told in self._told:
+        for number, told in enumerate(self._told):
             with contextlib.suppress(zmq.Again):
                 while True:
-                    self._hear(*_EVENT.unpack(told.recv_multipart(zmq.NOBLOCK)[0]))
+                    self._hear(number, *_EVENT.unpack(told.recv_multipart(zmq.NOBLOCK)[0]))
         for connection in [each for each, came in self._inside.items() if came][most:]:
             self._end(connection)
 
@@ -235,21 +240,22 @@ class Doors:
         for connection in [*self._inside]:
             self._end(connection)
 
-    def _end(self, connection: int) -> None:
+    def _end(self, connection: tuple[int, int]) -> None:
         del self._inside[connection]
         self.ended += 1
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection)) as peer:
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection[1])) as peer:
             # libzmq sees the end, lets go of what it had for them, and closes, by a reset: who
             # waits for room to send more would not hear of it otherwise
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             peer.shutdown(socket.SHUT_RDWR)
 
-    def _hear(self, event: int, value: int) -> None:
+    def _hear(self, number: int, event: int, value: int) -> None:
+        connection = number, value
         if event & _COME:
-            self._inside.pop(value, None)  # what was there before has left, whatever we heard
-            self._inside[value] = event == zmq.EVENT_ACCEPTED
+            self._inside.pop(connection, None)  # what was there before has left, whatever we heard
+            self._inside[connection] = event == zmq.EVENT_ACCEPTED
         elif event == zmq.EVENT_DISCONNECTED:
-            self._inside.pop(value, None)
+            self._inside.pop(connection, None)
         else:
             self.refused += 1
 

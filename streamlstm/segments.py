@@ -6,7 +6,8 @@ header of 4,096 bytes and then entries, one a batch; zeros follow the last. All 
 
 Header: magic ``STREAMLJ``; u32 format, byte order mark 0x01020304, inputs, bytes of the model id;
 u64 first (0, or see ``Journal``); two u64, the segment's own random seed of the checksums; the
-model id, padded to 456 bytes; u64 SipHash-1-3 of all that with a zero seed.
+model id, padded to 200 bytes; the policies by which its ticks were judged, JSON, padded to 256 (or
+none: not said); u64 SipHash-1-3 of all that with a zero seed.
 
 Entry, a multiple of 8 bytes: u64 SipHash-1-3 of all the rest of it; u32 its length, u32 ticks; u64
 number; u64 number up to which all was known to be on disk when this was written; i64 now; u32
@@ -38,8 +39,8 @@ MAGIC = b"STREAMLJ"
 ORDER = 0x01020304
 HEADER = 4096
 """Bytes before the first entry: a page, so that no write of an entry touches the header."""
-ID = 456
-"""Bytes that a model's id may have: the header lies in one sector of 512."""
+ID, POLICIES = 200, 256
+"""Bytes that a model's id and the policies may have: the header lies in one sector of 512."""
 HEAD = 56
 """Bytes of an entry before its columns."""
 PAGE = 4096
@@ -47,7 +48,8 @@ PAGE = 4096
 HEAD_OF_SEGMENT = np.dtype(
     [
         ("magic", "S8"), ("format", "<u4"), ("order", "<u4"), ("inputs", "<u4"), ("id", "<u4"),
-        ("first", "<u8"), ("seed", "<u8", 2), ("model", f"S{ID}"), ("checksum", "<u8"),
+        ("first", "<u8"), ("seed", "<u8", 2), ("model", f"S{ID}"),
+        ("policies", f"S{POLICIES}"), ("checksum", "<u8"),
     ]
 )  # fmt: skip
 
@@ -67,6 +69,8 @@ class Entry(NamedTuple):
     """that came before them; one may be told again, of the same slot"""
     model: str
     """id of the model that was to step it"""
+    policies: str
+    """by which it was to be judged, as ``Policies.to_text`` gives them; empty: not said"""
 
 
 @dataclass
@@ -85,6 +89,7 @@ class _Head(NamedTuple):
     first: int
     seed: NDArray[np.uint64]
     model: str
+    policies: str
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -106,6 +111,7 @@ def read(folder: Path, after: int, found: Found | None = None) -> Iterator[Entry
     """
     found = found if found is not None else Found()
     paths = files_in(folder)
+    paths = paths[needed([first_of(path) for path in paths], after + 1) :]
     heads = [_head(path) for path in paths]
     expected, before, damage = after + 1, -1, ""
     for k, (path, head) in enumerate(zip(paths, heads, strict=True)):
@@ -135,6 +141,12 @@ def read(folder: Path, after: int, found: Found | None = None) -> Iterator[Entry
             damage = damage or f"damaged at byte {end} of {path.name}"
             found.torn += rest
         before = int(path.stem)
+
+
+def models(folder: Path) -> set[str]:
+    """Ids of the models that were to step what is there."""
+    heads = (_head(path) for path in files_in(folder))
+    return {head.model for head in heads if head}
 
 
 def tail(folder: Path) -> Found:
@@ -189,7 +201,8 @@ def _head(path: Path) -> _Head | None:
             raise error_at(path, None, why, "use the version that wrote it")
         if head["magic"] == MAGIC and head["checksum"] == checksum(head):
             seed, model = head["seed"].astype(np.uint64), bytes(head["model"])[: head["id"]]
-            return _Head(int(head["inputs"]), int(head["first"]), seed, model.decode())
+            said = (bytes(text).decode(errors="replace") for text in (model, head["policies"]))
+            return _Head(int(head["inputs"]), int(head["first"]), seed, *said)
     if _load(path)[HEADER:].any():
         mend = "bring it back from a copy, or move the folder away to go on from a checkpoint alone"
         raise error_at(path, None, "the header is damaged", mend)
@@ -215,6 +228,11 @@ def first_of(path: Path) -> int:
         return 0
     sound = _next(data, HEADER, head.seed, head.inputs) == HEADER
     return int(words[2]) if sound else 0
+
+
+def needed(firsts: list[int], number: int) -> int:
+    """Which is the first segment with anything from a number on, of those that begin so."""
+    return max((k for k, first in enumerate(firsts) if 0 < first <= number), default=0)
 
 
 def warm_up() -> None:
@@ -270,7 +288,7 @@ def _entry(data: NDArray[np.uint8], at: int, head: _Head) -> Entry:
     flags = column(np.uint8, n)
     said = [column(np.uint8, length).tobytes() for length in (*names, *states)]
     events = [Event(*each) for each in zip(kinds, whose, said[:count], said[count:], strict=True)]
-    return Entry(number, now, Ticks(slot, ts, values, flags), events, head.model)
+    return Entry(number, now, Ticks(slot, ts, values, flags), events, head.model, head.policies)
 
 
 # --- compiled -------------------------------------------------------------------------------------

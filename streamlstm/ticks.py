@@ -76,6 +76,10 @@ class Keys(NamedTuple):
         return cls(np.frombuffer(bytearray().join(names), np.uint8), offsets[:-1], offsets[1:])
 
 
+LONG_AFTER = 1 << 62
+"""A moment after that of any tick."""
+
+
 class Arrivals(NamedTuple):
     """Ticks as messages say them, in their order; which series each is of, its name tells."""
 
@@ -87,6 +91,8 @@ class Arrivals(NamedTuple):
     are NaN where ``RESET`` or ``END`` came without a value"""
     flags: NDArray[np.uint8]
     """(n,) of ``WARM``, ``RESET`` and ``END``"""
+    now: int = LONG_AFTER
+    """when they came, ns since the epoch; unless it is said, none is dated too far after that"""
 
     def parts(self, most: int) -> Iterator["Arrivals"]:
         """The same ticks, ``most`` at a time; at least one part, be it empty."""
@@ -96,7 +102,7 @@ class Arrivals(NamedTuple):
         for begin in range(0, len(self.ts), most):
             part = slice(begin, begin + most)
             keys = Keys(self.keys.data, self.keys.begin[part], self.keys.end[part])
-            yield Arrivals(keys, self.ts[part], self.values[part], self.flags[part])
+            yield Arrivals(keys, self.ts[part], self.values[part], self.flags[part], self.now)
 
 
 class Ticks(NamedTuple):

@@ -1,4 +1,5 @@
 import os
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
@@ -7,8 +8,19 @@ from streamlstm import compiled
 
 compiled.choose_folder()  # before anything imports numba
 
+from streamlstm.metrics import Metrics  # noqa: E402
+from streamlstm.web import Server  # noqa: E402
+
 settings.register_profile("streamlstm", deadline=None)  # a first call may compile
 settings.load_profile("streamlstm")
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """Of the metrics of nothing."""
+    server = Server(Metrics(), "127.0.0.1", 0)
+    yield server
+    server.close()
 
 
 @pytest.hookimpl(wrapper=True)

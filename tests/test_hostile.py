@@ -17,12 +17,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+import zmq
 
 from streamlstm.client import Feed, Listener
 from streamlstm.security import make_keys
 from streamlstm.transport import TransportError
 from streamlstm.web import hash_password
-from tests.daemon import Client, Daemon, eventually, start
+from streamlstm.wire.peer import encode_tick
+from tests.daemon import LOCAL, Client, Daemon, eventually, start
 from tests.models import random_model_file
 
 GREETING = b"\xff\0\0\0\0\0\0\0\1\x7f\3\1NULL" + bytes(16 + 1 + 31)
@@ -38,6 +40,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def daemon(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     options = {"security__max_connections": 40, "security__max_held": 64 * MB}
+    options |= {"snapshot__bind": LOCAL}
     with start(
         tmp_path_factory.mktemp("daemon"), model, engine__max_series=1000, **options
     ) as daemon:
@@ -56,11 +59,16 @@ def port(endpoint: str) -> tuple[str, int]:
 
 def connect(endpoint: str, kind: bytes = b"") -> socket.socket:
     """Plain TCP; where a ``kind`` of socket is named, it says that it is one."""
-    peer = socket.create_connection(port(endpoint), timeout=30)
-    if kind:
-        ready = b"\x05READY\x0bSocket-Type" + struct.pack(">I", len(kind)) + kind
-        with contextlib.suppress(ConnectionError):  # it may have been hung up on already
+    peer = socket.socket()
+    peer.settimeout(30)
+    with contextlib.suppress(ConnectionError):  # it may have been hung up on already
+        peer.connect(port(endpoint))
+        if kind:
+            ready = b"\x05READY\x0bSocket-Type" + struct.pack(">I", len(kind)) + kind
             peer.sendall(GREETING + b"\4" + bytes([len(ready)]) + ready)
+            said = b""  # what is sent before it is ready too is refused
+            while b"READY" not in said and (came := peer.recv(4096)):
+                said += came
     return peer
 
 
@@ -94,7 +102,8 @@ NOISE = [b"", b"\0", b"\xff", b"GET / HTTP/1.1\r\n\r\n", bytes(5000), b"\xff" * 
 def test_noise_at_any_port_stops_nothing(daemon: Daemon, friend: Client) -> None:
     before = memory(daemon)
     for noise in NOISE:
-        peers = [connect(each) for each in (daemon.input, daemon.output, daemon.url)]
+        ends = (daemon.input, daemon.output, daemon.snapshot, daemon.url)
+        peers = [connect(each) for each in ends]
         for peer in peers:
             with contextlib.suppress(ConnectionError):
                 peer.sendall(noise)
@@ -115,16 +124,20 @@ def test_a_message_of_very_many_parts_is_dropped_as_one(daemon: Daemon, friend: 
     assert daemon.metric(dropped) == before + 1
 
 
-def test_a_message_without_end_takes_no_more_than_it_may(daemon: Daemon) -> None:
+@pytest.mark.parametrize(("end", "kind"), [("input", b"PUB"), ("snapshot", b"DEALER")])
+def test_a_message_without_end_takes_no_more_than_it_may(
+    daemon: Daemon, end: str, kind: bytes
+) -> None:
     """libzmq keeps its parts until the last one is there, however many; the daemon does not."""
+    said = daemon.log.count("all connections ended")
     ended = daemon.metric("streamlstm_connections_ended_total")
     with Client(daemon) as friend:
         assert serves(friend)
         most = before = memory(daemon)
         deadline = time.monotonic() + 60
-        while "all connections ended" not in daemon.log:  # who was cut off comes again
+        while daemon.log.count("all connections ended") == said:  # who was cut off comes again
             assert time.monotonic() < deadline
-            with contextlib.suppress(ConnectionError), connect(daemon.input, b"PUB") as enemy:
+            with contextlib.suppress(ConnectionError), connect(getattr(daemon, end), kind) as enemy:
                 while most < before + 2000 * MB:
                     enemy.sendall((b"\1\x10" + b"x" * 16) * 4096)
                     most = max(most, memory(daemon))
@@ -141,7 +154,90 @@ def back(friend: Client) -> bool:
     """Its subscription may come later than the welcome."""
     serves.ts += 3600  # type: ignore[attr-defined]
     friend.tick("back", ts=serves.ts, value=1.0)  # type: ignore[attr-defined]
-    return bool(friend.sink.poll(100)) and bool(friend.receive(1))
+    return bool(friend.sink.poll(100)) and friend.receive(1)[0][0].startswith(b"prediction.")
+
+
+def snapshot(daemon: Daemon) -> set[str]:
+    """The series in it, as a late joiner sees them."""
+    listener = Listener(daemon.output, "json")
+    try:
+        listener.wait(30)
+        return {each.series for each in listener.catch_up(daemon.snapshot, 30)}
+    finally:
+        listener.close()
+
+
+def test_who_asks_for_snapshots_without_end_and_reads_none_holds_up_nobody(
+    model: Path, tmp_path: Path
+) -> None:
+    names = {f"of the snapshot {k}" for k in range(500)}
+    options = {"security__max_held": 64 * MB, "engine__max_series": 1000, "snapshot__bind": LOCAL}
+    with start(tmp_path, model, **options) as daemon, Client(daemon) as friend:
+        for name in names:
+            assert serves(friend, name)
+        assert names <= snapshot(daemon)
+        before = most = memory(daemon)
+        with contextlib.ExitStack() as stack:
+            enemies = [stack.enter_context(connect(daemon.snapshot, b"DEALER")) for _ in range(30)]
+            for enemy in enemies:
+                enemy.setblocking(False)
+            for _ in range(50):
+                for enemy in enemies:
+                    with contextlib.suppress(BlockingIOError):
+                        enemy.send(b"\0\0" * 10_000)  # of all series
+                most = max(most, memory(daemon))
+                assert serves(friend)
+            eventually(lambda: daemon.metric("streamlstm_snapshots_refused_total") > 1000)
+            assert names <= snapshot(daemon)
+        assert most < before + 64 * MB
+        with friend.context.socket(zmq.DEALER) as asker:
+            asker.rcvtimeo = 30_000
+            asker.connect(daemon.snapshot)
+            asker.send_multipart([b""] * 100_000)
+            assert asker.recv_multipart()[0] == b"streamlstm.refused"
+        assert names <= snapshot(daemon)
+        assert serves(friend)
+        assert "all connections ended" not in daemon.log
+
+
+@pytest.mark.parametrize("full", ["reject", "evict"])
+def test_a_million_names_take_no_more_than_a_thousand(
+    model: Path, tmp_path: Path, full: str
+) -> None:
+    """With reject, who came first stays; with evict, who was not heard for 1000 names is forgotten.
+
+    Either way whoever speaks next is served.
+    """
+    many = 1_000_000
+    options: dict[str, object] = {"engine__max_series": 1000, "engine__when_full": full}
+    options |= {"engine__max_batch": 256}  # whose tick waits is not evicted
+    options |= {"input__format": "binary", "input__kind": "pull", "input__hwm": 1000}
+    (frame,) = encode_tick("binary", "", 0, [1.0])
+    with (
+        start(tmp_path, model, **options) as daemon,
+        Client(daemon, b"prediction.friend", push=True) as client,
+    ):
+        numbers, before = [], 0
+        for tenth in range(11):
+            client.send(*encode_tick("binary", "friend", 3600 * 10**9 * tenth, [1.0]))
+            (said,) = client.predictions(1)
+            numbers.append(said["seq"])
+            before = before or memory(daemon)
+            for k in range(many // 10 * (tenth < 10)):
+                client.feed.send(b"%d.%d" % (tenth, k) + frame, copy=True)
+        assert memory(daemon) < before + 32 * MB
+        rejected = daemon.metric('streamlstm_ticks_dropped_total{reason="series_limit"}')
+        evicted = daemon.metric('streamlstm_series_evicted_total{reason="full"}')
+        started = daemon.metric("streamlstm_series_started_total")
+        assert daemon.metric("streamlstm_ticks_received_total") == many + 11
+        assert daemon.metric("streamlstm_active_series") == 1000
+        if full == "reject":
+            assert (rejected, evicted, started) == (many - 999, 0, 1000)
+            assert numbers == list(range(1, 12))
+        else:
+            assert (rejected, evicted, started) == (0, many + 11 - 1000, many + 11)
+            assert numbers == [1] * 11
+        assert daemon.stop() == 0
 
 
 def test_subscriptions_without_end_take_no_more_than_they_may(daemon: Daemon) -> None:
@@ -155,9 +251,9 @@ def test_subscriptions_without_end_take_no_more_than_they_may(daemon: Daemon) ->
                 most = max(most, memory(daemon))
             pytest.fail("nobody stops it")
     assert most < before + 400 * MB
-    with Client(daemon) as friend:
-        assert serves(friend)
     eventually(lambda: memory(daemon) < before + 64 * MB)
+    with Client(daemon) as friend:
+        eventually(lambda: back(friend))
 
 
 def test_a_subscription_as_long_as_no_topic_is_the_last_of_its_sender(
@@ -338,6 +434,28 @@ def test_keys_hold_after_all_were_disconnected(
         listener = Listener(daemon.output, "json", **keys)
         listener.wait(30)
         listener.close()
+        assert daemon.stop() == 0
+
+
+def test_whose_key_is_taken_away_hears_no_more(model: Path, tmp_path: Path) -> None:
+    keyring = Keyring(tmp_path)
+    public, secret = make_keys(keyring.clients / "other")
+    with start(
+        tmp_path,
+        model,
+        security__secret_key=keyring.server,
+        security__clients=keyring.clients,
+    ) as daemon:
+        other = Listener(daemon.output, "json", key=secret, server_key=keyring.server_public)
+        other.wait(30)
+        assert served_by_keys(daemon, keyring)
+        assert [*other.receive(30)]
+        public.unlink()
+        eventually(lambda: "a client's key was taken away" in daemon.log)
+        [*other.receive(0.1)]  # what was on its way
+        assert served_by_keys(daemon, keyring)
+        assert not [*other.receive(0.1)]
+        other.close()
         assert daemon.stop() == 0
 
 

@@ -155,7 +155,7 @@ def test_what_was_appended_is_read_back(
     for k, (entry, (n, _)) in enumerate(zip(entries, batches, strict=True)):
         same(entry, k + 1, ticks(n, k, inputs))
         assert entry.events == told[k]
-        assert (entry.model, entry.now) == ("abc", 7)
+        assert (entry.model, entry.policies, entry.now) == ("abc", "", 7)
     assert folder.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
 
@@ -384,6 +384,36 @@ def test_forget_keeps_what_is_needed(tmp_path: Path) -> None:
         numbers(tmp_path)
 
 
+def test_what_was_written_to_of_late_stays_if_asked_for_and_all_after_it(tmp_path: Path) -> None:
+    journal = opened(tmp_path)
+    for k in range(100):
+        put(journal, ticks(60, k))
+    journal.close()
+    journal = opened(tmp_path, first=101)  # which does not make the others any younger
+    put(journal, ticks(1))
+    files = sorted(tmp_path.glob("*.seg"))
+    for age, path in zip((50, 40, 20, 30), files, strict=False):
+        os.utime(path, (10**9 - age, 10**9 - age))
+    assert len(files) > 5
+    assert journal.forget(101, 10**9 - 60) == 0
+    journal.forget(101, 10**9 - 30)
+    assert sorted(tmp_path.glob("*.seg")) == files[2:]
+    journal.forget(101)
+    assert sorted(tmp_path.glob("*.seg")) == files[-1:]
+    journal.close()
+
+
+def test_a_start_leaves_the_times_of_what_is_there(tmp_path: Path) -> None:
+    opened(tmp_path).close()
+    journal = opened(tmp_path)
+    put(journal, ticks(1))
+    journal.close()
+    (before,) = tmp_path.glob("*.seg")
+    os.utime(before, (10**9, 10**9))
+    opened(tmp_path, first=2).close()
+    assert before.stat().st_mtime == 10**9
+
+
 def test_what_a_start_prepared_and_never_used_goes_at_the_next(tmp_path: Path) -> None:
     for _ in range(3):
         journal = opened(tmp_path)
@@ -487,6 +517,21 @@ def test_what_could_not_be_synced_is_never_said_to_be_on_disk(
     journal.close()
     assert journal.synced == 4
     assert numbers(tmp_path, 2) == [3, 4]
+
+
+def test_a_thread_that_ends_by_a_bug_is_known_to_who_appends(tmp_path: Path) -> None:
+    journal = opened(tmp_path, durability="interval", fsync_interval=0.001)
+    put(journal, ticks(1))
+    right, journal._sync = journal._sync, lambda: 1 // 0  # type: ignore[method-assign]
+    journal._thread.join(30)
+    assert append(journal.log, ticks(2), NONE, 0) == errno.EIO
+    assert journal.problem == repr(ZeroDivisionError("integer division or modulo by zero"))
+    journal._sync = right  # type: ignore[method-assign]
+    journal.roll()
+    put(journal, ticks(2))
+    journal.close()
+    assert journal.synced == 2
+    assert numbers(tmp_path) == [1, 2]
 
 
 def test_strict_syncs_each_commit_and_interval_none(tmp_path: Path) -> None:

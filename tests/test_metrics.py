@@ -1,9 +1,6 @@
 import itertools
 import shutil
 import subprocess
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,22 +19,7 @@ from streamlstm.metrics import (
     took,
 )
 from streamlstm.web import Server
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server(Metrics(), "127.0.0.1", 0)
-    yield server
-    server.close()
-
-
-def get(server: Server, path: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(server.url + path, timeout=30) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
+from tests.daemon import get
 
 
 def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:

@@ -24,6 +24,7 @@ from streamlstm.model import Model
 from streamlstm.policies import AS_THEY_COME, IN_A_ROW, Policies
 from streamlstm.replay import replay
 from streamlstm.rounds import forget
+from streamlstm.segments import JournalError
 from streamlstm.ticks import END, RESET, WARM, Arrivals, Forecasts, Keys, Ticks, rows_of
 from tests.daemon import Client, eventually, start
 from tests.models import HOUR, random_model, random_model_file
@@ -452,6 +453,53 @@ def test_a_replay_of_the_journal_judges_as_the_day_did(tmp_path: Path) -> None:
     assert everything(live) == everything(later)
 
 
+def test_a_restart_with_other_policies_replays_by_those_of_the_day(tmp_path: Path) -> None:
+    """Each stretch by its own, and what comes then by the new ones."""
+    strict, first = AS_THEY_COME, 1
+    other = Policies(late="accept", outlier_sigma=3.0, outlier="drop")
+    live, later = engine_of(strict), Engine(PLAIN, policies=LENIENT, max_series=10)
+    values = [9.0, 8.0, np.nan, 99.0, 9.0]
+    drawn = [(k % 3, [6, 1, -3, 1][k % 4] * HOUR, values[k % 5], 10.0) for k in range(80)]
+    many = rows_of(stream(drawn, 2), 20, 200)
+    for begin, policies in ((0, strict), (120, LENIENT), (140, other), (160, strict)):
+        live.judge_by(policies)
+        journal = Journal(
+            tmp_path, inputs=2, max_batch=256, max_key=64, model=PLAIN.id, durability="strict",
+            policies=policies.to_text(), first=first,
+        )  # fmt: skip
+        part = rows_of(many, begin, max(begin + 20, 120))
+        assert append(journal.log, part, events(live.work), NOW) == 0
+        live.step(part, NOW)
+        journal.close()
+        first += 1
+    assert replay(later, tmp_path, 0).entries == 4
+    assert everything(later) == everything(live)
+    assert later.policies == LENIENT
+    live.judge_by(LENIENT)
+    for engine in (live, later):
+        engine.step(rows_of(many, 100, 120), NOW)
+    assert everything(later) == everything(live)
+    assert later.changes["late"] > 5
+    for policies in (strict, LENIENT, other):
+        alone = engine_of(policies)
+        alone.step(many, NOW)
+        alone.judge_by(LENIENT)
+        alone.step(rows_of(many, 100, 120), NOW)
+        assert everything(alone) != everything(live)
+
+
+def test_policies_of_another_version_are_refused(tmp_path: Path) -> None:
+    later = engine_of(AS_THEY_COME)
+    journal = Journal(
+        tmp_path, inputs=2, max_batch=256, max_key=64, model=PLAIN.id, durability="strict",
+        policies='{"late":"drop","mood":"bad"}', first=1,
+    )  # fmt: skip
+    assert append(journal.log, ticks([0], [0], np.ones(2)), events(later.work), NOW) == 0
+    journal.close()
+    with pytest.raises(JournalError, match="other policies; move it away"):
+        replay(later, tmp_path, 0)
+
+
 def test_a_new_series_does_not_begin_with_what_is_no_number() -> None:
     for policies in (AS_THEY_COME, LENIENT):
         engine = engine_of(policies)
@@ -462,10 +510,43 @@ def test_a_new_series_does_not_begin_with_what_is_no_number() -> None:
         assert engine.taken == 0
 
 
+def test_a_name_with_no_tick_to_begin_with_takes_no_slot() -> None:
+    engine = Engine(PLAIN, policies=LENIENT._replace(max_ahead=60.0), max_series=10)
+    names, values = Keys.of([b"no number", b"ahead", b"sound"]), np.ones((3, 2))
+    values[0, 1] = np.nan
+    ts, flags = np.array([0, 61 * SECOND + 1, 60 * SECOND]), np.zeros(3, np.uint8)
+    out = engine.step(engine.place(Arrivals(names, ts, values, flags, SECOND)), SECOND)
+    assert engine.series.keys(out.slot) == [b"sound"]
+    assert (engine.series.active, engine.series.started) == (1, 1)
+    assert (engine.drops["nonfinite"], engine.drops["future"]) == (1, 1)
+
+
+@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("most", [1, 3, 100])
+def test_what_a_series_begins_with_does_not_hang_on_the_batch(name: str, most: int) -> None:
+    policies, chance = EACH[name]._replace(max_ahead=3600.0), np.random.default_rng(3)
+    keys = Keys.of([b"%d" % k for k in chance.integers(0, 12, 100)])
+    values = chance.choice([1.0, 2.0, np.nan], (100, 2), p=[0.4, 0.3, 0.3])
+    ts = START + np.arange(100) * HOUR // 10 + chance.choice([0, 3 * HOUR], 100)
+    flags = chance.choice([0, RESET], 100, p=[0.8, 0.2]).astype(np.uint8)
+    found = []
+    for size in (1, most):
+        engine = Engine(PLAIN, policies=policies, max_series=10)
+        for begin in range(0, 100, size):
+            part = slice(begin, begin + size)
+            few = Keys(keys.data, keys.begin[part], keys.end[part])
+            arrivals = Arrivals(few, ts[part], values[part], flags[part], START + HOUR)
+            engine.step(engine.place(arrivals), START + HOUR)
+        assert engine.drops["nonfinite"] > 0
+        assert engine.drops["future"] > 0
+        found.append((engine.series.keys(engine.series.slots), everything(engine), engine.drops))
+    assert found[0] == found[1]
+
+
 def test_a_clock_that_is_set_back_drops_nothing_that_is_dated_at_its_arrival(
     tmp_path: Path,
 ) -> None:
-    """Neither as late, nor as ahead of it."""
+    """Neither as late, nor as ahead of it; nor after a restart."""
     model = random_model_file(tmp_path)
     back = """
 import time
@@ -475,13 +556,16 @@ def set_back():
     return real() - calls[0] * 3600 * 10**9
 time.time_ns = set_back
 """
-    options = {"ticks__max_ahead": 1, "output__batch": True}  # two formats: the way from Python
-    with start(tmp_path, model, before=back, **options) as daemon, Client(daemon) as client:
-        for number in range(20):
-            client.tick("a", value=1.0)
-            assert client.predictions(1)[0]["seq"] == number + 1
-        assert daemon.metric('streamlstm_ticks_dropped_total{reason="late"}') == 0
-        assert daemon.metric('streamlstm_ticks_dropped_total{reason="future"}') == 0
+    options: dict[str, Any] = {"ticks__max_ahead": 1, "checkpoint__path": tmp_path / "state"}
+    options |= {"output__batch": True}  # two formats: the way from Python
+    for first, before in ((0, ""), (20, back)):
+        with start(tmp_path, model, before=before, **options) as daemon, Client(daemon) as client:
+            for number in range(first, first + 20):
+                client.tick("a", value=1.0)
+                assert client.predictions(1)[0]["seq"] == number + 1
+            assert daemon.metric('streamlstm_ticks_dropped_total{reason="late"}') == 0
+            assert daemon.metric('streamlstm_ticks_dropped_total{reason="future"}') == 0
+            assert daemon.stop() == 0
 
 
 def test_the_daemon_counts_what_its_policies_do(tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
 """A daemon that was killed goes on from the very bits that it had: real processes, real files."""
 
+import errno
 import os
 import random
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,23 @@ def test_killed_at_any_moment_it_goes_on_bit_for_bit(tmp_path: Path, durability:
     assert everything(stopped) == everything(engine)
 
 
+def test_with_retention_a_checkpoint_of_long_ago_can_be_gone_on_from(tmp_path: Path) -> None:
+    """Here that of before the first tick; all since is there, in several files."""
+    model = random_model_file(tmp_path, hidden=8)
+    options = {"journal.retention": 3600, "checkpoint.interval": 0.05, "checkpoint.keep": 1}
+    sent = dict.fromkeys(NAMES, 400)
+    with running(tmp_path, model, **options) as daemon, Client(daemon, push=True) as client:
+        for tick in range(400):
+            for series in range(len(NAMES)):
+                client.send(message(series, tick))
+        client.receive(400 * len(NAMES))
+        assert daemon.stop() == 0
+    assert len(list((tmp_path / "state.journal").iterdir())) > 1
+    engine = Engine(load_model(model), max_series=50)
+    replay(engine, tmp_path / "state.journal", 0)
+    assert everything(engine) == everything(never_killed(model, sent))
+
+
 def test_without_a_journal_the_checkpoint_alone_comes_back(tmp_path: Path) -> None:
     model = random_model_file(tmp_path, hidden=8)
     with (
@@ -133,25 +151,36 @@ def test_without_a_journal_the_checkpoint_alone_comes_back(tmp_path: Path) -> No
     assert not (tmp_path / "state").exists()
 
 
-FULL = """
-import errno, os
-there = os.posix_fallocate
-def fallocate(descriptor, begin, size):
-    if os.path.exists({flag!r}):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    there(descriptor, begin, size)
-os.posix_fallocate = fallocate
+FAILS = """
+import errno, os, threading
+there = os.{call}
+def fails(*given):
+    if os.path.exists({flag!r}) and threading.current_thread().name in {threads}:
+        raise {error}
+    there(*given)
+os.{call} = fails
 """
 
 
-@pytest.mark.parametrize("durability", ["strict", "interval"])
+@pytest.mark.parametrize(
+    ("durability", "call", "error", "said"),
+    [
+        ("strict", "posix_fallocate", OSError(errno.ENOSPC, "No space"), "free some space"),
+        ("strict", "posix_fallocate", OSError(errno.EMFILE, "Too many"), "raise the limit of open"),
+        ("interval", "posix_fallocate", OSError(errno.ENOSPC, "No space"), "free some space"),
+        ("interval", "fdatasync", ZeroDivisionError("what a bug"), "report this"),
+    ],
+)
 def test_a_full_disk_stops_strict_and_not_interval_and_both_go_on_when_it_is_mended(
-    tmp_path: Path, durability: str
+    tmp_path: Path, durability: str, call: str, error: Exception, said: str
 ) -> None:
+    """A bug in the thread behind the journal is taken to be a disk that fails."""
     model, flag = random_model_file(tmp_path, hidden=8), tmp_path / "full"
+    threads = ("journal", "MainThread")[: 2 if isinstance(error, OSError) else 1]
+    before = FAILS.format(call=call, flag=str(flag), error=repr(error), threads=threads)
     settings = {"journal.durability": durability, "checkpoint.interval": 0.2}
     with (
-        running(tmp_path, model, before=FULL.format(flag=str(flag)), **settings) as daemon,
+        running(tmp_path, model, before=before, **settings) as daemon,
         Client(daemon, push=True) as client,
     ):
         flag.touch()
@@ -170,7 +199,8 @@ def test_a_full_disk_stops_strict_and_not_interval_and_both_go_on_when_it_is_men
             client.send(message(0, count))
             count += 1
             client.receive(1)
-            assert daemon.metric("streamlstm_ticks_not_journalled_total") > 0
+            missed = daemon.metric("streamlstm_ticks_not_journalled_total")
+            assert (missed > 0) == (call == "posix_fallocate")  # a thread is begun anew at once
         flag.unlink()
         if durability == "strict":
             client.receive(count)
@@ -179,12 +209,76 @@ def test_a_full_disk_stops_strict_and_not_interval_and_both_go_on_when_it_is_men
         client.receive(1)
         daemon.process.send_signal(signal.SIGTERM)
         assert daemon.process.wait(30) == 0
-        assert "No space left on device" in daemon.log
+        assert said in daemon.log
     engine = Engine(load_model(model), max_series=50)
     restored = checkpoint.load(engine, tmp_path / "state")
     assert restored is not None
     assert replay(engine, tmp_path / "state.journal", restored.journalled).entries == 0
     assert everything(engine) == everything(never_killed(model, {NAMES[0]: count + 1}))
+
+
+PLAIN_USER = (
+    ("setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override") * (os.geteuid() == 0)
+)  # fmt: skip
+"""What starts a process that heeds the modes of files, though it be root's."""
+
+
+def test_a_folder_that_may_not_be_written_to_is_an_error_at_the_start(tmp_path: Path) -> None:
+    model, state = random_model_file(tmp_path, hidden=8), tmp_path / "kept"
+    state.mkdir(0o500)
+    options = {"checkpoint.path": state / "state", "launcher": PLAIN_USER}
+    with (
+        pytest.raises(AssertionError, match=r"exit code 1: .*folder that this user may write to"),
+        running(tmp_path, model, **options),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("durability", ["strict", "interval"])
+def test_a_folder_that_may_no_more_be_written_to_is_as_a_disk_that_fails(
+    tmp_path: Path, durability: str
+) -> None:
+    """Strict stops, and has all; interval goes on without a journal until it may be again."""
+    model, state = random_model_file(tmp_path, hidden=8), tmp_path / "kept"
+    state.mkdir(0o700)
+    options: dict[str, Any] = {"checkpoint.path": state / "state", "launcher": PLAIN_USER}
+    options |= {"journal.durability": durability, "checkpoint.interval": 0.2}
+    count, published = 0, 0
+    with running(tmp_path, model, **options) as daemon, Client(daemon, push=True) as client:
+
+        def given_up() -> bool:
+            nonlocal count
+            for _ in range(200):
+                client.send(message(0, count))
+                count += 1
+            with suppress(OSError):  # it may be gone
+                return daemon.metric("streamlstm_ticks_not_journalled_total") > 0
+            return daemon.wait() == 1
+
+        eventually(lambda: (state / "state").exists())
+        for folder in (state, state / "state.journal"):
+            folder.chmod(0o500)
+        eventually(given_up)
+        if durability == "interval":
+            eventually(lambda: daemon.metric("streamlstm_checkpoint_failures_total") > 0)
+            client.receive(count)
+        else:
+            while client.sink.poll(50):
+                client.sink.recv()
+                published += 1
+        for folder in (state, state / "state.journal"):
+            folder.chmod(0o700)
+        if durability == "interval":
+            published = count
+            assert daemon.stop() == 0
+        assert "Permission denied" in daemon.log
+    engine = Engine(load_model(model), max_series=50)
+    restored = checkpoint.load(engine, state / "state")
+    assert restored is not None
+    replay(engine, state / "state.journal", restored.journalled)
+    seen = int(engine.series.state["seen"][0])
+    assert published <= seen <= count
+    assert everything(engine) == everything(never_killed(model, {NAMES[0]: seen}))
 
 
 def journalled(folder: Path, engine: Engine, hours: range) -> None:
@@ -313,13 +407,16 @@ def test_whatever_became_of_slots_becomes_of_them_again(
 
 
 @pytest.mark.parametrize(
-    ("engine", "says"),
+    ("engine", "after", "says"),
     [
-        (lambda: Engine(random_model(1), max_series=5), "of model .*; move it away"),
-        (lambda: Engine(random_model(), max_series=1), "more than max_series = 1"),
+        (lambda: Engine(random_model(), max_series=1), 0, "more than max_series = 1"),
+        # only the ticks say so: who has a slot was told before
+        (lambda: Engine(random_model(), max_series=1), 1, "more than max_series = 1"),
     ],
 )
-def test_a_journal_of_something_else_is_refused(tmp_path: Path, engine: Any, says: str) -> None:
+def test_a_journal_of_something_else_is_refused(
+    tmp_path: Path, engine: Any, after: int, says: str
+) -> None:
     journalled(tmp_path / "j", Engine(random_model(), max_series=5), range(2))
     with pytest.raises(JournalError, match=says):
-        replay(engine(), tmp_path / "j", 0)
+        replay(engine(), tmp_path / "j", after)

@@ -17,22 +17,7 @@ import pytest
 from streamlstm import web as room
 from streamlstm.metrics import Metrics
 from streamlstm.web import MOST_CLIENTS, MetricsError, Server, Tls, Users, hash_password
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server(Metrics(), "127.0.0.1", 0)
-    yield server
-    server.close()
-
-
-def get(server: Server, path: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(server.url + path, timeout=30) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
+from tests.daemon import get
 
 
 def test_healthy_at_once_and_ready_when_told(server: Server) -> None:
@@ -436,6 +421,7 @@ def test_hashes_are_salted_and_say_their_cost() -> None:
     ["", PASSWORD, "$2y$10$abcdefghijklmnopqrstuv", HASH + "$", HASH.replace("ln=14", "ln=40"),
      HASH.replace("ln=14", "ln=99999"), HASH.replace("r=8", "r=0"),
      HASH.replace("p=5", "p=999")],
+    ids=["none", "plain", "other", "longer", "cost", "high cost", "no block", "parallel"],
 )  # fmt: skip
 def test_what_is_no_hash_is_one_line_with_the_mend(text: str) -> None:
     with pytest.raises(MetricsError, match="streamlstm keys --password prometheus") as error:

@@ -93,6 +93,7 @@ class Decoder:
             columns.ts[:kept],
             columns.values[:kept],
             columns.flags[:kept],
+            max(now_ns, int(self.latest_arrival[0])),
         )
 
 
