@@ -69,6 +69,7 @@ def rewrite(value: Any, **fields: Any) -> None:
     for name, member in fields.items():
         _write(at._memory[f"{at._value._fields.index(name)}"], member)
     at._value = at._value._replace(**fields)
+    vars(at).update(fields)
 
 
 def _layout(value: Any) -> np.dtype[Any]:
