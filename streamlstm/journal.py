@@ -213,7 +213,8 @@ class Journal:
         longest = self._but_for_states + state_bytes
         if longest > len(self.log.buffer):
             size = max(self.log.size, -(-(HEADER + longest) // PAGE) * PAGE)
-            self.log = self.log._replace(buffer=np.zeros(longest, np.uint8), size=size)
+            buffer = np.zeros(longest, np.uint8)
+            self.log = placed(self.log._replace(buffer=buffer, size=size))
 
     @property
     def suspended(self) -> bool:

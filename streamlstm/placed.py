@@ -34,11 +34,10 @@ _BYTE = ir.IntType(8)
 class Placed:
     """A named tuple, and where it lies in memory for compiled code."""
 
-    __slots__ = ("_memory", "_numba_type_", "_value", "address")
-
     def __init__(self, value: Any) -> None:
         """Write ``value`` down; it is kept alive as long as this is."""
         self._value = value
+        vars(self).update(value._asdict())  # found sooner than by asking `value`
         self._memory = np.zeros((), _layout(value))
         _write(self._memory, value)
         self.address = self._memory.ctypes.data
@@ -70,6 +69,7 @@ def rewrite(value: Any, **fields: Any) -> None:
     for name, member in fields.items():
         _write(at._memory[f"{at._value._fields.index(name)}"], member)
     at._value = at._value._replace(**fields)
+    vars(at).update(fields)
 
 
 def _layout(value: Any) -> np.dtype[Any]:

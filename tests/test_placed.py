@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit, typeof
 
 from streamlstm.memory import address_of, call_for_int
-from streamlstm.placed import At, address_of_placed, placed, replace, whole
+from streamlstm.placed import At, address_of_placed, placed, replace, rewrite, whole
 
 
 class Pair(NamedTuple):
@@ -114,6 +114,16 @@ def test_another_is_written_over_it() -> None:
         address_of_placed(two), Pair(np.arange(9)[1:], np.arange(1))
     )
     assert njit(lambda at: (at.first[4], len(at.second)))(two) == (5, 1)
+
+
+def test_members_are_replaced_for_both() -> None:
+    value = placed(held())
+    rewrite(value, last=5, numbers=np.full((2, 3), 4.0)[:, ::-1], flags=Flags(True, False, True))
+    numbers = value.numbers
+    assert (value.last, numbers[0, 0], value._replace(share=0.0).last) == (5, 4.0, 5)
+    (_, _, _, _, *flags, rest, last), (first, *_), _ = look(value)
+    assert (flags, rest, last, first) == ([True, False, True], held().rest, 5, 4.0)
+    assert (value.flag, value.share) == (True, 0.5)
 
 
 def test_what_lies_otherwise_is_of_another_type() -> None:

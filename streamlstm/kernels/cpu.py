@@ -32,6 +32,7 @@ from streamlstm.kernels.cell import (
     state_shape,
 )
 from streamlstm.kernels.tiles import FLOAT_BYTES, TILE
+from streamlstm.memory import address_of, call
 
 BLOCK = 384  # float32 of a register block at most
 SUM_COST = 9  # of adding up the lanes of a vector, in multiply-adds of vectors
@@ -150,6 +151,7 @@ def allocate(network: Network, capacity: int, threads: int | None = None) -> Buf
         head_terms=terms,
         sums=take(BLOCK),
         turn=take(2),
+        rows_code=address_of(_ROWS[kind], 0, 0, tiles.Ticks(0, 0, 0, 0, 0, 0), 0, 0, 0),
         share=at,
         scratch=keep(np.zeros(at * threads, np.float32)),
     )
@@ -184,12 +186,12 @@ def step(
     rounds[j]:rounds[j+1] have unique slots, and rounds run in order. Slots and rounds are trusted.
     `stages` run beside the step, for each row before and after it.
     """
-    _STEPS[buffers.kind](buffers.plan, slots, inputs, rounds, outputs, stages)
+    _step(buffers.plan, slots, inputs, rounds, outputs, stages)
 
 
 def compiled_step(buffers: Buffers) -> Any:
     """`step` for compiled code, which gives `buffers.plan` in the place of `buffers`."""
-    return _STEPS[buffers.kind]
+    return _step
 
 
 def host_records(buffers: Buffers) -> Floats:
@@ -223,28 +225,17 @@ def warm_up(buffers: Buffers) -> None:
         np.zeros(1, np.int64),
     )
     step(buffers, slots, row, no_rounds, row)
-    help_ = _HELPS[buffers.kind]
-    help_.compile((types.int64, types.int64))  # here, not in the threads
-    pool.start(buffers, buffers.helpers, buffers.threads, help_, buffers.plan)
+    _help.compile((types.int64, types.int64))  # here, not in the threads
+    pool.start(buffers, buffers.helpers, buffers.threads, _help, buffers.plan)
 
 
 # --- compiled -------------------------------------------------------------------------------------
 
 
-@njit(cache=True, inline="always")
-def step_on(
-    block: Any,
-    layer: Any,
-    plan: int,
-    slots: Any,
-    inputs: Any,
-    rounds: Any,
-    outputs: Any,
-    stages: Any,
-) -> None:
-    """`step` on a given register block; layer: the `simd.function` of its kind of cell."""
+@njit(cache=True, nogil=True)
+def _step(plan: int, slots: Any, inputs: Any, rounds: Any, outputs: Any, stages: Any) -> None:
     p = tiles.plan_at(plan)
-    caller = np.int64(0)  # a plain 0 would have the callees compiled once more
+    caller = np.int64(0)
     for number in range(len(rounds) - 1):
         start, stop = rounds[number], rounds[number + 1]
         ticks = tiles.Ticks(
@@ -253,95 +244,65 @@ def step_on(
         )  # fmt: skip
         small = p.threads == 1 or (stop - start) * p.flops < SHARED_FLOPS
         if small or pool.alone(p.pool):
-            tiles.run_rows(block, layer, plan, caller, ticks, start, stop, stop)
+            call(p.rows_code, plan, caller, ticks, start, stop, stop)
         else:
-            pool.offer(p.pool, p.threads, start, stop, max(simd.rows_of(block) // 3, 1), ticks)
+            step = max(simd.rows_of(simd.host_tile()) // 3, 1)
+            pool.offer(p.pool, p.threads, start, stop, step, ticks)
             pool.wake(p.pool, p.threads)
-            _share(block, layer, plan, caller)
+            _share(plan, caller)
             pool.finish(p.pool, stop - start)
 
 
-@njit(cache=True, inline="always")
-def _share(block: Any, layer: Any, plan: int, worker: int) -> None:
+@njit(cache=True)
+def _share(plan: int, worker: int) -> None:
     """Rows of the open job, as long as there are any."""
     p = tiles.plan_at(plan)
-    step = simd.rows_of(block)
+    step = simd.rows_of(simd.host_tile())
     start, stop, last = pool.take(p.pool, p.threads, worker, step, TILE)
     while stop > 0:
         ticks = tiles.ticks_at(p.pool + pool.WORDS * pool.BYTES)
-        tiles.run_rows(block, layer, plan, worker, ticks, start, stop, last)
+        call(p.rows_code, plan, worker, ticks, start, stop, last)
         pool.add(p.pool, pool.DONE, stop - start)
         start, stop, last = pool.take(p.pool, p.threads, worker, step, TILE)
 
 
-@njit(cache=True, inline="always")
-def _serve(block: Any, layer: Any, plan: int, worker: int) -> None:
+@njit(cache=True, nogil=True)
+def _help(plan: int, worker: int) -> None:
     """The life of a helper of the pool."""
     memory = tiles.plan_at(plan).pool
     job = pool.wait(memory, worker, 0)
     while job >= 0:
-        _share(block, layer, plan, worker)
+        _share(plan, worker)
         job = pool.wait(memory, worker, job)
 
 
-# Of each kind of cell what is entered from Python, so that only the one needed is compiled.
+# Of each kind of cell what is called by its address, so that only the one needed is compiled, and
+# once, whoever calls it.
 
 
-@njit(cache=True, nogil=True)
-def _step_lstm(plan: int, slots: Any, inputs: Any, rounds: Any, outputs: Any, stages: Any) -> None:
+@njit(cache=True)
+def _lstm_rows(plan: int, worker: int, ticks: Any, start: int, stop: int, last: int) -> None:
     layer = simd.function(layers.lstm)
-    step_on(simd.host_tile(), layer, plan, slots, inputs, rounds, outputs, stages)
+    tiles.run_rows(simd.host_tile(), layer, plan, worker, ticks, start, stop, last)
 
 
-@njit(cache=True, nogil=True)
-def _step_gru(plan: int, slots: Any, inputs: Any, rounds: Any, outputs: Any, stages: Any) -> None:
+@njit(cache=True)
+def _gru_rows(plan: int, worker: int, ticks: Any, start: int, stop: int, last: int) -> None:
     layer = simd.function(layers.gru)
-    step_on(simd.host_tile(), layer, plan, slots, inputs, rounds, outputs, stages)
+    tiles.run_rows(simd.host_tile(), layer, plan, worker, ticks, start, stop, last)
 
 
-@njit(cache=True, nogil=True)
-def _step_gru_before(
-    plan: int, slots: Any, inputs: Any, rounds: Any, outputs: Any, stages: Any
-) -> None:
+@njit(cache=True)
+def _gru_before_rows(plan: int, worker: int, ticks: Any, start: int, stop: int, last: int) -> None:
     layer = simd.function(layers.gru_before)
-    step_on(simd.host_tile(), layer, plan, slots, inputs, rounds, outputs, stages)
+    tiles.run_rows(simd.host_tile(), layer, plan, worker, ticks, start, stop, last)
 
 
-@njit(cache=True, nogil=True)
-def _step_rnn(plan: int, slots: Any, inputs: Any, rounds: Any, outputs: Any, stages: Any) -> None:
+@njit(cache=True)
+def _rnn_rows(plan: int, worker: int, ticks: Any, start: int, stop: int, last: int) -> None:
     layer = simd.function(layers.rnn)
-    step_on(simd.host_tile(), layer, plan, slots, inputs, rounds, outputs, stages)
+    tiles.run_rows(simd.host_tile(), layer, plan, worker, ticks, start, stop, last)
 
 
-@njit(cache=True, nogil=True)
-def _help_lstm(plan: int, worker: int) -> None:
-    _serve(simd.host_tile(), simd.function(layers.lstm), plan, worker)
-
-
-@njit(cache=True, nogil=True)
-def _help_gru(plan: int, worker: int) -> None:
-    _serve(simd.host_tile(), simd.function(layers.gru), plan, worker)
-
-
-@njit(cache=True, nogil=True)
-def _help_gru_before(plan: int, worker: int) -> None:
-    _serve(simd.host_tile(), simd.function(layers.gru_before), plan, worker)
-
-
-@njit(cache=True, nogil=True)
-def _help_rnn(plan: int, worker: int) -> None:
-    _serve(simd.host_tile(), simd.function(layers.rnn), plan, worker)
-
-
-_STEPS = {
-    "lstm": _step_lstm,
-    "gru": _step_gru,
-    "gru_before": _step_gru_before,
-    "rnn": _step_rnn,
-}
-_HELPS = {
-    "lstm": _help_lstm,
-    "gru": _help_gru,
-    "gru_before": _help_gru_before,
-    "rnn": _help_rnn,
-}
+_ROWS = {"lstm": _lstm_rows, "gru": _gru_rows, "gru_before": _gru_before_rows, "rnn": _rnn_rows}
+"""`tiles.run_rows` of each kind of cell."""

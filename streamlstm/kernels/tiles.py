@@ -48,6 +48,7 @@ class Plan(NamedTuple):
     head_terms: int
     sums: int  # room for the pre-activations of a register block
     turn: int  # in which order the units of the next tile are computed: 0 or 1
+    rows_code: int  # address of the compiled `run_rows` of the network's kind of cell
 
 
 class Ticks(NamedTuple):
@@ -70,6 +71,7 @@ def plan_at(plan: int) -> Any:
         w(plan, 7), w(plan, 8), w(plan, 9), w(plan, 10), w(plan, 11), w(plan, 12), w(plan, 13),
         w(plan, 14), w(plan, 15), w(plan, 16), w(plan, 17), w(plan, 18), w(plan, 19), w(plan, 20),
         w(plan, 21), w(plan, 22), w(plan, 23), w(plan, 24), w(plan, 25), w(plan, 26),
+        w(plan, 27),
     )  # fmt: skip
 
 
@@ -85,7 +87,7 @@ def ticks_at(address: int) -> Any:
 @njit(cache=True)
 def _layer_at(plan: int, number: int) -> Any:
     w = simd.word
-    at = 27 + 11 * number
+    at = 28 + 11 * number
     return layers.Plan(
         w(plan, at), w(plan, at + 1), w(plan, at + 2), w(plan, at + 3), w(plan, at + 4),
         w(plan, at + 5), w(plan, at + 6), w(plan, at + 7), w(plan, at + 8), w(plan, at + 9),
@@ -93,7 +95,7 @@ def _layer_at(plan: int, number: int) -> Any:
     )  # fmt: skip
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def run_rows(
     block: Any, layer: Any, plan: int, worker: int, ticks: Any, start: int, stop: int, last: int
 ) -> None:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from numba import njit
 from numba.core import event
 
-from streamlstm.kernels import cpu, layers, reference, simd
-from streamlstm.kernels.cell import NO_STAGES, Stages, padded
+from streamlstm.kernels import cpu, layers, reference, simd, tiles
+from streamlstm.kernels.cell import Stages, padded
 from streamlstm.memory import address_of
 from tests.kernels.networks import CELLS, LONG, OTHERS, SHORT, golden, random_network
 
@@ -281,39 +281,39 @@ def test_stages_run_for_each_row_before_and_after_it(count):
 
 
 @njit(cache=True)
-def lstm_avx512(plan, slots, inputs, rounds, outputs):
+def lstm_avx512(plan, worker, ticks, start, stop, last):
     kind = simd.function(layers.lstm)
-    cpu.step_on(simd.tile(6, 4, 16), kind, plan, slots, inputs, rounds, outputs, NO_STAGES)
+    tiles.run_rows(simd.tile(6, 4, 16), kind, plan, worker, ticks, start, stop, last)
 
 
 @njit(cache=True)
-def lstm_avx2(plan, slots, inputs, rounds, outputs):
+def lstm_avx2(plan, worker, ticks, start, stop, last):
     kind = simd.function(layers.lstm)
-    cpu.step_on(simd.tile(3, 4, 8), kind, plan, slots, inputs, rounds, outputs, NO_STAGES)
+    tiles.run_rows(simd.tile(3, 4, 8), kind, plan, worker, ticks, start, stop, last)
 
 
 @njit(cache=True)
-def lstm_narrow(plan, slots, inputs, rounds, outputs):
+def lstm_narrow(plan, worker, ticks, start, stop, last):
     kind = simd.function(layers.lstm)
-    cpu.step_on(simd.tile(3, 4, 4), kind, plan, slots, inputs, rounds, outputs, NO_STAGES)
+    tiles.run_rows(simd.tile(3, 4, 4), kind, plan, worker, ticks, start, stop, last)
 
 
 @njit(cache=True)
-def gru_narrow(plan, slots, inputs, rounds, outputs):
+def gru_narrow(plan, worker, ticks, start, stop, last):
     kind = simd.function(layers.gru)
-    cpu.step_on(simd.tile(3, 4, 4), kind, plan, slots, inputs, rounds, outputs, NO_STAGES)
+    tiles.run_rows(simd.tile(3, 4, 4), kind, plan, worker, ticks, start, stop, last)
 
 
 @njit(cache=True)
-def gru_before_narrow(plan, slots, inputs, rounds, outputs):
+def gru_before_narrow(plan, worker, ticks, start, stop, last):
     kind = simd.function(layers.gru_before)
-    cpu.step_on(simd.tile(3, 4, 4), kind, plan, slots, inputs, rounds, outputs, NO_STAGES)
+    tiles.run_rows(simd.tile(3, 4, 4), kind, plan, worker, ticks, start, stop, last)
 
 
 @njit(cache=True)
-def rnn_narrow(plan, slots, inputs, rounds, outputs):
+def rnn_narrow(plan, worker, ticks, start, stop, last):
     kind = simd.function(layers.rnn)
-    cpu.step_on(simd.tile(3, 4, 4), kind, plan, slots, inputs, rounds, outputs, NO_STAGES)
+    tiles.run_rows(simd.tile(3, 4, 4), kind, plan, worker, ticks, start, stop, last)
 
 
 WIDTHS = {
@@ -326,16 +326,19 @@ WIDTHS = {
 
 @pytest.mark.parametrize(("activation", "outputs"), [("tanh", 20), ("relu", 1)])
 @pytest.mark.parametrize("cell", CELLS)
-def test_every_vector_width_gives_the_bits_of_the_hosts_own(activation, outputs, cell):
+def test_every_vector_width_gives_the_bits_of_the_hosts_own(activation, outputs, cell, monkeypatch):
     network = random_network(50, 3, 2, outputs, activation=activation, **CELLS[cell])
     random = np.random.default_rng(0)
-    host, *others = [cpu.allocate(network, 100) for _ in range(1 + len(WIDTHS[cell]))]
+    host, others = cpu.allocate(network, 100), []
+    for rows in WIDTHS[host.kind]:
+        monkeypatch.setitem(cpu._ROWS, host.kind, rows)
+        others.append(cpu.allocate(network, 100))
     for count in (1, 4, 100):
         args = batch(random.permutation(100)[:count], random.standard_normal((count, 3)), outputs)
         cpu.step(host, *args)
         expected = args[3].tobytes(), host.state.tobytes()
-        for step, own in zip(WIDTHS[cell], others, strict=True):
-            step(own.plan, *args)
+        for own in others:
+            cpu.step(own, *args)
             assert (args[3].tobytes(), own.state.tobytes()) == expected
 
 
