@@ -24,7 +24,8 @@ from streamlstm.config import Config
 from streamlstm.engine import Engine
 from streamlstm.journal import JournalError
 from streamlstm.model import load_model
-from streamlstm.ticks import Forecasts, Keys, Ticks
+from streamlstm.parking import Parking
+from streamlstm.ticks import END, Arrivals, Forecasts, Keys, Ticks
 from streamlstm.wire.peer import decode_prediction, encode_tick
 from tests.daemon import Client, start
 from tests.disk import Disk, operations
@@ -71,14 +72,26 @@ def options_of(state: Path, **changed: Any) -> dict[str, Any]:
     } | changed
 
 
-def recover(model: Path, state: Path) -> Engine:
-    """What a start makes of the files, in this process; they are only read."""
+PARKS = {"engine.max_series": 4, "engine.max_batch": 3, "engine.when_full": "evict"}
+"""A daemon with room for some of the series; ticks that wait take fewer slots than there are."""
+
+
+def recover(model: Path, state: Path, parked: Path | None = None) -> Engine:
+    """What a start makes of the files, in this process, with those who are parked."""
     config = Config.model_validate({
         "model": model,
         "engine": {"max_batch": 16, "max_series": SERIES, "threads": 1},
         "checkpoint": {"path": state},
     })  # fmt: skip
-    return offline.run(config, state).engine
+    engine = offline.run(config, state).engine
+    if parked and parked.exists():
+        parking, names = Parking(parked, engine), Keys.of(NAMES)
+        messages = np.full((len(NAMES), 1), np.nan), np.full(len(NAMES), END)
+        arrivals = Arrivals(names, np.zeros(len(NAMES), np.int64), *messages)
+        parking.make_way(engine, arrivals, 0, 0)
+        assert (parking.refused, parking.failures) == (0, 0)
+        parking.close()
+    return engine
 
 
 class Truth:
@@ -187,19 +200,26 @@ def latest(takes: Takes, before: float = math.inf) -> dict[bytes, int]:
 class Victim:
     """A state on disk, the daemons that go on from it, and what was sent and received so far."""
 
-    def __init__(self, folder: Path, model: Path, seed: int = 0, **options: Any) -> None:
-        """Begin with nothing in ``folder``; ``options`` of the daemon by dotted name."""
+    def __init__(
+        self, folder: Path, model: Path, seed: int = 0, parks: bool = False, **options: Any
+    ) -> None:
+        """Begin with nothing in ``folder``; ``options`` of the daemon by dotted name.
+
+        Where it ``parks`` there is less room than series, and they come and go.
+        """
         self.folder, self.model = folder, model
         self.chance = random.Random(seed)
         self.truth = Truth(model)
-        self._options = options
+        self._options, self._parks = options, parks
         (folder / "disk").mkdir()
         self.go_on(folder / "disk", {})
 
     def go_on(self, root: Path, seen: dict[bytes, int]) -> None:
         """From what is there now; what was lost on its way will come again."""
         self.root, self.state, self.seen, self.sent = root, root / "state", seen, dict(seen)
-        self.options = options_of(self.state, **self._options)
+        self.parked = root / "parked" if self._parks else None
+        parks = PARKS | {"engine.parking": self.parked} if self._parks else {}
+        self.options = options_of(self.state, **self._options, **parks)
 
     @property
     def strict(self) -> bool:
@@ -310,7 +330,8 @@ class Victim:
 
     def _recovered(self, root: Path, takes: Takes, needed: dict[bytes, int]) -> dict[bytes, int]:
         try:
-            recovered = recover(self.model, root / "state")
+            parked = root / "parked" if self._parks else None
+            recovered = recover(self.model, root / "state", parked)
         except (JournalError, CheckpointError) as error:
             raise DivergenceError(f"refused: {error}") from error
         return self.truth.check(recovered, self.sent, takes, needed)
