@@ -19,6 +19,7 @@ The exit code is 1 where anything diverged.
 
 import argparse
 import collections
+import itertools
 import json
 import shutil
 import sys
@@ -47,8 +48,9 @@ def main() -> int:
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
     rows = [killed(options.kills, options.seed, parks) for parks in (False, True) if options.kills]
-    for durability in ("strict", "interval") if options.disk else ():
-        rows.append(cut_off(durability, options.disk, options.seed))
+    for durability, parks in itertools.product(("strict", "interval"), (False, True)):
+        if options.disk:
+            rows.append(cut_off(durability, options.disk, options.seed, parks))
     if options.json:
         Path(options.json).write_text(json.dumps(rows, indent=1))
     return int(any(row["divergences"] for row in rows))
@@ -81,15 +83,15 @@ def killed(kills: int, seed: int, parks: bool) -> dict[str, Any]:
     return _row(what, dict(done), ticks, forecasts, divergences, began)
 
 
-def cut_off(durability: str, cuts: int, seed: int) -> dict[str, Any]:
-    """A row: so many power cuts of recorded disks."""
+def cut_off(durability: str, cuts: int, seed: int, parks: bool) -> dict[str, Any]:
+    """A row: so many power cuts of recorded disks; ``parks``: series come and go."""
     divergences: list[str] = []
     kinds: collections.Counter[str] = collections.Counter()
     ticks, forecasts, done, began = 0, 0, 0, time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         options = {"journal.durability": durability}
-        victim = Victim(folder, random_model_file(folder), seed, **options)
+        victim = Victim(folder, random_model_file(folder), seed, parks, **options)
         while done < cuts:
             disk, takes = victim.record(folder / "log", sync_seconds=0.001)
             kinds.update(op.kind for op in disk.ops if op.begun)
@@ -114,7 +116,8 @@ def cut_off(durability: str, cuts: int, seed: int) -> dict[str, Any]:
                 shutil.rmtree(victim.root)
             victim.go_on(target, seen)
     done_by = {"power cuts": done} | {f"{kind} operations": n for kind, n in kinds.items()}
-    return _row(f"power cuts, {durability}", done_by, ticks, forecasts, divergences, began)
+    what = f"power cuts, {durability}" + ", parking" * parks
+    return _row(what, done_by, ticks, forecasts, divergences, began)
 
 
 def _row(

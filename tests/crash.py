@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import math
 import random
+import shutil
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -72,6 +73,26 @@ def options_of(state: Path, **changed: Any) -> dict[str, Any]:
     } | changed
 
 
+IMAGES = """
+import os
+from streamlstm.parking import Parking
+def shown(call):
+    def called(self, *given, **more):
+        made = call(self, *given, **more)
+        self._file.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        with open({path!r} + ".new", "wb") as file:
+            file.write(self.path.read_bytes())
+            file.flush()
+            os.fsync(file)
+        os.replace({path!r} + ".new", {path!r})
+        folder = os.open(os.path.dirname({path!r}), os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+        return made
+    return called
+for name in ("__init__", "park", "forget"):
+    setattr(Parking, name, shown(getattr(Parking, name)))
+"""
 PARKS = {"engine.max_series": 4, "engine.max_batch": 3, "engine.when_full": "evict"}
 """A daemon with room for some of the series; ticks that wait take fewer slots than there are."""
 
@@ -221,6 +242,18 @@ class Victim:
         parks = PARKS | {"engine.parking": self.parked} if self._parks else {}
         self.options = options_of(self.state, **self._options, **parks)
 
+    def _park_elsewhere(self) -> str:
+        """SQLite's own writes are not recorded, so its file lies elsewhere, and each state of it
+        is put where it would be as what is on disk at once: SQLite's work is not ours to test.
+        """
+        there = self.folder / "parked"
+        for each in self.folder.glob("parked*"):
+            each.unlink()
+        if self.parked and self.parked.exists():
+            shutil.copy(self.parked, there)
+        self.options["engine.parking"] = there
+        return IMAGES.format(path=str(self.parked))
+
     @property
     def strict(self) -> bool:
         return self.options["journal.durability"] == "strict"
@@ -252,8 +285,10 @@ class Victim:
 
         ``how`` as :func:`tests.disk.record` takes it.
         """
-        stop = self.chance.random() < 0.5
-        takes = self._load(seconds, self._recording(log, **how), stop=stop)
+        stop, before = self.chance.random() < 0.5, self._recording(log, **how)
+        if self._parks:
+            before += "\n" + self._park_elsewhere()
+        takes = self._load(seconds, before, stop=stop)
         return Disk(operations(log)), takes
 
     def _recording(self, log: Path, **how: Any) -> str:

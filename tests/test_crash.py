@@ -30,10 +30,12 @@ def test_killed_at_random_moments_nothing_published_is_lost(
             assert parked.execute("SELECT count(*) FROM parked").fetchone()[0] >= 3
 
 
+@pytest.mark.parametrize("parks", [False, True])
 @pytest.mark.parametrize("durability", ["strict", "interval"])
-def test_cut_off_from_power_at_random_moments(tmp_path: Path, durability: str) -> None:
+def test_cut_off_from_power_at_random_moments(tmp_path: Path, durability: str, parks: bool) -> None:
     """The second daemon goes on from what a power cut left of the first one's disk."""
-    victim = Victim(tmp_path, random_model_file(tmp_path), **{"journal.durability": durability})
+    options = {"journal.durability": durability}
+    victim = Victim(tmp_path, random_model_file(tmp_path), parks=parks, **options)
     for session in "ab":
         recorded, takes = victim.record(tmp_path / f"log-{session}", sync_seconds=0.001)
         assert {"write", "sync", "syncdir", "make", "move"} <= {op.kind for op in recorded.ops}
