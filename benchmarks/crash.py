@@ -6,7 +6,8 @@
 random moments under load, while it starts and recovers, and in place of a random file operation.
 After each its files are recovered: every series must have the bits of an engine that took the same
 ticks and was never killed, as must every forecast that a subscriber received, and no such forecast
-may be without its tick. The next daemon goes on from there.
+may be without its tick. The next daemon goes on from there. Then the same of a daemon with room for
+some of the series only: the others are parked, and come back.
 
 ``--disk``: the file operations of a daemon are recorded, and the disk cut off from its power at
 random moments: what was not synced is lost, or not, a name or a sector of 512 bytes at a time. Each
@@ -18,6 +19,7 @@ The exit code is 1 where anything diverged.
 
 import argparse
 import collections
+import itertools
 import json
 import shutil
 import sys
@@ -45,23 +47,24 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
-    rows = [killed(options.kills, options.seed)] if options.kills else []
-    for durability in ("strict", "interval") if options.disk else ():
-        rows.append(cut_off(durability, options.disk, options.seed))
+    rows = [killed(options.kills, options.seed, parks) for parks in (False, True) if options.kills]
+    for durability, parks in itertools.product(("strict", "interval"), (False, True)):
+        if options.disk:
+            rows.append(cut_off(durability, options.disk, options.seed, parks))
     if options.json:
         Path(options.json).write_text(json.dumps(rows, indent=1))
     return int(any(row["divergences"] for row in rows))
 
 
-def killed(kills: int, seed: int) -> dict[str, Any]:
-    """A row: so many kills of one daemon after the other."""
+def killed(kills: int, seed: int, parks: bool) -> dict[str, Any]:
+    """A row: so many kills of one daemon after the other; ``parks``: series come and go."""
     divergences: list[str] = []
     done: collections.Counter[str] = collections.Counter()
     ticks, forecasts, attempt, began = 0, 0, 0, time.monotonic()
     while sum(done.values()) < kills:
         with tempfile.TemporaryDirectory() as folder:
             attempt += 1
-            victim = Victim(Path(folder), random_model_file(Path(folder)), seed + attempt)
+            victim = Victim(Path(folder), random_model_file(Path(folder)), seed + attempt, parks)
             ways = (victim.kill_under_load, victim.kill_at_operation, victim.kill_at_start)
             try:
                 for way in ways * kills:
@@ -76,18 +79,19 @@ def killed(kills: int, seed: int) -> dict[str, Any]:
                 divergences.append(f"seed {seed + attempt}, {dict(done)}: {error}")
                 _say(divergences[-1], "\n")
             ticks += sum(victim.seen.values())
-    return _row("kill -9, strict", dict(done), ticks, forecasts, divergences, began)
+    what = "kill -9, strict, parking" if parks else "kill -9, strict"
+    return _row(what, dict(done), ticks, forecasts, divergences, began)
 
 
-def cut_off(durability: str, cuts: int, seed: int) -> dict[str, Any]:
-    """A row: so many power cuts of recorded disks."""
+def cut_off(durability: str, cuts: int, seed: int, parks: bool) -> dict[str, Any]:
+    """A row: so many power cuts of recorded disks; ``parks``: series come and go."""
     divergences: list[str] = []
     kinds: collections.Counter[str] = collections.Counter()
     ticks, forecasts, done, began = 0, 0, 0, time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         options = {"journal.durability": durability}
-        victim = Victim(folder, random_model_file(folder), seed, **options)
+        victim = Victim(folder, random_model_file(folder), seed, parks, **options)
         while done < cuts:
             disk, takes = victim.record(folder / "log", sync_seconds=0.001)
             kinds.update(op.kind for op in disk.ops if op.begun)
@@ -112,7 +116,8 @@ def cut_off(durability: str, cuts: int, seed: int) -> dict[str, Any]:
                 shutil.rmtree(victim.root)
             victim.go_on(target, seen)
     done_by = {"power cuts": done} | {f"{kind} operations": n for kind, n in kinds.items()}
-    return _row(f"power cuts, {durability}", done_by, ticks, forecasts, divergences, began)
+    what = f"power cuts, {durability}" + ", parking" * parks
+    return _row(what, done_by, ticks, forecasts, divergences, began)
 
 
 def _row(

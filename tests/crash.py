@@ -27,7 +27,8 @@ from streamlstm.config import Config
 from streamlstm.engine import Engine
 from streamlstm.journal import JournalError
 from streamlstm.model import Model, load_model
-from streamlstm.ticks import Forecasts, Keys, Ticks
+from streamlstm.parking import Parking
+from streamlstm.ticks import END, Arrivals, Forecasts, Keys, Ticks
 from streamlstm.wire.peer import decode_prediction, encode_tick
 from tests.daemon import Client, Daemon, start
 from tests.disk import Disk, operations
@@ -74,14 +75,46 @@ def options_of(state: Path, **changed: Any) -> dict[str, Any]:
     } | changed
 
 
-def recover(model: Path, state: Path) -> Engine:
-    """What a start makes of the files, in this process; they are only read."""
+IMAGES = """
+import os
+from streamlstm.parking import Parking
+def shown(call):
+    def called(self, *given, **more):
+        made = call(self, *given, **more)
+        self._file.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        with open({path!r} + ".new", "wb") as file:
+            file.write(self.path.read_bytes())
+            file.flush()
+            os.fsync(file)
+        os.replace({path!r} + ".new", {path!r})
+        folder = os.open(os.path.dirname({path!r}), os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+        return made
+    return called
+for name in ("__init__", "park", "forget"):
+    setattr(Parking, name, shown(getattr(Parking, name)))
+"""
+PARKS = {"engine.max_series": 4, "engine.max_batch": 3, "engine.when_full": "evict"}
+"""A daemon with room for some of the series; ticks that wait take fewer slots than there are."""
+
+
+def recover(model: Path, state: Path, parked: Path | None = None) -> Engine:
+    """What a start makes of the files, in this process, with those who are parked."""
     config = Config.model_validate({
         "model": model,
         "engine": {"max_batch": 16, "max_series": SERIES, "threads": 1},
         "checkpoint": {"path": state},
     })  # fmt: skip
-    return offline.run(config, state).engine
+    engine = offline.run(config, state).engine
+    if parked and parked.exists():
+        parking, names = Parking(parked, engine), Keys.of(NAMES)
+        messages = np.full((len(NAMES), 1), np.nan), np.full(len(NAMES), END)
+        arrivals = Arrivals(names, np.zeros(len(NAMES), np.int64), *messages)
+        parking.make_way(engine, arrivals, 0, 0)
+        assert (parking.refused, parking.failures) == (0, 0)
+        parking.close()
+    return engine
 
 
 class Truth:
@@ -251,19 +284,38 @@ def latest(takes: Takes, before: float = math.inf) -> dict[bytes, int]:
 class Victim:
     """A state on disk, the daemons that go on from it, and what was sent and received so far."""
 
-    def __init__(self, folder: Path, model: Path, seed: int = 0, **options: Any) -> None:
-        """Begin with nothing in ``folder``; ``options`` of the daemon by dotted name."""
+    def __init__(
+        self, folder: Path, model: Path, seed: int = 0, parks: bool = False, **options: Any
+    ) -> None:
+        """Begin with nothing in ``folder``; ``options`` of the daemon by dotted name.
+
+        Where it ``parks`` there is less room than series, and they come and go.
+        """
         self.folder, self.model = folder, model
         self.chance = random.Random(seed)
         self.truth = Truth(model)
-        self._options = options
+        self._options, self._parks = options, parks
         (folder / "disk").mkdir()
         self.go_on(folder / "disk", {})
 
     def go_on(self, root: Path, seen: dict[bytes, int]) -> None:
         """From what is there now; what was lost on its way will come again."""
         self.root, self.state, self.seen, self.sent = root, root / "state", seen, dict(seen)
-        self.options = options_of(self.state, **self._options)
+        self.parked = root / "parked" if self._parks else None
+        parks = PARKS | {"engine.parking": self.parked} if self._parks else {}
+        self.options = options_of(self.state, **self._options, **parks)
+
+    def _park_elsewhere(self) -> str:
+        """SQLite's own writes are not recorded, so its file lies elsewhere, and each state of it
+        is put where it would be as what is on disk at once: SQLite's work is not ours to test.
+        """
+        there = self.folder / "parked"
+        for each in self.folder.glob("parked*"):
+            each.unlink()
+        if self.parked and self.parked.exists():
+            shutil.copy(self.parked, there)
+        self.options["engine.parking"] = there
+        return IMAGES.format(path=str(self.parked))
 
     @property
     def strict(self) -> bool:
@@ -322,8 +374,10 @@ class Victim:
 
         ``how`` as :func:`tests.disk.record` takes it.
         """
-        stop = self.chance.random() < 0.5
-        takes = self._load(seconds, self._recording(log, **how), stop=stop)
+        stop, before = self.chance.random() < 0.5, self._recording(log, **how)
+        if self._parks:
+            before += "\n" + self._park_elsewhere()
+        takes = self._load(seconds, before, stop=stop)
         return Disk(operations(log)), takes
 
     def _recording(self, log: Path, **how: Any) -> str:
@@ -413,7 +467,8 @@ class Victim:
 
     def _recovered(self, root: Path, takes: Takes, needed: dict[bytes, int]) -> dict[bytes, int]:
         try:
-            recovered = recover(self.model, root / "state")
+            parked = root / "parked" if self._parks else None
+            recovered = recover(self.model, root / "state", parked)
         except (JournalError, CheckpointError) as error:
             raise DivergenceError(f"refused: {error}") from error
         return self.truth.check(recovered, self.sent, takes, needed)

@@ -3,6 +3,8 @@
 ``benchmarks/crash.py`` does the same for longer.
 """
 
+import contextlib
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -12,14 +14,20 @@ from tests.crash import DivergenceError, Victim
 from tests.models import random_model_file
 
 
-def test_killed_at_random_moments_nothing_published_is_lost(tmp_path: Path) -> None:
-    victim = Victim(tmp_path, random_model_file(tmp_path))
+@pytest.mark.parametrize(("parks", "times", "least"), [(False, 7, 1000), (True, 3, 50)])
+def test_killed_at_random_moments_nothing_published_is_lost(
+    tmp_path: Path, parks: bool, times: int, least: int
+) -> None:
+    victim = Victim(tmp_path, random_model_file(tmp_path), parks=parks)
     published = 0
-    for kill in (victim.kill_under_load, victim.kill_at_operation, victim.kill_at_start) * 7:
+    for kill in (victim.kill_under_load, victim.kill_at_operation, victim.kill_at_start) * times:
         takes = kill()
         victim.verify(takes)
         published += len(takes)
-    assert published > 1000
+    assert published > least
+    if victim.parked:
+        with contextlib.closing(sqlite3.connect(victim.parked)) as parked:
+            assert parked.execute("SELECT count(*) FROM parked").fetchone()[0] >= 3
 
 
 def test_killed_while_another_model_takes_over_it_goes_on_from_one_of_both(tmp_path: Path) -> None:
@@ -35,10 +43,12 @@ def test_killed_while_another_model_takes_over_it_goes_on_from_one_of_both(tmp_p
     assert outcomes == {True, False}
 
 
+@pytest.mark.parametrize("parks", [False, True])
 @pytest.mark.parametrize("durability", ["strict", "interval"])
-def test_cut_off_from_power_at_random_moments(tmp_path: Path, durability: str) -> None:
+def test_cut_off_from_power_at_random_moments(tmp_path: Path, durability: str, parks: bool) -> None:
     """The second daemon goes on from what a power cut left of the first one's disk."""
-    victim = Victim(tmp_path, random_model_file(tmp_path), **{"journal.durability": durability})
+    options = {"journal.durability": durability}
+    victim = Victim(tmp_path, random_model_file(tmp_path), parks=parks, **options)
     for session in "ab":
         recorded, takes = victim.record(tmp_path / f"log-{session}", sync_seconds=0.001)
         assert {"write", "sync", "syncdir", "make", "move"} <= {op.kind for op in recorded.ops}
