@@ -238,8 +238,9 @@ class Segments(_Files):
                 rest = rest[length:]
             made += [[whole], [head, entries[0]], [head, *entries[:2]]]
             told = struct.pack("<IIHB", 5, 2, 1, 1) + b"\0" + b"kst"
-            entry = entries[1][:40] + struct.pack("<IIII", 1, 1, 2, 0)
-            made.append([head, entry + entries[1][56 : 56 + 12 + 8 * inputs] + told])
+            entry = entries[1][:16] + struct.pack("<Q", 1) + entries[1][24:40]
+            entry += struct.pack("<IIII", 1, 1, 2, 0) + entries[1][56 : 56 + 12 + 8 * inputs]
+            made.append([head, entry + told])
         self.path.unlink()
         return made
 
