@@ -7,7 +7,9 @@ random moments under load, while it starts and recovers, and in place of a rando
 After each its files are recovered: every series must have the bits of an engine that took the same
 ticks and was never killed, as must every forecast that a subscriber received, and no such forecast
 may be without its tick. The next daemon goes on from there. Then the same of a daemon with room for
-some of the series only: the others are parked, and come back.
+some of the series only: the others are parked, and come back. Then of one that was told to take
+another model, each time anew: it goes on from one of both, of which each series has the bits that it
+has where it went over after some number of its ticks.
 
 ``--disk``: the file operations of a daemon are recorded, and the disk cut off from its power at
 random moments: what was not synced is lost, or not, a name or a sector of 512 bytes at a time. Each
@@ -48,6 +50,8 @@ def main() -> int:
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
     rows = [killed(options.kills, options.seed, parks) for parks in (False, True) if options.kills]
+    if options.kills:
+        rows.append(reloaded(options.kills, options.seed))
     for durability, parks in itertools.product(("strict", "interval"), (False, True)):
         if options.disk:
             rows.append(cut_off(durability, options.disk, options.seed, parks))
@@ -81,6 +85,30 @@ def killed(kills: int, seed: int, parks: bool) -> dict[str, Any]:
             ticks += sum(victim.seen.values())
     what = "kill -9, strict, parking" if parks else "kill -9, strict"
     return _row(what, dict(done), ticks, forecasts, divergences, began)
+
+
+def reloaded(kills: int, seed: int) -> dict[str, Any]:
+    """A row: so many daemons killed while another model takes over."""
+    divergences: list[str] = []
+    done: collections.Counter[str] = collections.Counter()
+    ticks, forecasts, began = 0, 0, time.monotonic()
+    for attempt in range(kills):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            (folder / "next").mkdir()
+            following = random_model_file(folder / "next", seed=1)
+            victim = Victim(folder, random_model_file(folder), seed + attempt)
+            takes = victim.kill_at_reload(following)
+            forecasts, ticks = forecasts + len(takes), ticks + sum(victim.sent.values())
+            try:
+                changed = victim.verify_reloaded(takes)
+            except DivergenceError as error:
+                divergences.append(f"seed {seed + attempt}: {error}")
+                _say(divergences[-1], "\n")
+            else:
+                done["with the next model" if changed else "with the one before"] += 1
+            _say(f"{attempt + 1} kills, {forecasts:,} forecasts received")
+    return _row("kill -9, strict, reload", dict(done), ticks, forecasts, divergences, began)
 
 
 def cut_off(durability: str, cuts: int, seed: int, parks: bool) -> dict[str, Any]:
