@@ -7,9 +7,9 @@ random moments under load, while it starts and recovers, and in place of a rando
 After each its files are recovered: every series must have the bits of an engine that took the same
 ticks and was never killed, as must every forecast that a subscriber received, and no such forecast
 may be without its tick. The next daemon goes on from there. Then the same of a daemon with room for
-some of the series only: the others are parked, and come back. Then of one that was told to take
-another model, each time anew: it goes on from one of both, of which each series has the bits that it
-has where it went over after some number of its ticks.
+some of the series only: the others are parked, and come back. Then of daemons that were told to
+take another model: what they left is of one of both, and where it is the next one's, each series
+has the bits to which it comes if it goes over after some number of its ticks.
 
 ``--disk``: the file operations of a daemon are recorded, and the disk cut off from its power at
 random moments: what was not synced is lost, or not, a name or a sector of 512 bytes at a time. Each

@@ -350,8 +350,8 @@ class Victim:
         after = self.chance.uniform(0, within)
 
         def reload(daemon: Daemon) -> None:
-            shutil.copy(model, self.folder / "next")
-            os.replace(self.folder / "next", self.model)
+            shutil.copy(model, self.folder / "coming")
+            os.replace(self.folder / "coming", self.model)
             daemon.process.send_signal(signal.SIGHUP)
 
         return self._load(0.1 + after, do=(0.1, reload))
