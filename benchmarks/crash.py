@@ -98,7 +98,7 @@ def reloaded(kills: int, seed: int) -> dict[str, Any]:
             (folder / "next").mkdir()
             following = random_model_file(folder / "next", seed=1)
             victim = Victim(folder, random_model_file(folder), seed + attempt)
-            takes = victim.kill_at_reload(following)
+            takes = victim.kill_at_reload(following, (0.03, 0.1, 0.3)[attempt % 3])
             forecasts, ticks = forecasts + len(takes), ticks + sum(victim.sent.values())
             try:
                 changed = victim.verify_reloaded(takes)
