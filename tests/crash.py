@@ -234,8 +234,9 @@ class Truth:
             out = _step(new, slots, name, tick)
             for k in range(len(out.slot)):
                 forecasts[out.slot[k]][name, int(out.ts[k])] = _bits(out, k)
+        fields = offline.fields_of(new, np.arange(room, dtype=np.int32))
         for slot in range(room):
-            state = offline.fields_of(new, np.array([slot], np.int32))
+            state = {name: rows[slot : slot + 1] for name, rows in fields.items()}
             yield _hash(state), forecasts[slot]
 
     def _which(self, name: bytes, count: int, state: dict[str, NDArray[Any]]) -> list[str]:
