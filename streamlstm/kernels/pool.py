@@ -317,6 +317,7 @@ def start(
             at = WORKERS + worker * WORKER + CORES + core // 64
             memory[at : at + 1].view(np.uint64)[0] |= np.uint64(1 << core % 64)
     _prepare(memory.ctypes.data, threads)
+    _stop.compile((types.int64, types.int64))  # now, not in the midst of other work
     helpers = [
         threading.Thread(target=help_, args=(argument, n), name=f"step-{n}", daemon=True)
         for n in range(1, threads)
