@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from streamlstm.placed import placed
 from streamlstm.ticks import Ticks, rows_of
 
 Policy = Literal["block", "drop_newest", "drop_oldest", "coalesce"]
@@ -51,15 +52,17 @@ class Backlog:
         kind = get_args(Policy).index(policy)
         most = 0 if kind == BLOCK else most
         rows = max(2 * most + batch, -(-read // batch) * batch)
-        self.queue = Queue(
-            kind,
-            most,
-            batch,
-            Ticks.room(rows, inputs),
-            np.zeros(rows, np.int64),
-            np.zeros(2, np.int64),
-            np.zeros(series if kind == COALESCE else 0, np.int32),
-            np.zeros(2, np.int64),
+        self.queue = placed(
+            Queue(
+                kind,
+                most,
+                batch,
+                Ticks.room(rows, inputs),
+                np.zeros(rows, np.int64),
+                np.zeros(2, np.int64),
+                np.zeros(series if kind == COALESCE else 0, np.int32),
+                np.zeros(2, np.int64),
+            )
         )
 
     def __len__(self) -> int:

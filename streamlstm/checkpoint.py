@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from streamlstm.copy_on_write import MORE, sweep
 from streamlstm.engine import Engine
+from streamlstm.files import sync_folder
 from streamlstm.hashing import checksum
 from streamlstm.work import Latest
 
@@ -42,6 +43,10 @@ _NICE = 10
 """How much less important than serving ticks the writing is, nice(2)."""
 
 
+_UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, RecursionError)
+"""What reading a header may raise."""
+
+
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message is one line and says the mend."""
 
@@ -53,11 +58,27 @@ class DamagedError(CheckpointError):
 class Restored(NamedTuple):
     """What was brought back."""
 
+    engine: Engine
+    """into which"""
     journalled: int
     """number of the last entry of the journal that is in it"""
     path: Path
     damaged: list[str]
     """why each newer one was passed over"""
+
+
+class _Header(NamedTuple):
+    """What a checkpoint says of itself."""
+
+    model: str
+    coverage: float
+    journal: int
+    series: int
+    slots: int
+    row: np.dtype[np.void]
+    """how a row lies"""
+    begin: int
+    """where the pieces begin"""
 
 
 class Saving:
@@ -200,18 +221,27 @@ def warm_up(engine: Engine) -> None:
     checksum(b"")
 
 
-def load(engine: Engine, path: Path) -> Restored | None:
+def load(
+    engine: Engine, path: Path, engine_of: Callable[[str], Engine] | None = None
+) -> Restored | None:
     """Bring the series of the newest sound checkpoint, if any, back into a fresh engine.
 
+    Args:
+        engine: for one of its model.
+        path: of the newest.
+        engine_of: gives an engine for one of another, by that one's id.
+
     Raises:
-        CheckpointError: all are damaged, or the newest sound one is of another format or model, or
-            of more series than there is room for.
+        CheckpointError: all are damaged, or the newest sound one is of another format, of a model
+            for which there is no engine, or of more series than there is room for.
     """
     damaged: list[str] = []
     for each in kept(path):
         try:
             with open(each, "rb") as file:
                 header = _read_header(each, file)
+                if engine_of and header.model != engine.model.id:
+                    engine = engine_of(header.model)
                 _refuse_others(each, header, engine)
                 _verify(each, file, header, engine)
                 _restore(each, file, header, engine)
@@ -220,7 +250,7 @@ def load(engine: Engine, path: Path) -> Restored | None:
         except OSError as error:
             damaged.append(f"{each}: checkpoint cannot be read ({error.strerror})")
         else:
-            return Restored(header["journal"], each, damaged)
+            return Restored(engine, header.journal, each, damaged)
     if damaged:
         raise DamagedError(damaged[0])
     return None
@@ -239,11 +269,18 @@ def kept(path: Path) -> list[Path]:
 
 def journalled(path: Path) -> int:
     """Number of the last entry of the journal that every checkpoint kept has, 0: none is known."""
-    numbers = []
+    return min((header.journal for header in _headers(path)), default=0)
+
+
+def models(path: Path) -> set[str]:
+    """Ids of the models that the checkpoints kept are of."""
+    return {header.model for header in _headers(path)}
+
+
+def _headers(path: Path) -> Iterator[_Header]:
     for each in kept(path):
         with contextlib.suppress(CheckpointError, OSError), open(each, "rb") as file:
-            numbers.append(int(_read_header(each, file)["journal"]))
-    return min(numbers, default=0)
+            yield _read_header(each, file)
 
 
 # --- the file -------------------------------------------------------------------------------------
@@ -275,8 +312,7 @@ def _fields(row: np.dtype[Any]) -> list[Any]:
     return [*found, row.itemsize]
 
 
-def _read_header(path: Path, file: BufferedReader) -> dict[str, Any]:
-    """What the header says, with ``begin``, where the pieces begin."""
+def _read_header(path: Path, file: BufferedReader) -> _Header:
     raw = file.read(_START.itemsize)
     if len(raw) < _START.itemsize or raw[:8] != MAGIC:
         raise _damaged(path, "is no checkpoint, or one of an early version")
@@ -286,25 +322,37 @@ def _read_header(path: Path, file: BufferedReader) -> dict[str, Any]:
     text = file.read(min(int(start["length"]), 1 << 24))
     if len(text) != start["length"] or checksum(text) != start["checksum"]:
         raise _damaged(path, "header")
-    header: dict[str, Any] = json.loads(text)
-    return header | {"begin": _START.itemsize + len(text)}
+    try:
+        said = json.loads(text)
+        numbers = journal, series, slots = [said[name] for name in ("journal", "series", "slots")]
+        if not all(isinstance(number, int) and 0 <= number < 1 << 63 for number in numbers):
+            raise ValueError("no number of these")
+        row = _dtype(said["fields"])
+        slot, name, _ = row["slot"], row["record"]["name"], row["state"]
+        if slot != np.int64 or name.base != np.uint8 or name.ndim != 1:
+            raise ValueError("no series")
+        begin = _START.itemsize + len(text)
+        return _Header(said["model"], said["coverage"], journal, series, slots, row, begin)
+    except _UNREADABLE:  # its checksum is right, but no checkpoint has that
+        raise _damaged(path, "header") from None
 
 
-def _row_of(path: Path, header: dict[str, Any], engine: Engine) -> np.dtype[np.void]:
-    """How a row of the file lies: it may have keys of another width, and latest predictions."""
-    row = _dtype(header["fields"])
+def _refuse_settings(path: Path, row: np.dtype[np.void], engine: Engine) -> None:
+    """Refuse rows that lie otherwise, but for keys of another width, and latest predictions."""
     kinds, wanted = _kinds(row["record"]), _kinds(engine.series.table.dtype)
     kinds["name"] = wanted["name"]
     for name in Latest._fields:
         if name not in kinds or name not in wanted:
             kinds.pop(name, None)
             wanted.pop(name, None)
+    found, ours = kinds.get("recent", wanted["name"]), wanted["recent"]
+    if found.base == ours.base and found.shape[1:] == ours.shape[1:]:  # more ticks, or fewer
+        kinds["recent"] = ours
     other = [name for name in kinds | wanted if kinds.get(name) != wanted.get(name)]
-    if row["state"].shape != (math.prod(_record_shape(engine)),):
+    if row["state"] != np.dtype((np.float32, (math.prod(_record_shape(engine)),))):
         other.append("state")
     if other:
         raise _refused(path, f"made with other settings ({other[0]})")
-    return row
 
 
 def _kinds(record: np.dtype[Any]) -> dict[str, np.dtype[Any]]:
@@ -327,8 +375,8 @@ def _record_shape(engine: Engine) -> tuple[int, ...]:
     return engine.kernels.to_host(engine.buffers, np.zeros(0, np.int32)).shape[1:]
 
 
-def _refuse_others(path: Path, header: dict[str, Any], engine: Engine) -> None:
-    model, coverage, slots = header["model"], header["coverage"], header["slots"]
+def _refuse_others(path: Path, header: _Header, engine: Engine) -> None:
+    model, coverage, slots = header.model, header.coverage, header.slots
     if model != engine.model.id:
         raise _refused(path, f"of model {model}, this is {engine.model.id}")
     if coverage != engine.coverage:
@@ -337,12 +385,11 @@ def _refuse_others(path: Path, header: dict[str, Any], engine: Engine) -> None:
         raise _refused(path, f"of {slots} series, max_series is {engine.series.capacity}; raise it")
 
 
-def _pieces(
-    path: Path, file: BufferedReader, header: dict[str, Any], row: np.dtype[np.void]
-) -> Iterator[NDArray[np.void]]:
+def _pieces(path: Path, file: BufferedReader, header: _Header) -> Iterator[NDArray[np.void]]:
     """All rows, some at a time; valid until the next are asked for."""
-    file.seek(header["begin"])
-    head, left, number = np.zeros(1, _PIECE), header["series"], 0
+    end, row = file.seek(0, os.SEEK_END), header.row
+    file.seek(header.begin)
+    head, left, number = np.zeros(1, _PIECE), header.series, 0
     buffer = np.zeros(0, np.uint8)
     while left:
         if file.readinto(head.data.cast("B")) < _PIECE.itemsize:
@@ -351,6 +398,8 @@ def _pieces(
         if not 0 < count <= left or head["number"][0] != number:
             raise _damaged(path, "piece out of place")
         size = _PIECE.itemsize + count * row.itemsize
+        if size > end - header.begin:
+            raise _damaged(path, "ends too early")
         if len(buffer) < size:
             buffer = np.zeros(size, np.uint8)
         buffer[: _PIECE.itemsize] = head.view(np.uint8)
@@ -364,11 +413,11 @@ def _pieces(
         raise _damaged(path, "goes on too long")
 
 
-def _verify(path: Path, file: BufferedReader, header: dict[str, Any], engine: Engine) -> None:
+def _verify(path: Path, file: BufferedReader, header: _Header, engine: Engine) -> None:
     """Look at all of it before anything is changed."""
-    row = _row_of(path, header, engine)
-    widest, seen = engine.series.index.names.shape[1], np.zeros(header["slots"], bool)
-    for rows in _pieces(path, file, header, row):
+    _refuse_settings(path, header.row, engine)
+    widest, seen = engine.series.index.names.shape[1], np.zeros(header.slots, bool)
+    for rows in _pieces(path, file, header):
         slots, lengths = rows["slot"], rows["record"]["length"]
         if slots.min() < 0 or slots.max() >= len(seen) or seen[slots].any() or not lengths.min():
             raise _damaged(path, "has series that cannot be")
@@ -379,18 +428,31 @@ def _verify(path: Path, file: BufferedReader, header: dict[str, Any], engine: En
         seen[slots] = True
 
 
-def _restore(path: Path, file: BufferedReader, header: dict[str, Any], engine: Engine) -> None:
-    row = _row_of(path, header, engine)
+def _restore(path: Path, file: BufferedReader, header: _Header, engine: Engine) -> None:
     shape = _record_shape(engine)
-    for rows in _pieces(path, file, header, row):
+    for rows in _pieces(path, file, header):
         slots, records = rows["slot"].astype(np.int32), rows["record"]
         engine.series.restore(records["name"], records["length"], slots)
         for name, array in engine.series.state.items():
-            if name in (records.dtype.names or ()):
+            if name == "recent":
+                array[slots] = _ring(records, engine.history)
+            elif name in (records.dtype.names or ()):
                 array[slots] = records[name]
         states = np.ascontiguousarray(rows["state"]).reshape(len(rows), *shape)
         engine.kernels.from_host(engine.buffers, slots, states)
     engine.series.arrange()
+
+
+def _ring(records: NDArray[np.void], history: int) -> NDArray[np.int64]:
+    """The latest ticks of some series, as many as there are to be: :class:`work.Recent`."""
+    found, count = records["recent"], records["recent_count"]
+    if found.shape[1] == history:
+        return found
+    ring, rows = np.zeros((len(found), history, found.shape[2]), np.int64), np.arange(len(found))
+    for back in range(1, min(history, found.shape[1]) + 1):
+        at = np.maximum(count - back, 0)
+        ring[rows, at % history] = found[rows, at % found.shape[1]]
+    return ring
 
 
 def _put(temporary: Path, path: Path, keep: int) -> None:
@@ -401,11 +463,7 @@ def _put(temporary: Path, path: Path, keep: int) -> None:
         number = 0 if older == path else int(older.suffix[1:])
         os.replace(older, path.with_name(f"{path.name}.{number + 1}"))
     os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
 
 
 def _write_all(descriptor: int, data: memoryview | bytes) -> None:

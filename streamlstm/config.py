@@ -30,19 +30,27 @@ OUTPUT = "tcp://127.0.0.1:5556"
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message is one line and says where it comes from."""
 
+    def __init__(self, message: str) -> None:
+        """What is no printable character, in a key or a name of the file's, is shown escaped."""
+        shown = (char if char.isprintable() else repr(char)[1:-1] for char in message)
+        super().__init__("".join(shown))
+
 
 def _split(value: object) -> object:
     """Take a list from the text of a variable or a flag."""
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("["):
-        return json.loads(value)
+        return _parse(value)
     return value.split(",") if value else ()
 
 
 def _parse(value: object) -> object:
-    """Take a table from the text of a variable or a flag."""
-    return json.loads(value or "{}") if isinstance(value, str) else value
+    """Take a table, or a list, from the text of a variable or a flag."""
+    try:
+        return json.loads(value or "{}") if isinstance(value, str) else value
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def _hwm(said: Mapping[str, object]) -> int:
@@ -176,6 +184,13 @@ class Engine(_Table):
         ge=0,
         le=1e9,
         description="seconds after which a series that sends nothing is closed; 0: never",
+    )
+    history: int = Field(
+        default=32,
+        ge=0,
+        le=100_000,
+        description="latest ticks kept of each series, from which another model begins whose state"
+        " has another shape; costs 8 bytes for each, and 8 for each of its values",
     )
     parking: OptionalPath = Field(
         default=None,
@@ -370,6 +385,9 @@ class Service(_Table):
         " sleeping; costs a core",
     )
     cpus: Numbers = Field(default=(), description="cores to run on, such as 0,1; empty: any")
+    watch_model: bool = Field(
+        default=False, description="take the model's file anew when it changes, as at SIGHUP"
+    )
     shutdown_timeout: float = Field(
         default=10, gt=0, le=3600, description="seconds from SIGTERM to the exit, whatever happens"
     )
@@ -499,7 +517,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such file; deploy/streamlstm.toml is one to copy") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # TOML's own, and a number of too many digits
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
 
 

@@ -15,6 +15,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from streamlstm.memory import copy, load_shared, store_shared, store_u64
+from streamlstm.placed import placed
 
 Floats = NDArray[np.float32]
 
@@ -66,7 +67,7 @@ class CopyOnWrite:
         words = np.zeros(_WORDS, np.int64)
         words[_RECORDS], words[_RECORDS_APART] = table.ctypes.data, table.strides[0]
         words[_RECORD] = table.itemsize
-        self.shadow = Shadow(words, np.zeros(len(table), bool), np.zeros(len(table), bool))
+        self.shadow = placed(Shadow(words, np.zeros(len(table), bool), np.zeros(len(table), bool)))
         self._log: mmap.mmap | None = None
         self._held: Floats | None = None
 

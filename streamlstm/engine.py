@@ -31,20 +31,17 @@ from streamlstm.kernels.cell import BackendError, Stages
 from streamlstm.memory import (
     Fields,
     address_of,
-    call_for_int,
     copy,
-    load_value,
-    pointer_to,
     prefetch,
     records,
-    size_of,
-    store_value,
 )
 from streamlstm.model import Model, ModelError, Spec
+from streamlstm.placed import address_of_placed, placed, rewrite
 from streamlstm.policies import (
     AS_THEY_COME,
     CHANGES,
     DROPS,
+    MOMENT,
     SERIES_LIMIT,
     Clock,
     Counts,
@@ -69,9 +66,11 @@ from streamlstm.ticks import (
     first,
     rows_of,
 )
-from streamlstm.work import COUNT, FAULTY, Batch, Given, Latest, Schedule, Work
+from streamlstm.work import COUNT, FAULTY, Batch, Given, Latest, Recent, Schedule, Work
 
 BACKENDS = ("cpu", "cuda", "auto")
+HISTORY = 32
+"""Ticks kept of each series, unless it is said how many."""
 AHEAD = 16
 """Series whose records are on their way to the cache while one is worked on."""
 
@@ -105,12 +104,14 @@ class Engine:
         ordered: bool = False,
         evict: bool = False,
         keep_latest: bool = False,
+        history: int = HISTORY,
         policies: Policies = AS_THEY_COME,
     ) -> None:
         """Open ``model``: its golden trajectory is repeated on the backend.
 
         ``ordered`` and ``evict`` are as for :class:`streamlstm.series.Series`. With
-        ``keep_latest``, the latest prediction of each series is part of its state.
+        ``keep_latest``, the latest prediction of each series is part of its state, and so are its
+        latest ``history`` ticks.
 
         Raises:
             ModelError: the golden deviates, or ``max_series`` series do not fit in memory.
@@ -120,10 +121,11 @@ class Engine:
         self.backend, self.backend_reason, self.kernels = open_backend(backend)
         self.model = model
         self.max_batch, self.coverage, self.policies = max_batch, coverage, policies
+        self.history = history
         spec = model.spec
         bands = intervals.plan(spec.horizon, spec.targets, coverage, model.errors)
         latest = latest_fields(spec)
-        fields = state_fields(spec, bands, keep_latest)
+        fields = state_fields(spec, bands, keep_latest, history)
         network = network_of(spec, model.weights)
         self.bytes_per_series = {"recurrent": self.kernels.bytes_per_series(network)}
         self.bytes_per_series |= bytes_per_series(fields, max_series, max_key)
@@ -136,51 +138,52 @@ class Engine:
         recurrent, unbounded = self.kernels.host_records(self.buffers), can_diverge(spec)
         on_device = not len(recurrent)
         self._look = unbounded and on_device
-        self.work = Work(
-            features.plan(spec),
-            bands,
-            self._rules,
-            self.series.index,
-            Clock(*(state[name] for name in Clock._fields)),
-            features.Memory(*(state[name] for name in features.Memory._fields)),
-            intervals.Bands(*(state[name] for name in intervals.Bands._fields)),
-            state["seq"],
-            Latest(keep_latest, *(kept[name] for name in latest)),
-            state["expected"],
-            recurrent,
-            unbounded and not on_device,
-            features.Rows.empty(spec, max_batch),
-            Schedule.empty(max_batch),
-            np.zeros((max_batch, spec.outputs), np.float32),
-            Forecasts(
+        self.work = placed(
+            Work(
+                features.plan(spec),
+                bands,
+                self._rules,
+                self.series.index,
+                Clock(*(state[name] for name in Clock._fields)),
+                features.Memory(*(state[name] for name in features.Memory._fields)),
+                intervals.Bands(*(state[name] for name in intervals.Bands._fields)),
+                state["seq"],
+                Latest(keep_latest, *(kept[name] for name in latest)),
+                state["expected"],
+                Recent(*(state[name] for name in Recent._fields)),
+                recurrent,
+                unbounded and not on_device,
+                features.Rows.empty(spec, max_batch),
+                Schedule.empty(max_batch),
+                np.zeros((max_batch, spec.outputs), np.float32),
+                Forecasts(
+                    np.zeros(max_batch, np.int32),
+                    np.zeros(max_batch, np.int64),
+                    np.zeros(max_batch, np.int64),
+                    np.zeros((max_batch, spec.horizon, spec.targets)),
+                    np.zeros((max_batch, 2, spec.horizon, spec.targets)),
+                ),
+                np.zeros((max_batch, spec.inputs)),
+                Given(Ticks.room(max_batch, spec.inputs), np.zeros((max_batch, spec.inputs))),
+                Counts.empty(),
+                np.zeros(max_batch, np.uint64),
                 np.zeros(max_batch, np.int32),
-                np.zeros(max_batch, np.int64),
-                np.zeros(max_batch, np.int64),
-                np.zeros((max_batch, spec.horizon, spec.targets)),
-                np.zeros((max_batch, 2, spec.horizon, spec.targets)),
-            ),
-            np.zeros((max_batch, spec.inputs)),
-            Given(Ticks.room(max_batch, spec.inputs), np.zeros((max_batch, spec.inputs))),
-            Counts.empty(),
-            np.zeros(max_batch, np.uint64),
-            np.zeros(max_batch, np.int32),
-            self.series.offsets["last_ts"],
-            np.zeros((max_series, recurrent.shape[1]), np.float32) if on_device else recurrent,
+                self.series.offsets["last_ts"],
+                np.zeros((max_series, recurrent.shape[1]), np.float32) if on_device else recurrent,
+            )
         )
         self._ticks = Ticks.room(max_batch, spec.inputs)
-        batch = Batch(self.work.given, self.work)
-        self._batch = np.zeros(_room(batch), np.uint8)
-        context = self._batch.ctypes.data
-        _keep(context, batch)
-        given = pointer_to(batch), 0, 0
-        self.stages = Stages(address_of(_before, *given), address_of(_after, *given), context)
-        self.code = self._compute = self.taken = self._moment = 0
+        self._batch = placed(Batch(self.work.given, self.work))
+        given = self._batch, 0, 0
+        self.stages = Stages(
+            address_of(_before, *given),
+            address_of(_after, *given),
+            address_of_placed(self._batch),
+        )
+        self.code = self.taken = self._moment = 0
         if kernel := self.kernels.compiled_step(self.buffers):
             rows = self.work.schedule.slot, self.work.rows.x, self.work.schedule.bounds
             self.code = address_of(kernel, 0, *rows, self.work.outputs, self.stages)
-            self._compute = address_of(
-                _compute, pointer_to(batch), self._ticks, 0, 0, 0, self.stages
-            )
 
     @property
     def _rules(self) -> Rules:
@@ -188,13 +191,9 @@ class Engine:
         return rules._replace(one_by_one=rules.one_by_one or self._look)
 
     def judge_by(self, policies: Policies) -> None:
-        """Judge ticks by other policies from here on; what the series are by now stays as it is.
-
-        Whoever has taken a copy of ``work`` has to take it again.
-        """
+        """Judge ticks by other policies from here on; what the series are by now stays as it is."""
         self.policies = policies
-        self.work = self.work._replace(rules=self._rules)
-        _keep(self.stages.context, Batch(self.work.given, self.work))
+        rewrite(self.work, rules=self._rules)
 
     @property
     def drops(self) -> dict[str, int]:
@@ -280,20 +279,63 @@ class Engine:
         self.series.set_records(slots, records)
         self.kernels.from_host(self.buffers, slots, recurrent)
 
-    def bring_back(
-        self, key: bytes, records: NDArray[np.uint8], recurrent: NDArray[np.float32], now: int
-    ) -> bool:
-        """Give a slot to a key that has none, with what :meth:`records` gave, rows of one.
+    @property
+    def layout(self) -> tuple[object, ...]:
+        """What a state is of: another engine's can be taken over where this is the same."""
+        spec, state = self.model.spec, self.series.state
+        fields = [(name, array.dtype.str, array.shape[1:]) for name, array in state.items()]
+        grid = spec.step_ns, spec.season, spec.scaling.kind
+        recurrent = spec.cell, spec.layers, spec.hidden, spec.window, self.work.told.shape[1]
+        return self.coverage, *grid, *recurrent, *fields
 
-        False where no slot is free. ``now`` is the moment of its tick, as for :func:`place`.
+    def recent(self, slots: NDArray[np.int32]) -> Ticks:
+        """The latest ticks of some series, one series after the other, each in order of time."""
+        kept, count = self.work.recent.recent[slots], self.work.recent.recent_count[slots]
+        many = np.minimum(count, self.history)
+        rank = np.arange(self.history)
+        which, back = np.nonzero(rank < many[:, None])
+        rows = kept[which, (count[which] - many[which] + back) % max(1, self.history)]
+        values = np.ascontiguousarray(rows[:, 1:]).view(np.float64)
+        return Ticks(slots[which], rows[:, 0].copy(), values, np.full(len(which), WARM))
+
+    def begin_with(
+        self,
+        slots: NDArray[np.int32],
+        seq: NDArray[np.int64],
+        heard: NDArray[np.int64],
+        ticks: Ticks,
+    ) -> None:
+        """Move series just begun by their latest ticks, which another engine took before.
+
+        Args:
+            slots: (n,) theirs.
+            seq: (n,) predictions made of each.
+            heard: (n,) when its latest tick came, ns since the epoch.
+            ticks: as :meth:`recent` gives them.
+        """
+        counted = [count.copy() for count in self.work.counts]
+        for begin in range(0, len(ticks.slot), self.max_batch):
+            self.step(rows_of(ticks, begin, begin + self.max_batch), MOMENT)
+        self.work.seq[slots], self.work.clock.heard[slots] = seq, heard
+        for count, before in zip(self.work.counts, counted, strict=True):
+            count[:] = before
+
+    def bring_back(self, key: bytes, now: int) -> NDArray[np.int32] | None:
+        """Give a slot, (1,), to a key that has none, whose series comes back.
+
+        Its state is to follow, and then :meth:`tell_state`. None where no slot is free. ``now`` is
+        the moment of its tick, as for :func:`place`.
         """
         if self.series.active == self.series.capacity:
-            return False
-        slots = self.series.lookup(Keys.of([key]))
-        self.series.come_back(slots, now)
-        self.set_records(slots, records, recurrent)
-        self.work.told[slots] = recurrent.reshape(1, -1)
-        return True
+            return None
+        slot = self.series.lookup(Keys.of([key]))
+        self.series.come_back(slot, now)
+        return slot
+
+    def tell_state(self, slots: NDArray[np.int32]) -> None:
+        """Let the journal know what the kernels keep of series that came back."""
+        recurrent = self.kernels.to_host(self.buffers, slots)
+        self.work.told[slots] = recurrent.reshape(len(slots), -1)
 
     def step(self, ticks: Ticks, now: int) -> Forecasts:
         """Move each series by its ticks, in order of arrival, and forecast.
@@ -308,9 +350,8 @@ class Engine:
         if len(ticks.slot) > self.max_batch:
             raise ValueError(f"{len(ticks.slot)} ticks exceed max_batch = {self.max_batch}")
         work, progress = self.work, self.work.schedule.progress
-        if self._compute:
-            given = self.code, self.buffers.plan, self.stages
-            published = _enter(self._compute, self.stages.context, ticks, now, *given)
+        if self.code:
+            published = compute(work, ticks, now, self.code, self.buffers.plan, self.stages)
         else:
             published = self._step(ticks, now)
         self.taken = int(progress[COUNT])
@@ -367,7 +408,9 @@ def open_backend(name: str) -> tuple[str, str, ModuleType]:
     return ("cpu", f"no usable GPU ({reason})", cpu) if reason else ("cuda", "a GPU is there", cuda)
 
 
-def state_fields(spec: Spec, bands: intervals.Plan, keep_latest: bool = False) -> Fields:
+def state_fields(
+    spec: Spec, bands: intervals.Plan, keep_latest: bool = False, history: int = HISTORY
+) -> Fields:
     """The one table of what a series keeps, but for its recurrent state, which is the kernels'."""
     return {
         "rank": (np.int32, ()),
@@ -381,6 +424,8 @@ def state_fields(spec: Spec, bands: intervals.Plan, keep_latest: bool = False) -
         **features.memory_fields(spec),
         **intervals.bands_fields(bands),
         "expected": (np.float64, (spec.inputs,)),
+        "recent_count": (np.int64, ()),
+        "recent": (np.int64, (history, 1 + spec.inputs)),
     }
 
 
@@ -486,40 +531,14 @@ def events(work: Work) -> Events:
     return Events(index.changes, names, index.records, index.begin, index.end, work.told)
 
 
-@njit(cache=True)
-def _room(batch: Batch) -> int:
-    return size_of(batch)
-
-
-@njit(cache=True, _nrt=False)
-def _keep(address: int, batch: Batch) -> None:
-    """Without what counts references to arrays: such a count would not outlive the call."""
-    store_value(address, batch)
-
-
-@njit(cache=True, nogil=True, _nrt=False)
-def _enter(
-    code: int, context: int, ticks: Ticks, now: int, kernels: int, network: int, stages: Stages
-) -> int:
-    """:func:`_compute` for Python, which would take longer to hand over a `Work` than to use it."""
-    return call_for_int(code, context, ticks, now, kernels, network, stages)
-
-
 # Compiled on their own, to be called by address.
-
-
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def _compute(batch: Batch, ticks: Ticks, now: int, code: int, network: int, stages: Stages) -> int:
-    """:func:`compute`, where a batch lies at an address."""
-    _, work = load_value(batch)
-    return compute(work, ticks, now, code, network, stages)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _before(batch: Batch, start: int, stop: int) -> None:
     """The stage before the network's: features."""
-    given, work = load_value(batch)
-    ticks, schedule = given.ticks, work.schedule
+    work, ticks = batch.work, batch.given.ticks
+    schedule = work.schedule
     features.advance(
         work.features,
         work.memory,
@@ -538,8 +557,7 @@ def _before(batch: Batch, start: int, stop: int) -> None:
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _after(batch: Batch, start: int, stop: int) -> None:
     """The stage after the network's: forecasts and intervals."""
-    given, work = load_value(batch)
-    _forecast(work, given, start, stop)
+    _forecast(batch.work, batch.given, start, stop)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
@@ -577,6 +595,7 @@ def _forecast(work: Work, given: Given, start: int, stop: int) -> None:
             forecasts.seq[i] = seq[slot]
         for k in range(ticks.values.shape[1]):
             work.expected[slot, k] = point[i, 0, k] if k < targets else ticks.values[i, k]
+        _remember(work.recent, slot, ticks.ts[i], given.observed, i, warm)
         intervals.surround(
             work.intervals,
             work.bands,
@@ -598,3 +617,20 @@ def _forecast(work: Work, given: Given, start: int, stop: int) -> None:
             to += slot * latest.latest.strides[0]
             copy(to, point.ctypes.data + i * length, length)
             copy(to + length, forecasts.quantiles.ctypes.data + 2 * i * length, 2 * length)
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _remember(
+    recent: Recent, slot: int, ts: int, observed: NDArray[np.float64], tick: int, warm: bool
+) -> None:
+    """Keep a tick among the latest of its series; a grid point that only fills a gap is none."""
+    history, missing = recent.recent.shape[1], 0
+    for k in range(observed.shape[1]):
+        missing += np.isnan(observed[tick, k])
+    if history == 0 or (warm and missing == observed.shape[1]):
+        return
+    at = recent.recent_count[slot] % history
+    recent.recent[slot, at, 0] = ts
+    for k in range(observed.shape[1]):
+        recent.recent[slot, at, 1 + k] = np.float64(observed[tick, k]).view(np.int64)
+    recent.recent_count[slot] += 1

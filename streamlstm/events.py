@@ -10,6 +10,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from streamlstm.placed import placed
 from streamlstm.ticks import Names
 
 CREATE, EVICT, UNPARK, MODEL = range(1, 5)
@@ -30,6 +31,13 @@ class Changes(NamedTuple):
     """(1,)"""
     marks: NDArray[np.uint8]
     """(capacity,) ``GONE``, ``NEW`` and ``BACK`` of each slot; other bits are others'"""
+
+    @classmethod
+    def none(cls, slots: int) -> "Changes":
+        """Of so many slots none has changed."""
+        return placed(
+            cls(np.zeros(slots, np.int32), np.zeros(1, np.int64), np.zeros(slots, np.uint8))
+        )
 
 
 class Events(NamedTuple):
@@ -62,7 +70,7 @@ class Event(NamedTuple):
 def no_events() -> Events:
     """Of slots that never change."""
     return Events(
-        Changes(np.zeros(0, np.int32), np.zeros(1, np.int64), np.zeros(0, np.uint8)),
+        Changes.none(0),
         Names(np.zeros((2, 8), np.uint8), np.zeros(2, np.uint16)),
         np.zeros((2, 8), np.uint8),
         0,

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from streamlstm.memory import Fields, records
 from streamlstm.model import CalendarName, Spec
+from streamlstm.placed import placed
 
 SECOND = 1_000_000_000
 MINUTE, HOUR, DAY = 60 * SECOND, 3600 * SECOND, 86400 * SECOND
@@ -389,13 +390,12 @@ def features_of(spec: Spec, ts: NDArray[np.int64], values: NDArray[np.float64]) 
         ts: (n,) ns since the epoch, rising.
         values: (n, inputs) finite.
     """
-    memory = Memory(**records(memory_fields(spec), 1))
+    memory = placed(Memory(**records(memory_fields(spec), 1)))
     n = len(ts)
     rows, slots = Rows.empty(spec, n), np.zeros(n, np.int32)
-    steps = grid_steps(spec.step_ns, ts)
-    advance(
-        plan(spec), memory, rows, np.arange(n), slots, steps, ts, values, np.empty_like(ts), 0, n
-    )
+    steps, place = grid_steps(spec.step_ns, ts), np.empty_like(ts)
+    to, layout = placed(rows), placed(plan(spec))
+    advance(layout, memory, to, np.arange(n), slots, steps, ts, values, place, 0, n)
     return rows
 
 

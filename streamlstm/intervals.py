@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from streamlstm.memory import Fields, records
 from streamlstm.model import Errors
+from streamlstm.placed import placed
 
 RATE = 0.02
 """Share of itself by which a half-width moves at a miss (times coverage)."""
@@ -142,7 +143,7 @@ def around(
     ``place`` (n,) of each tick on its grid, ``y`` (n,), ``point`` (n, horizon) made there.
     """
     n, horizon = point.shape
-    bands = Bands(**records(bands_fields(layout), 1))
+    bands, layout = placed(Bands(**records(bands_fields(layout), 1))), placed(layout)
     quantiles = np.empty((n, 2, horizon, 1))
     scale = np.ones((1, 1))
     values, points = y[:, None], point[:, :, None]

@@ -19,8 +19,10 @@ from numba import njit, types
 from numpy.typing import NDArray
 
 from streamlstm.events import BACK, CHANGED, CREATE, EVICT, GONE, NEW, UNPARK, Events, told
+from streamlstm.files import sync_folder
 from streamlstm.hashing import siphash
 from streamlstm.memory import copy, load_u32, store_u8, store_u16, store_u32, store_u64
+from streamlstm.placed import placed
 from streamlstm.segments import (
     FORMAT,
     HEAD,
@@ -93,9 +95,8 @@ def nowhere() -> Log:
     """A log that keeps nothing, for those who want none."""
     state = np.zeros(_COUNTERS, np.int64)
     state[_FD] = -1
-    return Log(
-        state, np.zeros(4, np.uint64), np.zeros(0, np.uint8), np.zeros(2, np.int64), 0, 0, False
-    )
+    seeds, room, time = np.zeros(4, np.uint64), np.zeros(0, np.uint8), np.zeros(2, np.int64)
+    return placed(Log(state, seeds, room, time, 0, 0, False))
 
 
 class Journal:
@@ -157,9 +158,10 @@ class Journal:
         if durability == "off" or len(model.encode()) > ID or len(policies.encode()) > POLICIES:
             raise ValueError(f"no journal with {durability = }, {model = }, {policies = }")
         told = 11 + max_key
-        longest = HEAD + max_batch * (13 + 8 * inputs + told) + told + state_bytes + 8
+        self._but_for_states = HEAD + max_batch * (13 + 8 * inputs + told) + told + 8
+        longest = self._but_for_states + state_bytes
         size = -(-max(segment_bytes, HEADER + longest) // PAGE) * PAGE
-        self.folder, self._inputs, self._model, self._policies = folder, inputs, model, policies
+        self.folder, self._inputs, self.model, self._policies = folder, inputs, model, policies
         self._lock, self._over = threading.Lock(), threading.Event()
         state, seeds = np.zeros(_COUNTERS, np.int64), np.zeros(4, np.uint64)
         state[_NUMBER] = state[_FIRST] = first
@@ -168,7 +170,7 @@ class Journal:
         state[[_NEXT, _RETIRED]] = -1
         strict = durability == "strict"
         room, time = np.zeros(longest, np.uint8), np.zeros(2, np.int64)
-        self.log = Log(state, seeds, room, time, size, inputs, strict)
+        self.log = placed(Log(state, seeds, room, time, size, inputs, strict))
         self._folder = _open_folder(folder)
         try:
             state[_SEGMENT] = _tidy(folder) + 1
@@ -204,6 +206,14 @@ class Journal:
         if self.log.state[_ALONE]:
             self._thread.join()
             self._begin()
+
+    def adopt(self, model: str, state_bytes: int) -> None:
+        """Another model steps what is appended from now on; ``log`` may be another one then."""
+        self.model = model
+        longest = self._but_for_states + state_bytes
+        if longest > len(self.log.buffer):
+            size = max(self.log.size, -(-(HEADER + longest) // PAGE) * PAGE)
+            self.log = self.log._replace(buffer=np.zeros(longest, np.uint8), size=size)
 
     @property
     def suspended(self) -> bool:
@@ -361,7 +371,7 @@ class Journal:
 
     def _create(self, segment: int, first: int) -> tuple[int, NDArray[np.uint64]]:
         """A segment on disk, ready to be written to: its descriptor and seed."""
-        path, model = self._path(segment), self._model.encode()
+        path, model = self._path(segment), self.model.encode()
         seed = (secrets.randbits(64), secrets.randbits(64))
         said = model, self._policies.encode()
         head = np.array(
@@ -392,7 +402,7 @@ def _open_folder(folder: Path) -> int:
         missing = [each for each in folder.parents if not each.exists()]
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for each in (folder, *missing):
-            _sync_folder(each.parent)
+            sync_folder(each.parent)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         mend = "choose a folder that this user may write to"
@@ -404,15 +414,6 @@ def _open_folder(folder: Path) -> int:
         why = "another process writes there"
         raise error_at(folder, error.errno, why, "stop it, or choose another folder") from error
     return descriptor
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have the names in it on disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _tidy(folder: Path) -> int:

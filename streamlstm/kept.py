@@ -11,12 +11,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from streamlstm import checkpoint, journal, logs, segments
+from streamlstm import checkpoint, journal, logs, models, segments
 from streamlstm.checkpoint import CheckpointError, Saving
 from streamlstm.config import Config
 from streamlstm.engine import Engine
+from streamlstm.handover import Handover
 from streamlstm.journal import Journal
-from streamlstm.model import load_model
+from streamlstm.model import Model, load_model
 from streamlstm.parking import Parking
 from streamlstm.policies import Policies
 from streamlstm.replay import replay
@@ -76,6 +77,8 @@ class Kept:
         if found.entries or found.torn:
             batches, torn = found.entries, found.torn
             logs.event(logging.INFO, "replayed", journal=folder, batches=batches, torn=torn)
+        self._take_over()
+        engine = self.engine
         if asked.durability != "off":
             self.journal = Journal(
                 folder,
@@ -87,9 +90,72 @@ class Kept:
                 durability=asked.durability,
                 fsync_interval=asked.fsync_interval,
                 segment_bytes=asked.segment_bytes,
-                state_bytes=sum(array.nbytes for array in engine.records(np.zeros(1, np.int32))),
+                state_bytes=_state_bytes(engine),
                 first=found.last + 1,
             )
+
+    def _take_over(self) -> None:
+        """Go on with the model asked for, where what was kept is of another.
+
+        Raises:
+            ModelError: it takes other ticks.
+            CheckpointError: the state that it begins with cannot be kept.
+        """
+        asked, path = self._config.checkpoint, self._config.checkpoint.path
+        assert path
+        before, wanted = self.engine.model.id, load_model(self._config.model)
+        try:
+            models.keep(path, wanted)
+            if before != wanted.id:
+                handover = Handover(self.engine, engine_of(self._config, wanted))
+                while not handover.done:
+                    handover.advance()
+                handover.settle()
+                checkpoint.save(handover.new, path, self._journalled, keep=asked.keep)
+                self.adopt(handover.new)
+                logs.event(logging.INFO, "model taken over", model=wanted.id, before=before)
+        except OSError as error:
+            raise CheckpointError(f"{error}; free space there or set checkpoint.path") from error
+
+    def adopt(self, engine: Engine) -> None:
+        """Keep what this engine is from now on, in the place of the one before."""
+        self.engine = engine
+        if self.parking:
+            self.parking.adopt(engine)
+        if self.journal:
+            self.journal.adopt(engine.model.id, _state_bytes(engine))
+
+    def begin_saving(self, engine: Engine, tell: Callable[[], object]) -> Saving | None:
+        """A checkpoint of the engine that is about to be adopted; None where none is to be.
+
+        Raises:
+            OSError: its model cannot be kept.
+        """
+        asked = self._config.checkpoint
+        if not asked.path:
+            return None
+        models.keep(asked.path, engine.model)
+        return Saving(engine, asked.path, self._number, keep=asked.keep, tell=tell)
+
+    def save(self, engine: Engine) -> None:
+        """The same at once.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        asked = self._config.checkpoint
+        assert asked.path
+        checkpoint.save(engine, asked.path, self._number, keep=asked.keep)
+
+    def saved(self) -> None:
+        """One of these is written."""
+        self._plan()
+        self._saved()
+
+    @property
+    def saving(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._saving is not None
 
     def warm_up(self) -> None:
         """Compile all that a checkpoint, or a start with a journal, can need."""
@@ -101,8 +167,8 @@ class Kept:
         """When :meth:`look` is to be called; who waits is told of the end of a checkpoint."""
         return math.inf if self._saving else self._next
 
-    def look(self, tell: Callable[[], object]) -> None:
-        """Begin a checkpoint where it is time, or see whether the one begun is written.
+    def look(self, tell: Callable[[], object], *, begin: bool = True) -> None:
+        """Begin a checkpoint where it is time, and may be, or see whether the one begun is written.
 
         Between two batches; ``tell`` is called by another thread when one is written.
         """
@@ -112,7 +178,7 @@ class Kept:
                 if self._saving.done():
                     self._saving = None
                     self._saved()
-            elif asked.path and time.monotonic() >= self._next:
+            elif begin and asked.path and time.monotonic() >= self._next:
                 self._plan()
                 self._resume()
                 self._saving = Saving(
@@ -186,11 +252,14 @@ class Kept:
     def _saved(self) -> None:
         """A checkpoint is there: what the journal has of before the oldest is needed no more."""
         self._values["checkpoint_last_success_timestamp_seconds"] = time.time()
+        path = self._config.checkpoint.path
+        assert path
         if self.journal:
-            assert self._config.checkpoint.path
-            before = checkpoint.journalled(self._config.checkpoint.path) + 1
+            before = checkpoint.journalled(path) + 1
             try:
                 self.journal.forget(before, time.time() - self._config.journal.retention)
+                needed = checkpoint.models(path) | segments.models(self.journal.folder)
+                models.forget(path, needed | {self.engine.model.id})
             except JournalError as error:
                 self._said.warn("journal", "journal", why=str(error))
 
@@ -213,12 +282,41 @@ class Kept:
 def open_engine(config: Config) -> tuple[Engine, int]:
     """The engine, with what a checkpoint brought back; the last entry of the journal in that.
 
+    It is of the model that the checkpoint is of, where there is one.
+
     Raises:
         ModelError, BackendError, CheckpointError: each with one line.
     """
+    engine = engine_of(config, load_model(config.model))
+    if config.engine.backend == "auto":
+        took, why = engine.backend, engine.backend_reason
+        logs.event(logging.INFO, "backend", took=took, because=why)
+    path = config.checkpoint.path
+    if not path:
+        return engine, 0
+    if not path.parent.is_dir():
+        raise CheckpointError(f"{path}: its folder does not exist; make it")
+    restored = checkpoint.load(
+        engine, path, lambda model: engine_of(config, models.load(path, model))
+    )
+    if restored is None:
+        return engine, 0
+    for each in restored.damaged:
+        _log.error("%s; going on from %s", each.partition(";")[0], restored.path)
+    series = restored.engine.series.active
+    logs.event(logging.INFO, "restored", checkpoint=restored.path, series=series)
+    return restored.engine, restored.journalled
+
+
+def engine_of(config: Config, model: Model) -> Engine:
+    """An engine for a model, as the daemon wants it.
+
+    Raises:
+        ModelError, BackendError: each with one line.
+    """
     evict = config.engine.when_full == "evict"
-    engine = Engine(
-        load_model(config.model),
+    return Engine(
+        model,
         backend=config.engine.backend,
         max_series=config.engine.max_series,
         max_batch=config.engine.max_batch,
@@ -228,21 +326,14 @@ def open_engine(config: Config) -> tuple[Engine, int]:
         ordered=evict or config.engine.idle_timeout > 0,
         evict=evict and not config.engine.parking,
         keep_latest=bool(config.snapshot.bind),
+        history=config.engine.history,
         policies=Policies(**config.ticks.model_dump()),
     )
-    if config.engine.backend == "auto":
-        took, why = engine.backend, engine.backend_reason
-        logs.event(logging.INFO, "backend", took=took, because=why)
-    path = config.checkpoint.path
-    if path and not path.parent.is_dir():
-        raise CheckpointError(f"{path}: its folder does not exist; make it")
-    restored = checkpoint.load(engine, path) if path else None
-    if restored is None:
-        return engine, 0
-    for each in restored.damaged:
-        _log.error("%s; going on from %s", each.partition(";")[0], restored.path)
-    logs.event(logging.INFO, "restored", checkpoint=restored.path, series=engine.series.active)
-    return engine, restored.journalled
+
+
+def _state_bytes(engine: Engine) -> int:
+    """Of a series, its recurrent state included."""
+    return sum(array.nbytes for array in engine.records(np.zeros(1, np.int32)))
 
 
 def journal_of(checkpoint: Path) -> Path:

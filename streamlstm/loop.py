@@ -23,11 +23,13 @@ from streamlstm import metrics, transport
 from streamlstm.backlog import BLOCK, Backlog, Queue, add, make_room
 from streamlstm.copy_on_write import BEHIND, MORE, sweep
 from streamlstm.engine import Engine, events, place
+from streamlstm.handover import Handover
 from streamlstm.index import CLOSING, IDLE, WAITING, approach, close, seek
 from streamlstm.journal import FULL, Log, append, commit, nowhere
 from streamlstm.kernels.cell import Stages
 from streamlstm.memory import address_of, call_for_int
 from streamlstm.parking import Parking
+from streamlstm.placed import placed, whole
 from streamlstm.rounds import compute
 from streamlstm.segments import JournalError
 from streamlstm.ticks import Arrivals, Keys, Messages, Names, Ticks, first, rows_of
@@ -130,7 +132,8 @@ class Loop:
         self._log = log or nowhere()
         self._parking, self._idle_ns = parking, round(1e9 * idle_timeout)
         self._begun = time.monotonic_ns()
-        engine.series.arrange()
+        self.handover: Handover | None = None
+        """to be kept up to date, if there is one; what serves is Python then"""
         self._values, self._wait_ns, self._spin_ns = values, wait_ns, spin_ns
         waited_for = (receiver.socket, publisher.socket, *others)
         self._items = transport.poll_items(*waited_for)
@@ -151,35 +154,37 @@ class Loop:
             return None
         work, names, messages = engine.work, engine.series.names, self.receiver.messages
         columns, written = reader.columns, writer.messages
-        return Way(
-            Code(
-                address_of(reader.compiled, messages, 0, columns, reader.limits),
-                engine.code,
-                address_of(writer.compiled, written, writer.layout, work.forecasts, names, 0),
-            ),
-            self._items,
-            self.receiver.source,
-            self.decoder.most,
-            columns,
-            reader.limits,
-            self.decoder.latest_arrival,
-            self.decoder.refused,
-            self.decoder.publishers,
-            self.pending.queue,
-            work,
-            engine.buffers.plan,
-            engine.stages,
-            names,
-            written,
-            writer.layout,
-            writer.batch,
-            self.publisher.sink,
-            self._log,
-            self._parking is not None,
-            self._values,
-            np.zeros(3, np.int64),
-            self._wait_ns,
-            self._spin_ns,
+        return placed(
+            Way(
+                Code(
+                    address_of(reader.compiled, messages, 0, columns, reader.limits),
+                    engine.code,
+                    address_of(writer.compiled, written, writer.layout, work.forecasts, names, 0),
+                ),
+                self._items,
+                self.receiver.source,
+                self.decoder.most,
+                columns,
+                reader.limits,
+                self.decoder.latest_arrival,
+                self.decoder.refused,
+                self.decoder.publishers,
+                self.pending.queue,
+                work,
+                engine.buffers.plan,
+                engine.stages,
+                names,
+                written,
+                writer.layout,
+                writer.batch,
+                self.publisher.sink,
+                self._log,
+                self._parking is not None,
+                self._values,
+                np.zeros(3, np.int64),
+                self._wait_ns,
+                self._spin_ns,
+            )
         )
 
     def warm_up(self) -> None:
@@ -207,7 +212,7 @@ class Loop:
             zmq.ZMQError: a socket failed.
             JournalError: as :meth:`step`.
         """
-        if self._way is None:
+        if self._way is None or self.handover:
             return self._run(until)
         why, count, taken = _run(self._way, until)
         if why < 0:
@@ -265,9 +270,13 @@ class Loop:
         """
         ticks, taken = self.pending.first()
         begun, now = time.monotonic_ns(), max(time.time_ns(), int(self.decoder.latest_arrival[0]))
+        if self.handover:
+            self.handover.prepare()
         self._heed(_record(self._log, self.engine.work, ticks, now))
         self.pending.drop(len(ticks.ts))
         forecasts = self.engine.step(ticks, now)
+        if self.handover:
+            self.handover.follow(ticks, now)
         self._heed(commit(self._log))
         stepped, encoding = time.monotonic_ns(), 0
         for encoder in self.encoders:
@@ -372,9 +381,9 @@ def _run(way: Way, until: int) -> tuple[int, int, int]:
 @njit(cache=True, error_model="numpy", _nrt=False, inline="always")
 def _take(way: Way, count: int) -> bool:
     """Read messages and let their ticks wait; False, and nothing done, where one is not sound."""
-    queue, columns, messages = way.queue, way.columns, way.source.messages
+    queue, columns, messages = way.queue, whole(way.columns), whole(way.source.messages)
     begun = _now(way.clock, _MONOTONIC)
-    rows = call_for_int(way.code.read, messages, count, columns, way.limits)
+    rows = call_for_int(way.code.read, messages, count, columns, whole(way.limits))
     for row in range(rows):
         if columns.fault[row] != SOUND:
             return False
@@ -387,7 +396,7 @@ def _take(way: Way, count: int) -> bool:
         arrived,
         way.latest_arrival,
         way.refused,
-        way.publishers,
+        whole(way.publishers),
         messages.data,
     )
     for begin in range(0, rows, queue.batch):
@@ -421,19 +430,20 @@ def _step(way: Way) -> int:
     if error:
         return JOURNAL + error
     queue.bounds[0] = end
-    published = compute(work, ticks, now, way.code.step, way.network, way.beside)
+    published = compute(work, ticks, now, way.code.step, way.network, whole(way.beside))
     warm = work.schedule.progress[COUNT] - published
     error = commit(way.log)
     if error:
         return JOURNAL + error
     stepped = _now(way.clock, _MONOTONIC)
     forecasts, sent, encoding = first(work.forecasts, published), 0, 0
+    messages, layout, names = whole(way.written), whole(way.layout), whole(way.names)
     since = stepped
     while sent < published:
-        written = call_for_int(way.code.write, way.written, way.layout, forecasts, way.names, sent)
+        written = call_for_int(way.code.write, messages, layout, forecasts, names, sent)
         until = _now(way.clock, _MONOTONIC)
         encoding += until - since
-        error = flush(way.sink, way.written, 1 if way.together else written - sent)
+        error = flush(way.sink, messages, 1 if way.together else written - sent)
         if error:
             return error
         since = _now(way.clock, _MONOTONIC)

@@ -134,64 +134,6 @@ def store_shared(typing: Any, address: Any, value: Any) -> Any:
     return types.void(types.intp, types.int64), generate
 
 
-def _leaves(builder: Any, pointer: Any, value: Any = None) -> Any:
-    """Load what lies at a pointer number by number, or store ``value`` there so.
-
-    What nobody asks for is then never loaded.
-    """
-    kind = pointer.type.pointee
-    if not isinstance(kind, ir.LiteralStructType | ir.ArrayType):
-        return builder.load(pointer) if value is None else builder.store(value, pointer)
-    whole = ir.Constant(kind, ir.Undefined)
-    for k in range(len(kind.elements) if isinstance(kind, ir.LiteralStructType) else kind.count):
-        at = cgutils.gep(builder, pointer, 0, k)
-        if value is not None:
-            _leaves(builder, at, builder.extract_value(value, k))
-        else:
-            whole = builder.insert_value(whole, _leaves(builder, at), k)
-    return whole
-
-
-@intrinsic
-def load_value(typing: Any, pointer: Any) -> Any:
-    """load_value(pointer) -> what :func:`store_value` left where a :func:`pointer_to` points."""
-    kind = pointer.dtype
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        native = context.get_value_type(kind).as_pointer()
-        return _leaves(builder, builder.bitcast(args[0], native))
-
-    return kind(pointer), generate
-
-
-@intrinsic
-def store_value(typing: Any, address: Any, value: Any) -> Any:
-    """store_value(address, value): arrays, numbers and tuples of them; owned by someone else."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        native = context.get_value_type(value)
-        _leaves(builder, builder.inttoptr(args[0], native.as_pointer()), args[1])
-        return context.get_dummy_value()
-
-    return types.void(types.intp, value), generate
-
-
-@intrinsic
-def size_of(typing: Any, value: Any) -> Any:
-    """size_of(value) -> bytes that :func:`store_value` takes."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        size = context.get_abi_sizeof(context.get_value_type(value))
-        return ir.Constant(ir.IntType(64), size)
-
-    return types.intp(value), generate
-
-
-def pointer_to(value: Any) -> Any:
-    """The Numba type of an argument that is the address of a value like this one."""
-    return types.CPointer(typeof(value))
-
-
 def address_of(compiled: Any, *like: Any) -> int:
     """Where the machine code of a compiled function lies, of arguments like these, or so typed.
 

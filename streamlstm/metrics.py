@@ -44,6 +44,8 @@ COUNTERS: Mapping[str, str] = MappingProxyType(
         " with the handshake: of another protocol, a wrong key, or one that is not allowed.",
         "connections_ended": "Connections ended because there were too many, or because peers had"
         " the daemon hold too much.",
+        "model_reloads": "Times that another model took the place of the one that served.",
+        "model_reload_failures": "Times that one could not, so that the one before still serves.",
         "checkpoint_failures": "Checkpoints that could not be written.",
         "journal_bytes": "Bytes written to the journal.",
         "journal_failures": "Times that the journal could not be written or synced.",

@@ -70,6 +70,11 @@ _Finite = Annotated[float, Field(allow_inf_nan=False)]
 class ModelError(ValueError):
     """A model file that cannot be used; the message is one line and says the mend."""
 
+    def __init__(self, message: str) -> None:
+        """What is no printable character, in a key or a name of the file's, is shown escaped."""
+        shown = (char if char.isprintable() else repr(char)[1:-1] for char in message)
+        super().__init__("".join(shown))
+
 
 class Scaling(BaseModel):
     """How raw values become the network's inputs: z = (y - loc) / scale, per series and input.

@@ -18,16 +18,22 @@ from numpy.typing import NDArray
 
 from streamlstm.engine import FIRST, MESSAGE, UNKNOWN, Engine, meet
 from streamlstm.index import FULL
-from streamlstm.ticks import Arrivals
+from streamlstm.ticks import WARM, Arrivals, Ticks
 
-FORMAT = 1
+FORMAT = 2
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS parked (
     key BLOB PRIMARY KEY, of BLOB NOT NULL, state BLOB NOT NULL, recurrent BLOB NOT NULL,
-    checksum BLOB NOT NULL
+    recent BLOB NOT NULL, checksum BLOB NOT NULL
 ) WITHOUT ROWID
 """
+
+
+_HEAD = 3
+"""Words before the latest ticks."""
+_UNUSABLE = (sqlite3.Error, UnicodeDecodeError)
+"""What a file that is damaged, or not to be had, raises."""
 
 
 class ParkingError(OSError):
@@ -39,7 +45,7 @@ class Parking:
 
     Attributes:
         parked, returned: series written since it was opened, and brought back.
-        refused: rows that could not be used; their series start anew.
+        refused: rows that are damaged; their series start anew.
         failures: times that the file could not be read or written.
         problem: the latest of these, for the log.
     """
@@ -56,7 +62,7 @@ class Parking:
         self.path, self._evict = path, evict
         self.parked = self.returned = self.refused = self.failures = 0
         self.problem = ""
-        self._of = _what(engine)
+        self.adopt(engine)
         try:
             os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
             self._file = sqlite3.connect(path, timeout=0, isolation_level=None)
@@ -76,7 +82,7 @@ class Parking:
             self._file.execute(_SCHEMA)
             self._file.execute(f"PRAGMA user_version = {FORMAT}")
             self._file.execute("COMMIT")
-        except sqlite3.Error as error:
+        except _UNUSABLE as error:
             self._file.close()
             mend = "stop the other process" if "locked" in str(error) else "move it away"
             raise ParkingError(f"{path}: parking: {error}; {mend}") from error
@@ -90,23 +96,29 @@ class Parking:
         """Let go of the file."""
         self._file.close()
 
+    def adopt(self, engine: Engine) -> None:
+        """Take states as this engine has them from now on."""
+        self._of = hashlib.blake2b(repr(engine.layout).encode(), digest_size=16).digest()
+
     def park(self, engine: Engine, slots: NDArray[np.int32]) -> bool:
         """Write the state of some series; False where they cannot, and must not be evicted."""
         slots = slots[engine.moved(slots)]
         if not len(slots):
             return True
-        states, recurrent = engine.records(slots)
+        keys, recents = engine.series.keys(slots), _recent(engine, slots)
+        parts = zip(keys, *engine.records(slots), recents, strict=True)
         rows = [
-            (key, self._of, state.tobytes(), hidden.tobytes())
-            for key, state, hidden in zip(engine.series.keys(slots), states, recurrent, strict=True)
+            (key, self._of, state.tobytes(), recurrent.tobytes(), recent)
+            for key, state, recurrent, recent in parts
         ]
         try:
             self._file.execute("BEGIN")
             self._file.executemany(
-                "REPLACE INTO parked VALUES (?, ?, ?, ?, ?)", ((*row, _sum(*row)) for row in rows)
+                "REPLACE INTO parked VALUES (?, ?, ?, ?, ?, ?)",
+                ((*row, _sum(*row)) for row in rows),
             )
             self._file.execute("COMMIT")
-        except sqlite3.Error as error:
+        except _UNUSABLE as error:
             self._fail(error)
             return False
         self.parked += len(rows)
@@ -118,7 +130,7 @@ class Parking:
             self._file.execute("BEGIN")
             self._file.executemany("DELETE FROM parked WHERE key = ?", ((key,) for key in keys))
             self._file.execute("COMMIT")
-        except sqlite3.Error as error:
+        except _UNUSABLE as error:
             self._fail(error)
 
     def make_way(self, engine: Engine, arrivals: Arrivals, now: int, oldest: int) -> None:
@@ -140,9 +152,14 @@ class Parking:
         parked = dict(self._fetch(engine, list(unknown)))
         wanted = sum(begins or key in parked for key, begins in unknown.items())
         self._make_room(engine, wanted, oldest)
-        for key, (state, recurrent) in parked.items():
-            if not engine.bring_back(key, state, recurrent, now):
+        for key, (of, *state, recent) in parked.items():
+            if (slot := engine.bring_back(key, now)) is None:
                 break
+            if of == self._of:
+                engine.set_records(slot, *_records_of(engine, *state))
+            else:  # of a model of another shape
+                engine.begin_with(slot, *_ticks_of(slot, recent))
+            engine.tell_state(slot)
             self.returned += 1
 
     def _make_room(self, engine: Engine, wanted: int, oldest: int) -> None:
@@ -155,49 +172,72 @@ class Parking:
 
     def _fetch(
         self, engine: Engine, keys: list[bytes]
-    ) -> Iterator[tuple[bytes, tuple[NDArray[np.uint8], NDArray[np.float32]]]]:
-        """Those of the keys that are parked, with what :meth:`Engine.records` gave, rows of one."""
-        states, recurrents = engine.records(np.zeros(0, np.int32))
+    ) -> Iterator[tuple[bytes, tuple[bytes, bytes, bytes, bytes]]]:
+        """Those of the keys that are parked: what their state is of, it, and their latest ticks."""
         for key in keys:
             try:
                 row = self._file.execute("SELECT * FROM parked WHERE key = ?", (key,)).fetchone()
-            except sqlite3.Error as error:
+            except _UNUSABLE as error:
                 self._fail(error)
                 self.refused += 1
                 continue
             if row is None:
                 continue
-            name, of, state, recurrent, checksum = row
-            if of != self._of or name != key or _sum(*row[:-1]) != checksum:
+            if not (self._is_sound(engine, row) and row[0] == key):
                 self.refused += 1
-                self.problem = f"{self.path}: {key!r} was parked " + (
-                    "and is damaged" if of == self._of else "with another model or other settings"
-                )
+                self.problem = f"{self.path}: {key!r} was parked and is damaged"
                 continue
-            yield (
-                key,
-                (
-                    np.frombuffer(bytearray(state), np.uint8).reshape(1, *states.shape[1:]),
-                    np.frombuffer(bytearray(recurrent), np.float32).reshape(
-                        1, *recurrents.shape[1:]
-                    ),
-                ),
-            )
+            yield key, row[1:-1]
 
-    def _fail(self, error: sqlite3.Error) -> None:
+    def _is_sound(self, engine: Engine, row: tuple[bytes, ...]) -> bool:
+        if not all(isinstance(part, bytes) for part in row) or _sum(*row[:-1]) != row[-1]:
+            return False
+        _, of, state, recurrent, recent, _ = row
+        sizes = [each.nbytes for each in engine.records(np.zeros(1, np.int32))]
+        inputs = engine.model.spec.inputs
+        return (
+            (of != self._of or [len(state), len(recurrent)] == sizes)
+            and recent[: 8 * _HEAD][-8:] == np.int64(inputs).tobytes()
+            and (len(recent) // 8 - _HEAD) % (1 + inputs) == len(recent) % 8 == 0
+        )
+
+    def _fail(self, error: Exception) -> None:
         self.failures += 1
         self.problem = f"{self.path}: {error}"
         if self._file.in_transaction:
             self._file.execute("ROLLBACK")
 
 
-def _what(engine: Engine) -> bytes:
-    """What a state is of: model, settings, and how it is laid out."""
-    index, state = engine.series.index, engine.series.state
-    parts = [engine.model.id, engine.coverage, index.end - index.begin]
-    parts += [(name, array.dtype.str, array.shape[1:]) for name, array in state.items()]
-    parts += [engine.work.told.shape[1]]
-    return hashlib.blake2b(repr(parts).encode(), digest_size=16).digest()
+def _recent(engine: Engine, slots: NDArray[np.int32]) -> Iterator[bytes]:
+    """Of each series predictions made, when it was heard, values a tick, and its latest ticks."""
+    ticks, inputs = engine.recent(slots), engine.model.spec.inputs
+    words = np.column_stack((ticks.ts, ticks.values.view(np.int64)))
+    ends = np.cumsum(np.minimum(engine.work.recent.recent_count[slots], engine.history))
+    seqs, heard = engine.work.seq[slots], engine.work.clock.heard[slots]
+    for seq, at, each in zip(seqs, heard, np.split(words, ends[:-1]), strict=True):
+        yield np.array([seq, at, inputs], np.int64).tobytes() + each.tobytes()
+
+
+def _records_of(
+    engine: Engine, state: bytes, recurrent: bytes
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """What :meth:`Engine.records` gave, rows of one."""
+    states, recurrents = engine.records(np.zeros(1, np.int32))
+    return (
+        np.frombuffer(bytearray(state), np.uint8).reshape(states.shape),
+        np.frombuffer(bytearray(recurrent), np.float32).reshape(recurrents.shape),
+    )
+
+
+def _ticks_of(
+    slot: NDArray[np.int32], recent: bytes
+) -> tuple[NDArray[np.int64], NDArray[np.int64], Ticks]:
+    """What :func:`_recent` gave, as :meth:`Engine.begin_with` takes it."""
+    words = np.frombuffer(bytearray(recent), np.int64)
+    head, rows = words[:_HEAD], words[_HEAD:].reshape(-1, 1 + int(words[2]))
+    values, flags = rows[:, 1:].copy().view(np.float64), np.full(len(rows), WARM)
+    ticks = Ticks(np.repeat(slot, len(rows)), rows[:, 0].copy(), values, flags)
+    return head[:1], head[1:2], ticks
 
 
 def _sum(*parts: bytes) -> bytes:

@@ -23,14 +23,16 @@ def replay(
 ) -> Found:
     """Step all that the journal in ``folder`` has above number ``after``; publish nothing.
 
-    Neither does it count: what the engine drops was counted when it came first. Ticks are judged by
-    the policies of their day, where the journal says them, not by the engine's. ``last`` of what is
-    returned is ``after`` where there was nothing to be read. Series that were parked are not parked
-    once more, and those that came back bring their state along in the journal; out of ``parking``
-    go those that ended since. ``made`` is given the forecasts of each step, valid until it returns.
+    Whichever model stepped them then: ticks are raw. Neither does it count: what the engine drops
+    was counted when it came first. Ticks are judged by the policies of their day, where the journal
+    says them, not by the engine's. ``last`` of what is returned is ``after`` where there was
+    nothing to be read. Series that were parked are not parked once more, and those that came back
+    bring their state along in the journal; out of ``parking`` go those that ended since. ``made``
+    is given the forecasts of each step, valid until it returns.
 
     Raises:
-        JournalError: it is damaged, of another model, or has more series than there is room for.
+        JournalError: it is damaged, of ticks of another kind, or has more series than there is
+            room for.
     """
     found = Found(last=after)
     counts = *engine.work.counts, engine.series.index.counts[STARTED:]
@@ -38,8 +40,6 @@ def replay(
     ended: dict[bytes, int] = {}
     asked, judged_by = engine.policies, ""
     for entry in read(folder, after, found):
-        if entry.model != engine.model.id:
-            raise _refused(folder, f"of model {entry.model}, this is {engine.model.id}")
         if entry.ticks.values.shape[1] != engine.model.spec.inputs:
             raise _refused(folder, "of another number of inputs")
         if entry.policies and entry.policies != judged_by:
@@ -47,6 +47,8 @@ def replay(
             judged_by = entry.policies
         for event in entry.events:
             _apply(engine, folder, event, ended)
+        if not (entry.ticks.slot.view(np.uint32) < engine.series.capacity).all():
+            raise _refused(folder, f"of more than max_series = {engine.series.capacity} series")
         for begin in range(0, len(entry.ticks.slot), engine.max_batch):
             ticks = rows_of(entry.ticks, begin, begin + engine.max_batch)
             forecasts = engine.step(ticks, entry.now)

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from streamlstm.copy_on_write import preserve
 from streamlstm.index import end
 from streamlstm.kernels.cell import Stages
-from streamlstm.memory import call, clear, copy, store_value
+from streamlstm.memory import call, clear, copy
+from streamlstm.placed import replace, whole
 from streamlstm.policies import ANEW, is_message, judge
 from streamlstm.ticks import END, RESET, WARM, Ticks
 from streamlstm.work import (
@@ -81,8 +82,9 @@ def arrange(work: Work, ticks: Ticks, context: int) -> None:
     schedule.progress[NEXT], schedule.progress[ROUNDS] = 0, rounds
     schedule.progress[JUDGED] = schedule.faults[0] = 0
     schedule.progress[SINGLY] = singly
-    given = work.given if singly else Given(ticks, ticks.values)
-    store_value(context, given)  # a `Batch` begins with it
+    given = work.given
+    handed = Given(whole(given.ticks), given.observed) if singly else Given(ticks, ticks.values)
+    replace(context, handed)  # a `Batch` begins with it
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False, inline="always")
@@ -118,7 +120,9 @@ def proceed(work: Work, ticks: Ticks, now: int) -> tuple[int, int, int]:
 def finish(work: Work, ticks: Ticks) -> int:
     """Count the ticks taken, and close up the forecasts to be published; how many they are."""
     taken, published, fate = 0, 0, work.schedule.fate
-    slot, ts, seq, point, quantiles = work.forecasts
+    forecasts = work.forecasts
+    slot, ts, seq = forecasts.slot, forecasts.ts, forecasts.seq
+    point, quantiles = forecasts.point, forecasts.quantiles
     for i in range(len(ticks.slot)):
         if fate[i] != TAKEN:
             continue
@@ -245,7 +249,7 @@ def _fill_gaps(work: Work, ticks: Ticks, number: int, anew: int) -> tuple[int, i
 @njit(cache=True, inline="always")
 def _give(work: Work, tick: int, slot: int, ts: int, flags: int, missing: bool) -> None:
     """Hand the stages a tick, or a grid point before it, whose values are all missing."""
-    schedule, (given, observed) = work.schedule, work.given
+    schedule, given, observed = work.schedule, work.given.ticks, work.given.observed
     schedule.steps[tick], schedule.ahead[tick] = schedule.ahead[tick], 1
     given.slot[tick], given.ts[tick], given.flags[tick] = slot, ts, flags
     for k in range(observed.shape[1]):

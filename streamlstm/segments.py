@@ -143,6 +143,12 @@ def read(folder: Path, after: int, found: Found | None = None) -> Iterator[Entry
         before = int(path.stem)
 
 
+def models(folder: Path) -> set[str]:
+    """Ids of the models that were to step what is there."""
+    heads = (_head(path) for path in files_in(folder))
+    return {head.model for head in heads if head}
+
+
 def tail(folder: Path) -> Found:
     """What is there to be read, from the oldest entry kept on.
 
@@ -195,7 +201,7 @@ def _head(path: Path) -> _Head | None:
             raise error_at(path, None, why, "use the version that wrote it")
         if head["magic"] == MAGIC and head["checksum"] == checksum(head):
             seed, model = head["seed"].astype(np.uint64), bytes(head["model"])[: head["id"]]
-            said = model.decode(), bytes(head["policies"]).decode()
+            said = (bytes(text).decode(errors="replace") for text in (model, head["policies"]))
             return _Head(int(head["inputs"]), int(head["first"]), seed, *said)
     if _load(path)[HEADER:].any():
         mend = "bring it back from a copy, or move the folder away to go on from a checkpoint alone"

@@ -25,6 +25,7 @@ from streamlstm.index import (
     touch,
 )
 from streamlstm.memory import Fields, record_layout, records
+from streamlstm.placed import placed
 from streamlstm.ticks import Keys, Names
 
 LISTS = 13
@@ -70,27 +71,27 @@ class Series:
         rows = len(table)
         links = np.zeros((capacity + 1 if ordered else 0, 2), np.int32)
         links[-1:] = capacity
-        self.index = Index(
-            np.array([secrets.randbits(64), secrets.randbits(64)], np.uint64),
-            np.zeros(_places(capacity), np.int32),
-            hashes,
-            self.state.pop("name"),
-            lengths,
-            np.zeros(COUNTS, np.int64),
-            np.zeros(capacity, np.int32),
-            np.zeros(capacity, np.int32),
-            links,
-            np.zeros(capacity if ordered else 0, np.int64),
-            evict and ordered,
-            np.zeros(max_key, np.uint8),
-            table.view(np.uint8).reshape(rows, layout.itemsize),
-            min(self.offsets.values()),
-            offsets["name"],
-            Changes(
-                np.zeros(capacity, np.int32), np.zeros(1, np.int64), np.zeros(capacity, np.uint8)
-            ),
-            self.copies.shadow,
-            capacity,
+        self.index = placed(
+            Index(
+                np.array([secrets.randbits(64), secrets.randbits(64)], np.uint64),
+                np.zeros(_places(capacity), np.int32),
+                hashes,
+                self.state.pop("name"),
+                lengths,
+                np.zeros(COUNTS, np.int64),
+                np.zeros(capacity, np.int32),
+                np.zeros(capacity, np.int32),
+                links,
+                np.zeros(capacity if ordered else 0, np.int64),
+                evict and ordered,
+                np.zeros(max_key, np.uint8),
+                table.view(np.uint8).reshape(rows, layout.itemsize),
+                min(self.offsets.values()),
+                offsets["name"],
+                Changes.none(capacity),
+                self.copies.shadow,
+                capacity,
+            )
         )
 
     @property

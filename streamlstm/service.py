@@ -12,6 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from numba.core import event
 
@@ -20,12 +21,14 @@ from streamlstm.backlog import Backlog
 from streamlstm.checkpoint import CheckpointError
 from streamlstm.config import Config, exposures
 from streamlstm.ends import Ends, allow_files
-from streamlstm.kept import Kept
+from streamlstm.handover import Handover
+from streamlstm.kept import Kept, engine_of
 from streamlstm.kernels.cell import BackendError
 from streamlstm.loop import Loop
 from streamlstm.metrics import Metrics
-from streamlstm.model import Model, ModelError
+from streamlstm.model import Model, ModelError, load_model
 from streamlstm.parking import ParkingError
+from streamlstm.reload import Reload, ReloadError
 from streamlstm.security import SecurityError
 from streamlstm.segments import JournalError
 from streamlstm.snapshot import Snapshots
@@ -100,13 +103,17 @@ def check(config: Config) -> str:
     Users(config.metrics.users)
     Ends(config).close()
     engine = Kept(config, Metrics().values, logs.Limited()).engine
-    restored = engine.series.active
-    _open_wire(config, engine.model)
+    model, before, restored = load_model(config.model), engine.model, engine.series.active
+    if model.id != before.id:
+        engine = engine_of(config, model)
+    _open_decoder(config, model)
+    _open_encoders(config, model, 0)
     each = sum(engine.bytes_per_series.values())
     return (
-        f"{config.model}: model {engine.model.id} computes what it says;"
+        f"{config.model}: model {model.id} computes what it says;"
         f" {config.engine.max_series} series of {each} bytes fit;"
         f" {restored} series in the checkpoint"
+        f"{f', of model {before.id}, to be taken over' * (model.id != before.id)}"
     )
 
 
@@ -116,7 +123,7 @@ class Service:
     def __init__(self, config: Config) -> None:
         """Do nothing yet but count what is compiled."""
         self.config = config
-        self.stopping = False
+        self.stopping = self.reloading = False
         self.metrics = Metrics()
         self.server: Server | None = None
         self.ends: Ends | None = None
@@ -126,6 +133,9 @@ class Service:
         self.kept: Kept | None = None
         self.snapshots: Snapshots | None = None
         self.failed = False
+        self._reload: Reload | None = None
+        self._boot = secrets.randbits(32)
+        self._model_file = _state_of(config.model)
         self._compiles = event.RecordingListener()
         event.register("numba:compile", self._compiles)
         self._said = logs.Limited()
@@ -142,6 +152,7 @@ class Service:
         """
         config = self.config
         umask = os.umask(0o077)  # what is written here is for nobody else
+        signal.signal(signal.SIGHUP, self._ask_for_reload)
         _ease_allocation()
         allow_files(config.security.max_connections)
         _keep_to(config.service.cpus)  # before there are threads, which inherit it
@@ -157,18 +168,28 @@ class Service:
         self.receiver, self.publisher = self.ends.receiver, self.ends.publisher
         notify("STATUS=opening the model")
         self.kept = Kept(config, self.metrics.values, self._said)
-        self.engine = self.kept.engine
-        model = self.engine.model
         notify("STATUS=replaying the journal")
         self.kept.open_journal()
+        self.engine = self.kept.engine
+        model = self.engine.model
         notify("STATUS=compiling")
-        self.decoder, self.encoders = _open_wire(config, model)
+        self.decoder = _open_decoder(config, model)
         self.decoder.latest_arrival[0] = self.engine.heard  # the clock may have been set back
+        self.encoders = _open_encoders(config, model, self._boot)
         if self.ends.responder:
             self.snapshots = Snapshots(
                 self.ends.responder, self.engine, self.encoders[0], self.publisher
             )
-        self._make_loop()
+        self._make_loop(
+            Backlog(
+                config.input.overload,
+                config.input.max_pending,
+                config.engine.max_batch,
+                model.spec.inputs,
+                config.engine.max_series,
+                len(self.decoder.reader.columns.ts),
+            )
+        )
         self.loop.warm_up()
         self.kept.warm_up()
         if not transport.compiled():
@@ -202,14 +223,17 @@ class Service:
             until = time.monotonic() + (0 if more else LOOK_ROUND)
             if self.snapshots:
                 until = min(until, self.snapshots.due)
-            self._serve(min(until, self.kept.due))
+            self._serve(min(until, self._reload.due if self._reload else self.kept.due))
             more = self.loop.evict_idle()
-            self.kept.look(self._wake)
+            self.kept.look(self._wake, begin=self._reload is None)
+            self._look_at_model()
 
     def shutdown(self) -> None:
         """Serve what has arrived, save, and let subscribers take what they are owed."""
         assert self.kept
         notify("STOPPING=1", "STATUS=stopping")
+        if self._reload:
+            self._reload.stop()
         began = time.monotonic()
         share = self.config.service.shutdown_timeout / 4
         if self.server:
@@ -321,18 +345,61 @@ class Service:
             self._said.warn("series not kept", "parking", why=parking.problem)
             parking.problem = ""
 
-    def _make_loop(self) -> None:
-        """Connect all stages; the sockets have no endpoints yet."""
+    def _look_at_model(self) -> None:
+        """Begin to put another in the place of the one that serves, or go on with that."""
         assert self.kept
-        config, spec = self.config, self.engine.model.spec
-        pending = Backlog(
-            config.input.overload,
-            config.input.max_pending,
-            config.engine.max_batch,
-            spec.inputs,
-            config.engine.max_series,
-            len(self.decoder.reader.columns.ts),
+        if self._reload is None:
+            if not (self.reloading or self._model_changed()):
+                return
+            self.reloading, self._model_file = False, _state_of(self.config.model)
+            notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            self._reload = Reload(self.config, self.kept, self.loop, self._wake)
+        try:
+            handover = self._reload.advance()
+        except ReloadError as error:
+            self.metrics.values["model_reload_failures"] += 1
+            _log.error("%s; model %s goes on serving", error, self.engine.model.id)
+            self._reload.stop()
+        else:
+            if handover is None:
+                return
+            self._switch(handover)
+        self._reload = None
+        notify("READY=1", f"STATUS=serving model {self.engine.model.id}")
+
+    def _switch(self, handover: Handover) -> None:
+        """Let the new engine serve."""
+        assert self.kept
+        before, engine = self.engine, handover.new
+        if engine is not before:
+            self.kept.adopt(engine)
+            self.engine = engine
+            self.encoders = _open_encoders(self.config, engine.model, self._boot)
+            if self.snapshots:
+                self.snapshots.serve_from(engine, self.encoders[0])
+            self._make_loop(self.loop.pending)
+            handover.settle()
+            self._describe()
+            self.metrics.values["model_reloads"] += 1
+        logs.event(
+            logging.INFO,
+            "reloaded",
+            model=engine.model.id,
+            before=before.model.id,
+            states="kept" if handover.keeps else "warmed up",
         )
+
+    def _model_changed(self) -> bool:
+        """Whether it is to be watched, and did."""
+        return self.config.service.watch_model and _state_of(self.config.model) not in (
+            None,
+            self._model_file,
+        )
+
+    def _make_loop(self, pending: Backlog) -> None:
+        """Connect all stages."""
+        assert self.kept
+        config = self.config
         self.loop = Loop(
             self.receiver,
             self.decoder,
@@ -354,6 +421,9 @@ class Service:
         signal.set_wakeup_fd(self._sender.fileno())
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
+
+    def _ask_for_reload(self, number: int, frame: object) -> None:
+        self.reloading = True
 
     def _wake(self) -> None:
         """Have the loop come back, from whichever thread."""
@@ -417,27 +487,38 @@ def _open_tls(config: Config) -> Tls | None:
     return Tls(asked.cert_file, asked.key_file, asked.client_ca_file)
 
 
-def _open_wire(config: Config, model: Model) -> tuple[Decoder, list[Encoder]]:
-    """The decoder of ticks, and an encoder of predictions for each format published."""
-    shape = Shape(
-        model.id,
-        secrets.randbits(32),
-        model.spec.horizon,
-        model.spec.targets,
-        config.input.max_key,
-        config.engine.max_batch,
-    )
-    decoder = Decoder(
+def _state_of(path: Path) -> tuple[int, ...] | None:
+    """What is another once a file was written or replaced; None where there is none."""
+    with contextlib.suppress(OSError):
+        found = path.stat()
+        return found.st_mtime_ns, found.st_size, found.st_ino
+    return None
+
+
+def _open_decoder(config: Config, model: Model) -> Decoder:
+    return Decoder(
         config.input.format,
         model.spec.inputs,
         most=config.engine.max_batch,
         max_key=config.input.max_key,
         max_frame=config.input.max_frame,
     )
+
+
+def _open_encoders(config: Config, model: Model, boot: int) -> list[Encoder]:
+    """One for each format published."""
+    shape = Shape(
+        model.id,
+        boot,
+        model.spec.horizon,
+        model.spec.targets,
+        config.input.max_key,
+        config.engine.max_batch,
+    )
     encoders = [Encoder(config.output.format, shape)]
     if config.output.batch and config.output.format != "arrow":
         encoders.append(Encoder("arrow", shape))
-    return decoder, encoders
+    return encoders
 
 
 def _keep_to(cpus: Sequence[int]) -> None:

@@ -79,6 +79,10 @@ class Snapshots:
         self.due = math.inf
         self._requests: deque[_Request] = deque()
 
+    def serve_from(self, engine: Engine, encoder: Encoder) -> None:
+        """Go on with another engine, whose series have the same slots."""
+        self.engine, self.encoder = engine, encoder
+
     def serve(self) -> None:
         """Take requests, and go on with those there are, for a turn; waits for nobody."""
         now = time.monotonic()

@@ -155,12 +155,17 @@ class Names(NamedTuple):
 @register_jitable
 def rows_of(ticks: Ticks, begin: int, end: int) -> Ticks:
     """Ticks from ``begin`` to ``end``."""
-    slot, ts, values, flags = ticks
-    return Ticks(slot[begin:end], ts[begin:end], values[begin:end], flags[begin:end])
+    part = slice(begin, end)
+    return Ticks(ticks.slot[part], ticks.ts[part], ticks.values[part], ticks.flags[part])
 
 
 @register_jitable
 def first(forecasts: Forecasts, n: int) -> Forecasts:
     """The first ``n`` forecasts."""
-    slot, ts, seq, point, quantiles = forecasts
-    return Forecasts(slot[:n], ts[:n], seq[:n], point[:n], quantiles[:n])
+    return Forecasts(
+        forecasts.slot[:n],
+        forecasts.ts[:n],
+        forecasts.seq[:n],
+        forecasts.point[:n],
+        forecasts.quantiles[:n],
+    )

@@ -21,6 +21,7 @@ from numba import njit, types
 from numpy.typing import NDArray
 
 from streamlstm.memory import copy
+from streamlstm.placed import placed
 from streamlstm.security import HANDSHAKE, Curve
 from streamlstm.ticks import FRAMES, Messages
 
@@ -143,7 +144,7 @@ class Receiver:
                 self.socket.subscribe(topic)
         self.messages = Messages.room(most, max(ROOM, FRAMES * (max_frame + 1)))
         part = np.zeros(MESSAGE // 8, np.int64)
-        self.source = Source(self.socket.underlying, self.messages, max_frame + 1, part)
+        self.source = placed(Source(self.socket.underlying, self.messages, max_frame + 1, part))
         self._receive = self._drain if compiled() else self._receive_one_by_one
         self._curve = curve
         self.endpoints: tuple[str, ...] = ()
@@ -255,7 +256,7 @@ class Publisher:
         self.socket.setsockopt(zmq.XPUB_WELCOME_MSG, WELCOME)
         self.socket.setsockopt(zmq.XPUB_NODROP, 1)  # says where it would drop
         overflows, option = np.zeros(1, np.int64), np.array([0, 1], np.int32)
-        self.sink = Sink(self.socket.underlying, overflows, option)
+        self.sink = placed(Sink(self.socket.underlying, overflows, option))
         self._send = self._flush if compiled() else self._send_one_by_one
         self._curve = curve
         self.endpoints: tuple[str, ...] = ()
@@ -316,8 +317,8 @@ def warm_up() -> None:
     """Compile what receiving and sending need."""
     if compiled():
         nothing = Messages.room(0, 0)
-        drain(Source(0, nothing, 1, np.zeros(MESSAGE // 8, np.int64)), 0)
-        flush(Sink(0, np.zeros(1, np.int64), np.zeros(2, np.int32)), nothing, 0)
+        drain(placed(Source(0, nothing, 1, np.zeros(MESSAGE // 8, np.int64))), 0)
+        flush(placed(Sink(0, np.zeros(1, np.int64), np.zeros(2, np.int32))), nothing, 0)
 
 
 def poll_items(*waited_for: "zmq.Socket[bytes] | int") -> NDArray[np.int64]:

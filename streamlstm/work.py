@@ -81,6 +81,15 @@ class Latest(NamedTuple):
     """(series, 3, horizon, targets): forecast, lower and upper end"""
 
 
+class Recent(NamedTuple):
+    """The latest ticks of each series since it began, for another model to begin from."""
+
+    recent: NDArray[np.int64]
+    """(series, history, 1 + inputs) a ring: time, and the bits of the values, NaN where missing"""
+    recent_count: NDArray[np.int64]
+    """(series,) ticks that were written there"""
+
+
 class Given(NamedTuple):
     """Ticks as the stages take them."""
 
@@ -104,6 +113,7 @@ class Work(NamedTuple):
     latest: Latest
     expected: NDArray[np.float64]
     """(series, inputs) what is taken for a value that is missing"""
+    recent: Recent
     recurrent: NDArray[np.float32]
     """(series, floats) the kernels' state of each, or (0, floats) where it lies on a device"""
     unbounded: bool

@@ -7,11 +7,13 @@ the number of ticks that a series has seen tells which they were.
 import contextlib
 import hashlib
 import math
+import os
 import random
 import shutil
+import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,11 @@ from streamlstm.checkpoint import CheckpointError
 from streamlstm.config import Config
 from streamlstm.engine import Engine
 from streamlstm.journal import JournalError
-from streamlstm.model import load_model
+from streamlstm.model import Model, load_model
 from streamlstm.parking import Parking
 from streamlstm.ticks import END, Arrivals, Forecasts, Keys, Ticks
 from streamlstm.wire.peer import decode_prediction, encode_tick
-from tests.daemon import Client, start
+from tests.daemon import Client, Daemon, start
 from tests.disk import Disk, operations
 from tests.models import HOUR
 
@@ -138,8 +140,7 @@ class Truth:
             known.append(_hash(offline.fields_of(self.engine, slots)))
         while len(known) <= count:
             out = _step(self.engine, slots, name, len(known) - 1)
-            bits = out.point[0].tobytes() + out.quantiles[0].tobytes() + out.seq.tobytes()
-            self._forecasts[name, int(out.ts[0])] = bits
+            self._forecasts[name, int(out.ts[0])] = _bits(out, 0)
             known.append(_hash(offline.fields_of(self.engine, slots)))
         return known[count]
 
@@ -181,6 +182,62 @@ class Truth:
                 raise DivergenceError(f"the forecast of {name!r} after {ts // HOUR} ticks differs")
         return seen
 
+    def check_reloaded(
+        self,
+        recovered: Engine,
+        sent: Mapping[bytes, int],
+        takes: Takes,
+        needed: Mapping[bytes, int],
+    ) -> None:
+        """Compare an engine of another model of the same shape that took over while ticks came.
+
+        After how many ticks each series was handed over is not known; but there must be such a
+        number from which on all is as it would be.
+
+        Raises:
+            DivergenceError: there is none.
+        """
+        names, fields = offline.state_of(recovered)
+        received: dict[bytes, Published] = {name: {} for name in names}
+        for _, (name, ts), bits in takes:
+            received[name][name, ts] = bits
+        for row, name in enumerate(names):
+            count = int(fields["seen"][row])
+            if not needed.get(name, 0) <= count <= sent.get(name, 0):
+                raise DivergenceError(f"{name!r} has {count} ticks of {sent.get(name, 0)} sent")
+            self.after(name, count)
+            right = {key: self._forecasts[key] for key in received[name]}
+            mine = _hash({field: rows[row : row + 1] for field, rows in fields.items()})
+            for state, forecasts in self._handed_over(name, count, recovered.model):
+                followed = {key: forecasts.get(key, bits) for key, bits in right.items()}
+                served = [key for key in right if received[name][key] != right[key]]
+                if state == mine and all(followed[key] == received[name][key] for key in served):
+                    break
+            else:
+                raise DivergenceError(f"{name!r} after {count} ticks: no number that it went over")
+
+    def _handed_over(
+        self, name: bytes, count: int, model: Model
+    ) -> Iterator[tuple[bytes, Published]]:
+        """What a series is after so many ticks, and its forecasts, if it went over before each."""
+        old, room = self._open(), count + 1
+        new = Engine(model, max_series=room, max_batch=room, threads=1)
+        mine = old.series.lookup(Keys.of([name]))
+        new.series.lookup(Keys.of([b"%d" % k for k in range(room)]))
+        forecasts: list[Published] = [{} for _ in range(room)]
+        for tick in range(room):
+            new.set_records(np.array([tick], np.int32), *old.records(mine))
+            if tick == count:
+                break
+            _step(old, mine, name, tick)
+            slots = np.arange(tick + 1, dtype=np.int32)
+            out = _step(new, slots, name, tick)
+            for k in range(len(out.slot)):
+                forecasts[out.slot[k]][name, int(out.ts[k])] = _bits(out, k)
+        for slot in range(room):
+            state = offline.fields_of(new, np.array([slot], np.int32))
+            yield _hash(state), forecasts[slot]
+
     def _which(self, name: bytes, count: int, state: dict[str, NDArray[Any]]) -> list[str]:
         """The fields that differ from those of a series that has seen so many ticks."""
         engine = self._open()
@@ -192,8 +249,14 @@ class Truth:
 
 
 def _step(engine: Engine, slots: NDArray[np.int32], name: bytes, tick: int) -> Forecasts:
-    ts, values = np.array([(1 + tick) * HOUR]), np.array([[value_of(name, tick)]])
-    return engine.step(Ticks(slots, ts, values, np.zeros(1, np.uint8)), 0)
+    """Step so many series by the same tick."""
+    n = len(slots)
+    ts, values = np.full(n, (1 + tick) * HOUR), np.full((n, 1), value_of(name, tick))
+    return engine.step(Ticks(slots, ts, values, np.zeros(n, np.uint8)), 0)
+
+
+def _bits(out: Forecasts, row: int) -> bytes:
+    return out.point[row].tobytes() + out.quantiles[row].tobytes() + out.seq[row].tobytes()
 
 
 def _hash(state: Mapping[str, NDArray[Any]]) -> bytes:
@@ -280,6 +343,32 @@ class Victim:
         shot = f"import os, threading\nthreading.Timer({after}, os.kill, (os.getpid(), 9)).start()"
         return self._load(30.0, shot)
 
+    def kill_at_reload(self, model: Path, within: float = 0.3) -> Takes:
+        """Kill it at a random moment after it was asked to take another model, under load."""
+        shutil.copy(self.model, kept := self.folder / "served.safetensors")
+        self.truth = Truth(kept)
+        after = self.chance.uniform(0, within)
+
+        def reload(daemon: Daemon) -> None:
+            shutil.copy(model, self.folder / "next")
+            os.replace(self.folder / "next", self.model)
+            daemon.process.send_signal(signal.SIGHUP)
+
+        return self._load(0.1 + after, do=(0.1, reload))
+
+    def verify_reloaded(self, takes: Takes) -> bool:
+        """As :meth:`verify`, after that; whether the other model is the one that goes on."""
+        needed = latest(takes)
+        try:
+            recovered = recover(self.model, self.state)
+        except (JournalError, CheckpointError) as error:
+            raise DivergenceError(f"refused: {error}") from error
+        if recovered.model.id == self.truth.engine.model.id:
+            self.truth.check(recovered, self.sent, takes, needed)
+            return False
+        self.truth.check_reloaded(recovered, self.sent, takes, needed)
+        return True
+
     def record(self, log: Path, seconds: float = 0.3, **how: Any) -> tuple[Disk, Takes]:
         """Load it so long, and end it one way or the other, with what it does to the disk recorded.
 
@@ -298,13 +387,22 @@ class Victim:
             f" disk.record(Path({str(self.root)!r}), Path({str(log)!r}){given})"
         )
 
-    def _load(self, seconds: float, before: str = "", stop: bool = False) -> Takes:
-        """Send ticks for so long, then kill it, or ``stop`` it; ``before`` as :func:`start`."""
+    def _load(
+        self,
+        seconds: float,
+        before: str = "",
+        stop: bool = False,
+        do: tuple[float, Callable[[Daemon], None]] = (math.inf, lambda daemon: None),
+    ) -> Takes:
+        """Send ticks for so long, then kill it, or ``stop`` it; ``before`` as :func:`start`.
+
+        After so many seconds ``do`` something with it.
+        """
         takes: list[Take] = []
         over = threading.Event()
 
         def feed() -> None:
-            while not over.wait(0.001):
+            while not over.wait(0.001 if do[0] == math.inf else 0.01):
                 self.send(client, 50)
 
         def take(milliseconds: float) -> bool:
@@ -331,9 +429,13 @@ class Victim:
                 return takes
             sender = threading.Thread(target=feed)
             sender.start()
-            end = time.monotonic() + seconds
+            end, (when, what) = time.monotonic() + seconds, do
+            when += end - seconds
             while (left := end - time.monotonic()) > 0 and daemon.process.poll() is None:
                 take(1000 * min(left, 0.01))
+                if time.monotonic() >= when:
+                    when = math.inf
+                    what(daemon)
             (daemon.process.terminate if stop else daemon.process.kill)()
             over.set()
             sender.join()

@@ -1,6 +1,7 @@
 """Arrow on the wire, against what pyarrow itself reads and writes."""
 
 import datetime
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -366,6 +367,18 @@ def test_a_bad_message_counts_one_and_those_beside_it_are_taken(
     assert decoder.sample is not None
     assert decoder.sample[0] == reason
     assert decoder.sample[1].isprintable()
+
+
+def test_a_reset_whose_values_lie_nowhere_is_none_without_a_value() -> None:
+    columns = {"values": pa.array([[1.0, 2], [3.0, 4]]), "reset": pa.array([True, True])}
+    sound, decoder = stream(table(series=pa.array(["a", "b"]), **columns)), Decoder("arrow", 2)
+    offsets = struct.pack("<3i", 0, 2, 4)
+    assert sound.count(offsets) == 1
+    assert len(decode(decoder, [sound])) == 2
+    for wrong, dropped in (((0, 2, 99), {"malformed": 1}), ((0, 99, 4), {"wrong_values": 2})):
+        decoder.refused[:] = 0
+        assert decode(decoder, [sound.replace(offsets, struct.pack("<3i", *wrong))]) == []
+        assert refused(decoder) == dropped
 
 
 def test_a_message_is_never_partly_taken() -> None:

@@ -155,6 +155,20 @@ def test_of_another_engine(tmp_path: Path, other: dict[str, object], said: str) 
         checkpoint.load(fresh(**other), tmp_path / "c")
 
 
+@pytest.mark.parametrize("history", [0, 3, 50])
+def test_more_of_the_latest_ticks_are_to_be_kept_or_fewer(tmp_path: Path, history: int) -> None:
+    engine, other = running(), fresh(history=history)
+    checkpoint.save(engine, tmp_path / "c")
+    assert checkpoint.load(other, tmp_path / "c") is not None
+    batch = ticks([0, 3], [40, 40], np.array([1.0, 2]))
+    for ours, theirs in zip(other.step(batch, 0), engine.step(batch, 0), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    for slot in engine.series.slots:
+        before = engine.recent(np.array([slot], np.int32))
+        for ours, theirs in zip(other.recent(np.array([slot], np.int32)), before, strict=True):
+            np.testing.assert_array_equal(ours, theirs[max(0, len(theirs) - history) :])
+
+
 # beside the loop, by a thread
 
 

@@ -101,6 +101,9 @@ def test_a_config_does_not_change() -> None:
         ('model = "m"\n[input]\nbind = []', "input.bind and input.connect are both empty"),
         ('model = "m"\n[input]\nbind = [1]', "input.bind.0: "),
         ('model = "m"\ninput = 3', "input: "),
+        ('model = "m"\n"a\\n\\u001b[2Jb" = 3', "a\\n\\x1b[2Jb: unknown option"),
+        ('model = "m"\nx = ' + "9" * 5000, "not valid TOML: "),
+        ('model = "m"\nx = ' + "[" * 5000, "not valid TOML: "),
     ],
 )  # fmt: skip
 def test_an_error_is_one_line_that_names_file_and_key(tmp_path: Path, text: str, said: str) -> None:
@@ -121,6 +124,8 @@ def test_an_error_is_one_line_that_names_file_and_key(tmp_path: Path, text: str,
         ({}, {"STREAMLSTM_METRICS__PORT": "x"}, "STREAMLSTM_METRICS__PORT: metrics.port: "),
         ({}, {"STREAMLSTM_METRICS__PORT__X": "1"}, "STREAMLSTM_METRICS__PORT__X: metrics.port: "),
         ({}, {"STREAMLSTM_INPUT__BIND": '["a'}, "STREAMLSTM_INPUT__BIND: input.bind: "),
+        ({}, {"STREAMLSTM_INPUT__BIND": "[" * 9999}, "STREAMLSTM_INPUT__BIND: input.bind: nested"),
+        ({}, {"STREAMLSTM_METRICS__USERS": '{"a":' * 9999}, "STREAMLSTM_METRICS__USERS: "),
         ({"engine.thread": "1"}, {}, "--set engine.thread: engine.thread: unknown option; did you"),
         ({"engine": "1"}, {}, "--set engine: engine: "),
         ({"": "1"}, {}, "--set : "),

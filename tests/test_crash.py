@@ -30,6 +30,19 @@ def test_killed_at_random_moments_nothing_published_is_lost(
             assert parked.execute("SELECT count(*) FROM parked").fetchone()[0] >= 3
 
 
+def test_killed_while_another_model_takes_over_it_goes_on_from_one_of_both(tmp_path: Path) -> None:
+    """Whichever it was, and whichever forecasts were published: to the same bits."""
+    (tmp_path / "next").mkdir()
+    following = random_model_file(tmp_path / "next", seed=1)
+    outcomes = set()
+    for attempt in range(8):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        victim = Victim(folder, random_model_file(folder), attempt)
+        outcomes.add(victim.verify_reloaded(victim.kill_at_reload(following)))
+    assert outcomes == {True, False}
+
+
 @pytest.mark.parametrize("parks", [False, True])
 @pytest.mark.parametrize("durability", ["strict", "interval"])
 def test_cut_off_from_power_at_random_moments(tmp_path: Path, durability: str, parks: bool) -> None:

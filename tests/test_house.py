@@ -13,7 +13,7 @@ import streamlstm
 ROOT = Path(streamlstm.__file__).parent
 LEVELS = {
     "config": 0, "model": 0, "ticks": 0, "timestamps": 0, "metrics": 0, "compiled": 0, "memory": 0,
-    "decimals": 0, "security": 0, "logs": 0,
+    "decimals": 0, "placed": 0, "security": 0, "logs": 0, "files": 0,
     "fit_options": 1, "features": 1, "kernels": 1, "hashing": 1, "transport": 1,
     "intervals": 1, "backlog": 1, "events": 1, "copy_on_write": 1, "web": 1,
     "golden": 2, "ends": 2, "index": 2, "policies": 2, "segments": 2, "wire": 2,
@@ -21,18 +21,19 @@ LEVELS = {
     "rounds": 4,
     "engine": 5,
     "checkpoint": 6, "parking": 6, "snapshot": 6,
-    "loop": 7, "replay": 7,
+    "handover": 6, "loop": 7, "models": 7, "replay": 7,
     "kept": 8,
-    "service": 9,
+    "reload": 9,
+    "service": 10,
     # the side rooms: nothing of the daemon may import them
-    "datasets": 10, "samples": 10, "speed": 10, "precision": 10, "backtest": 10,
-    "client": 11, "terminal": 11, "linear": 11, "gradient": 11,
-    "plot": 12, "mixture": 12, "bptt": 12, "offline": 12,
-    "train": 13,
-    "demo": 14,
-    "commands": 15,
-    "cli": 16,
-    "__main__": 17,
+    "datasets": 11, "samples": 11, "speed": 11, "precision": 11, "backtest": 11,
+    "client": 12, "terminal": 12, "linear": 12, "gradient": 12,
+    "plot": 13, "mixture": 13, "bptt": 13, "offline": 13,
+    "train": 14,
+    "demo": 15,
+    "commands": 16,
+    "cli": 17,
+    "__main__": 18,
 }  # fmt: skip
 WITHIN_KERNELS = {
     "simd": 0, "cell": 1, "pool": 1, "products": 1, "reference": 2, "gates": 2, "layers": 3,

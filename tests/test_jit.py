@@ -8,6 +8,7 @@ ready: what it needs from there on and does not have, it has to compile.
 import contextlib
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -243,6 +244,10 @@ def test_nothing_is_compiled_once_ready(kind: str, tmp_path: Path) -> None:
         assert daemon.metric("streamlstm_predictions_published_total") > 3000
         assert daemon.metric("streamlstm_active_series") == SERIES
         eventually(lambda: "checkpoint_last_success" in daemon.get("/metrics"))
+        random_model_file(tmp_path, seed=1, **spec)
+        daemon.process.send_signal(signal.SIGHUP)
+        send_at_once(daemon, client, storm, taken, len(storm))  # the series go over meanwhile
+        eventually(lambda: daemon.metric("streamlstm_model_reloads_total") == 1)
 
 
 FEW = {"engine__max_batch": 16, "input__max_pending": 20}

@@ -1,7 +1,7 @@
 """Bytes and functions at an address; records of several fields."""
 
 import struct
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,34 +53,6 @@ def test_they_are_written_and_none_beside_them(
     wanted = bytearray(before)
     struct.pack_into(LOADERS[name], wanted, at, value)
     assert room.tobytes() == bytes(wanted)
-
-
-class Held(NamedTuple):
-    numbers: np.ndarray
-    rest: tuple[float, tuple[int, int]]
-
-
-def test_a_value_is_found_at_its_address_as_it_was_left() -> None:
-    held = Held(np.arange(6.0).reshape(2, 3)[:, 1:], (0.5, (1, 2)))
-    room = np.zeros(njit(lambda value: memory.size_of(value))(held), np.uint8)
-
-    @njit
-    def leave(address: int, value: Held) -> None:
-        memory.store_value(address, value)
-
-    @njit
-    def find(pointer: Any) -> int:
-        found = memory.load_value(pointer)
-        found.numbers[0, 0] = 7.0
-        return int(found.numbers[1, 1] + 10 * len(found.numbers) + 100 * found.rest[1][1])
-
-    @njit
-    def find_at(function: int, address: int) -> int:
-        return call_for_int(function, address)
-
-    leave(room.ctypes.data, held)
-    assert find_at(address_of(find, memory.pointer_to(held)), room.ctypes.data) == 225
-    assert held.numbers[0, 0] == 7.0  # the very array
 
 
 def test_copying() -> None:

@@ -181,6 +181,7 @@ def test_a_safetensors_file_of_something_else(tmp_path: Path) -> None:
             "4,194,304 forecasts a tick; 65,536 at most",
         ),
         (lambda h, t: h.update(provenance=[1, 2]), "damaged"),
+        (lambda h, t: h["spec"].update({"a\n\x1b[2Jb": 1}), "a\\n\\x1b[2Jb: Extra inputs"),
     ],
 )
 def test_an_inconsistent_file(tmp_path: Path, change: object, said: str) -> None:

@@ -13,7 +13,7 @@ from streamlstm.engine import Engine, place
 from streamlstm.index import FULL
 from streamlstm.parking import Parking, ParkingError
 from streamlstm.policies import Policies
-from streamlstm.ticks import END, Arrivals, Keys, Ticks, rows_of
+from streamlstm.ticks import END, WARM, Arrivals, Keys, Ticks, rows_of
 from tests.models import HOUR, random_model
 
 MODEL = random_model(season=6, base="seasonal", lags=(1, 5))
@@ -94,9 +94,9 @@ def test_evicted_and_back_is_as_never_evicted(
     parking.close()
 
 
-def parked(path: Path) -> None:
+def parked(path: Path, **options: object) -> None:
     """A file with a, b and c."""
-    engine = opened()
+    engine = opened(**options)
     parking = Parking(path, engine)
     for tick in range(5):
         stepped(engine, parking, arrivals([b"a", b"b", b"c"], tick), tick + 1)
@@ -152,19 +152,24 @@ def test_a_damaged_row_is_refused_and_the_series_starts_anew(tmp_path: Path, col
     assert back(tmp_path / "p", b"b")[1] == 6
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        lambda: Engine(random_model(1, season=6, base="seasonal", lags=(1, 5)), max_series=3),
-        lambda: opened(coverage=0.5),
-    ],
-)
-def test_what_another_model_left_is_refused(tmp_path: Path, other: object) -> None:
+def test_a_model_of_the_same_shape_goes_on_with_what_another_left(tmp_path: Path) -> None:
     parked(tmp_path / "p")
-    assert callable(other)
-    parking, seen = back(tmp_path / "p", b"a", other())
-    assert (seen, parking.refused) == (1, 1)
-    assert "another model" in parking.problem
+    trained_again = Engine(random_model(1, season=6, base="seasonal", lags=(1, 5)), max_series=3)
+    parking, seen = back(tmp_path / "p", b"a", trained_again)
+    assert (seen, parking.refused, parking.returned) == (6, 0, 1)
+
+
+def test_one_of_another_shape_begins_from_the_latest_ticks(tmp_path: Path) -> None:
+    parked(tmp_path / "p", history=3)
+    wider = random_model(1, hidden=20)
+    engine, fresh = (Engine(wider, max_series=3, history=3) for _ in range(2))
+    parking, seen = back(tmp_path / "p", b"a", engine)
+    assert (seen, parking.refused, parking.returned) == (4, 0, 1)
+    for tick in range(2, 5):
+        stepped(fresh, None, arrivals([b"a"], tick, int(WARM)), tick + 1)
+    stepped(fresh, None, arrivals([b"a"], 9), 10)
+    fresh.work.seq[fresh.series.slots] += 5
+    assert state_of(engine)[b"a"] == state_of(fresh)[b"a"]
 
 
 def test_where_none_can_be_parked_none_is_evicted(tmp_path: Path) -> None:
@@ -221,5 +226,5 @@ def test_a_file_that_cannot_be_used_is_told_in_one_line(tmp_path: Path) -> None:
     parking.close()
     with contextlib.closing(sqlite3.connect(tmp_path / "p")) as file:
         file.execute("PRAGMA user_version = 9")
-    with pytest.raises(ParkingError, match="of format 9, this version reads 1"):
+    with pytest.raises(ParkingError, match="of format 9, this version reads 2"):
         Parking(tmp_path / "p", engine)

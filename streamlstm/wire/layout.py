@@ -233,13 +233,15 @@ def _i32(address: int) -> Any:
 
 @njit(cache=True, _nrt=False)
 def _list(numbers: Numbers, i: int) -> tuple[int, int]:
-    """Which numbers row ``i`` has; none where that cannot be."""
+    """Which numbers row ``i`` has; fewer than none where that cannot be."""
     if numbers.width:
         begin = _entry(numbers.entries, numbers.width, i)
         end = _entry(numbers.entries, numbers.width, i + 1)
     else:
         begin, end = i * numbers.size, (i + 1) * numbers.size
-    if not 0 <= begin <= end <= numbers.numbers or not _bit(numbers.validity, i):
+    if not 0 <= begin <= end <= numbers.numbers:
+        return 0, -1
+    if not _bit(numbers.validity, i):
         return 0, 0
     return begin, end
 

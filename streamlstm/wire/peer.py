@@ -126,7 +126,9 @@ def decode_predictions(format: Format, message: Sequence[bytes]) -> list[Predict
         topic, payload = message
         if topic != BATCH:
             raise ValueError("another topic")
-        table = pa.ipc.open_stream(payload).read_all().combine_chunks()
+        table = pa.ipc.open_stream(payload).read_all()
+        table.validate(full=True)  # pyarrow believes what a damaged one says of itself
+        table = table.combine_chunks()
         rows, said = table.num_rows, table.schema.metadata or {}
         steps = (
             pc.list_flatten(table[name], recursive=True).to_numpy()
@@ -165,7 +167,7 @@ def decode_prediction(format: Format, message: Sequence[bytes]) -> Prediction:
         return Prediction(
             read.series, read.ts_ns, forecast, lower, upper, read.model, read.boot, read.seq
         )
-    except (msgspec.MsgspecError, ValueError, TypeError) as error:
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
         raise WireError(f"not a prediction in {format}: {error}") from error
 
 
