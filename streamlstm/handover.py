@@ -45,17 +45,16 @@ class Handover:
 
     @property
     def done(self) -> bool:
-        """Whether all series are handed over."""
-        return self._next >= self.old.series.used
+        """Whether all series are handed over; those that begin from then on begin in both."""
+        return self._next == self.old.series.capacity
 
     def advance(self) -> None:
         """Hand the next series over, about as many as there are ticks in a batch."""
-        rest = np.arange(self._next, self.old.series.used)
-        slots = rest[self.old.series.index.lengths[rest] > 0].astype(np.int32)
-        cost = 1 if self.keeps else self.new.history
-        slots = slots[: max(1, self.new.max_batch // max(1, cost))]
-        self._hand_over(slots)
-        self._next = int(slots[-1]) + 1 if len(slots) else self.old.series.used
+        series, ticks = self.old.series, 1 if self.keeps else max(1, self.new.history)
+        end = min(series.used, self._next + max(1, self.new.max_batch // ticks))
+        slots = np.arange(self._next, end, dtype=np.int32)
+        self._hand_over(slots[series.index.lengths[slots] > 0])
+        self._next = end if end < series.used else series.capacity
 
     def prepare(self) -> None:
         """See to the slots that changed hands since the latest batch; before each is journalled."""

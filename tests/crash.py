@@ -293,7 +293,7 @@ class Victim:
         Where it ``parks`` there is less room than series, and they come and go.
         """
         self.folder, self.model = folder, model
-        self.chance = random.Random(seed)
+        self.chance, self.names = random.Random(seed), NAMES
         self.truth = Truth(model)
         self._options, self._parks = options, parks
         (folder / "disk").mkdir()
@@ -325,7 +325,7 @@ class Victim:
     def send(self, client: Client, count: int) -> None:
         """Ticks of random series, each series' in order."""
         for _ in range(count):
-            name = self.chance.choice(NAMES)
+            name = self.chance.choice(self.names)
             client.send(message(name, self.sent.get(name, 0)))
             self.sent[name] = self.sent.get(name, 0) + 1
 
@@ -345,12 +345,17 @@ class Victim:
         return self._load(30.0, shot)
 
     def kill_at_reload(self, model: Path, within: float = 0.3) -> Takes:
-        """Kill it at a random moment after it was asked to take another model, under load."""
+        """Kill it at a random moment after it was asked to take another model, under load.
+
+        Some series begin only then.
+        """
         shutil.copy(self.model, kept := self.folder / "served.safetensors")
         self.truth = Truth(kept)
         after = self.chance.uniform(0, within)
+        self.names = NAMES[:3]
 
         def reload(daemon: Daemon) -> None:
+            self.names = NAMES
             shutil.copy(model, self.folder / "coming")
             os.replace(self.folder / "coming", self.model)
             daemon.process.send_signal(signal.SIGHUP)
