@@ -37,7 +37,7 @@ from benchmarks import step, stream_triton
 from benchmarks.stream_latency import PERCENTILES, Window, summary
 from benchmarks.stream_measure import Ends, Meter, TritonMeter
 from benchmarks.stream_soak import COUNTED, soak
-from benchmarks.stream_systems import NAMES, OURS, ROOT, SCRIPTS, Case, Starter, System
+from benchmarks.stream_systems import DURABLE, NAMES, OURS, ROOT, SCRIPTS, Case, Starter, System
 from benchmarks.stream_ticks import MANY
 from streamlstm.kernels import cpu
 from streamlstm.kernels.cell import Head, Layer, Network
@@ -91,7 +91,7 @@ def start_triton(case: Case, starter: Starter, stack: contextlib.ExitStack) -> l
 
 
 def format_of(name: str) -> str:
-    return SCRIPTS.get(name, name)
+    return {**SCRIPTS, **DURABLE}.get(name, name)
 
 
 def compare_throughput(

@@ -25,7 +25,9 @@ ROOT = Path(__file__).parents[1]
 HOUR = 3600 * 10**9
 OURS = ("binary", "json", "msgpack", "arrow")
 SCRIPTS = {"script-json": "json", "script-lean": "binary"}
-NAMES = ("proxy", *OURS, *SCRIPTS, "triton")
+DURABLE = {"binary-interval": "binary", "binary-strict": "binary"}
+"""Ours with a journal and checkpoints."""
+NAMES = ("proxy", *OURS, *DURABLE, *SCRIPTS, "triton")
 
 
 class Case(NamedTuple):
@@ -71,7 +73,7 @@ class Starter:
 
     def start(self, name: str, format: str, case: Case, stack: contextlib.ExitStack) -> System:
         """Start a system, which then sleeps until it is its turn."""
-        kind = "ours" if name in OURS else name
+        kind = "ours" if name in (*OURS, *DURABLE) else name
         start = {"ours": self._daemon, "triton": self._triton}.get(kind, self._peer)
         where = self.folder / str(len(list(self.folder.iterdir())))
         where.mkdir()
@@ -87,11 +89,16 @@ class Starter:
         settings: dict[str, Any] = {"engine.max_series": case.series}
         for end in ("input", "output"):
             settings |= {f"{end}.format": format, f"{end}.bind": self._endpoint(folder, end)}
+        said = "ours"
+        if name in DURABLE:
+            durability = name.partition("-")[2]
+            said = f"ours, {durability}"
+            settings |= {"checkpoint.path": folder / "state", "journal.durability": durability}
         settings |= self.options
         model = folder / "model.safetensors"
         with daemon.start(folder, model, cwd=self.cwd, **settings) as ours:
             ends = ours.input, ours.output, reading_of(format, TOPIC)
-            yield System("ours", format, case, ours.process.pid, *ends, ours.url)
+            yield System(said, format, case, ours.process.pid, *ends, ours.url)
 
     @contextlib.contextmanager
     def _peer(self, name: str, format: str, case: Case, folder: Path) -> Iterator[System]:

@@ -115,7 +115,8 @@ class Kept:
                 self.adopt(handover.new)
                 logs.event(logging.INFO, "model taken over", model=wanted.id, before=before)
         except OSError as error:
-            raise CheckpointError(f"{error}; free space there or set checkpoint.path") from error
+            mend = _MENDS.get(error.errno or 0, "choose a folder that this user may write to")
+            raise CheckpointError(f"{error}; {mend}") from error
 
     def adopt(self, engine: Engine) -> None:
         """Keep what this engine is from now on, in the place of the one before."""

@@ -71,6 +71,7 @@ class Parking:
         try:
             (version,) = self._file.execute("PRAGMA user_version").fetchone()
             if version not in (0, FORMAT):
+                self._file.close()
                 raise ParkingError(
                     f"{path}: parking of format {version}, this version reads {FORMAT}; use the"
                     " version that wrote it, or move it away"
@@ -85,7 +86,8 @@ class Parking:
         except _UNUSABLE as error:
             self._file.close()
             mend = "stop the other process" if "locked" in str(error) else "move it away"
-            raise ParkingError(f"{path}: parking: {error}; {mend}") from error
+            why = " ".join(str(error).split())  # it may quote what is damaged
+            raise ParkingError(f"{path}: parking: {why}; {mend}") from error
 
     @property
     def rows(self) -> int:
