@@ -64,6 +64,8 @@ class _Recorder:
         self.log = log
         log.write_bytes(b"")
         self.made: dict[int, int] = {}
+        self.content = threading.Lock()
+        """held while what is told of a file's content becomes true"""
 
     def below(self, path: Any) -> str | None:
         """The path below the folder; None of what lies elsewhere."""
@@ -140,9 +142,10 @@ class _Recorder:
     def pwrite(self, descriptor: int, data: Any, at: int) -> int:
         if self.below(descriptor) is None:
             return self.real["pwrite"](descriptor, data, at)
-        begun = self.about_to()
-        wrote = self.real["pwrite"](descriptor, data, at)
-        self.tell("write", begun, self.node(descriptor), at=at, data=bytes(data)[:wrote])
+        with self.content:
+            begun = self.about_to()
+            wrote = self.real["pwrite"](descriptor, data, at)
+            self.tell("write", begun, self.node(descriptor), at=at, data=bytes(data)[:wrote])
         return wrote
 
     def writev(self, descriptor: int, parts: Iterable[Any]) -> int:
@@ -177,11 +180,11 @@ class _Recorder:
         if self.omit == (NAMES if folder else DATA):
             return None
         if not folder and behind_our_back:  # what a library wrote
-            with self.real["io"](f"/proc/self/fd/{descriptor}", "rb") as whole:
+            with self.content, self.real["io"](f"/proc/self/fd/{descriptor}", "rb") as whole:
                 data = whole.read()
-            now = time.monotonic_ns()
-            self.tell("size", now, self.node(descriptor), at=len(data))
-            self.tell("write", now, self.node(descriptor), data=data)
+                now = time.monotonic_ns()
+                self.tell("size", now, self.node(descriptor), at=len(data))
+                self.tell("write", now, self.node(descriptor), data=data)
         begun = self.about_to()
         if self.late and not folder:  # it says that all is done, and does it later
             timer = threading.Timer(0.05, self.tell, ("sync", begun, self.node(descriptor)))
