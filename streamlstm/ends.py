@@ -122,16 +122,16 @@ class Ends:
             now, taken, may = time.monotonic(), memory_taken(), self._may_take()
             if taken <= may:
                 limit = may
-            else:
-                if taken > limit or now >= again:  # who comes again at once may not go on either
-                    _log.error(
-                        "all connections ended: the process has %d bytes, of %d that it may have;"
-                        " where nobody means harm, raise security.max_held",
-                        taken,
-                        may,
-                    )
-                    doors.end_all()
-                    limit, again = taken, now + GRACE
+            elif taken > limit or now >= again:  # who comes again at once may not go on either
+                _log.error(
+                    "all connections ended: the process has %d bytes, of %d that it may have;"
+                    " where nobody means harm, raise security.max_held",
+                    taken,
+                    may,
+                )
+                doors.end_all()
+                limit, again = taken, now + GRACE
+            if taken > may or now < again:
                 give_memory_back()
             if now >= say and (doors.refused, doors.ended) != (refused, ended):
                 refused, ended, say = doors.refused, doors.ended, now + SAY_EVERY
