@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from streamlstm.placed import placed
 from streamlstm.ticks import Names
 
-CREATE, EVICT, UNPARK, MODEL = range(1, 5)
+CREATE, EVICT, UNPARK = range(1, 4)
 """Kinds of event: a slot is given to a new series, taken from one, given to one that comes back
-with its state; another model steps what follows."""
+with its state."""
 
 GONE, NEW, BACK = np.uint8(1), np.uint8(2), np.uint8(4)
 """Marks of a slot: taken from the series that had it; given to one; to one with a state."""
@@ -60,9 +60,8 @@ class Event(NamedTuple):
 
     kind: int
     slot: int
-    """-1 where none is meant"""
     name: bytes
-    """of the series, or id of the model"""
+    """of the series; empty of one that went"""
     state: bytes
     """of a series that came back: its record's part, then its recurrent state"""
 

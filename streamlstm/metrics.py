@@ -52,7 +52,7 @@ COUNTERS: Mapping[str, str] = MappingProxyType(
         "ticks_not_journalled": "Ticks stepped while the journal could not be written.",
         "series_parked": "Series whose state was put on file when they were evicted.",
         "series_returned": "Series that came back from there.",
-        "parked_series_refused": "Series that could not, damaged or of another model.",
+        "parked_series_refused": "Series that could not, since what was kept of them is damaged.",
         "parking_failures": "Times that the file of parked series could not be read or written.",
         "functions_compiled": "Functions compiled since the start; none are once ready.",
     }

@@ -57,7 +57,7 @@ class Run:
         """Step all that a journal has above what the checkpoint knows.
 
         Raises:
-            JournalError: it is damaged, of another model, or entries before it are missing.
+            JournalError: it is damaged, of other ticks, or entries before it are missing.
         """
         found = replay(self.engine, folder, self._after, made=self._take)
         if found.torn:
