@@ -424,8 +424,8 @@ def test_warm_up_compiles_everything_and_touches_no_state():
 
 def test_a_step_allocates_nothing():
     network = random_network(32)
-    buffers = cpu.allocate(network, 2000)
-    args = batch(range(2000), np.ones((2000, 1)), 1)
+    buffers = cpu.allocate(network, 20_000)
+    args = batch(range(20_000), np.ones((20_000, 1)), 1)
     cpu.warm_up(buffers)
     cpu.step(buffers, *args)
     heap = numba.core.runtime._nrt_python
@@ -436,7 +436,8 @@ def test_a_step_allocates_nothing():
         for _ in range(50):
             cpu.step(buffers, *args)
         in_compiled_code = heap.memsys_get_stats_alloc() - before
-        assert tracemalloc.get_traced_memory()[1] < 5_000  # far from any array of the batch
+        # a helper may begin only now, for 11 kB; any array of the batch has 80
+        assert tracemalloc.get_traced_memory()[1] < 40_000
     finally:
         tracemalloc.stop()
         heap.memsys_disable_stats()
