@@ -153,6 +153,13 @@ class Client:
     ) -> None:
         """With ``push``, the daemon pulls; ``patience`` in milliseconds."""
         self.context = zmq.Context()
+        try:
+            self._connect(daemon, topic, push, patience)
+        except BaseException:  # the daemon is gone, say
+            self.close()
+            raise
+
+    def _connect(self, daemon: Daemon, topic: bytes, push: bool, patience: int) -> None:
         self.feed = self.context.socket(zmq.PUSH if push else zmq.XPUB)
         self.feed.sndhwm = 0
         self.feed.connect(daemon.input)
