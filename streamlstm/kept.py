@@ -115,8 +115,7 @@ class Kept:
                 self.adopt(handover.new)
                 logs.event(logging.INFO, "model taken over", model=wanted.id, before=before)
         except OSError as error:
-            mend = _MENDS.get(error.errno or 0, "choose a folder that this user may write to")
-            raise CheckpointError(f"{error}; {mend}") from error
+            raise CheckpointError(f"{error}; {mend_of(error)}") from error
 
     def adopt(self, engine: Engine) -> None:
         """Keep what this engine is from now on, in the place of the one before."""
@@ -228,7 +227,7 @@ class Kept:
             self._saving.stop()
         if asked.path:
             try:
-                checkpoint.save(self.engine, asked.path, self._number, keep=asked.keep)
+                self.save(self.engine)
             except OSError as error:
                 self._miss_checkpoint(error)
             else:
@@ -330,6 +329,11 @@ def engine_of(config: Config, model: Model) -> Engine:
         history=config.engine.history,
         policies=Policies(**config.ticks.model_dump()),
     )
+
+
+def mend_of(error: OSError) -> str:
+    """What to do where a file could not be written."""
+    return _MENDS.get(error.errno or 0, "choose a folder that this user may write to")
 
 
 def _state_bytes(engine: Engine) -> int:
