@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -365,10 +366,17 @@ def _dtype(fields: list[Any]) -> np.dtype[np.void]:
     *named, itemsize = fields
     names, kinds, shapes, offsets = zip(*named, strict=True)
     formats = [
-        (_dtype(kind) if isinstance(kind, list) else kind, tuple(shape))
+        (_dtype(kind) if isinstance(kind, list) else _scalar(kind), tuple(shape))
         for kind, shape in zip(kinds, shapes, strict=True)
     ]
     return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": itemsize})
+
+
+def _scalar(code: str) -> np.dtype[Any]:
+    """Of a type's code; numpy would take far more, and read some of it as Python."""
+    if not re.fullmatch(r"[<>|][a-zA-Z]\d{1,9}", code):
+        raise ValueError(f"no type: {code!r}")
+    return np.dtype(code)
 
 
 def _record_shape(engine: Engine) -> tuple[int, ...]:
