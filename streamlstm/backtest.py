@@ -114,17 +114,19 @@ def run(
     known: int,
     *,
     coverage: float = 0.9,
+    learning: bool = True,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Issued:
     """Feed a series, ``ts`` (n,) and ``values`` (n, inputs), to a fresh live engine, tick by tick.
 
     The first ``known`` ticks are warm: forecasts are issued from tick ``known - 1`` on, which is
-    the first whose targets are all unseen.
+    the first whose targets are all unseen. Without ``learning`` the model stays as it is.
 
     Raises:
         BacktestError: the engine dropped a tick.
     """
-    engine = Engine(model, max_series=1, max_batch=256, coverage=coverage)
+    learned = None if learning else ()
+    engine = Engine(model, max_series=1, max_batch=256, coverage=coverage, learned=learned)
     engine.series.lookup(Keys.of([b"series"]))
     flags = np.where(np.arange(len(ts)) < known - 1, WARM, 0).astype(np.uint8)
     parts: list[tuple[Floats, Floats]] = []

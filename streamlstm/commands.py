@@ -22,8 +22,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from streamlstm import adapt, intervals, speed
 from streamlstm import demo as demonstration
-from streamlstm import intervals, speed
 from streamlstm.backtest import Actual, BacktestError, Issued, Scores, run, score
 from streamlstm.client import LINGER, Continuity, Feed, Listener, Pace, in_time_order
 from streamlstm.config import ConfigError
@@ -185,7 +185,8 @@ def inspect(options: argparse.Namespace) -> None:
     model = load_model(options.model)
     check_golden(model, cpu)
     spec = model.spec
-    fields = state_fields(spec, intervals.plan(spec.horizon, spec.targets, 0.9, model.errors))
+    bands = intervals.plan(spec.horizon, spec.targets, 0.9, model.errors)
+    fields = state_fields(spec, bands, adapt.plan(spec))
     per_series = {"recurrent": cpu.bytes_per_series(network_of(spec, model.weights))}
     per_series |= bytes_per_series(fields, SERIES, KEY)
     report = {

@@ -270,6 +270,17 @@ class Interval(_Table):
     )
 
 
+class Learning(_Table):
+    """What each series learns from its own errors, beside the model."""
+
+    enabled: bool = Field(default=True, description="learn, where the model has directions")
+    steps: Numbers = Field(
+        default=(),
+        description="steps ahead whose corrections are learned; empty: the first, the middle and"
+        " the last",
+    )
+
+
 class Metrics(_Table):
     """The HTTP endpoint: /metrics, /-/healthy, /-/ready."""
 
@@ -406,6 +417,7 @@ class Config(_Table):
     engine: Engine = Engine()
     ticks: Ticks = Ticks()
     interval: Interval = Interval()
+    learning: Learning = Learning()
     metrics: Metrics = Metrics()
     security: Security = Security()
     checkpoint: Checkpoint = Checkpoint()

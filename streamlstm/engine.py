@@ -15,6 +15,7 @@ that is computed since, and is cleared then; so it does not matter who had its s
 import importlib
 import importlib.util
 import os
+from collections.abc import Sequence
 from types import ModuleType
 
 import numpy as np
@@ -22,7 +23,7 @@ from numba import njit
 from numba.extending import register_jitable
 from numpy.typing import NDArray
 
-from streamlstm import features, intervals
+from streamlstm import adapt, features, intervals
 from streamlstm.events import Events
 from streamlstm.golden import check_golden, network_of
 from streamlstm.index import CLOSES, CLOSING, LINE, approach, close, find, seek, touch
@@ -106,15 +107,18 @@ class Engine:
         keep_latest: bool = False,
         history: int = HISTORY,
         policies: Policies = AS_THEY_COME,
+        learned: Sequence[int] | None = None,
     ) -> None:
         """Open ``model``: its golden trajectory is repeated on the backend.
 
         ``ordered`` and ``evict`` are as for :class:`streamlstm.series.Series`. With
         ``keep_latest``, the latest prediction of each series is part of its state, and so are its
-        latest ``history`` ticks.
+        latest ``history`` ticks. ``learned`` are the steps ahead whose corrections are learned on
+        the stream, as for :func:`streamlstm.adapt.plan`.
 
         Raises:
-            ModelError: the golden deviates, or ``max_series`` series do not fit in memory.
+            ModelError: the golden deviates, ``max_series`` series do not fit in memory, or a step
+                to be learned lies beyond the horizon.
             BackendError: the backend cannot run here, or not this model.
             ValueError: unknown backend.
         """
@@ -125,7 +129,9 @@ class Engine:
         spec = model.spec
         bands = intervals.plan(spec.horizon, spec.targets, coverage, model.errors)
         latest = latest_fields(spec)
-        fields = state_fields(spec, bands, keep_latest, history)
+        learning = adapt.plan(spec, learned, model.id)
+        corrections = adapt.learned_fields(learning, spec)
+        fields = state_fields(spec, bands, learning, keep_latest, history)
         network = network_of(spec, model.weights)
         self.bytes_per_series = {"recurrent": self.kernels.bytes_per_series(network)}
         self.bytes_per_series |= bytes_per_series(fields, max_series, max_key)
@@ -135,6 +141,7 @@ class Engine:
         self.buffers = self.kernels.allocate(network, max_series, threads or None)
         kept = self.series.state if keep_latest else records(latest, 1)
         state = self.series.state
+        taught = state if len(learning.steps) else records(corrections, 1)
         recurrent, unbounded = self.kernels.host_records(self.buffers), can_diverge(spec)
         on_device = not len(recurrent)
         self._look = unbounded and on_device
@@ -147,6 +154,8 @@ class Engine:
                 Clock(*(state[name] for name in Clock._fields)),
                 features.Memory(*(state[name] for name in features.Memory._fields)),
                 intervals.Bands(*(state[name] for name in intervals.Bands._fields)),
+                learning,
+                adapt.Learned(*(taught[name] for name in corrections)),
                 state["seq"],
                 Latest(keep_latest, *(kept[name] for name in latest)),
                 state["expected"],
@@ -155,7 +164,7 @@ class Engine:
                 unbounded and not on_device,
                 features.Rows.empty(spec, max_batch),
                 Schedule.empty(max_batch),
-                np.zeros((max_batch, spec.outputs), np.float32),
+                np.zeros((max_batch, spec.answers), np.float32),
                 Forecasts(
                     np.zeros(max_batch, np.int32),
                     np.zeros(max_batch, np.int64),
@@ -409,7 +418,11 @@ def open_backend(name: str) -> tuple[str, str, ModuleType]:
 
 
 def state_fields(
-    spec: Spec, bands: intervals.Plan, keep_latest: bool = False, history: int = HISTORY
+    spec: Spec,
+    bands: intervals.Plan,
+    learning: adapt.Plan,
+    keep_latest: bool = False,
+    history: int = HISTORY,
 ) -> Fields:
     """The one table of what a series keeps, but for its recurrent state, which is the kernels'."""
     return {
@@ -423,6 +436,7 @@ def state_fields(
         "outliers": (np.uint8, ()),
         **features.memory_fields(spec),
         **intervals.bands_fields(bands),
+        **(adapt.learned_fields(learning, spec) if len(learning.steps) else {}),
         "expected": (np.float64, (spec.inputs,)),
         "recent_count": (np.int64, ()),
         "recent": (np.int64, (history, 1 + spec.inputs)),
@@ -588,6 +602,19 @@ def _forecast(work: Work, given: Given, start: int, stop: int) -> None:
         if not finite:
             schedule.fate[i], schedule.faults[0] = FAULTY, 1
             continue
+        adapt.correct(
+            work.learning,
+            work.learned,
+            slot,
+            schedule.place[j],
+            given.observed,
+            i,
+            rows.scale,
+            outputs,
+            j,
+            point,
+            i,
+        )
         if not warm:
             seq[slot] += 1
             forecasts.slot[i] = slot

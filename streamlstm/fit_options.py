@@ -34,6 +34,12 @@ class FitOptions(BaseModel):
     head_dropout: float = Field(
         default=0.5, ge=0, lt=1, description="share of units dropped before the head"
     )
+    directions: int | None = Field(
+        default=None,
+        ge=0,
+        le=4096,
+        description="numbers that a series learns from on the stream; 0: it learns nothing",
+    )
     loss: Literal["mse", "mae", "huber"] = Field(default="mae", description="mse, mae or huber")
     updates: int = Field(default=600, ge=1, description="updates of the weights, at most")
     batch: int = Field(default=64, ge=1, le=65536, description="spans an update learns from")

@@ -73,7 +73,7 @@ def _run(
     buffers = backend.allocate(network, 1)
     length = len(inputs)
     dtype = np.float64 if backend is reference else np.float32
-    outputs = np.zeros((length, spec.outputs), dtype)
+    outputs = np.zeros((length, spec.answers), dtype)
     slots = np.zeros(length, np.int32)
     backend.step(buffers, slots, inputs, np.arange(length + 1), outputs)
     record = backend.to_host(buffers, slots[:1])[0]

@@ -3,7 +3,8 @@
 This room only parses and writes. That the weights do what the file says is proved by
 :mod:`streamlstm.golden`, each time an engine opens the model.
 
-Tensors, all little endian (H = hidden, I = length of the input vector, O = horizon * targets):
+Tensors, all little endian (H = hidden, I = length of the input vector, O = horizon * targets
+forecasts, N = O + directions):
 
 ==========================  ==========  ============================================================
 ``lstm.weight_ih_l{n}``     (4H, I|H)   float32, gate order i, f, g, o, as PyTorch
@@ -17,11 +18,12 @@ Tensors, all little endian (H = hidden, I = length of the input vector, O = hori
 ``rnn.weight_ih_l{n}``      (H, I|H)    float32
 ``rnn.weight_hh_l{n}``      (H, H)      float32
 ``rnn.bias_l{n}``           (H,)        float32, PyTorch's two biases summed
-``head.weight``             (O, H)      float32, row ``k * targets + j``: step k, target j
-``head.bias``               (O,)        float32
-``head.skip``               (O, I)      float32, the linear shortcut from the input vector
+``head.weight``             (N, H)      float32, row ``k * targets + j``: step k, target j; then
+                                        the directions (:mod:`streamlstm.adapt`)
+``head.bias``               (N,)        float32
+``head.skip``               (N, I)      float32, the linear shortcut from the input vector
 ``golden.inputs``           (T, I)      float32
-``golden.outputs``          (T, O)      float64, from a zero state
+``golden.outputs``          (T, N)      float64, from a zero state
 ``golden.h``, ``golden.c``  (layers, H) float32, after the last input; ``c`` of an LSTM alone,
                                         neither where the model has a ``window``
 ``errors.levels``           (Q,)        float64, optional: probabilities, rising
@@ -142,6 +144,9 @@ class Spec(BaseModel):
     calendar: tuple[CalendarName, ...] = ()
     timezone: str = "UTC"
     scaling: Scaling = Scaling()
+    directions: int = Field(
+        default=0, ge=0, le=4096, description="numbers a series learns from on the stream"
+    )
 
     @property
     def width(self) -> int:
@@ -150,8 +155,13 @@ class Spec(BaseModel):
 
     @property
     def outputs(self) -> int:
-        """Length O of the output vector."""
+        """Forecasts O of a tick."""
         return self.horizon * self.targets
+
+    @property
+    def answers(self) -> int:
+        """Length N of the network's output vector: the forecasts, then the directions."""
+        return self.outputs + self.directions
 
     @property
     def history(self) -> int:
@@ -178,17 +188,20 @@ class Spec(BaseModel):
         spec: dict[str, Any] = handler(self)
         if self.cell != "gru":
             del spec["reset_after"]
-        if not self.window:
-            del spec["window"]
+        for name in ("window", "directions"):
+            if not spec[name]:
+                del spec[name]
         return spec
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.targets > self.inputs:
             raise ValueError(f"targets ({self.targets}) exceed inputs ({self.inputs})")
-        for what, numbers in (("inputs and lags", self.width), ("forecasts", self.outputs)):
+        for what, numbers in (("inputs and lags", self.width), ("forecasts", self.answers)):
             if numbers > WIDEST:
                 raise ValueError(f"{numbers:,} {what} a tick; {WIDEST:,} at most")
+        if self.directions and self.head_activation != "linear":
+            raise ValueError("directions need a linear head_activation")
         if self.base == "seasonal" and not self.season:
             raise ValueError("base 'seasonal' needs a season of at least 1 step")
         if (self.base == "blend") != (self.blend is not None):
@@ -207,7 +220,7 @@ class Spec(BaseModel):
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every weight tensor."""
-        H, O, I = self.hidden, self.outputs, self.width  # noqa: E741
+        H, N, I = self.hidden, self.answers, self.width  # noqa: E741
         rows = {"lstm": 4, "gru": 3, "rnn": 1}[self.cell] * H
         apart = self.cell == "gru" and self.reset_after
         shapes: dict[str, tuple[int, ...]] = {}
@@ -216,7 +229,7 @@ class Spec(BaseModel):
             shapes[f"{self.cell}.weight_hh_l{n}"] = (rows, H)
             for name in ("bias_ih", "bias_hh") if apart else ("bias",):
                 shapes[f"{self.cell}.{name}_l{n}"] = (rows,)
-        return shapes | {"head.weight": (O, H), "head.bias": (O,), "head.skip": (O, I)}
+        return shapes | {"head.weight": (N, H), "head.bias": (N,), "head.skip": (N, I)}
 
 
 @dataclass(frozen=True)
@@ -391,7 +404,7 @@ def _golden(spec: Spec, tensors: Mapping[str, NDArray[Any]]) -> Golden:
     inputs = tensors["golden.inputs"]
     length = len(inputs)
     _expect("golden.inputs", inputs, np.float32, (length, spec.width))
-    _expect("golden.outputs", tensors.get("golden.outputs"), np.float64, (length, spec.outputs))
+    _expect("golden.outputs", tensors.get("golden.outputs"), np.float64, (length, spec.answers))
     for name in spec.states:
         shape = spec.layers, spec.hidden
         _expect(f"golden.{name}", tensors.get(f"golden.{name}"), np.float32, shape)

@@ -66,7 +66,7 @@ def million_steps_per_second(model: Model, threads: int = 0) -> dict[int, float]
     for batch in BATCHES:
         slots = rng.permutation(everyone)[:batch]
         inputs = rng.normal(size=(batch, model.spec.width)).astype(np.float32)
-        outputs = np.zeros((batch, model.spec.outputs), np.float32)
+        outputs = np.zeros((batch, model.spec.answers), np.float32)
         args = slots, inputs, np.array([0, batch]), outputs
         speeds[batch] = max(_per_second(buffers, *args) for _ in range(REPEATS)) * batch / 1e6
     return speeds

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from streamlstm import bptt
 from streamlstm.datasets.frames import SeriesData
 from streamlstm.datasets.times import DataError
+from streamlstm.directions import with_directions
 from streamlstm.features import DAY, WEEK, YEAR, default_calendar, features_of
 from streamlstm.fit_options import FitOptions
 from streamlstm.golden import make_golden
@@ -109,6 +110,7 @@ def fit(
             last = second
         updates += second.done
     spec, weights = trust.fold(last.start, last.weights())
+    spec, weights = with_directions(spec, weights, pairs, options.directions)
     golden = make_golden(spec, weights, options.seed)
     model = Model(spec, weights, golden, errors, _provenance(name, used, options))
     report = FitReport(

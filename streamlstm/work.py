@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from streamlstm import features, intervals
+from streamlstm import adapt, features, intervals
 from streamlstm.index import Index
 from streamlstm.policies import Clock, Counts, Rules
 from streamlstm.ticks import Forecasts, Ticks
@@ -108,6 +108,8 @@ class Work(NamedTuple):
     clock: Clock
     memory: features.Memory
     bands: intervals.Bands
+    learning: adapt.Plan
+    learned: adapt.Learned
     seq: NDArray[np.int64]
     """(series,) predictions made of each"""
     latest: Latest
@@ -121,7 +123,7 @@ class Work(NamedTuple):
     rows: features.Rows
     schedule: Schedule
     outputs: NDArray[np.float32]
-    """(n, outputs) of the network"""
+    """(n, answers) of the network"""
     forecasts: Forecasts
     """(n, ...) of the tick in the same row, until those that are not published are left out"""
     values: NDArray[np.float64]

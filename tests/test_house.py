@@ -15,7 +15,7 @@ LEVELS = {
     "config": 0, "model": 0, "ticks": 0, "timestamps": 0, "metrics": 0, "compiled": 0, "memory": 0,
     "decimals": 0, "placed": 0, "security": 0, "logs": 0, "files": 0,
     "fit_options": 1, "features": 1, "kernels": 1, "hashing": 1, "transport": 1,
-    "intervals": 1, "backlog": 1, "events": 1, "copy_on_write": 1, "web": 1,
+    "intervals": 1, "adapt": 1, "backlog": 1, "events": 1, "copy_on_write": 1, "web": 1,
     "golden": 2, "ends": 2, "index": 2, "policies": 2, "segments": 2, "wire": 2,
     "series": 3, "journal": 3, "work": 3,
     "rounds": 4,
@@ -27,7 +27,7 @@ LEVELS = {
     "service": 10,
     # the side rooms: nothing of the daemon may import them
     "datasets": 11, "samples": 11, "speed": 11, "precision": 11, "backtest": 11,
-    "client": 12, "terminal": 12, "linear": 12, "gradient": 12,
+    "client": 12, "directions": 12, "terminal": 12, "linear": 12, "gradient": 12,
     "plot": 13, "mixture": 13, "bptt": 13, "offline": 13,
     "train": 14,
     "demo": 15,

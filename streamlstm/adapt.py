@@ -1,0 +1,282 @@
+"""Learning on the stream: each series corrects the model's forecasts by its own errors.
+
+The network gives, beside its forecasts, ``directions``: numbers of mean 0, variance 1 and no
+correlation over the data that it was fitted to, which hold what its inputs and its state say. For
+each learned step k ahead, a series weighs them to guess the model's error: the correction. When
+the tick that was forecast arrives, and not before, the weights move towards the error that the
+model made, by normalised least mean squares (Haykin 2014, section 6); in a basis of this kind that
+learns as fast as recursive least squares, without its matrix, which winds up where nothing varies
+and takes the square of the memory. The error that it learns from is clipped at the usual one (Huber
+1964), a correction at twice that.
+
+A correction is used, half or in whole, only once it made the forecasts better beyond doubt: its
+mean gain in Huber's loss over the latest ``MEMORY`` answers lies ``ON`` standard errors above 0;
+and no longer than ``OFF`` of them. Else the model's own forecast stands.
+
+One example of each learned step is under way at a time. The next is taken some ticks after it was
+answered, so many that they do not keep to one phase of a season. Steps between two learned ones
+are corrected by the line between theirs. All is in units of the scale of the series.
+"""
+
+from collections.abc import Sequence
+from math import gcd
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from streamlstm.memory import Fields
+from streamlstm.model import ModelError, Spec
+
+RATE = 0.001
+"""Share of an error that a direction of size 1 learns."""
+MEMORY = 250
+"""Answers over which gain and usual error are averaged."""
+ON, OFF = 2.0, 1.0
+"""Standard errors that the gain has to lie above 0 for a correction to be used, and to stay so."""
+SHARES = (0.5, 1.0)
+"""Of a correction that may be used."""
+LARGEST = 2.0
+"""Usual errors that a correction may come to."""
+FEW = 20
+"""Answers after which a single error no longer counts for more than ten usual ones."""
+FAR = 1e9
+"""Scales off, from which on nothing is learned from an error."""
+
+
+class Plan(NamedTuple):
+    """What compiled code needs to know: which steps are learned."""
+
+    steps: NDArray[np.int64]
+    """(learned,) rising, from 1; none where nothing is"""
+    apart: NDArray[np.int64]
+    """(learned,) ticks between two examples of a step, at least as many as it lies ahead"""
+    model: int
+    """what its directions mean: those of another model say nothing to what was learned from them"""
+
+
+class Learned(NamedTuple):
+    """What a series learned: one row a series."""
+
+    model: NDArray[np.int64]
+    """(series,) as :attr:`Plan.model`; 0: none yet"""
+    issued: NDArray[np.int64]
+    """(series, learned) place of the tick of the latest example, and 1; 0: there was none"""
+    example: NDArray[np.float32]
+    """(series, learned, directions) its directions"""
+    forecast: NDArray[np.float64]
+    """(series, learned, targets, 3) the model's forecast then, the scale, and the correction"""
+    theta: NDArray[np.float32]
+    """(series, learned, targets, 1 + directions) weights, the first of a constant"""
+    gain: NDArray[np.float32]
+    """(series, learned, targets, shares, 2) mean gain of a share of the correction, mean square"""
+    usual: NDArray[np.float32]
+    """(series, learned, targets) mean absolute error of the model's own forecast"""
+    answers: NDArray[np.int32]
+    """(series, learned, targets)"""
+    used: NDArray[np.float32]
+    """(series, learned, targets) share of the correction that is used"""
+
+
+def learned_steps(spec: Spec) -> tuple[int, ...]:
+    """Steps learned unless others are asked for: the first, the middle and the last."""
+    return tuple(sorted({1, (spec.horizon + 1) // 2, spec.horizon}))
+
+
+def plan(spec: Spec, steps: Sequence[int] | None = None, model: str = "1") -> Plan:
+    """Lay out the learning of ``steps`` ahead; None: :func:`learned_steps`, empty: of none.
+
+    ``model`` is the id, hexadecimal, of that whose ``spec`` it is.
+
+    Raises:
+        ModelError: a step beyond the model's horizon.
+    """
+    chosen = sorted({*(learned_steps(spec) if steps is None else steps)})
+    if chosen and not 1 <= chosen[0] <= chosen[-1] <= spec.horizon:
+        far = chosen[0] if chosen[0] < 1 else chosen[-1]
+        raise ModelError(
+            f"step {far} is to be learned, the model's horizon is {spec.horizon};"
+            f" choose learning.steps from 1 to {spec.horizon}"
+        )
+    chosen = chosen if spec.directions else []
+    seasons = [spec.season or 1]
+    if spec.blend is not None:
+        seasons += [spec.blend.short, spec.blend.long]
+    apart = []
+    for k in chosen:
+        ticks = k
+        while any(gcd(ticks, season) > 1 for season in seasons):
+            ticks += 1
+        apart.append(ticks)
+    return Plan(np.array(chosen, np.int64), np.array(apart, np.int64), int(model, 16))
+
+
+def learned_fields(plan: Plan, spec: Spec) -> Fields:
+    """Name, dtype and shape of one series' row of :class:`Learned`."""
+    steps, targets, directions = len(plan.steps), spec.targets, spec.directions
+    return {
+        "model": (np.int64, ()),
+        "issued": (np.int64, (steps,)),
+        "example": (np.float32, (steps, directions)),
+        "forecast": (np.float64, (steps, targets, 3)),
+        "theta": (np.float32, (steps, targets, 1 + directions)),
+        "gain": (np.float32, (steps, targets, len(SHARES), 2)),
+        "usual": (np.float32, (steps, targets)),
+        "answers": (np.int32, (steps, targets)),
+        "used": (np.float32, (steps, targets)),
+    }
+
+
+# _nrt=False: nothing here owns an array, and reference counts would cost more than the work.
+# Sums keep their order: what a series learns is the same bits everywhere.
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def correct(
+    plan: Plan,
+    learned: Learned,
+    slot: int,
+    place: int,
+    values: NDArray[np.float64],
+    tick: int,
+    scale: NDArray[np.float64],
+    outputs: NDArray[np.float32],
+    row: int,
+    point: NDArray[np.float64],
+    to: int,
+) -> None:
+    """Learn from the tick at ``place``, then correct the forecast ``point[to]`` made there.
+
+    ``values`` (n, at least targets) at ``tick`` are raw, NaN where missing. At ``row`` lie the
+    ``scale`` (n, targets) and the network's ``outputs`` (n, horizon * targets + directions).
+    """
+    horizon, targets, directions = point.shape[1], scale.shape[1], learned.example.shape[2]
+    first = horizon * targets  # the directions follow the forecasts
+    if learned.model[slot] != plan.model and len(plan.steps):
+        _begin(plan, learned, slot)
+    for a in range(len(plan.steps)):
+        k, since = plan.steps[a], place + 1 - learned.issued[slot, a]
+        begun = learned.issued[slot, a] > 0
+        anew = not begun or since >= plan.apart[a]
+        for j in range(targets):
+            if begun and since == k:
+                _learn(learned, slot, a, j, values[tick, j])
+            frozen = point[to, k - 1, j]
+            guess = learned.theta[slot, a, j, 0]
+            for i in range(directions):
+                guess += learned.theta[slot, a, j, 1 + i] * outputs[row, first + i]
+            most = np.float32(LARGEST) * learned.usual[slot, a, j]
+            guess = min(max(guess, -most), most)
+            if anew:
+                learned.forecast[slot, a, j, 0] = frozen
+                learned.forecast[slot, a, j, 1] = scale[row, j]
+                learned.forecast[slot, a, j, 2] = guess
+            _apply(plan, learned, slot, a, j, guess * scale[row, j], point, to)
+        if anew:
+            learned.issued[slot, a] = place + 1
+            for i in range(directions):
+                learned.example[slot, a, i] = outputs[row, first + i]
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _begin(plan: Plan, learned: Learned, slot: int) -> None:
+    """Forget what was learned from another model's directions."""
+    learned.model[slot] = plan.model
+    for a in range(len(plan.steps)):
+        learned.issued[slot, a] = 0
+        for j in range(learned.theta.shape[2]):
+            learned.usual[slot, a, j] = learned.answers[slot, a, j] = learned.used[slot, a, j] = 0
+            for i in range(learned.theta.shape[3]):
+                learned.theta[slot, a, j, i] = 0.0
+            for n in range(len(SHARES)):
+                learned.gain[slot, a, j, n, 0] = learned.gain[slot, a, j, n, 1] = 0.0
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _apply(
+    plan: Plan,
+    learned: Learned,
+    slot: int,
+    a: int,
+    j: int,
+    guess: float,
+    point: NDArray[np.float64],
+    to: int,
+) -> None:
+    """Let the correction of a learned step fade in from the step learned before, and out after."""
+    amount = np.float64(learned.used[slot, a, j]) * guess
+    if amount == 0.0:
+        return
+    k, last = plan.steps[a], len(plan.steps) - 1
+    before = plan.steps[a - 1] if a > 0 else 0
+    after = plan.steps[a + 1] if a < last else point.shape[1] + 1
+    for step in range(before + 1, after):
+        share = 1.0
+        if step < k and a > 0:
+            share = (step - before) / (k - before)
+        elif step > k and a < last:
+            share = (after - step) / (after - k)
+        point[to, step - 1, j] += share * amount
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _learn(learned: Learned, slot: int, a: int, j: int, value: float) -> None:
+    """Learn from the answer to the latest example of a step."""
+    forecast = learned.forecast
+    error = (value - forecast[slot, a, j, 0]) / forecast[slot, a, j, 1]
+    if not abs(error) < FAR:  # or missing
+        return
+    count = learned.answers[slot, a, j] + 1
+    learned.answers[slot, a, j] = min(count, MEMORY)
+    usual = np.float64(learned.usual[slot, a, j])
+    size = abs(error)
+    if count > FEW:
+        size = min(size, 10.0 * usual)
+    usual += (size - usual) / min(count, MEMORY)
+    learned.usual[slot, a, j] = usual
+    if usual > 0.0:
+        _weigh(learned, slot, a, j, error, usual)
+        _move(learned, slot, a, j, error, usual)
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _weigh(learned: Learned, slot: int, a: int, j: int, error: float, usual: float) -> None:
+    """Decide which share of the correction is used from now on."""
+    guess, doubt = learned.forecast[slot, a, j, 2], ON
+    if learned.used[slot, a, j] > 0.0:
+        doubt = OFF
+    best, share = 0.0, 0.0
+    plain = _loss(error, usual)
+    for n in range(len(SHARES)):
+        gain = (plain - _loss(error - SHARES[n] * guess, usual)) / usual
+        mean = np.float64(learned.gain[slot, a, j, n, 0])
+        square = np.float64(learned.gain[slot, a, j, n, 1])
+        mean += (gain - mean) / MEMORY
+        square += (gain * gain - square) / MEMORY
+        learned.gain[slot, a, j, n, 0] = mean
+        learned.gain[slot, a, j, n, 1] = square
+        sure = mean - doubt * np.sqrt(2.0 * square / MEMORY)
+        if sure > best:
+            best, share = sure, SHARES[n]
+    learned.used[slot, a, j] = share
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _loss(error: float, usual: float) -> float:
+    """Huber's, which turns from square to line at the usual error."""
+    size = abs(error)
+    return 0.5 * size * size / usual if size <= usual else size - 0.5 * usual
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _move(learned: Learned, slot: int, a: int, j: int, error: float, usual: float) -> None:
+    """Move the weights towards what the error asks for."""
+    theta, example = learned.theta, learned.example
+    guess, square = theta[slot, a, j, 0], np.float32(1.0)
+    for i in range(example.shape[2]):
+        guess += theta[slot, a, j, 1 + i] * example[slot, a, i]
+        square += example[slot, a, i] * example[slot, a, i]
+    left = min(max(error - guess, -usual), usual)
+    step = np.float32(RATE * left / (1.0 + RATE * square))
+    theta[slot, a, j, 0] += step
+    for i in range(example.shape[2]):
+        theta[slot, a, j, 1 + i] += step * example[slot, a, i]

@@ -1,0 +1,85 @@
+"""The directions of a fitted model: what its series learn from on the stream.
+
+All that the network knows at a tick, its input vector and its last layer's state, is turned into
+numbers of mean 0 and variance 1 that do not correlate over the data of the fit: its principal
+components (Jolliffe 2002), the largest first. They are further outputs of the network, linear ones.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamlstm import adapt
+from streamlstm.features import features_of
+from streamlstm.golden import network_of
+from streamlstm.kernels import cpu
+from streamlstm.kernels.cell import Head
+from streamlstm.memory import Fields
+from streamlstm.model import Spec
+from streamlstm.samples import Pairs
+
+Singles = NDArray[np.float32]
+BYTES = 1024
+"""Of a series that what it learns may take, unless more directions are asked for."""
+MOST = 64
+"""Directions taken unless more are asked for."""
+LEAST = 1e-3
+"""Variance of a component, over that of the largest, below which it is noise."""
+ROWS = 20_000
+"""Ticks that are looked at, evenly spaced."""
+SERIES = 256
+"""And series."""
+
+
+def with_directions(
+    spec: Spec, weights: dict[str, Singles], pairs: Pairs, count: int | None = None
+) -> tuple[Spec, dict[str, Singles]]:
+    """Spec and weights with directions, found in (ts, values) pairs.
+
+    ``count`` of them at most; None: as many as a series has room for in ``BYTES``.
+    """
+    most = room(spec) if count is None else count
+    if most == 0:
+        return spec, weights
+    few = np.linspace(0, len(pairs) - 1, min(len(pairs), SERIES)).astype(int)
+    known = np.concatenate([_known(spec, weights, *pairs[i]) for i in few])
+    known = known[np.linspace(0, len(known) - 1, min(ROWS, len(known))).astype(int)]
+    mean, deviation = known.mean(axis=0), known.std(axis=0) + 1e-9
+    standard = (known - mean) / deviation
+    variance, vectors = np.linalg.eigh(standard.T @ standard / len(standard))
+    taken = np.flatnonzero(variance > LEAST * variance[-1])[::-1][:most]
+    rows = (vectors[:, taken] / np.sqrt(variance[taken]) / deviation[:, None]).T
+    parts = {
+        "head.skip": rows[:, : spec.width],
+        "head.weight": rows[:, spec.width :],
+        "head.bias": -rows @ mean,
+    }
+    joined = {name: np.concatenate([weights[name], part]) for name, part in parts.items()}
+    singles = {name: part.astype(np.float32) for name, part in joined.items()}
+    return spec.model_copy(update={"directions": len(taken)}), weights | singles
+
+
+def room(spec: Spec) -> int:
+    """Directions that a series can learn from in ``BYTES``."""
+    fields = [_bytes(spec.model_copy(update={"directions": count})) for count in (1, 2)]
+    return max(0, min(MOST, 1 + (BYTES - fields[0]) // (fields[1] - fields[0])))
+
+
+def _bytes(spec: Spec) -> int:
+    fields: Fields = adapt.learned_fields(adapt.plan(spec), spec)
+    sizes = [np.dtype(kind).itemsize * int(np.prod(shape)) for kind, shape in fields.values()]
+    return int(sum(sizes))
+
+
+def _known(
+    spec: Spec, weights: dict[str, Singles], ts: NDArray[np.int64], values: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """(ticks, width + hidden) input vector and last state at each tick past the first history."""
+    x = features_of(spec, ts, values).x
+    n, units = len(x), spec.hidden
+    shown = np.zeros((units, spec.width), np.float32)
+    head = Head(np.eye(units, dtype=np.float32), np.zeros(units, np.float32), shown, "linear")
+    network = network_of(spec, weights)._replace(head=head)
+    state = np.empty((n, units), np.float32)
+    cpu.step(cpu.allocate(network, 1, 1), np.zeros(n, np.int32), x, np.arange(n + 1), state)
+    early = min(spec.history, n // 3)
+    return np.concatenate([x, state], axis=1)[early:].astype(np.float64)
