@@ -47,6 +47,7 @@ class Oracle:
         self.loc = np.zeros(self.spec["inputs"])
         self.var = np.zeros(self.spec["inputs"])
         self.width: np.ndarray | None = None
+        self.taught = self.taught_steps()
 
     def step(self, ts_ns: int, values: list[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         spec, y = self.spec, np.array(values, float)
@@ -72,7 +73,8 @@ class Oracle:
         for name in spec["calendar"]:
             turn = 2 * math.pi * (local % PERIOD[name]) / PERIOD[name]
             x += [math.sin(turn), math.cos(turn), math.sin(2 * turn), math.cos(2 * turn)]
-        out = self.network(np.hstack(x)).reshape(K, T)
+        answers = self.network(np.hstack(x))
+        out, directions = answers[: K * T].reshape(K, T), answers[K * T :]
 
         self.grid[self.place] = y[:T]
         base = np.empty((K, T))
@@ -84,6 +86,7 @@ class Oracle:
                 back = self.place + k + 1 - S * (k // S + 1)
                 base[k] = self.grid.get(back, y[:T])
         point = base + scale[:T] * out
+        point = point + self.correction(y[:T], point, scale[:T], directions)
         half = self.interval(y[:T], scale[:T]) * scale[:T]
         self.made[self.place] = point, half
         return point, point - half, point + half
@@ -164,6 +167,67 @@ class Oracle:
         w = self.w
         sums = w[f"rnn.weight_ih_l{n}"] @ x + w[f"rnn.weight_hh_l{n}"] @ self.h[n]
         self.h[n] = act(self.spec["activation"], sums + w[f"rnn.bias_l{n}"])
+
+    def taught_steps(self) -> dict[int, dict[str, Any]]:
+        """What is known of each learned step; see streamlstm.adapt."""
+        K, T, D = self.spec["horizon"], self.spec["targets"], self.spec.get("directions", 0)
+        blend = self.spec["blend"] or {"short": 1, "long": 1}
+        seasons = [self.spec["season"] or 1, blend["short"], blend["long"]]
+        taught = {}
+        for k in sorted({1, (K + 1) // 2, K}) if D else []:
+            apart = next(n for n in range(k, 1 << 20) if math.gcd(n, math.prod(seasons)) == 1)
+            taught[k] = {
+                "apart": apart, "example": None, "theta": np.zeros((T, 1 + D)),
+                "usual": np.zeros(T), "answers": np.zeros(T, int), "used": np.zeros(T),
+                "mean": np.zeros((T, 2)), "square": np.zeros((T, 2)),
+            }  # fmt: skip
+        return taught
+
+    def correction(
+        self, y: np.ndarray, point: np.ndarray, scale: np.ndarray, directions: np.ndarray
+    ) -> np.ndarray:
+        """What is added to the forecast (horizon, targets); learns from ``y`` first."""
+        steps, amounts = [*self.taught], []
+        z = np.array([1.0, *directions])
+        for k, of in self.taught.items():
+            if of["example"] and self.place - of["example"][0] == k:
+                for j in range(len(y)):
+                    self.learn(of, j, y[j])
+            guess = np.clip(of["theta"] @ z, -2 * of["usual"], 2 * of["usual"])
+            if not of["example"] or self.place - of["example"][0] >= of["apart"]:
+                of["example"] = self.place, z, point[k - 1].copy(), scale.copy(), guess
+            amounts.append(of["used"] * guess * scale)
+        if not steps:
+            return np.zeros_like(point)
+        every = np.arange(1, len(point) + 1)
+        return np.stack([np.interp(every, steps, c) for c in np.array(amounts).T], axis=1)
+
+    @staticmethod
+    def learn(of: dict[str, Any], j: int, y: float) -> None:
+        _, z, frozen, scale, guess = of["example"]
+        error = (y - frozen[j]) / scale[j]
+        if not abs(error) < 1e9:
+            return
+        n = of["answers"][j] + 1
+        of["answers"][j] = min(n, 250)
+        size = min(abs(error), 10 * of["usual"][j]) if n > 20 else abs(error)
+        usual = of["usual"][j] = of["usual"][j] + (size - of["usual"][j]) / min(n, 250)
+        if usual == 0:
+            return
+
+        def loss(e: float) -> float:
+            return e * e / (2 * usual) if abs(e) <= usual else abs(e) - usual / 2
+
+        doubt = 1 if of["used"][j] else 2
+        sure = []
+        for n, share in enumerate((0.5, 1.0)):
+            gain = (loss(error) - loss(error - share * guess[j])) / usual
+            of["mean"][j, n] += (gain - of["mean"][j, n]) / 250
+            of["square"][j, n] += (gain**2 - of["square"][j, n]) / 250
+            sure.append(of["mean"][j, n] - doubt * math.sqrt(2 * of["square"][j, n] / 250))
+        of["used"][j] = (0.5, 1.0)[int(np.argmax(sure))] if max(sure) > 0 else 0.0
+        left = np.clip(error - of["theta"][j] @ z, -usual, usual)
+        of["theta"][j] += 0.001 * left * z / (1 + 0.001 * (z @ z))
 
     def interval(self, y: np.ndarray, scale: np.ndarray) -> np.ndarray:
         """Half-widths (horizon, targets); learns from ``y`` first."""

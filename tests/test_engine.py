@@ -24,6 +24,7 @@ RICH = {
     "lags": (24, 23, 1),
     "calendar": ("hour", "week", "year"),
     "timezone": "Europe/Berlin",
+    "directions": 6,
 }
 
 BLENDED = {
@@ -32,6 +33,7 @@ BLENDED = {
     "horizon": 9,
     "season": 6,
     "lags": (1, 7),
+    "directions": 3,
     "base": "blend",
     "blend": {
         "short": 3,
