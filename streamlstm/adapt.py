@@ -26,8 +26,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from streamlstm.memory import Fields
-from streamlstm.model import ModelError, Spec
+from streamlstm.memory import Fields, copy, load_f32, store_f32
+from streamlstm.model import Spec
 
 RATE = 0.001
 """Share of an error that a direction of size 1 learns."""
@@ -79,27 +79,12 @@ class Learned(NamedTuple):
     """(series, learned, targets) share of the correction that is used"""
 
 
-def learned_steps(spec: Spec) -> tuple[int, ...]:
-    """Steps learned unless others are asked for: the first, the middle and the last."""
-    return tuple(sorted({1, (spec.horizon + 1) // 2, spec.horizon}))
-
-
-def plan(spec: Spec, steps: Sequence[int] | None = None, model: str = "1") -> Plan:
-    """Lay out the learning of ``steps`` ahead; None: :func:`learned_steps`, empty: of none.
+def plan(spec: Spec, steps: Sequence[int], model: str = "1") -> Plan:
+    """Lay out the learning of ``steps`` ahead, rising; of none where the model has no directions.
 
     ``model`` is the id, hexadecimal, of that whose ``spec`` it is.
-
-    Raises:
-        ModelError: a step beyond the model's horizon.
     """
-    chosen = sorted({*(learned_steps(spec) if steps is None else steps)})
-    if chosen and not 1 <= chosen[0] <= chosen[-1] <= spec.horizon:
-        far = chosen[0] if chosen[0] < 1 else chosen[-1]
-        raise ModelError(
-            f"step {far} is to be learned, the model's horizon is {spec.horizon};"
-            f" choose learning.steps from 1 to {spec.horizon}"
-        )
-    chosen = chosen if spec.directions else []
+    chosen = steps if spec.directions else ()
     seasons = [spec.season or 1]
     if spec.blend is not None:
         seasons += [spec.blend.short, spec.blend.long]
@@ -149,8 +134,9 @@ def correct(
     ``values`` (n, at least targets) at ``tick`` are raw, NaN where missing. At ``row`` lie the
     ``scale`` (n, targets) and the network's ``outputs`` (n, horizon * targets + directions).
     """
-    horizon, targets, directions = point.shape[1], scale.shape[1], learned.example.shape[2]
-    first = horizon * targets  # the directions follow the forecasts
+    targets, size = scale.shape[1], 4 * learned.example.shape[2]
+    # the directions are the last of the outputs
+    shown = outputs.ctypes.data + (row + 1) * outputs.strides[0] - size
     if learned.model[slot] != plan.model and len(plan.steps):
         _begin(plan, learned, slot)
     for a in range(len(plan.steps)):
@@ -161,9 +147,7 @@ def correct(
             if begun and since == k:
                 _learn(learned, slot, a, j, values[tick, j])
             frozen = point[to, k - 1, j]
-            guess = learned.theta[slot, a, j, 0]
-            for i in range(directions):
-                guess += learned.theta[slot, a, j, 1 + i] * outputs[row, first + i]
+            guess = learned.theta[slot, a, j, 0] + _dot(_weights(learned, slot, a, j), shown, size)
             most = np.float32(LARGEST) * learned.usual[slot, a, j]
             guess = min(max(guess, -most), most)
             if anew:
@@ -173,8 +157,7 @@ def correct(
             _apply(plan, learned, slot, a, j, guess * scale[row, j], point, to)
         if anew:
             learned.issued[slot, a] = place + 1
-            for i in range(directions):
-                learned.example[slot, a, i] = outputs[row, first + i]
+            copy(_example(learned, slot, a), shown, size)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
@@ -270,13 +253,45 @@ def _loss(error: float, usual: float) -> float:
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _move(learned: Learned, slot: int, a: int, j: int, error: float, usual: float) -> None:
     """Move the weights towards what the error asks for."""
-    theta, example = learned.theta, learned.example
-    guess, square = theta[slot, a, j, 0], np.float32(1.0)
-    for i in range(example.shape[2]):
-        guess += theta[slot, a, j, 1 + i] * example[slot, a, i]
-        square += example[slot, a, i] * example[slot, a, i]
+    weights, example = _weights(learned, slot, a, j), _example(learned, slot, a)
+    size = 4 * learned.example.shape[2]
+    guess = learned.theta[slot, a, j, 0] + _dot(weights, example, size)
+    square = np.float32(1.0) + _dot(example, example, size)
     left = min(max(error - guess, -usual), usual)
     step = np.float32(RATE * left / (1.0 + RATE * square))
-    theta[slot, a, j, 0] += step
-    for i in range(example.shape[2]):
-        theta[slot, a, j, 1 + i] += step * example[slot, a, i]
+    learned.theta[slot, a, j, 0] += step
+    for at in range(0, size, 4):
+        store_f32(weights + at, load_f32(weights + at) + step * load_f32(example + at))
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _weights(learned: Learned, slot: int, a: int, j: int) -> int:
+    """Where the weights of the directions lie."""
+    s, t, u, one = learned.theta.strides
+    return learned.theta.ctypes.data + slot * s + a * t + j * u + one
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _example(learned: Learned, slot: int, a: int) -> int:
+    """Where the directions of the latest example of a step lie."""
+    s, t, _ = learned.example.strides
+    return learned.example.ctypes.data + slot * s + a * t
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _dot(one: int, other: int, size: int) -> np.float32:
+    """Inner product of float32 at two addresses, ``size`` bytes; eight sums, always the same."""
+    a = b = c = d = e = f = g = h = np.float32(0.0)
+    for at in range(0, size - 28, 32):
+        x, y = one + at, other + at
+        a += load_f32(x) * load_f32(y)
+        b += load_f32(x + 4) * load_f32(y + 4)
+        c += load_f32(x + 8) * load_f32(y + 8)
+        d += load_f32(x + 12) * load_f32(y + 12)
+        e += load_f32(x + 16) * load_f32(y + 16)
+        f += load_f32(x + 20) * load_f32(y + 20)
+        g += load_f32(x + 24) * load_f32(y + 24)
+        h += load_f32(x + 28) * load_f32(y + 28)
+    for at in range(size & ~31, size, 4):
+        a += load_f32(one + at) * load_f32(other + at)
+    return ((a + e) + (c + g)) + ((b + f) + (d + h))

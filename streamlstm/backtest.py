@@ -125,8 +125,7 @@ def run(
     Raises:
         BacktestError: the engine dropped a tick.
     """
-    learned = None if learning else ()
-    engine = Engine(model, max_series=1, max_batch=256, coverage=coverage, learned=learned)
+    engine = Engine(model, max_series=1, max_batch=256, coverage=coverage, learning=learning)
     engine.series.lookup(Keys.of([b"series"]))
     flags = np.where(np.arange(len(ts)) < known - 1, WARM, 0).astype(np.uint8)
     parts: list[tuple[Floats, Floats]] = []
@@ -215,7 +214,8 @@ def _naive_interval(actual: Actual, issued: Issued, coverage: float) -> tuple[Fl
     horizon = issued.point.shape[1]
     place = np.flatnonzero(np.isfinite(actual.y))
     point = np.stack([actual.naive("seasonal_naive", place, k + 1) for k in range(horizon)], axis=1)
-    layout = intervals.plan(horizon, 1, coverage, None)
+    steps = np.unique(np.round(np.linspace(1, horizon, min(horizon, 8))).astype(int))
+    layout = intervals.plan(horizon, 1, coverage, None, steps.tolist())
     lower, upper = intervals.around(layout, place, actual.y[place], point)
     at = np.searchsorted(place, issued.place)
     return lower[at], upper[at]

@@ -192,6 +192,15 @@ class Engine(_Table):
         description="latest ticks kept of each series, from which another model begins whose state"
         " has another shape; costs 8 bytes for each, and 8 for each of its values",
     )
+    scored: Numbers = Field(
+        default=(),
+        description="steps ahead whose forecasts are scored when their tick comes, for intervals"
+        " and learning; empty: the first, the middle and the last",
+    )
+    learning: bool = Field(
+        default=True,
+        description="let each series learn from its own errors, where the model has directions",
+    )
     parking: OptionalPath = Field(
         default=None,
         description="file that keeps the state of series closed for either reason until they speak"
@@ -267,17 +276,6 @@ class Interval(_Table):
 
     coverage: float = Field(
         default=0.9, ge=0, lt=1, description="share of values to fall inside; 0: none"
-    )
-
-
-class Learning(_Table):
-    """What each series learns from its own errors, beside the model."""
-
-    enabled: bool = Field(default=True, description="learn, where the model has directions")
-    steps: Numbers = Field(
-        default=(),
-        description="steps ahead whose corrections are learned; empty: the first, the middle and"
-        " the last",
     )
 
 
@@ -417,7 +415,6 @@ class Config(_Table):
     engine: Engine = Engine()
     ticks: Ticks = Ticks()
     interval: Interval = Interval()
-    learning: Learning = Learning()
     metrics: Metrics = Metrics()
     security: Security = Security()
     checkpoint: Checkpoint = Checkpoint()

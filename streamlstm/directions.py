@@ -61,11 +61,12 @@ def with_directions(
 def room(spec: Spec) -> int:
     """Directions that a series can learn from in ``BYTES``."""
     fields = [_bytes(spec.model_copy(update={"directions": count})) for count in (1, 2)]
-    return max(0, min(MOST, 1 + (BYTES - fields[0]) // (fields[1] - fields[0])))
+    count = 1 + (BYTES - fields[0]) // (fields[1] - fields[0])
+    return max(0, min(MOST, count if count < 8 else count & ~7))  # vectors are filled
 
 
 def _bytes(spec: Spec) -> int:
-    fields: Fields = adapt.learned_fields(adapt.plan(spec), spec)
+    fields: Fields = adapt.learned_fields(adapt.plan(spec, spec.scored), spec)
     sizes = [np.dtype(kind).itemsize * int(np.prod(shape)) for kind, shape in fields.values()]
     return int(sum(sizes))
 

@@ -107,18 +107,20 @@ class Engine:
         keep_latest: bool = False,
         history: int = HISTORY,
         policies: Policies = AS_THEY_COME,
-        learned: Sequence[int] | None = None,
+        scored: Sequence[int] = (),
+        learning: bool = True,
     ) -> None:
         """Open ``model``: its golden trajectory is repeated on the backend.
 
         ``ordered`` and ``evict`` are as for :class:`streamlstm.series.Series`. With
         ``keep_latest``, the latest prediction of each series is part of its state, and so are its
-        latest ``history`` ticks. ``learned`` are the steps ahead whose corrections are learned on
-        the stream, as for :func:`streamlstm.adapt.plan`.
+        latest ``history`` ticks. ``scored`` are the steps ahead that are scored when their tick
+        comes, for the intervals and, with ``learning``, for corrections; where none are named,
+        those of the model's spec.
 
         Raises:
             ModelError: the golden deviates, ``max_series`` series do not fit in memory, or a step
-                to be learned lies beyond the horizon.
+                to be scored lies beyond the horizon.
             BackendError: the backend cannot run here, or not this model.
             ValueError: unknown backend.
         """
@@ -127,11 +129,12 @@ class Engine:
         self.max_batch, self.coverage, self.policies = max_batch, coverage, policies
         self.history = history
         spec = model.spec
-        bands = intervals.plan(spec.horizon, spec.targets, coverage, model.errors)
+        steps = _scored(spec, scored)
+        bands = intervals.plan(spec.horizon, spec.targets, coverage, model.errors, steps)
         latest = latest_fields(spec)
-        learning = adapt.plan(spec, learned, model.id)
-        corrections = adapt.learned_fields(learning, spec)
-        fields = state_fields(spec, bands, learning, keep_latest, history)
+        lessons = adapt.plan(spec, steps if learning else (), model.id)
+        corrections = adapt.learned_fields(lessons, spec)
+        fields = state_fields(spec, bands, lessons, keep_latest, history)
         network = network_of(spec, model.weights)
         self.bytes_per_series = {"recurrent": self.kernels.bytes_per_series(network)}
         self.bytes_per_series |= bytes_per_series(fields, max_series, max_key)
@@ -141,7 +144,7 @@ class Engine:
         self.buffers = self.kernels.allocate(network, max_series, threads or None)
         kept = self.series.state if keep_latest else records(latest, 1)
         state = self.series.state
-        taught = state if len(learning.steps) else records(corrections, 1)
+        taught = state if len(lessons.steps) else records(corrections, 1)
         recurrent, unbounded = self.kernels.host_records(self.buffers), can_diverge(spec)
         on_device = not len(recurrent)
         self._look = unbounded and on_device
@@ -154,7 +157,7 @@ class Engine:
                 Clock(*(state[name] for name in Clock._fields)),
                 features.Memory(*(state[name] for name in features.Memory._fields)),
                 intervals.Bands(*(state[name] for name in intervals.Bands._fields)),
-                learning,
+                lessons,
                 adapt.Learned(*(taught[name] for name in corrections)),
                 state["seq"],
                 Latest(keep_latest, *(kept[name] for name in latest)),
@@ -420,7 +423,7 @@ def open_backend(name: str) -> tuple[str, str, ModuleType]:
 def state_fields(
     spec: Spec,
     bands: intervals.Plan,
-    learning: adapt.Plan,
+    lessons: adapt.Plan,
     keep_latest: bool = False,
     history: int = HISTORY,
 ) -> Fields:
@@ -436,7 +439,7 @@ def state_fields(
         "outliers": (np.uint8, ()),
         **features.memory_fields(spec),
         **intervals.bands_fields(bands),
-        **(adapt.learned_fields(learning, spec) if len(learning.steps) else {}),
+        **(adapt.learned_fields(lessons, spec) if len(lessons.steps) else {}),
         "expected": (np.float64, (spec.inputs,)),
         "recent_count": (np.int64, ()),
         "recent": (np.int64, (history, 1 + spec.inputs)),
@@ -450,6 +453,17 @@ def latest_fields(spec: Spec) -> Fields:
         "latest_ts": (np.int64, ()),
         "latest": (np.float64, (3, spec.horizon, spec.targets)),
     }
+
+
+def _scored(spec: Spec, steps: Sequence[int]) -> tuple[int, ...]:
+    chosen = tuple(sorted({*steps})) or spec.scored
+    for step in (chosen[0], chosen[-1]):
+        if not 1 <= step <= spec.horizon:
+            raise ModelError(
+                f"step {step} is to be scored, the model's horizon is {spec.horizon};"
+                f" choose engine.scored from 1 to {spec.horizon}"
+            )
+    return chosen
 
 
 def can_diverge(spec: Spec) -> bool:
@@ -603,7 +617,7 @@ def _forecast(work: Work, given: Given, start: int, stop: int) -> None:
             schedule.fate[i], schedule.faults[0] = FAULTY, 1
             continue
         adapt.correct(
-            work.learning,
+            work.lessons,
             work.learned,
             slot,
             schedule.place[j],

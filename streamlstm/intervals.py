@@ -6,9 +6,11 @@ wider by ``RATE * coverage`` of itself when the tick lay outside, narrower by
 ``RATE * (1 - coverage)`` when inside. That is adaptive conformal inference (Gibbs & Candes 2021) as
 quantile tracking (Angelopoulos, Candes & Tibshirani 2023), in the log of the width: in the long run
 a share 1 - coverage of what was issued misses, whatever the data do. Half-widths are in units of
-the series' scale, so they follow it. Steps between two scored ones take the line between theirs.
+the series' scale, so they follow it. Steps between two scored ones take the line between theirs,
+bent as the model's errors on unseen data rise between them.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,8 +23,6 @@ from streamlstm.placed import placed
 
 RATE = 0.02
 """Share of itself by which a half-width moves at a miss (times coverage)."""
-MOST_SCORED = 8
-"""Steps scored by default, evenly spread, so that memory stays within bounds at long horizons."""
 
 
 class Plan(NamedTuple):
@@ -37,6 +37,8 @@ class Plan(NamedTuple):
     """(horizon,) index of the scored step at or below each step"""
     share: NDArray[np.float64]
     """(horizon,) weight of the scored step after that one"""
+    shape: NDArray[np.float64]
+    """(horizon, targets) half-width over what the line says"""
     initial: NDArray[np.float32]
     """(scored, targets) half-widths of a new series, in units of its scale; NaN: not known"""
 
@@ -63,18 +65,24 @@ def bands_fields(plan: Plan) -> Fields:
     }
 
 
-def plan(horizon: int, targets: int, coverage: float, errors: Errors | None) -> Plan:
-    """Choose the scored steps of a horizon; ``coverage`` 0 turns intervals off."""
-    count = min(horizon, MOST_SCORED) if coverage else 0
-    steps = np.unique(np.round(np.linspace(1, horizon, count)).astype(np.int64))
+def plan(
+    horizon: int, targets: int, coverage: float, errors: Errors | None, steps: Sequence[int]
+) -> Plan:
+    """Lay out the scoring of ``steps`` ahead, rising; ``coverage`` 0 turns intervals off."""
+    scored = np.array(steps if coverage else (), np.int64)
+    count, every = len(scored), np.arange(1, horizon + 1)
     initial = np.full((count, targets), np.nan, np.float32)
+    shape, left, share = np.ones((horizon, targets)), np.zeros(horizon, np.int64), np.zeros(horizon)
+    if count:
+        left = np.maximum(np.searchsorted(scored, every, side="right") - 1, 0)
+        share = np.interp(every, scored, np.arange(count)) - left
     if errors is not None and count:
-        initial[:] = errors.at(coverage).reshape(horizon, targets)[steps - 1]
-    every = np.arange(1, horizon + 1)
-    left = np.searchsorted(steps, every, side="right") - 1
-    share = np.interp(every, steps, np.arange(count)) - left if count else np.zeros(horizon)
-    ring = np.concatenate(([0], np.cumsum(steps)))
-    return Plan(coverage, steps, ring, left, share, initial)
+        known = errors.at(coverage).reshape(horizon, targets)
+        initial[:] = known[scored - 1]
+        line = np.stack([np.interp(every, scored, of) for of in initial.T], axis=1)
+        np.divide(known, line, out=shape, where=(line > 0) & (known > 0))
+    ring = np.concatenate(([0], np.cumsum(scored)))
+    return Plan(coverage, scored, ring, left, share, shape, initial)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
@@ -130,7 +138,7 @@ def surround(
                 half = np.float64(width[slot, a, j])
                 if share > 0.0:
                     half += share * (width[slot, a + 1, j] - half)
-                half *= scale[row, j]
+                half *= plan.shape[k, j] * scale[row, j]
             quantiles[to, 0, k, j] = point[to, k, j] - half
             quantiles[to, 1, k, j] = point[to, k, j] + half
 

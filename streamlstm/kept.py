@@ -328,7 +328,8 @@ def engine_of(config: Config, model: Model) -> Engine:
         keep_latest=bool(config.snapshot.bind),
         history=config.engine.history,
         policies=Policies(**config.ticks.model_dump()),
-        learned=(config.learning.steps or None) if config.learning.enabled else (),
+        scored=config.engine.scored,
+        learning=config.engine.learning,
     )
 
 

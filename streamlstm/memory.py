@@ -103,11 +103,13 @@ load_u16: Callable[[int], Any] = _loader(types.uint16, ir.IntType(16))
 load_u32: Callable[[int], Any] = _loader(types.uint32, ir.IntType(32))
 load_u64: Callable[[int], Any] = _loader(types.uint64, ir.IntType(64))
 load_i64: Callable[[int], Any] = _loader(types.int64, ir.IntType(64))
+load_f32: Callable[[int], Any] = _loader(types.float32, ir.FloatType())
 load_f64: Callable[[int], Any] = _loader(types.float64, ir.DoubleType())
 store_u8: Callable[[int, Any], None] = _storer(types.uint8, _BYTE)
 store_u16: Callable[[int, Any], None] = _storer(types.uint16, ir.IntType(16))
 store_u32: Callable[[int, Any], None] = _storer(types.uint32, ir.IntType(32))
 store_u64: Callable[[int, Any], None] = _storer(types.uint64, ir.IntType(64))
+store_f32: Callable[[int, Any], None] = _storer(types.float32, ir.FloatType())
 store_f64: Callable[[int, Any], None] = _storer(types.float64, ir.DoubleType())
 
 

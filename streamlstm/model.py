@@ -164,6 +164,11 @@ class Spec(BaseModel):
         return self.outputs + self.directions
 
     @property
+    def scored(self) -> tuple[int, ...]:
+        """Steps ahead scored on the stream unless others are asked for: first, middle and last."""
+        return tuple(sorted({1, (self.horizon + 1) // 2, self.horizon}))
+
+    @property
     def history(self) -> int:
         """How many past values of each target the features look back on."""
         if self.blend is not None:

@@ -108,7 +108,7 @@ class Work(NamedTuple):
     clock: Clock
     memory: features.Memory
     bands: intervals.Bands
-    learning: adapt.Plan
+    lessons: adapt.Plan
     learned: adapt.Learned
     seq: NDArray[np.int64]
     """(series,) predictions made of each"""

@@ -232,7 +232,7 @@ class Oracle:
     def interval(self, y: np.ndarray, scale: np.ndarray) -> np.ndarray:
         """Half-widths (horizon, targets); learns from ``y`` first."""
         K, T, cover, rate = self.spec["horizon"], self.spec["targets"], self.coverage, 0.02
-        steps = np.unique(np.round(np.linspace(1, K, min(K, 8))).astype(int))
+        steps = sorted({1, (K + 1) // 2, K})
         if self.width is None:
             self.width = np.full((len(steps), T), np.nan)
             if "errors.levels" in self.w:
@@ -252,4 +252,14 @@ class Oracle:
                     else:
                         self.width[a, j] = error / scale[j]
         every = np.arange(1, K + 1)
-        return np.stack([np.interp(every, steps, self.width[:, j]) for j in range(T)], axis=1)
+        half = np.stack([np.interp(every, steps, self.width[:, j]) for j in range(T)], axis=1)
+        if "errors.levels" in self.w:
+            for k in every - 1:
+                for j in range(T):
+                    known = np.array([
+                        np.interp(cover, self.w["errors.levels"], column)
+                        for column in self.w["errors.quantiles"][:, j::T].T
+                    ])  # fmt: skip
+                    line = np.interp(k + 1, steps, known[np.array(steps) - 1])
+                    half[k, j] *= known[k] / line
+        return half

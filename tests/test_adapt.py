@@ -97,28 +97,28 @@ def test_years_of_nothing_and_then_a_jump_do_no_harm() -> None:
 
 def test_only_learned_steps_take_memory_and_time() -> None:
     model = random_model(directions=4, horizon=9)
-    off = Engine(model, max_series=2, learned=())
-    on = Engine(model, max_series=2, learned=(2, 9))
+    off = Engine(model, max_series=2, learning=False)
+    on = Engine(model, max_series=2, scored=(9, 2))
     plain = Engine(random_model(horizon=9), max_series=2)
     assert "theta" not in off.bytes_per_series
     assert off.bytes_per_series.keys() == plain.bytes_per_series.keys()
     assert on.bytes_per_series["theta"] == 2 * (1 + 4) * 4
-    with pytest.raises(ModelError, match=r"choose learning.steps from 1 to 9"):
-        Engine(model, max_series=2, learned=(10,))
+    with pytest.raises(ModelError, match=r"choose engine.scored from 1 to 9"):
+        Engine(model, max_series=2, scored=(10,))
 
 
 @pytest.mark.parametrize("horizon", [1, 2, 24, 336])
 def test_by_default_a_kibibyte_a_series_is_enough(horizon: int) -> None:
     spec = Spec(hidden=8, step_ns=HOUR, horizon=horizon, season=24)
     full = spec.model_copy(update={"directions": room(spec)})
-    fields = adapt.learned_fields(adapt.plan(full), full)
+    fields = adapt.learned_fields(adapt.plan(full, full.scored), full)
     size = sum(np.dtype(kind).itemsize * int(np.prod(n)) for kind, n in fields.values())
     assert BYTES // 2 < size <= BYTES
 
 
 def test_examples_keep_to_no_phase_of_a_season() -> None:
     spec = Spec(hidden=8, step_ns=HOUR, horizon=48, season=24, directions=3)
-    plan = adapt.plan(spec)
+    plan = adapt.plan(spec, spec.scored)
     assert plan.steps.tolist() == [1, 24, 48]
     assert plan.apart.tolist() == [1, 25, 49]
 
