@@ -17,6 +17,8 @@ from streamlstm.train import FitOptions, fit
 
 Floats = NDArray[np.float64]
 Measures = dict[str, float]
+Bars = Mapping[str, tuple[float, float]]
+"""From where on and below what a measure has to be."""
 LEVELS = coverage.LEVELS
 NAIVE = {"last value": "last_value", "seasonal naive": "seasonal_naive"}
 
@@ -29,8 +31,7 @@ class Row:
     method: str
     measures: Measures
     fit_seconds: float = float("nan")
-    bars: Mapping[str, float] = field(default_factory=dict)
-    """what a measure may be at most"""
+    bars: Bars = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def our_rows(
     task: Task,
     score: Score,
     settings: Settings,
-    bars: Mapping[str, float],
+    bars: Bars,
     make: Callable[[Task, int, Settings], tuple[dict[float, list[Issued]], float]] = live,
     judged: slice = slice(None),
 ) -> Iterator[Row]:
@@ -152,7 +153,14 @@ def our_rows(
     measures = mean_of([row.measures for row in found])
     yield Row(task.table, "streamlstm, mean", measures, seconds, bars)
     for level, parts in intervals.items():
-        yield Row(task.table, f"  its {level:.0%} intervals", mean_of(parts))
+        measures = mean_of(parts)
+        off, least = measures.pop("tolerance"), measures.pop("chance", 0.0)
+        bars = {
+            "covered": (level - off, level + off),
+            "worst fifth": (least, np.inf),
+            "Winkler": (0, 1),
+        }
+        yield Row(task.table, f"  its {level:.0%} intervals", measures, bars=bars)
 
 
 def cut(issued: Issued, which: slice) -> Issued:
