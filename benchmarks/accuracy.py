@@ -23,10 +23,10 @@ def line(row: Row) -> str:
     parts = []
     for name, value in row.measures.items():
         text = f"{name} {value:.4g}"
-        if bar := row.bars.get(name):
-            low, high = bar
-            wanted = f"below {high:.4g}" if not low else f"{low:.4g} to {high:.4g}"
-            text += f" ({'met' if low <= value < high else 'MISSED'}: {wanted})"
+        if name in row.bars:
+            low, high = row.bars[name]
+            wanted = [f"from {low:.4g}"] * (low > 0) + [f"below {high:.4g}"] * (high < np.inf)
+            text += f" ({'met' if low <= value < high else 'MISSED'}: {', '.join(wanted)})"
         parts.append(text)
     if not np.isnan(row.fit_seconds):
         parts.append(f"fit {row.fit_seconds:.1f} s")
