@@ -37,7 +37,7 @@ def judged(pairs: Pairs, level: float, season: int) -> dict[str, float]:
     }
     if len(hits) >= FEW:
         if max(map(len, hits)) == 1:  # of one origin the steps ahead are what follows one another
-            hits, length = [one.T for one in hits], max(season, 1)
+            hits, length = [one.T for one in hits], max(season, hits[0].shape[1] // 4)
         measures["worst fifth"] = float(worst_fifth(np.array([np.nanmean(one) for one in hits])))
         measures["chance"] = worst_by_chance(hits, level, length)
     return measures
