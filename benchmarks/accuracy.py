@@ -25,8 +25,8 @@ def line(row: Row) -> str:
         text = f"{name} {value:.4g}"
         if name in row.bars:
             low, high = row.bars[name]
-            wanted = [f"from {low:.4g}"] * (low > 0) + [f"below {high:.4g}"] * (high < np.inf)
-            text += f" ({'met' if low <= value < high else 'MISSED'}: {', '.join(wanted)})"
+            wanted = f"{low:.4g} to {high:.4g}" if low else f"at most {high:.4g}"
+            text += f" ({'met' if low <= value <= high else 'MISSED'}: {wanted})"
         parts.append(text)
     if not np.isnan(row.fit_seconds):
         parts.append(f"fit {row.fit_seconds:.1f} s")

@@ -18,7 +18,7 @@ from streamlstm.train import FitOptions, fit
 Floats = NDArray[np.float64]
 Measures = dict[str, float]
 Bars = Mapping[str, tuple[float, float]]
-"""From where on and below what a measure has to be."""
+"""Between what and what a measure has to lie."""
 LEVELS = coverage.LEVELS
 NAIVE = {"last value": "last_value", "seasonal naive": "seasonal_naive"}
 
@@ -157,7 +157,7 @@ def our_rows(
         off, least = measures.pop("tolerance"), measures.pop("chance", 0.0)
         bars = {
             "covered": (level - off, level + off),
-            "worst fifth": (least, np.inf),
+            "worst fifth": (least, 1),
             "Winkler": (0, 1),
         }
         yield Row(task.table, f"  its {level:.0%} intervals", measures, bars=bars)
