@@ -191,7 +191,7 @@ def infer_spec(series: Sequence[SeriesData], options: FitOptions, notes: list[st
         blend = Blend(short=min(seasons), long=max(seasons), weights=zeros)
     lags = options.lags
     if lags is None:
-        lags = tuple(sorted({1, 2, *seasons, *(season + 1 for season in seasons)}))
+        lags = _lags(seasons)
     calendar = options.calendar
     if calendar is None:
         span = max((int(s.ts[-1] - s.ts[0]) for s in series if len(s.ts)), default=0)
@@ -211,6 +211,15 @@ def infer_spec(series: Sequence[SeriesData], options: FitOptions, notes: list[st
         timezone=options.timezone,
         scaling=Scaling(kind="running", memory=memory, prior_ratio=ratio),
     )
+
+
+def _lags(seasons: Sequence[int]) -> tuple[int, ...]:
+    """The latest values, and those around one and two short seasons and a long one before."""
+    if not seasons:
+        return (1, 2, 3, 4, 5)
+    short, long = min(seasons), max(seasons)
+    around = {p + near for p in (short, 2 * short, long) for near in range(-2, 3)}
+    return tuple(sorted(n for n in {1, 2, 3, 4, 5} | around if 1 <= n <= short + long))
 
 
 def _seasons(spacing: int, step_ns: int) -> list[int]:
