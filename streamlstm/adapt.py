@@ -52,6 +52,8 @@ class Plan(NamedTuple):
     """(learned,) rising, from 1; none where nothing is"""
     apart: NDArray[np.int64]
     """(learned,) ticks between two examples of a step, at least as many as it lies ahead"""
+    memory: NDArray[np.float64]
+    """(learned,) answers over which gain and usual error are averaged"""
     model: int
     """what its directions mean: those of another model say nothing to what was learned from them"""
 
@@ -94,7 +96,7 @@ def plan(spec: Spec, steps: Sequence[int], model: str = "1") -> Plan:
         while any(gcd(ticks, season) > 1 for season in seasons):
             ticks += 1
         apart.append(ticks)
-    return Plan(np.array(chosen, np.int64), np.array(apart, np.int64), int(model, 16))
+    return Plan(np.array(chosen, np.int64), np.array(apart, np.int64), np.array([MEMORY for ticks in apart], np.float64), int(model, 16))
 
 
 def learned_fields(plan: Plan, spec: Spec) -> Fields:
@@ -145,7 +147,7 @@ def correct(
         anew = not begun or since >= plan.apart[a]
         for j in range(targets):
             if begun and since == k:
-                _learn(learned, slot, a, j, values[tick, j])
+                _learn(learned, slot, a, j, values[tick, j], plan.memory[a])
             frozen = point[to, k - 1, j]
             guess = learned.theta[slot, a, j, 0] + _dot(_weights(learned, slot, a, j), shown, size)
             most = np.float32(LARGEST) * learned.usual[slot, a, j]
@@ -202,7 +204,9 @@ def _apply(
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _learn(learned: Learned, slot: int, a: int, j: int, value: float) -> None:
+def _learn(
+    learned: Learned, slot: int, a: int, j: int, value: float, memory: float
+) -> None:
     """Learn from the answer to the latest example of a step."""
     forecast = learned.forecast
     error = (value - forecast[slot, a, j, 0]) / forecast[slot, a, j, 1]
@@ -214,15 +218,17 @@ def _learn(learned: Learned, slot: int, a: int, j: int, value: float) -> None:
     size = abs(error)
     if count > FEW:
         size = min(size, 10.0 * usual)
-    usual += (size - usual) / min(count, MEMORY)
+    usual += (size - usual) / min(count, memory)
     learned.usual[slot, a, j] = usual
     if usual > 0.0:
-        _weigh(learned, slot, a, j, error, usual)
+        _weigh(learned, slot, a, j, error, usual, memory)
         _move(learned, slot, a, j, error, usual)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _weigh(learned: Learned, slot: int, a: int, j: int, error: float, usual: float) -> None:
+def _weigh(
+    learned: Learned, slot: int, a: int, j: int, error: float, usual: float, memory: float
+) -> None:
     """Decide which share of the correction is used from now on."""
     guess, doubt = learned.forecast[slot, a, j, 2], ON
     if learned.used[slot, a, j] > 0.0:
@@ -233,11 +239,11 @@ def _weigh(learned: Learned, slot: int, a: int, j: int, error: float, usual: flo
         gain = (plain - _loss(error - SHARES[n] * guess, usual)) / usual
         mean = np.float64(learned.gain[slot, a, j, n, 0])
         square = np.float64(learned.gain[slot, a, j, n, 1])
-        mean += (gain - mean) / MEMORY
-        square += (gain * gain - square) / MEMORY
+        mean += (gain - mean) / memory
+        square += (gain * gain - square) / memory
         learned.gain[slot, a, j, n, 0] = mean
         learned.gain[slot, a, j, n, 1] = square
-        sure = mean - doubt * np.sqrt(2.0 * square / MEMORY)
+        sure = mean - doubt * np.sqrt(2.0 * square / memory)
         if sure > best:
             best, share = sure, SHARES[n]
     learned.used[slot, a, j] = share
