@@ -18,7 +18,6 @@ import os
 from types import ModuleType
 
 import numpy as np
-from numba import njit
 from numba.extending import register_jitable
 from numpy.typing import NDArray
 
@@ -26,6 +25,7 @@ from streamlstm import features, intervals
 from streamlstm.events import Events
 from streamlstm.golden import check_golden, network_of
 from streamlstm.index import CLOSES, CLOSING, LINE, approach, close, find, seek, touch
+from streamlstm.jit import njit
 from streamlstm.kernels import cpu
 from streamlstm.kernels.cell import BackendError, Stages
 from streamlstm.memory import (

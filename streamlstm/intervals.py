@@ -12,9 +12,9 @@ the series' scale, so they follow it. Steps between two scored ones take the lin
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from streamlstm.jit import njit
 from streamlstm.memory import Fields, records
 from streamlstm.model import Errors
 from streamlstm.placed import placed
