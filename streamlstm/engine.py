@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import numpy as np
-from numba import njit
 from numba.extending import register_jitable
 from numpy.typing import NDArray
 
@@ -27,6 +26,7 @@ from streamlstm import adapt, features, intervals, quality
 from streamlstm.events import Events
 from streamlstm.golden import check_golden, network_of
 from streamlstm.index import CLOSES, CLOSING, LINE, approach, close, find, seek, touch
+from streamlstm.jit import njit
 from streamlstm.kernels import cpu
 from streamlstm.kernels.cell import BackendError, Stages
 from streamlstm.memory import (

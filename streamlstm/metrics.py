@@ -6,7 +6,6 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -16,6 +15,8 @@ from prometheus_client.core import (
     Metric,
 )
 from prometheus_client.registry import Collector
+
+from streamlstm.jit import njit
 
 PREFIX = "streamlstm_"
 LATENCIES = tuple(float(f"{1e-5 * 1.8**k:.2g}") for k in range(25))

@@ -5,11 +5,11 @@ after round.
 """
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from streamlstm.copy_on_write import preserve
 from streamlstm.index import end
+from streamlstm.jit import njit
 from streamlstm.kernels.cell import Stages
 from streamlstm.memory import call, clear, copy
 from streamlstm.placed import replace, whole
