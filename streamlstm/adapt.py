@@ -23,9 +23,9 @@ from math import gcd
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from streamlstm.jit import njit
 from streamlstm.memory import Fields, copy, load_f32, store_f32
 from streamlstm.model import Spec
 
@@ -96,7 +96,12 @@ def plan(spec: Spec, steps: Sequence[int], model: str = "1") -> Plan:
         while any(gcd(ticks, season) > 1 for season in seasons):
             ticks += 1
         apart.append(ticks)
-    return Plan(np.array(chosen, np.int64), np.array(apart, np.int64), np.array([MEMORY for ticks in apart], np.float64), int(model, 16))
+    return Plan(
+        np.array(chosen, np.int64),
+        np.array(apart, np.int64),
+        np.array([MEMORY for ticks in apart], np.float64),
+        int(model, 16),
+    )
 
 
 def learned_fields(plan: Plan, spec: Spec) -> Fields:
@@ -204,9 +209,7 @@ def _apply(
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _learn(
-    learned: Learned, slot: int, a: int, j: int, value: float, memory: float
-) -> None:
+def _learn(learned: Learned, slot: int, a: int, j: int, value: float, memory: float) -> None:
     """Learn from the answer to the latest example of a step."""
     forecast = learned.forecast
     error = (value - forecast[slot, a, j, 0]) / forecast[slot, a, j, 1]

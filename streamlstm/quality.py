@@ -8,10 +8,10 @@ those of many series add up.
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from streamlstm.intervals import Bands, Plan
+from streamlstm.jit import njit
 
 ERROR, NAIVE, INSIDE = range(3)
 """What is marked of a forecast whose tick came."""
