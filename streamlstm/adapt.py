@@ -10,7 +10,7 @@ and takes the square of the memory. The error that it learns from is clipped at 
 1964), a correction at twice that.
 
 A correction is used, half or in whole, only once it made the forecasts better beyond doubt: its
-mean gain in Huber's loss over the latest ``MEMORY`` answers lies ``ON`` standard errors above 0;
+mean gain in Huber's loss over the latest answers lies ``ON`` standard errors above 0;
 and no longer than ``OFF`` of them. Else the model's own forecast stands.
 
 One example of each learned step is under way at a time. The next is taken some ticks after it was
@@ -32,7 +32,9 @@ from streamlstm.model import Spec
 RATE = 0.001
 """Share of an error that a direction of size 1 learns."""
 MEMORY = 250
-"""Answers over which gain and usual error are averaged."""
+"""Ticks over which gain and usual error are averaged."""
+LEAST_MEMORY = 25
+"""Answers that this has to be, where they lie far apart."""
 ON, OFF = 2.0, 1.0
 """Standard errors that the gain has to lie above 0 for a correction to be used, and to stay so."""
 SHARES = (0.5, 1.0)
@@ -96,11 +98,9 @@ def plan(spec: Spec, steps: Sequence[int], model: str = "1") -> Plan:
         while any(gcd(ticks, season) > 1 for season in seasons):
             ticks += 1
         apart.append(ticks)
+    memory = [max(LEAST_MEMORY, MEMORY / ticks) for ticks in apart]
     return Plan(
-        np.array(chosen, np.int64),
-        np.array(apart, np.int64),
-        np.array([MEMORY for ticks in apart], np.float64),
-        int(model, 16),
+        np.array(chosen, np.int64), np.array(apart, np.int64), np.array(memory), int(model, 16)
     )
 
 
