@@ -177,7 +177,8 @@ class Oracle:
         for k in sorted({1, (K + 1) // 2, K}) if D else []:
             apart = next(n for n in range(k, 1 << 20) if math.gcd(n, math.prod(seasons)) == 1)
             taught[k] = {
-                "apart": apart, "memory": max(25, 250 / apart), "example": None, "theta": np.zeros((T, 1 + D)),
+                "apart": apart, "memory": max(25, 250 / apart), "example": None,
+                "theta": np.zeros((T, 1 + D)),
                 "usual": np.zeros(T), "answers": np.zeros(T, int), "used": np.zeros(T),
                 "mean": np.zeros((T, 2)), "square": np.zeros((T, 2)),
             }  # fmt: skip
