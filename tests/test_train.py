@@ -194,14 +194,16 @@ def test_a_season_may_be_told() -> None:
         infer_spec([wave(1000)], FitOptions(horizon=2, season=season), [])
         for season in (168, 10, 0)
     )
-    assert (week.season, week.lags) == (168, (1, 2, 24, 25, 168, 169))
-    assert (odd.season, odd.lags) == (10, (1, 2, 10, 11))
-    assert (none.season, none.base, none.blend, none.lags) == (0, "last", None, (1, 2))
+    latest = (1, 2, 3, 4, 5)
+    days = (22, 23, 24, 25, 26, 46, 47, 48, 49, 50)
+    assert (week.season, week.lags) == (168, (*latest, *days, 166, 167, 168, 169, 170))
+    assert (odd.season, odd.lags) == (10, (*latest, 8, 9, 10, 11, 12, 18, 19, 20))
+    assert (none.season, none.base, none.blend, none.lags) == (0, "last", None, latest)
 
 
 def test_what_was_not_seen_three_times_is_no_season() -> None:
     assert infer_spec([wave(60)], FitOptions(horizon=2), []).season == 0
-    assert infer_spec([wave(400)], FitOptions(horizon=2), []).lags == (1, 2, 24, 25)
+    assert infer_spec([wave(400)], FitOptions(horizon=2), []).lags[-1] == 48
 
 
 def test_what_cannot_be_forecast_is_left_to_the_naive_forecast() -> None:
