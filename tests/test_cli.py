@@ -89,7 +89,7 @@ def test_help_names_every_command_and_each_explains_itself() -> None:
         (["publish", "x.csv", "--speed", "fast"], "'fast' is neither a number above 0 nor 'max'"),
         (["backtest", "m", "x.csv", "--last", "2"], "'2' is not a share"),
         (["backtest", "m", "x.csv", "--last", "0"], "'0' is not a share above 0"),
-        (["backtest", "m", "x.csv", "--levels", "0.5,50"], "'50' is not a share above 0"),
+        (["backtest", "m", "x.csv", "--levels", "0.5,50"], "'50' is not a share from 0"),
         (["watch", "--wait", "-1"], "'-1' is not a number of seconds, 0 or more"),
         (["fit", "x.csv", "--horizon", "many"], "--horizon many: "),
         (["run", "--set", "model"], "write --set option=value"),
@@ -264,19 +264,21 @@ def test_pictures_need_a_place_to_go(fitted: tuple[Path, Path], tmp_path: Path) 
     assert written.read_text().endswith("</html>\n")
 
 
-@pytest.mark.parametrize(("flag", "suffix"), [("--plot", ".png"), ("--html", ".html")])
+@pytest.mark.parametrize(
+    ("flag", "name", "said"),
+    [
+        ("--plot", "f.jpg", "name a file that ends in .png"),
+        ("--html", "no/r.html", "its folder does not exist; make it"),
+        ("--html", "folder.html", "is a folder; name a file in it"),
+    ],
+)
 def test_where_nothing_can_be_drawn_is_told_before_the_work(
-    tmp_path: Path, flag: str, suffix: str
+    tmp_path: Path, flag: str, name: str, said: str
 ) -> None:
-    for name, said in (
-        ("f.jpg", f"name a file that ends in {suffix}"),
-        (f"no/f{suffix}", "its folder does not exist; make it"),
-        (f"folder{suffix}", "is a folder; name a file in it"),
-    ):
-        (tmp_path / f"folder{suffix}").mkdir(exist_ok=True)
-        out = tmp_path / name
-        line = complaint("backtest", "no.safetensors", "no.csv", flag, out, code=2)
-        assert line == f"streamlstm backtest: {flag} {out}: {said}"
+    (tmp_path / "folder.html").mkdir()
+    out = tmp_path / name
+    line = complaint("backtest", "no.safetensors", "no.csv", flag, out, code=2)
+    assert line == f"streamlstm backtest: {flag} {out}: {said}"
 
 
 def watching(*arguments: str) -> "subprocess.Popen[str]":
