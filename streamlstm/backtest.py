@@ -125,6 +125,12 @@ class Scores:
         """All that there are."""
         return tuple(dict.fromkeys(measure for measure, _ in self.sums))
 
+    @property
+    def shown(self) -> tuple[int, ...]:
+        """The steps ahead that are reported in short: first, middle, last, of those that came."""
+        came = [k for k in range(1, self.horizon + 1) if self.came(k)]
+        return tuple(sorted({came[at] for at in (0, max(0, len(came) // 2 - 1), -1) if came}))
+
     def over_steps(self) -> "Scores":
         """The same, of all steps together, as of one: it takes less memory."""
         sums = {key: array.sum(axis=2, keepdims=True) for key, array in self.sums.items()}

@@ -316,11 +316,10 @@ def backtest(options: argparse.Namespace) -> None:
         )
     if found.skipped:
         _say(console, [f"{found.skipped:,} of {len(table.series):,} series skipped: too short"])
-    steps = demonstration.steps_shown(spec.horizon)
     unit = DATASETS[options.data].unit if options.data in DATASETS else ""
     if options.plot:
         name = found.series[0].name
-        plot_forecasts(options.plot, name, unit, steps, *found.first, found.scores)
+        plot_forecasts(options.plot, name, unit, *found.first, found.scores)
         _print(console, f"drawn: {options.plot}")
     if options.html:
         write_report(options.html, found, unit)
@@ -329,7 +328,7 @@ def backtest(options: argparse.Namespace) -> None:
         print(msgspec.json.encode(found.as_json()).decode())  # NaN is null
         return
     out = _Console()
-    out.print(scores_table(found.scores, steps, unit))
+    out.print(scores_table(found.scores, unit))
     if options.by_series:
         out.print(series_table(found.worst_first()))
     _print(out, intervals_line(found.scores))
@@ -552,9 +551,8 @@ def demo(options: argparse.Namespace) -> None:
         live.stop()
         if options.plot:
             title = known.title if known else table.series[0].name
-            steps = demonstration.steps_shown(summary.scores.horizon)
             drawn = (stream.actual[0], stream.issued()[0], summary.scores)
-            plot_forecasts(options.plot, title, unit, steps, *drawn)
+            plot_forecasts(options.plot, title, unit, *drawn)
         if options.json:
             print(summary.as_json(), flush=True)
         else:
@@ -598,8 +596,7 @@ def _demo_view(stream: demonstration.Stream, console: Console, unit: str) -> Gro
 def _print_summary(
     console: Console, summary: demonstration.Summary, unit: str, options: argparse.Namespace
 ) -> None:
-    steps = demonstration.steps_shown(summary.scores.horizon)
-    console.print(scores_table(summary.scores, steps, unit))
+    console.print(scores_table(summary.scores, unit))
     latency = ", ".join(
         f"{name} {1e6 * seconds:,.0f} us" for name, seconds in summary.latency.items()
     )

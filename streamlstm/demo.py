@@ -84,8 +84,9 @@ class Summary:
 
     def _by_step(self, measure: str) -> dict[int, dict[str, float]]:
         found = {name: self.scores.by_step(measure, name) for name in MODELS}
-        shown = filter(self.scores.came, steps_shown(self.scores.horizon))
-        return {k: {name: float(of[k - 1]) for name, of in found.items()} for k in shown}
+        return {
+            k: {name: float(of[k - 1]) for name, of in found.items()} for k in self.scores.shown
+        }
 
 
 def steps_shown(horizon: int) -> tuple[int, ...]:

@@ -1,6 +1,5 @@
 """Pictures of forecasts, as PNG; needs matplotlib (the extra ``plot``)."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,18 +25,12 @@ def check_plot() -> None:
 
 
 def plot_forecasts(
-    path: Path,
-    title: str,
-    unit: str,
-    steps: Sequence[int],
-    actual: Actual,
-    issued: Issued,
-    scores: Scores,
+    path: Path, title: str, unit: str, actual: Actual, issued: Issued, scores: Scores
 ) -> None:
     """Draw one series' forecasts against what came, the last fan, and errors by step."""
     from matplotlib.figure import Figure
 
-    steps = [k for k in steps if scores.came(k)]
+    steps = scores.shown
     ahead = steps[len(steps) // 2]
     horizon = issued.point.shape[1]
     figure = Figure(figsize=(12, 7), layout="constrained")

@@ -128,7 +128,7 @@ def when(ts_ns: int) -> str:
     return f"{datetime.fromtimestamp(ts_ns // 1_000_000_000, UTC):%Y-%m-%d %H:%M:%S}"
 
 
-def scores_table(scores: Scores, steps: Sequence[int], unit: str) -> Table:
+def scores_table(scores: Scores, unit: str) -> Table:
     """MAE, MASE and coverage of the steps shown."""
     table = Table(title=f"mean absolute error{f', {unit}' if unit else ''} (MASE in brackets)")
     table.add_column("steps ahead", justify="right")
@@ -138,7 +138,7 @@ def scores_table(scores: Scores, steps: Sequence[int], unit: str) -> Table:
     mae = {name: scores.by_step("mae", name) for name in MODELS}
     mase = {name: scores.by_step("mase", name) for name in MODELS}
     coverage = scores.by_step("coverage")
-    for k in filter(scores.came, steps):
+    for k in scores.shown:
         best = min(MODELS, key=lambda name: mae[name][k - 1])
         cells = []
         for name in MODELS:

@@ -140,6 +140,15 @@ def test_the_crps_comes_near_to_that_of_a_normal_distribution() -> None:
     assert crps(target, quantiles).mean() == pytest.approx(np.mean(exact), rel=0.015)
 
 
+def test_first_middle_and_last_of_the_steps_that_came_are_shown() -> None:
+    ts, y = wave(100)
+    for apart, horizon, shown in ((1, 48, (1, 24, 48)), (1, 1, (1,)), (2, 5, (2, 4)), (9, 3, ())):
+        few, some = ts[::apart], y[::apart]
+        actual = Actual.of(few, some, HOUR, 0, 10)
+        issued = Issued(places(few, HOUR)[9:], *np.zeros((3, len(few) - 9, horizon)))
+        assert score([(actual, issued)]).shown == shown
+
+
 def test_smape_of_nothing_is_nothing() -> None:
     target, point = np.array([0.0, 0.0, 2.0, np.nan]), np.array([0.0, 3.0, 2.0, 1.0])
     np.testing.assert_array_equal(smape(target, point), [0, 200, 0, np.nan])
