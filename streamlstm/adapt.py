@@ -10,7 +10,7 @@ and takes the square of the memory. The error that it learns from is clipped at 
 1964), a correction at twice that.
 
 A correction is used, half or in whole, only once it made the forecasts better beyond doubt: its
-mean gain in Huber's loss over the latest ``MEMORY`` answers lies ``ON`` standard errors above 0;
+mean gain in Huber's loss over the latest answers lies ``ON`` standard errors above 0;
 and no longer than ``OFF`` of them. Else the model's own forecast stands.
 
 One example of each learned step is under way at a time. The next is taken some ticks after it was
@@ -23,16 +23,18 @@ from math import gcd
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from streamlstm.jit import njit
 from streamlstm.memory import Fields, copy, load_f32, store_f32
 from streamlstm.model import Spec
 
 RATE = 0.001
 """Share of an error that a direction of size 1 learns."""
 MEMORY = 250
-"""Answers over which gain and usual error are averaged."""
+"""Ticks over which gain and usual error are averaged."""
+LEAST_MEMORY = 25
+"""Answers that this has to be, where they lie far apart."""
 ON, OFF = 2.0, 1.0
 """Standard errors that the gain has to lie above 0 for a correction to be used, and to stay so."""
 SHARES = (0.5, 1.0)
@@ -52,6 +54,8 @@ class Plan(NamedTuple):
     """(learned,) rising, from 1; none where nothing is"""
     apart: NDArray[np.int64]
     """(learned,) ticks between two examples of a step, at least as many as it lies ahead"""
+    memory: NDArray[np.float64]
+    """(learned,) answers over which gain and usual error are averaged"""
     model: int
     """what its directions mean: those of another model say nothing to what was learned from them"""
 
@@ -94,7 +98,10 @@ def plan(spec: Spec, steps: Sequence[int], model: str = "1") -> Plan:
         while any(gcd(ticks, season) > 1 for season in seasons):
             ticks += 1
         apart.append(ticks)
-    return Plan(np.array(chosen, np.int64), np.array(apart, np.int64), int(model, 16))
+    memory = [max(LEAST_MEMORY, MEMORY / ticks) for ticks in apart]
+    return Plan(
+        np.array(chosen, np.int64), np.array(apart, np.int64), np.array(memory), int(model, 16)
+    )
 
 
 def learned_fields(plan: Plan, spec: Spec) -> Fields:
@@ -145,7 +152,7 @@ def correct(
         anew = not begun or since >= plan.apart[a]
         for j in range(targets):
             if begun and since == k:
-                _learn(learned, slot, a, j, values[tick, j])
+                _learn(learned, slot, a, j, values[tick, j], plan.memory[a])
             frozen = point[to, k - 1, j]
             guess = learned.theta[slot, a, j, 0] + _dot(_weights(learned, slot, a, j), shown, size)
             most = np.float32(LARGEST) * learned.usual[slot, a, j]
@@ -202,7 +209,7 @@ def _apply(
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _learn(learned: Learned, slot: int, a: int, j: int, value: float) -> None:
+def _learn(learned: Learned, slot: int, a: int, j: int, value: float, memory: float) -> None:
     """Learn from the answer to the latest example of a step."""
     forecast = learned.forecast
     error = (value - forecast[slot, a, j, 0]) / forecast[slot, a, j, 1]
@@ -214,15 +221,17 @@ def _learn(learned: Learned, slot: int, a: int, j: int, value: float) -> None:
     size = abs(error)
     if count > FEW:
         size = min(size, 10.0 * usual)
-    usual += (size - usual) / min(count, MEMORY)
+    usual += (size - usual) / min(count, memory)
     learned.usual[slot, a, j] = usual
     if usual > 0.0:
-        _weigh(learned, slot, a, j, error, usual)
+        _weigh(learned, slot, a, j, error, usual, memory)
         _move(learned, slot, a, j, error, usual)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _weigh(learned: Learned, slot: int, a: int, j: int, error: float, usual: float) -> None:
+def _weigh(
+    learned: Learned, slot: int, a: int, j: int, error: float, usual: float, memory: float
+) -> None:
     """Decide which share of the correction is used from now on."""
     guess, doubt = learned.forecast[slot, a, j, 2], ON
     if learned.used[slot, a, j] > 0.0:
@@ -233,11 +242,11 @@ def _weigh(learned: Learned, slot: int, a: int, j: int, error: float, usual: flo
         gain = (plain - _loss(error - SHARES[n] * guess, usual)) / usual
         mean = np.float64(learned.gain[slot, a, j, n, 0])
         square = np.float64(learned.gain[slot, a, j, n, 1])
-        mean += (gain - mean) / MEMORY
-        square += (gain * gain - square) / MEMORY
+        mean += (gain - mean) / memory
+        square += (gain * gain - square) / memory
         learned.gain[slot, a, j, n, 0] = mean
         learned.gain[slot, a, j, n, 1] = square
-        sure = mean - doubt * np.sqrt(2.0 * square / MEMORY)
+        sure = mean - doubt * np.sqrt(2.0 * square / memory)
         if sure > best:
             best, share = sure, SHARES[n]
     learned.used[slot, a, j] = share

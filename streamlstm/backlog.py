@@ -10,9 +10,9 @@
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from streamlstm.jit import njit
 from streamlstm.placed import placed
 from streamlstm.ticks import Ticks, rows_of
 

@@ -18,10 +18,11 @@ from threading import Thread
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import config, njit
+from numba import config
 from numpy.typing import NDArray
 
 from streamlstm.gradient import GRADIENT, Chunk, Net, Room, flip, take
+from streamlstm.jit import njit
 from streamlstm.kernels import cell, pool, simd
 from streamlstm.model import Spec
 from streamlstm.precision import Array, apart

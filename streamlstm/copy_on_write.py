@@ -11,9 +11,9 @@ import mmap
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from streamlstm.jit import njit
 from streamlstm.memory import copy, load_shared, store_shared, store_u64
 from streamlstm.placed import placed
 

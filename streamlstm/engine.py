@@ -19,14 +19,14 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import numpy as np
-from numba import njit
 from numba.extending import register_jitable
 from numpy.typing import NDArray
 
-from streamlstm import adapt, features, intervals
+from streamlstm import adapt, features, intervals, quality
 from streamlstm.events import Events
 from streamlstm.golden import check_golden, network_of
 from streamlstm.index import CLOSES, CLOSING, LINE, approach, close, find, seek, touch
+from streamlstm.jit import njit
 from streamlstm.kernels import cpu
 from streamlstm.kernels.cell import BackendError, Stages
 from streamlstm.memory import (
@@ -53,6 +53,7 @@ from streamlstm.policies import (
     is_message,
     rules_of,
 )
+from streamlstm.quality import Score
 from streamlstm.rounds import arrange, blame, compute, finish, proceed
 from streamlstm.series import Series, bytes_per_series
 from streamlstm.ticks import (
@@ -178,6 +179,7 @@ class Engine:
                 np.zeros((max_batch, spec.inputs)),
                 Given(Ticks.room(max_batch, spec.inputs), np.zeros((max_batch, spec.inputs))),
                 Counts.empty(),
+                quality.Quality.of(bands, spec.targets, max_batch),
                 np.zeros(max_batch, np.uint64),
                 np.zeros(max_batch, np.int32),
                 self.series.offsets["last_ts"],
@@ -216,6 +218,14 @@ class Engine:
     def changes(self) -> dict[str, int]:
         """Ticks taken otherwise than as they came, since the engine was opened, by policy."""
         return dict(zip(CHANGES, self.work.counts.changes.tolist(), strict=True))
+
+    @property
+    def scores(self) -> dict[int, Score]:
+        """Of the forecasts whose tick came since the engine was opened, by step ahead."""
+        of = self.work.quality
+        columns = zip(of.scored, of.covered, of.error, of.naive, strict=True)
+        steps = self.work.intervals.steps.tolist()
+        return {step: Score(*map(float, row)) for step, row in zip(steps, columns, strict=True)}
 
     @property
     def gaps(self) -> int:
@@ -637,6 +647,19 @@ def _forecast(work: Work, given: Given, start: int, stop: int) -> None:
         for k in range(ticks.values.shape[1]):
             work.expected[slot, k] = point[i, 0, k] if k < targets else ticks.values[i, k]
         _remember(work.recent, slot, ticks.ts[i], given.observed, i, warm)
+        quality.mark(
+            work.intervals,
+            work.bands,
+            work.memory.past,
+            work.quality,
+            slot,
+            schedule.place[j],
+            schedule.steps[i],
+            given.observed,
+            i,
+            rows.scale,
+            j,
+        )
         intervals.surround(
             work.intervals,
             work.bands,

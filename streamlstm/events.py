@@ -7,9 +7,9 @@ slot belonged to in between, nobody needs to know.
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from streamlstm.jit import njit
 from streamlstm.placed import placed
 from streamlstm.ticks import Names
 

@@ -45,7 +45,7 @@ class FitOptions(BaseModel):
     batch: int = Field(default=64, ge=1, le=65536, description="spans an update learns from")
     chunk: int = Field(default=48, ge=1, le=65536, description="steps that gradients travel back")
     carried: int = Field(default=4, ge=1, description="chunks that a span is long")
-    rate: float = Field(default=3e-3, gt=0, description="learning rate, at its highest")
+    rate: float = Field(default=6e-3, gt=0, description="learning rate, at its highest")
     clip: float = Field(default=1.0, ge=0, description="largest norm of a gradient; 0: any")
     ema: float = Field(default=0.99, ge=0, lt=1, description="memory of the averaged weights")
     decay: float = Field(default=0.0, ge=0, description="weight decay")

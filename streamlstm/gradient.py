@@ -8,9 +8,9 @@ flat record, so that compiled functions take few arguments and compile fast.
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from streamlstm.jit import njit
 from streamlstm.kernels import cell
 from streamlstm.precision import Array, activate, apart, lanes, load, multiply, noise, slope, store
 

@@ -9,12 +9,12 @@ kept only where it is asked for.
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from streamlstm.copy_on_write import Shadow, preserve_one
 from streamlstm.events import BACK, GONE, NEW, Changes, note
 from streamlstm.hashing import siphash
+from streamlstm.jit import njit
 from streamlstm.memory import clear, copy, load_u8, load_u64, prefetch
 from streamlstm.ticks import Keys
 

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numpy.typing import NDArray
 
 from streamlstm.events import BACK, CHANGED, CREATE, EVICT, GONE, NEW, UNPARK, Events, told
 from streamlstm.files import sync_folder
 from streamlstm.hashing import siphash
+from streamlstm.jit import njit
 from streamlstm.memory import copy, load_u32, store_u8, store_u16, store_u32, store_u64
 from streamlstm.placed import placed
 from streamlstm.segments import (

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import zmq
-from numba import njit, types
+from numba import types
 from numpy.typing import NDArray
 
 from streamlstm import metrics, transport
@@ -25,6 +25,7 @@ from streamlstm.copy_on_write import BEHIND, MORE, sweep
 from streamlstm.engine import Engine, events, place
 from streamlstm.handover import Handover
 from streamlstm.index import CLOSING, IDLE, WAITING, approach, close, seek
+from streamlstm.jit import njit
 from streamlstm.journal import FULL, Log, append, commit, nowhere
 from streamlstm.kernels.cell import Stages
 from streamlstm.memory import address_of, call_for_int

@@ -6,7 +6,6 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -16,6 +15,8 @@ from prometheus_client.core import (
     Metric,
 )
 from prometheus_client.registry import Collector
+
+from streamlstm.jit import njit
 
 PREFIX = "streamlstm_"
 LATENCIES = tuple(float(f"{1e-5 * 1.8**k:.2g}") for k in range(25))
@@ -57,6 +58,15 @@ COUNTERS: Mapping[str, str] = MappingProxyType(
         "functions_compiled": "Functions compiled since the start; none are once ready.",
     }
 )
+SCORES: Mapping[str, str] = MappingProxyType(
+    {
+        "forecasts_scored": "Forecasts whose tick came.",
+        "forecasts_covered": "Those of them whose tick lay within their interval.",
+        "forecast_errors": "Sum of their absolute errors, in units of the scale of their series.",
+        "last_value_errors": "The same, had the latest value been the forecast.",
+    }
+)
+"""By step ahead."""
 GAUGES: Mapping[str, str] = MappingProxyType(
     {
         "active_series": "Series kept.",
@@ -101,6 +111,7 @@ class Metrics(Collector):
         dropped: ticks dropped, by reason.
         evicted: series evicted, by reason.
         changed: ticks taken otherwise than as they came, by policy.
+        scores: what became of forecasts, the columns of :data:`SCORES` by step ahead.
         model: labels of ``model_info``.
         refresh: called before each scrape, in the scraper's thread, to fetch what others count.
     """
@@ -113,6 +124,7 @@ class Metrics(Collector):
         self.dropped: Mapping[str, int] = {}
         self.evicted: Mapping[str, int] = {}
         self.changed: Mapping[str, int] = {}
+        self.scores: Mapping[int, tuple[float, ...]] = {}
         self.model: dict[str, str] = {}
         self.refresh: Callable[[], None] = lambda: None
 
@@ -130,6 +142,11 @@ class Metrics(Collector):
             counter = CounterMetricFamily(PREFIX + name, help, labels=[label])
             for value, count in counts.items():
                 counter.add_metric([value], count)
+            yield counter
+        for column, (name, help) in enumerate(SCORES.items()):
+            counter = CounterMetricFamily(PREFIX + name, help, labels=["step"])
+            for step, score in self.scores.items():
+                counter.add_metric([str(step)], score[column])
             yield counter
         for name, help in GAUGES.items():
             if not math.isnan(values[name]):

@@ -73,18 +73,16 @@ def trusted(
         sums = np.add.reduceat(np.where(known, off - plain, 0), begins, axis=0, dtype=np.float64)
         mean = sums.sum(axis=0) / size
         spread = ((sums - mean * count) ** 2).sum(axis=0) * blocks / (blocks - 1)
-        bound = mean + _student(blocks - 1) * np.sqrt(spread) / size
+        bound = mean + student(blocks - 1) * np.sqrt(spread) / size
         costs.append(_smooth(bound / scale, targets))
     chosen = np.array(shares)[np.argmin(costs, axis=0)]
     return Trust(chosen[:, 0], chosen[:, 1])
 
 
-def _student(freedom: NDArray[np.int64]) -> Floats:
-    """The 97.5 % quantile of Student's t, by its expansion around the normal's (Fisher 1941)."""
-    z = 1.96
+def student(freedom: NDArray[np.int64] | int, z: Floats | float = 1.96) -> Floats:
+    """Student's t where the normal is ``z``, by its expansion around that (Fisher 1941)."""
     first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    quantile: Floats = z + first / freedom + second / freedom**2
-    return quantile
+    return np.asarray(z + first / freedom + second / freedom**2)
 
 
 def _smooth(cost: Floats, targets: int) -> Floats:

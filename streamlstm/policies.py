@@ -12,10 +12,10 @@ import json
 from typing import Literal, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from streamlstm import features
+from streamlstm.jit import njit
 from streamlstm.ticks import END, RESET, Ticks
 
 DROPS = (

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import overload
 from numpy.typing import NDArray
 
+from streamlstm.jit import njit
 from streamlstm.kernels import cell, products, simd
 from streamlstm.kernels.simd import intrinsic
 

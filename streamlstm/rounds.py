@@ -5,15 +5,16 @@ after round.
 """
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from streamlstm.copy_on_write import preserve
 from streamlstm.index import end
+from streamlstm.jit import njit
 from streamlstm.kernels.cell import Stages
 from streamlstm.memory import call, clear, copy
 from streamlstm.placed import replace, whole
 from streamlstm.policies import ANEW, is_message, judge
+from streamlstm.quality import tally
 from streamlstm.ticks import END, RESET, WARM, Ticks
 from streamlstm.work import (
     COUNT,
@@ -129,6 +130,7 @@ def finish(work: Work, ticks: Ticks) -> int:
         taken += 1
         if ticks.flags[i] & WARM:
             continue
+        tally(work.quality, i)
         if published < i:
             slot[published], ts[published], seq[published] = slot[i], ts[i], seq[i]
             _move_row(point.ctypes.data, point.strides[0], i, published)

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from streamlstm.features import features_of, grid_steps
+from streamlstm.jit import njit
 from streamlstm.model import Spec
 
 Pairs = Sequence[tuple[NDArray[np.int64], NDArray[np.float64]]]

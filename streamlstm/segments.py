@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from streamlstm import hashing
 from streamlstm.events import Event
 from streamlstm.hashing import siphash
+from streamlstm.jit import njit
 from streamlstm.memory import load_u32, load_u64
 from streamlstm.ticks import Ticks
 

@@ -3,7 +3,6 @@
 import secrets
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from streamlstm.copy_on_write import CopyOnWrite
@@ -24,6 +23,7 @@ from streamlstm.index import (
     release,
     touch,
 )
+from streamlstm.jit import njit
 from streamlstm.memory import Fields, record_layout, records
 from streamlstm.placed import placed
 from streamlstm.ticks import Keys, Names

@@ -459,6 +459,7 @@ class Service:
         overload = {"overload": self.loop.pending.dropped}
         self.metrics.dropped = self.decoder.drops | self.engine.drops | overload
         self.metrics.changed = self.engine.changes
+        self.metrics.scores = self.engine.scores
         values["ticks_coalesced"] = self.loop.pending.coalesced
         values["pending_ticks"] = len(self.loop.pending)
         self.metrics.evicted = self.engine.series.evicted

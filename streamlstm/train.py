@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from streamlstm.features import DAY, WEEK, YEAR, default_calendar, features_of
 from streamlstm.fit_options import FitOptions
 from streamlstm.golden import make_golden
 from streamlstm.linear import Floats, linear_start, trimmed_mean
-from streamlstm.mixture import Trust, trusted
+from streamlstm.mixture import Trust, student, trusted
 from streamlstm.model import Blend, Errors, Model, Scaling, Spec
 from streamlstm.samples import Pairs, draw, gather, lanes, places
 
@@ -34,6 +35,8 @@ __all__ = ["FitOptions", "FitReport", "Progress", "fit"]
 
 LEVELS = np.array([0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.975, 0.99])
 """Probabilities at which the errors on the unseen span are kept."""
+OUTAGE = 10
+"""Times the usual error, from which on a block tells of an event and not of the forecasts."""
 JUDGEMENTS = 20
 """How often a training is judged on the unseen span."""
 WARM_UP = 20
@@ -403,16 +406,12 @@ class _Stage:
             block = late // max(short, self.spec.horizon)
         trust = trusted(target, naive, linear, full, block, self.spec.targets)
         off = np.abs(target - trust.answer(naive, linear, full))
-        # split conformal's correction for n errors is (n + 1) / n; those of a block err together
-        levels = np.minimum(LEVELS * (1 + 1 / len(np.unique(block))), 0.999)
-        quantiles = np.zeros((len(LEVELS), self.spec.outputs), np.float32)
         skill = np.full(self.spec.outputs, np.nan)
         for k, errors in enumerate(off.T):
             known = np.isfinite(errors)
             if known.any():
-                quantiles[:, k] = np.quantile(errors[known], levels)
                 skill[k] = errors[known].mean() / max(np.abs(off_naive[known, k]).mean(), 1e-12)
-        return trust, Errors(LEVELS, quantiles), skill
+        return trust, Errors(LEVELS, error_quantiles(off, block)), skill
 
     def _linear(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """(rows, outputs) what the linear start answers."""
@@ -432,6 +431,35 @@ class _Stage:
             prediction = np.zeros((0, self.spec.outputs), np.float32)
         pool = self.pool
         return bptt.Chunk(self.steps, pool.x, pool.target, self.weight, rows, state, prediction)
+
+
+def error_quantiles(off: NDArray[np.float32], block: NDArray[np.int64]) -> NDArray[np.float32]:
+    """(LEVELS, outputs) quantiles of absolute errors, to start intervals from.
+
+    What few blocks say is uncertain: quantiles are widened as Student's t is over the normal. A
+    block that errs ``OUTAGE`` times as much as the median block is left out: that was an event, and
+    intervals made for it would be useless until the next one.
+
+    Args:
+        off: (n, outputs) NaN where not known.
+        block: (n,) rising; rows of one block err together.
+    """
+    begins = np.flatnonzero(np.diff(block, prepend=block[0] - 1))
+    known = np.isfinite(off)
+    count = np.add.reduceat(known, begins, axis=0, dtype=np.float64)
+    mean = np.add.reduceat(np.where(known, off, 0), begins, axis=0, dtype=np.float64)
+    mean /= np.maximum(count, 1)
+    normal = np.array([NormalDist().inv_cdf((1 + level) / 2) for level in LEVELS])
+    wider = student(max(len(begins) - 1, 2), normal) / normal
+    lengths = np.diff(begins, append=len(block))
+    quantiles = np.zeros((len(LEVELS), off.shape[1]), np.float32)
+    for k, errors in enumerate(off.T):
+        if known[:, k].any():
+            usual = np.median(mean[count[:, k] > 0, k])
+            event = (mean[:, k] > OUTAGE * usual) & (usual > 0)
+            kept = errors[known[:, k] & ~np.repeat(event, lengths)]
+            quantiles[:, k] = np.quantile(kept, LEVELS) * wider
+    return quantiles
 
 
 def _provenance(name: str, series: Sequence[SeriesData], options: FitOptions) -> dict[str, Any]:

@@ -17,9 +17,10 @@ import llvmlite.binding as llvm
 import numpy as np
 import zmq
 import zmq.backend.cython._zmq
-from numba import njit, types
+from numba import types
 from numpy.typing import NDArray
 
+from streamlstm.jit import njit
 from streamlstm.memory import copy
 from streamlstm.placed import placed
 from streamlstm.security import HANDSHAKE, Curve

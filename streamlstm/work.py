@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from streamlstm import adapt, features, intervals
 from streamlstm.index import Index
 from streamlstm.policies import Clock, Counts, Rules
+from streamlstm.quality import Quality
 from streamlstm.ticks import Forecasts, Ticks
 
 DROPPED, FAULTY, TAKEN = range(3)
@@ -131,6 +132,7 @@ class Work(NamedTuple):
     given: Given
     """and then the ticks that the stages take"""
     counts: Counts
+    quality: Quality
     hashes: NDArray[np.uint64]
     """(n,) of the keys of a batch"""
     found: NDArray[np.int32]

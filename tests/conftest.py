@@ -32,3 +32,12 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
         report.outcome = "failed"
         report.longrepr = f"skipped in CI: {report.longrepr}"
     return report
+
+
+FIRST = ("test_cuda.py", "test_jit.py")
+"""What takes longest, one of them to compile most of what others need."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long ones first, so that two workers that take a file each end together."""
+    items.sort(key=lambda item: item.path.name not in FIRST)

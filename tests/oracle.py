@@ -177,7 +177,8 @@ class Oracle:
         for k in sorted({1, (K + 1) // 2, K}) if D else []:
             apart = next(n for n in range(k, 1 << 20) if math.gcd(n, math.prod(seasons)) == 1)
             taught[k] = {
-                "apart": apart, "example": None, "theta": np.zeros((T, 1 + D)),
+                "apart": apart, "memory": max(25, 250 / apart), "example": None,
+                "theta": np.zeros((T, 1 + D)),
                 "usual": np.zeros(T), "answers": np.zeros(T, int), "used": np.zeros(T),
                 "mean": np.zeros((T, 2)), "square": np.zeros((T, 2)),
             }  # fmt: skip
@@ -208,10 +209,10 @@ class Oracle:
         error = (y - frozen[j]) / scale[j]
         if not abs(error) < 1e9:
             return
-        n = of["answers"][j] + 1
+        n, memory = of["answers"][j] + 1, of["memory"]
         of["answers"][j] = min(n, 250)
         size = min(abs(error), 10 * of["usual"][j]) if n > 20 else abs(error)
-        usual = of["usual"][j] = of["usual"][j] + (size - of["usual"][j]) / min(n, 250)
+        usual = of["usual"][j] = of["usual"][j] + (size - of["usual"][j]) / min(n, memory)
         if usual == 0:
             return
 
@@ -222,9 +223,9 @@ class Oracle:
         sure = []
         for n, share in enumerate((0.5, 1.0)):
             gain = (loss(error) - loss(error - share * guess[j])) / usual
-            of["mean"][j, n] += (gain - of["mean"][j, n]) / 250
-            of["square"][j, n] += (gain**2 - of["square"][j, n]) / 250
-            sure.append(of["mean"][j, n] - doubt * math.sqrt(2 * of["square"][j, n] / 250))
+            of["mean"][j, n] += (gain - of["mean"][j, n]) / memory
+            of["square"][j, n] += (gain**2 - of["square"][j, n]) / memory
+            sure.append(of["mean"][j, n] - doubt * math.sqrt(2 * of["square"][j, n] / memory))
         of["used"][j] = (0.5, 1.0)[int(np.argmax(sure))] if max(sure) > 0 else 0.0
         left = np.clip(error - of["theta"][j] @ z, -usual, usual)
         of["theta"][j] += 0.001 * left * z / (1 + 0.001 * (z @ z))

@@ -334,10 +334,10 @@ def test_a_checkpoint_is_of_one_moment(model: Path, tmp_path: Path) -> None:
     path, rng = tmp_path / "c", np.random.default_rng(0)
     options = {"checkpoint__path": path, "checkpoint__interval": 0.02, "input__format": "binary"}
     sent: list[tuple[str, int, float]] = []
-    written = set()  # times
+    written = set()  # times; the third was begun once the first was seen, and so has ticks
     with start(tmp_path, model, **options) as daemon, Client(daemon) as client:
         deadline = time.monotonic() + 30
-        while len(written) < 2:
+        while len(written) < 3:
             assert time.monotonic() < deadline
             for _ in range(200):
                 tick = f"s{rng.integers(30)}", len(sent), float(rng.normal())

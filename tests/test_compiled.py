@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from numba.core.caching import _CacheLocator as Locator
 
 import streamlstm
 from streamlstm import compiled
@@ -96,9 +97,23 @@ def test_a_folder_that_cannot_be_written_to_is_one_line_with_the_mend(
     assert done.returncode == 1
 
 
+def bring_code(package: Path, cache: Path) -> None:
+    """What the tests have compiled so far, as if of the package there, less that of a module."""
+    ours = Path(os.environ["NUMBA_CACHE_DIR"])
+    for folder in ("", "kernels", "wire"):
+        name, other = (
+            Locator.get_suitable_cache_subpath(str(at / folder / "x.py"))
+            for at in (PACKAGE, package)
+        )
+        if (ours / name).exists():
+            left_out = shutil.ignore_patterns("series.*")
+            shutil.copytree(ours / name, cache / ours.name / other, ignore=left_out)
+
+
 def test_a_read_only_install_compiles_once(tmp_path: Path) -> None:
     root, cache = tmp_path / "root", tmp_path / "cache"
     install(root)
+    bring_code(root / "streamlstm", cache)
     for path in [root, *root.rglob("*")]:
         path.chmod(0o555 if path.is_dir() else 0o444)
     launcher = bound_by_permissions()
@@ -106,7 +121,7 @@ def test_a_read_only_install_compiles_once(tmp_path: Path) -> None:
         [*launcher, "touch", root / "streamlstm" / "x"], capture_output=True, text=True
     )
     assert "Permission denied" in refused.stderr
-    model = random_model_file(tmp_path, cell="rnn")
+    model = random_model_file(tmp_path)
     counts = []
     for _ in range(2):
         with (
@@ -122,7 +137,7 @@ def test_a_read_only_install_compiles_once(tmp_path: Path) -> None:
             counts.append(daemon.metric("streamlstm_functions_compiled_total"))
             assert daemon.stop() == 0
             assert f"functions_compiled={counts[-1]:.0f}\n" in daemon.log
-    assert counts[0] > 50
+    assert counts[0] > 0
     assert counts[1] == 0
     (kept,) = cache.iterdir()
-    assert any(kept.rglob("*.nbc"))
+    assert any(kept.rglob("series.*.nbc"))

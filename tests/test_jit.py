@@ -37,13 +37,13 @@ KINDS: dict[str, tuple[Format, Format, dict[str, object]]] = {
         "msgpack", "msgpack",
         {
             "layers": 2, "horizon": 6, "season": 4, "base": "seasonal", "lags": (1, 4),
-            "calendar": ("hour", "week", "year"), "timezone": "Europe/Paris",
+            "calendar": ("hour", "week", "year"), "timezone": "Europe/Paris", "directions": 9,
         },
     ),
     "many targets": (
         "binary", "json",
         {
-            "inputs": 3, "targets": 2, "lags": (1, 7), "base": "none",
+            "inputs": 3, "targets": 2, "lags": (1, 7), "base": "none", "directions": 4,
             "scaling": {"kind": "fixed", "loc": (0, 1, 2), "scale": (1, 2, 3)},
         },
     ),

@@ -7,7 +7,7 @@ from streamlstm.features import features_of
 from streamlstm.golden import network_of
 from streamlstm.kernels import reference
 from streamlstm.linear import linear_start, with_blend
-from streamlstm.mixture import Trust, _student, trusted
+from streamlstm.mixture import Trust, student, trusted
 from streamlstm.model import Blend, Spec
 
 HOUR = 3_600_000_000_000
@@ -56,7 +56,7 @@ def test_one_upheaval_does_not_decide() -> None:
 @pytest.mark.parametrize("freedom", [2, 3, 5, 10, 30, 1000])
 def test_students_quantile(freedom: int) -> None:
     exact = {2: 4.303, 3: 3.182, 5: 2.571, 10: 2.228, 30: 2.042, 1000: 1.962}[freedom]
-    ours = _student(np.array([freedom]))[0]
+    ours = student(np.array([freedom]))[0]
     assert ours == pytest.approx(exact, rel=0.11 if freedom == 2 else 0.04)
 
 

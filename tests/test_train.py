@@ -12,7 +12,16 @@ from streamlstm.features import features_of
 from streamlstm.golden import check_golden, network_of
 from streamlstm.kernels import cpu
 from streamlstm.model import Model, load_model, save_model
-from streamlstm.train import FitOptions, FitReport, _Stage, fit, infer_spec, initial_weights
+from streamlstm.train import (
+    LEVELS,
+    FitOptions,
+    FitReport,
+    _Stage,
+    error_quantiles,
+    fit,
+    infer_spec,
+    initial_weights,
+)
 
 MINUTE, HOUR, DAY = 60_000_000_000, 3_600_000_000_000, 86_400_000_000_000
 SMALL = {"hidden": 8, "updates": 40, "batch": 16, "chunk": 24, "carried": 2}
@@ -66,6 +75,30 @@ def test_the_model_brings_error_quantiles_of_a_span_that_it_had_not_seen() -> No
     scale = features_of(model.spec, series.ts, series.values).scale[-1, 0]
     assert model.errors is not None
     np.testing.assert_allclose(model.errors.at(0.9) * scale, 1.645 * 2, rtol=0.15)
+
+
+def test_an_event_on_the_unseen_span_does_not_make_the_intervals() -> None:
+    rng, block = np.random.default_rng(0), np.repeat(np.arange(40), 24)
+    off = np.abs(rng.normal(size=(len(block), 2))).astype(np.float32)
+    off[::7, 0] = np.nan
+    calm = error_quantiles(off, block)
+    np.testing.assert_allclose(calm[list(LEVELS).index(0.9)], 1.645, rtol=0.1)
+    outage = off.copy()
+    outage[240:480] += 1000  # a quarter of the span
+    np.testing.assert_allclose(error_quantiles(outage, block), calm, rtol=0.25)
+    often = np.where(rng.random(off.shape) < 0.2, 1000 * off, off)  # no event: they are like that
+    assert (error_quantiles(often, block)[list(LEVELS).index(0.9)] > 100).all()
+
+
+def test_errors_of_few_blocks_promise_less() -> None:
+    off = np.abs(np.random.default_rng(0).normal(size=(1200, 1))).astype(np.float32)
+    at = list(LEVELS).index(0.95)
+    ninety_five = [
+        error_quantiles(off, np.arange(1200) // length)[at, 0] for length in (12, 200, 600)
+    ]
+    # Student's t at 99, 5 and 2 degrees of freedom over the normal's quantile
+    ratio = np.array(ninety_five) / np.quantile(off, 0.95)
+    np.testing.assert_allclose(ratio, [1.012, 1.312, 2.195], rtol=0.11)
 
 
 def test_the_same_seed_is_the_same_model_and_another_is_not() -> None:

@@ -22,9 +22,9 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from streamlstm.jit import njit
 from streamlstm.kernels.simd import fma, maximum, minimum, product, times_power
 from streamlstm.memory import call
 

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import config, njit, types
+from numba import config, types
 from numpy.typing import NDArray
 
+from streamlstm.jit import njit
 from streamlstm.kernels import cell, layers, pool, simd, tiles
 from streamlstm.kernels.cell import (
     NO_STAGES,

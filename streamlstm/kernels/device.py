@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba import config, cuda, njit, types
+from numba import config, cuda, types
 from numba.extending import register_jitable
 
+from streamlstm.jit import njit
 from streamlstm.kernels import simd
 
 if not config.ENABLE_CUDASIM:

@@ -31,8 +31,9 @@ from operator import itemgetter
 from typing import Any
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 
+from streamlstm.jit import njit
 from streamlstm.kernels.simd import (
     FLOAT,
     INDEX,

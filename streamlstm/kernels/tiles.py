@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
+from streamlstm.jit import njit
 from streamlstm.kernels import cell, layers, products, simd
 from streamlstm.kernels.cell import UNITS
 

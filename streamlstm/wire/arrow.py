@@ -49,9 +49,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numba import njit
 from numpy.typing import NDArray
 
+from streamlstm.jit import njit
 from streamlstm.memory import copy, load_u32, store_u32, store_u64
 from streamlstm.ticks import Forecasts, Messages, Names
 from streamlstm.wire.format import (

@@ -40,8 +40,8 @@ offset  type     what
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from streamlstm.jit import njit
 from streamlstm.memory import (
     copy,
     load_f64,

@@ -5,9 +5,9 @@ import importlib.util
 from collections.abc import Callable
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from streamlstm.jit import njit
 from streamlstm.ticks import Arrivals, Forecasts, Keys, Messages, Names
 from streamlstm.wire.binary import BinaryReader, BinaryWriter
 from streamlstm.wire.format import (

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from streamlstm.jit import njit
 from streamlstm.memory import load_u8, load_u64
 from streamlstm.ticks import Forecasts, Keys, Messages, Names
 

@@ -6,7 +6,6 @@ from typing import Any
 import msgspec
 import numpy as np
 from msgspec import Raw
-from numba import njit
 from numpy.typing import NDArray
 
 from streamlstm.decimals import (
@@ -19,6 +18,7 @@ from streamlstm.decimals import (
     write,
     write_int,
 )
+from streamlstm.jit import njit
 from streamlstm.memory import load_u8, load_u32, load_u64
 from streamlstm.ticks import Forecasts, Messages, Names
 from streamlstm.wire.format import (

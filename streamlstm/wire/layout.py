@@ -7,9 +7,9 @@ fault of its row. The layouts: https://arrow.apache.org/docs/format/Columnar.htm
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from streamlstm.jit import njit
 from streamlstm.memory import load_f64, load_i64, load_u8, load_u16, load_u32, load_u64
 from streamlstm.ticks import END, RESET, WARM
 from streamlstm.wire.format import (

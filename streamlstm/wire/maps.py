@@ -37,10 +37,10 @@ from typing import Any
 import msgspec
 import numpy as np
 from msgspec import UNSET, Raw, UnsetType
-from numba import njit
 from numpy.typing import NDArray
 
 from streamlstm import timestamps
+from streamlstm.jit import njit
 from streamlstm.memory import copy
 from streamlstm.ticks import END, RESET, WARM, Keys, Messages, Names
 from streamlstm.wire.format import (

@@ -4,10 +4,10 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from streamlstm.decimals import NUMBER, read_seconds, write
+from streamlstm.jit import njit
 from streamlstm.memory import load_u64
 from streamlstm.ticks import Forecasts, Messages, Names
 from streamlstm.wire.big_endian import (

@@ -8,10 +8,10 @@ import secrets
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from streamlstm.hashing import siphash
+from streamlstm.jit import njit
 
 MOST = 1024
 """Publishers followed."""

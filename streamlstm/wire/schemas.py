@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numba import njit
 from numpy.typing import NDArray
 
+from streamlstm.jit import njit
 from streamlstm.memory import load_i64, load_u32, load_u64
 from streamlstm.ticks import Messages
 from streamlstm.wire.format import SOUND, UNREAD, Columns, Limits

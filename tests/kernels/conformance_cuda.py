@@ -4,7 +4,7 @@ By hand, on a machine with a GPU: `pytest tests/kernels/conformance_cuda.py`.
 """
 
 import os
-import sys
+import threading
 
 import numpy as np
 import pytest
@@ -20,7 +20,42 @@ from tests.models import random_model
 
 SIMULATED = bool(os.environ.get("NUMBA_ENABLE_CUDASIM"))
 if SIMULATED:
-    sys.setswitchinterval(3e-4)  # the simulator polls its threads, and keeps them from running
+    from numba.cuda.simulator import kernel as simulator
+
+    class BlockThread(simulator.BlockThread):
+        """Sleeps until all of its block are there."""
+
+        def syncthreads(self):
+            self._manager.together.wait()
+
+        def run(self):
+            super().run()
+            if self.exception:
+                self._manager.together.abort()
+
+    class BlockManager(simulator.BlockManager):
+        """The simulator's own asks its threads again and again, and keeps them from running."""
+
+        def run(self, grid_point, *args):
+            points = list(np.ndindex(*self._block_dim))
+            self.together = threading.Barrier(len(points), timeout=60)
+
+            def lane():
+                self.together.wait()  # who runs keeps others from being started
+                self._f(*args)
+
+            threads = [BlockThread(lane, self, grid_point, point, self._debug) for point in points]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            # the others' is that it did not come
+            raised = [thread.exception for thread in threads if thread.exception]
+            raised.sort(key=lambda one: isinstance(one[0], threading.BrokenBarrierError))
+            for exception, traceback in raised[:1]:
+                raise exception.with_traceback(traceback)
+
+    simulator.BlockManager = BlockManager
 ROOMY = cuda.Limits(1, 200_000, 400_000, 0)  # weights stay, of two blocks
 NARROW = cuda.Limits(1, 30_000, 30_000, 0)  # weights come in chunks of 32 terms
 LEAST = cuda.Limits(1, 9_500, 9_500, 0)  # of 8

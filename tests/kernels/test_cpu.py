@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numba import njit
 from numba.core import event
 
+from streamlstm.jit import njit
 from streamlstm.kernels import cpu, layers, reference, simd, tiles
 from streamlstm.kernels.cell import Stages, padded
 from streamlstm.memory import address_of

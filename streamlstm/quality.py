@@ -1,0 +1,107 @@
+"""How good the forecasts are, live: those whose tick has come, by step ahead.
+
+Beside their errors stand those that the latest value would have made, and whether the tick lay
+within the interval that was issued. Errors count in units of the scale of their series, so that
+those of many series add up.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamlstm.intervals import Bands, Plan
+from streamlstm.jit import njit
+
+ERROR, NAIVE, INSIDE = range(3)
+"""What is marked of a forecast whose tick came."""
+
+
+class Quality(NamedTuple):
+    """What became of forecasts, by scored step."""
+
+    marks: NDArray[np.float32]
+    """(n, scored, targets, 3) of the ticks of a batch; a NaN error where none was due"""
+    scored: NDArray[np.int64]
+    """(scored,) forecasts whose tick came"""
+    covered: NDArray[np.int64]
+    """(scored,) of them those within their interval"""
+    error: NDArray[np.float64]
+    """(scored,) sum of their absolute errors, in units of the scale of the series"""
+    naive: NDArray[np.float64]
+    """(scored,) the same of the value that was the latest when they were made"""
+
+    @classmethod
+    def of(cls, plan: Plan, targets: int, n: int) -> "Quality":
+        """Nothing scored yet; room for ``n`` ticks."""
+        steps = len(plan.steps)
+        return cls(
+            np.full((n, steps, targets, 3), np.nan, np.float32),
+            np.zeros(steps, np.int64),
+            np.zeros(steps, np.int64),
+            np.zeros(steps),
+            np.zeros(steps),
+        )
+
+
+class Score(NamedTuple):
+    """The same of one step, summed up."""
+
+    scored: float
+    covered: float
+    error: float
+    naive: float
+
+
+# _nrt=False: nothing here owns an array, and reference counts would cost more than the work.
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def mark(
+    plan: Plan,
+    bands: Bands,
+    past: NDArray[np.float64],
+    quality: Quality,
+    slot: int,
+    place: int,
+    steps: int,
+    values: NDArray[np.float64],
+    tick: int,
+    scale: NDArray[np.float64],
+    row: int,
+) -> None:
+    """Look at the forecasts that were made for the tick at ``place``, ``steps`` after the latest.
+
+    ``past`` (series, history, targets) is that of :class:`streamlstm.features.Memory`, the rest as
+    :func:`streamlstm.intervals.surround`, before which this is called, is given it.
+    """
+    marks, history = quality.marks, past.shape[1]
+    for a in range(len(plan.steps)):
+        k = plan.steps[a]
+        at = plan.ring[a] + place % k
+        for j in range(marks.shape[2]):
+            marks[tick, a, j, ERROR] = np.nan
+            if place < k or steps > k:  # no forecast was made then
+                continue
+            value, reach = values[tick, j], np.float64(bands.reach[slot, at, j])
+            error = abs(value - bands.pending[slot, at, j])
+            if not (error >= 0.0 and reach >= 0.0):
+                continue
+            marks[tick, a, j, ERROR] = error / scale[row, j]
+            marks[tick, a, j, INSIDE] = error <= reach
+            if k < history:
+                latest = past[slot, (place - k) % history, j]
+                marks[tick, a, j, NAIVE] = abs(value - latest) / scale[row, j]
+            else:
+                marks[tick, a, j, NAIVE] = np.nan
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def tally(quality: Quality, tick: int) -> None:
+    """Count what was marked of a tick."""
+    marks = quality.marks
+    for a in range(marks.shape[1]):
+        for j in range(marks.shape[2]):
+            if marks[tick, a, j, ERROR] >= 0.0:
+                quality.scored[a] += 1
+                quality.covered[a] += marks[tick, a, j, INSIDE] > 0.0
+                quality.error[a] += marks[tick, a, j, ERROR]
+                quality.naive[a] += marks[tick, a, j, NAIVE]
