@@ -29,11 +29,11 @@ def judged(pairs: Pairs, level: float, season: int) -> dict[str, float]:
     """
     hits = [inside(actual, issued) for actual, issued in pairs]
     length = max(hits[0].shape[1], min(season, max(map(len, hits)) // 10), 1)
-    winkler = score(pairs, (), level).winkler
+    scores = score(pairs, level)
     measures = {
         "covered": float(np.nanmean(np.concatenate(hits))),
         "tolerance": max(LEAST, 2 * standard_error(hits, length)),
-        "Winkler": winkler["model"] / winkler["seasonal_naive"],
+        "Winkler": scores.mean("winkler") / scores.mean("winkler", "seasonal_naive"),
     }
     if len(hits) >= FEW:
         if max(map(len, hits)) == 1:  # of one origin the steps ahead are what follows one another

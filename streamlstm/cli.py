@@ -202,7 +202,30 @@ def _parser() -> _Parser:
     backtest.add_argument(
         "--coverage", type=_part, default=0.9, help="of the interval (default: 0.9)"
     )
-    backtest.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+    backtest.add_argument(
+        "--levels",
+        type=_parts,
+        default=(0.2, 0.5, 0.8, 0.95),
+        metavar="LIST",
+        help="coverages of further intervals to judge, each one more run; with two or more the CRPS"
+        " is approximated from them all; or none (default: 0.2,0.5,0.8,0.95)",
+    )
+    backtest.add_argument(
+        "--no-learning",
+        action="store_true",
+        help="judge the model as it stands: series learn nothing from their own errors",
+    )
+    backtest.add_argument(
+        "--by-series", action="store_true", help="list the series with the largest errors"
+    )
+    backtest.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object, nothing else: all measures, by step and by series",
+    )
+    backtest.add_argument(
+        "--html", type=Path, metavar="FILE.html", help="write a report: tables and charts, one file"
+    )
     backtest.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the first series too")
     _table_arguments(backtest)
 
@@ -360,6 +383,10 @@ def _part(text: str) -> float:
     if not (share := _share(text)):
         raise argparse.ArgumentTypeError(f"{text!r} is not a share above 0 and less than 1")
     return share
+
+
+def _parts(text: str) -> tuple[float, ...]:
+    return () if text in ("", "none") else tuple(map(_part, text.split(",")))
 
 
 def _seconds(text: str) -> float:

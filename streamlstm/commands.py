@@ -6,6 +6,7 @@ import difflib
 import getpass
 import itertools
 import json
+import os
 import sys
 import tempfile
 import time
@@ -22,9 +23,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from streamlstm import adapt, intervals, speed
+from streamlstm import adapt, intervals, rolling, speed
 from streamlstm import demo as demonstration
-from streamlstm.backtest import Actual, BacktestError, Issued, Scores, run, score
 from streamlstm.client import LINGER, Continuity, Feed, Listener, Pace, in_time_order
 from streamlstm.config import ConfigError
 from streamlstm.datasets.bundled import DATASETS, load
@@ -36,9 +36,18 @@ from streamlstm.golden import check_golden, network_of
 from streamlstm.kernels import cpu
 from streamlstm.model import Model, load_model, save_model
 from streamlstm.plot import check_plot, plot_forecasts
+from streamlstm.report import write_report
 from streamlstm.security import make_keys
 from streamlstm.series import bytes_per_series
-from streamlstm.terminal import fan_chart, printable, scores_table, sparkline, when
+from streamlstm.terminal import (
+    fan_chart,
+    intervals_line,
+    printable,
+    scores_table,
+    series_table,
+    sparkline,
+    when,
+)
 from streamlstm.train import fit as fit_model
 from streamlstm.transport import TransportError
 from streamlstm.web import hash_password
@@ -96,19 +105,28 @@ def _list(text: str) -> list[str]:
     return [] if text in ("", "none") else text.split(",")
 
 
-def _check_out(path: Path) -> None:
-    """Refuse before the fit what could not be written after it."""
+def _check_out(flag: str, path: Path, suffix: str = "") -> None:
+    """Refuse before long work what could not be written after it."""
+    if suffix and path.suffix != suffix:
+        raise ConfigError(f"{flag} {path}: name a file that ends in {suffix}")
     if path.is_dir():
-        raise ConfigError(f"--out {path}: is a folder; name a file in it")
+        raise ConfigError(f"{flag} {path}: is a folder; name a file in it")
     if not path.parent.is_dir():
-        raise ConfigError(f"--out {path}: its folder does not exist; make it")
+        raise ConfigError(f"{flag} {path}: its folder does not exist; make it")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise ConfigError(f"{flag} {path}: may not be written to; choose another")
     try:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
         raise ConfigError(
-            f"--out {path}: its folder cannot be written to ({error.strerror}); choose another"
+            f"{flag} {path}: its folder cannot be written to ({error.strerror}); choose another"
         ) from None
+
+
+def _check_plot(path: Path) -> None:
+    check_plot()
+    _check_out("--plot", path, ".png")
 
 
 class _FitBar:
@@ -150,7 +168,7 @@ def fit(options: argparse.Namespace) -> None:
         first = error.errors()[0]
         flag = f"--{str(first['loc'][0]).replace('_', '-')}"
         raise ConfigError(f"{flag} {first['input']}: {first['msg']}") from None
-    _check_out(options.out)
+    _check_out("--out", options.out)
     table = _table(options, options.data)
     _say(console, table.notes)
     series = [
@@ -272,7 +290,9 @@ def backtest(options: argparse.Namespace) -> None:
     """``streamlstm backtest``."""
     console = _Console(stderr=True, quiet=options.json)
     if options.plot:
-        check_plot(options.plot)
+        _check_plot(options.plot)
+    if options.html:
+        _check_out("--html", options.html, ".html")
     model = load_model(options.model)
     table = _table(options, options.data)
     _say(console, table.notes)
@@ -282,42 +302,36 @@ def backtest(options: argparse.Namespace) -> None:
             f"the table's ticks are {table.step_ns / 1e9:g} s apart,"
             f" the model was made for {spec.step_ns / 1e9:g} s"
         ])  # fmt: skip
-    pairs: list[tuple[Actual, Issued]] = []
-    names: list[str] = []
+    coverages = tuple(dict.fromkeys((options.coverage, *options.levels)))
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("backtest", total=sum(len(s.ts) for s in table.series))
-        for s, known in zip(table.series, _cut(table.series, options.last), strict=True):
-            bar.advance(task, len(s.ts))
-            known = max(known, 1)
-            if known >= len(s.ts):
-                continue  # nothing comes after its first forecast
-            issued = run(model, s.ts, s.values, known, coverage=options.coverage)
-            actual = Actual.of(s.ts, s.values[:, 0], spec.step_ns, spec.season, known)
-            pairs.append((actual, issued))
-            names.append(s.name)
-    if not pairs:
-        raise BacktestError(f"{options.data}: no series is long enough to be judged; raise --last")
-    if skipped := len(table.series) - len(pairs):
-        _say(console, [f"{skipped:,} of {len(table.series):,} series skipped: too short"])
-    scores = score(pairs, demonstration.steps_shown(spec.horizon), options.coverage)
+        task = bar.add_task("backtest", total=rolling.effort(table.series, coverages))
+        found = rolling.backtest(
+            model,
+            options.data,
+            table.series,
+            _cut(table.series, options.last),
+            coverages,
+            learning=not options.no_learning,
+            progress=lambda ticks: bar.advance(task, ticks),
+        )
+    if found.skipped:
+        _say(console, [f"{found.skipped:,} of {len(table.series):,} series skipped: too short"])
+    unit = DATASETS[options.data].unit if options.data in DATASETS else ""
     if options.plot:
-        unit = DATASETS[options.data].unit if options.data in DATASETS else ""
-        plot_forecasts(options.plot, names[0], unit, *pairs[0], scores)
+        name = found.series[0].name
+        plot_forecasts(options.plot, name, unit, *found.first, found.scores)
         _print(console, f"drawn: {options.plot}")
+    if options.html:
+        write_report(options.html, found, unit)
+        _print(console, f"written: {options.html}")
     if options.json:
-        print(msgspec.json.encode(scores).decode())  # NaN is null
+        print(msgspec.json.encode(found.as_json()).decode())  # NaN is null
         return
     out = _Console()
-    out.print(scores_table(scores, "", options.coverage))
-    _print(out, _coverage_line(scores, options.coverage))
-
-
-def _coverage_line(scores: Scores, coverage: float) -> str:
-    model, naive = scores.winkler["model"], scores.winkler["seasonal_naive"]
-    return (
-        f"{scores.pooled_coverage:.1%} of all targets within their {coverage:.0%} interval;"
-        f" Winkler score {model:,.4g}, of the same around the naive forecast {naive:,.4g}"
-    )
+    out.print(scores_table(found.scores, unit))
+    if options.by_series:
+        out.print(series_table(found.worst_first()))
+    _print(out, intervals_line(found.scores))
 
 
 # --- publish and watch ----------------------------------------------------------------------------
@@ -503,7 +517,7 @@ def demo(options: argparse.Namespace) -> None:
     console = _Console(stderr=options.json)
     show = _Console(stderr=True, quiet=True) if options.json else console
     if options.plot:
-        check_plot(options.plot)
+        _check_plot(options.plot)
     known = DATASETS.get(options.data)
     table = _table(options, options.data)
     unit = known.unit if known else ""
@@ -582,14 +596,13 @@ def _demo_view(stream: demonstration.Stream, console: Console, unit: str) -> Gro
 def _print_summary(
     console: Console, summary: demonstration.Summary, unit: str, options: argparse.Namespace
 ) -> None:
-    coverage = demonstration.COVERAGE
-    console.print(scores_table(summary.scores, unit, coverage))
+    console.print(scores_table(summary.scores, unit))
     latency = ", ".join(
         f"{name} {1e6 * seconds:,.0f} us" for name, seconds in summary.latency.items()
     )
     _print(
         console,
-        f"{_coverage_line(summary.scores, coverage)}\n"
+        f"{intervals_line(summary.scores)}\n"
         f"{summary.ticks:,} ticks sent, {summary.predictions:,} predictions received,"
         f" {summary.ticks_per_second:,.0f} ticks/s; from receipt to publication: {latency}\n"
         f"all in {summary.total_seconds:.0f} s. Next, with your own data:\n"

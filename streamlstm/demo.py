@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 
-from streamlstm.backtest import Actual, Issued, Scores, mean, places, score
+from streamlstm.backtest import MODELS, Actual, Issued, Scores, mean, places, score
 from streamlstm.client import Feed, Listener, in_time_order
 from streamlstm.datasets.frames import SeriesData, Table
 from streamlstm.model import Model, save_model
@@ -66,12 +66,13 @@ class Summary:
     def as_json(self) -> str:
         """One object; steps ahead are keys."""
         scores = self.scores
+        covered = scores.by_step("coverage").tolist()
         report = {
-            "mae": scores.mae,
-            "mase": scores.mase,
-            "coverage": scores.pooled_coverage,
-            "coverage_by_step": scores.coverage,
-            "winkler": scores.winkler,
+            "mae": self._by_step("mae"),
+            "mase": self._by_step("mase"),
+            "coverage": scores.mean("coverage"),
+            "coverage_by_step": dict(enumerate(covered, 1)),
+            "winkler": {name: scores.mean("winkler", name) for name in ("model", "seasonal_naive")},
             "ticks": self.ticks,
             "predictions": self.predictions,
             "ticks_per_second": self.ticks_per_second,
@@ -80,6 +81,12 @@ class Summary:
             "total_seconds": self.total_seconds,
         }
         return msgspec.json.encode(report).decode()  # NaN is null
+
+    def _by_step(self, measure: str) -> dict[int, dict[str, float]]:
+        found = {name: self.scores.by_step(measure, name) for name in MODELS}
+        return {
+            k: {name: float(of[k - 1]) for name, of in found.items()} for k in self.scores.shown
+        }
 
 
 def steps_shown(horizon: int) -> tuple[int, ...]:
@@ -240,8 +247,7 @@ class Stream:
 
     def scores(self) -> Scores:
         """How good they were."""
-        steps = steps_shown(self.fitted.model.spec.horizon)
-        return score(list(zip(self.actual, self.issued(), strict=True)), steps, COVERAGE)
+        return score(list(zip(self.actual, self.issued(), strict=True)), COVERAGE)
 
     def latency(self) -> dict[str, float]:
         """Seconds from a tick's receipt to its publication, from the scraped histogram."""

@@ -12,29 +12,26 @@ class PlotError(RuntimeError):
     """No picture can be made; the message is one line and says the mend."""
 
 
-def check_plot(path: Path) -> None:
+def check_plot() -> None:
     """Refuse early what could not be drawn later.
 
     Raises:
-        PlotError: no matplotlib, no such folder, or no PNG.
+        PlotError: no matplotlib.
     """
     try:
         import matplotlib  # noqa: F401
     except ImportError:
         raise PlotError("pictures need matplotlib: pip install 'streamlstm[plot]'") from None
-    if path.suffix != ".png":
-        raise PlotError(f"{path}: name a file that ends in .png")
-    if not path.parent.is_dir():
-        raise PlotError(f"{path}: its folder does not exist; make it")
 
 
 def plot_forecasts(
     path: Path, title: str, unit: str, actual: Actual, issued: Issued, scores: Scores
 ) -> None:
-    """Draw one series' forecasts against what came, the last fan, and the errors by step."""
+    """Draw one series' forecasts against what came, the last fan, and errors by step."""
     from matplotlib.figure import Figure
 
-    ahead = scores.steps[len(scores.steps) // 2]
+    steps = scores.shown
+    ahead = steps[len(steps) // 2]
     horizon = issued.point.shape[1]
     figure = Figure(figsize=(12, 7), layout="constrained")
     top, bottom = figure.subplots(2, 1, height_ratios=(3, 1.4))
@@ -56,12 +53,12 @@ def plot_forecasts(
     top.set(title=title, ylabel=unit, xlabel="steps since the first tick")
     top.legend(loc="upper left", ncols=4, frameon=False)
 
-    at = np.arange(len(scores.steps))
+    at = np.arange(len(steps))
     for i, name in enumerate(MODELS):
-        heights = [scores.mae[str(k)][name] for k in scores.steps]
+        heights = scores.by_step("mae", name)[np.array(steps) - 1]
         bars = bottom.bar(at + 0.27 * (i - 1), heights, 0.25, label=TITLES[name])
         bottom.bar_label(bars, fmt="{:,.4g}", fontsize=8)
-    bottom.set_xticks(at, [f"{k} ahead" for k in scores.steps])
+    bottom.set_xticks(at, [f"{k} ahead" for k in steps])
     bottom.set(ylabel=f"mean absolute error{f', {unit}' if unit else ''}")
     bottom.margins(y=0.15)
     bottom.legend(frameon=False, ncols=3)

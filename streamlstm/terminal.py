@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from streamlstm.backtest import MODELS, Scores
+from streamlstm.rolling import Judged
 
 Floats = NDArray[np.float64]
 TITLES = {
@@ -127,18 +128,56 @@ def when(ts_ns: int) -> str:
     return f"{datetime.fromtimestamp(ts_ns // 1_000_000_000, UTC):%Y-%m-%d %H:%M:%S}"
 
 
-def scores_table(scores: Scores, unit: str, coverage: float) -> Table:
+def scores_table(scores: Scores, unit: str) -> Table:
     """MAE, MASE and coverage of the steps shown."""
     table = Table(title=f"mean absolute error{f', {unit}' if unit else ''} (MASE in brackets)")
     table.add_column("steps ahead", justify="right")
     for name in MODELS:
         table.add_column(TITLES[name], justify="right")
-    table.add_column(f"within the {coverage:.0%} interval", justify="right")
-    for k in map(str, scores.steps):
-        best = min(MODELS, key=lambda name: scores.mae[k][name])
+    table.add_column(f"within the {scores.coverages[0]:.0%} interval", justify="right")
+    mae = {name: scores.by_step("mae", name) for name in MODELS}
+    mase = {name: scores.by_step("mase", name) for name in MODELS}
+    coverage = scores.by_step("coverage")
+    for k in scores.shown:
+        best = min(MODELS, key=lambda name: mae[name][k - 1])
         cells = []
         for name in MODELS:
-            text = f"{scores.mae[k][name]:,.4g} ({scores.mase[k][name]:.3f})"
+            text = f"{mae[name][k - 1]:,.4g} ({mase[name][k - 1]:.3f})"
             cells.append(Text(text, style="bold green" if name == best else ""))
-        table.add_row(k, *cells, f"{scores.coverage[k]:.1%}")
+        table.add_row(str(k), *cells, f"{coverage[k - 1]:.1%}")
+    return table
+
+
+def intervals_line(scores: Scores) -> str:
+    """How the intervals did, over all steps."""
+    kept, promised = scores.mean("coverage"), scores.coverages[0]
+    line = f"{kept:.1%} of all targets within their {promised:.0%} interval; "
+    measures = {"winkler": "Winkler score", "crps": "CRPS"}
+    told = [
+        f"{title} {scores.mean(of):,.4g}, of the same around the naive forecast"
+        f" {scores.mean(of, 'seasonal_naive'):,.4g}"
+        for of, title in measures.items()
+        if of in scores.measures
+    ]
+    return line + "; ".join(told)
+
+
+def series_table(series: Sequence[Judged], most: int = 10) -> Table:
+    """The first of the ``series``, which come the worst first; over all steps."""
+    shown = series[:most]
+    table = Table(title=f"the worst {len(shown):,} of {len(series):,} series, over all steps")
+    table.add_column("series")
+    for title in ("forecasts", "MAE", "RMSE", "MASE", "one season before", "within"):
+        table.add_column(title, justify="right")
+    for one in shown:
+        scores = one.scores
+        table.add_row(
+            Text(printable(one.name)),
+            f"{scores.forecasts:,}",
+            f"{scores.mean('mae'):,.4g}",
+            f"{scores.mean('rmse'):,.4g}",
+            f"{scores.mean('mase'):.3f}",
+            f"{scores.mean('mase', 'seasonal_naive'):.3f}",
+            f"{scores.mean('coverage'):.1%}",
+        )
     return table

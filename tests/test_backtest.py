@@ -1,5 +1,7 @@
 """Scores against plain loops, and a backtest that is the live engine's own forecasts."""
 
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 
@@ -7,10 +9,13 @@ from streamlstm.backtest import (
     Actual,
     BacktestError,
     Issued,
+    crps,
     interval_score,
+    judge,
     places,
     run,
     score,
+    smape,
 )  # fmt: skip
 from streamlstm.engine import Engine
 from streamlstm.ticks import Keys, Ticks
@@ -46,46 +51,143 @@ def test_scores_are_those_of_plain_loops(gap: bool) -> None:
     rng = np.random.default_rng(1)
     m = len(ts) - known + 1
     point = rng.normal(10, 1, (m, horizon))
-    issued = Issued(places(ts, HOUR)[known - 1 :], point, point - 1, point + 1.5)
-    scores = score([(Actual.of(ts, y, HOUR, season, known), issued)], (1, 3), 0.9)
+    place = places(ts, HOUR)[known - 1 :]
+    ends = {0.9: (1.0, 1.5), 0.5: (0.4, 0.3), 0.8: (0.8, 0.9)}
+    issued = {c: Issued(place, point, point - low, point + up) for c, (low, up) in ends.items()}
+    scores = judge(Actual.of(ts, y, HOUR, season, known), issued)
 
     value = dict(zip((ts // HOUR).tolist(), y.tolist(), strict=True))
     hours = (ts[known - 1 :] // HOUR).tolist()
     past = [h for h in value if h <= hours[0]]
-    changes = [abs(value[h] - value[h - season]) for h in past if h - season in value]
-    unit = np.mean(changes)
-    inside, widths = [], []
+    unit = np.mean([abs(value[h] - value[h - season]) for h in past if h - season in value])
+    levels = np.array([0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95])
+    offsets = np.array([-1.0, -0.8, -0.4, 0, 0.3, 0.9, 1.5])
+    weights = np.diff([0, 0.075, 0.175, 0.375, 0.625, 0.825, 0.925, 1])
+    everything = []
     for k in (1, 2, 3):
-        errors = {"model": [], "last_value": [], "seasonal_naive": []}
-        covered = []
-        for row, h in enumerate(hours):
-            if h + k not in value:
-                continue
-            target = value[h + k]
-            errors["model"].append(abs(target - point[row, k - 1]))
-            errors["last_value"].append(abs(target - value[h]))
-            errors["seasonal_naive"].append(abs(target - value.get(h + k - season, value[h])))
-            low, high = point[row, k - 1] - 1, point[row, k - 1] + 1.5
-            covered.append(low <= target <= high)
-            widths.append(2.5 + 20 * (max(low - target, 0) + max(target - high, 0)))
-        inside += covered
-        assert scores.coverage[str(k)] == pytest.approx(np.mean(covered))
-        if k != 2:
-            for name, found in errors.items():
-                assert scores.mae[str(k)][name] == pytest.approx(np.mean(found))
-                assert scores.mase[str(k)][name] == pytest.approx(np.mean(found) / unit)
-    assert scores.pooled_coverage == pytest.approx(np.mean(inside))
-    assert scores.winkler["model"] == pytest.approx(np.mean(widths))
+        came = [(row, h) for row, h in enumerate(hours) if h + k in value]
+        target = np.array([value[h + k] for _, h in came])
+        naive = np.array([value.get(h + k - season, value[h]) for _, h in came])
+        forecasts = {
+            "model": np.array([point[row, k - 1] for row, _ in came]),
+            "last_value": np.array([value[h] for _, h in came]),
+            "seasonal_naive": naive,
+        }
+        for name, forecast in forecasts.items():
+            error = target - forecast
+            expected = {
+                "mae": np.mean(np.abs(error)),
+                "rmse": np.sqrt(np.mean(error**2)),
+                "mase": np.mean(np.abs(error)) / unit,
+                "smape": 100 * np.mean(2 * np.abs(error) / (np.abs(target) + np.abs(forecast))),
+            }
+            for measure, found in expected.items():
+                assert scores.by_step(measure, name)[k - 1] == pytest.approx(found), measure
+        for c, (low, up) in ends.items():
+            lower, upper = forecasts["model"] - low, forecasts["model"] + up
+            below, above = lower - target, target - upper
+            winkler = low + up + 2 / (1 - c) * (np.maximum(below, 0) + np.maximum(above, 0))
+            expected = {
+                "coverage": np.mean((below <= 0) & (above <= 0)),
+                "winkler": np.mean(winkler),
+                "pinball_lower": mean_pinball(target, lower, (1 - c) / 2),
+                "pinball_upper": mean_pinball(target, upper, (1 + c) / 2),
+            }
+            for measure, found in expected.items():
+                assert scores.by_step(measure, "model", c)[k - 1] == pytest.approx(found), measure
+        quantiles = forecasts["model"] + offsets[:, None]
+        losses = [mean_pinball(target, q, p) for q, p in zip(quantiles, levels, strict=True)]
+        assert scores.by_step("crps")[k - 1] == pytest.approx(2 * np.dot(weights, losses))
+        everything += (target - forecasts["model"]).tolist()
+    assert scores.by_step("coverage") == pytest.approx(scores.by_step("coverage", "model", 0.9))
+    assert scores.mean("mae") == pytest.approx(np.mean(np.abs(everything)))
+    assert scores.mean("rmse") == pytest.approx(np.sqrt(np.mean(np.square(everything))))
+    assert scores.targets == len(everything)
     assert scores.forecasts == len(hours)
-    assert set(scores.mae) == {"1", "3"}
+
+
+def mean_pinball(target: np.ndarray, quantile: np.ndarray, level: float) -> float:
+    above = target >= quantile
+    return float(np.mean(np.where(above, level, 1 - level) * np.abs(target - quantile)))
+
+
+def test_scores_of_series_add_up() -> None:
+    parts = []
+    for seed, origins in ((0, 20), (1, 30)):
+        ts, y = wave(100, seed)
+        point = np.random.default_rng(seed).normal(10, 1, (origins, 2))
+        issued = Issued(np.arange(100 - origins, 100), point, point - 1, point + 1)
+        parts.append((Actual.of(ts, y, HOUR, 24, 101 - origins), issued))
+    both, first, second = score(parts), score(parts[:1]), score(parts[1:])
+    for measure, weight in (("mae", 1), ("rmse", 2), ("coverage", 1), ("winkler", 1)):
+        whole = first.mean(measure) ** weight * first.targets
+        whole += second.mean(measure) ** weight * second.targets
+        assert both.mean(measure) == pytest.approx((whole / both.targets) ** (1 / weight))
+        assert both.over_steps().mean(measure) == pytest.approx(both.mean(measure))
+    assert both.targets == first.targets + second.targets == 19 + 18 + 29 + 28
+
+
+def test_the_crps_comes_near_to_that_of_a_normal_distribution() -> None:
+    """Gneiting and Raftery (2007), equation 21: z (2 F(z) - 1) + 2 f(z) - 1 / sqrt(pi)."""
+    normal = NormalDist()
+    levels = [0.5, *((1 + sign * c) / 2 for c in (0.2, 0.5, 0.8, 0.9, 0.95) for sign in (-1, 1))]
+    target = np.random.default_rng(0).normal(size=20_000)
+    quantiles = {level: np.full(len(target), normal.inv_cdf(level)) for level in levels}
+    exact = [
+        z * (2 * normal.cdf(z) - 1) + 2 * normal.pdf(z) - 1 / np.sqrt(np.pi)
+        for z in target.tolist()
+    ]
+    assert crps(target, quantiles).mean() == pytest.approx(np.mean(exact), rel=0.015)
+
+
+def test_first_middle_and_last_of_the_steps_that_came_are_shown() -> None:
+    ts, y = wave(100)
+    for apart, horizon, shown in ((1, 48, (1, 24, 48)), (1, 1, (1,)), (2, 5, (2, 4)), (9, 3, ())):
+        few, some = ts[::apart], y[::apart]
+        actual = Actual.of(few, some, HOUR, 0, 10)
+        issued = Issued(places(few, HOUR)[9:], *np.zeros((3, len(few) - 9, horizon)))
+        assert score([(actual, issued)]).shown == shown
+
+
+def test_smape_of_nothing_is_nothing() -> None:
+    target, point = np.array([0.0, 0.0, 2.0, np.nan]), np.array([0.0, 3.0, 2.0, 1.0])
+    np.testing.assert_array_equal(smape(target, point), [0, 200, 0, np.nan])
+
+
+def test_an_interval_that_is_not_known_covers_nothing() -> None:
+    ts, y = wave(50)
+    unknown = np.full((10, 1), np.nan)
+    issued = Issued(np.arange(39, 49), y[39:49, None], unknown, unknown)
+    scores = score([(Actual.of(ts, y, HOUR, 24, 40), issued)])
+    assert scores.mean("coverage") == 0
+    assert np.isnan(scores.mean("winkler"))
+    assert 0.7 < scores.mean("coverage", "seasonal_naive") <= 1
+
+
+def test_the_naive_intervals_learn_from_the_first_tick() -> None:
+    """And know nothing of what comes: what is changed later changes none issued before."""
+    ts, y = wave(400)
+    issued = Issued(np.arange(200, 400), *np.zeros((3, 200, 2)))
+    scores = score([(Actual.of(ts, y, HOUR, 24, 201), issued)], 0.8)
+    for name in ("last_value", "seasonal_naive"):
+        assert scores.mean("coverage", name) == pytest.approx(0.8, abs=0.08)
+
+
+def test_all_coverages_share_their_forecasts() -> None:
+    model = random_model(season=24, base="seasonal", horizon=5, directions=3)
+    ts, y = wave(400)
+    narrow, wide = (run(model, ts, y[:, None], 300, coverage=c) for c in (0.5, 0.95))
+    np.testing.assert_array_equal(narrow.point, wide.point)
+    assert (wide.upper - wide.lower > narrow.upper - narrow.lower).all()
 
 
 def test_without_a_season_the_seasonal_naive_is_the_last_value() -> None:
     ts, y = wave(100)
     issued = Issued(np.arange(80, 100), *np.zeros((3, 20, 2)))
-    scores = score([(Actual.of(ts, y, HOUR, 0, 81), issued)], (1, 2), 0.9)
-    for k in ("1", "2"):
-        assert scores.mae[k]["seasonal_naive"] == scores.mae[k]["last_value"]
+    scores = score([(Actual.of(ts, y, HOUR, 0, 81), issued)])
+    for measure in ("mae", "winkler"):
+        last = scores.by_step(measure, "last_value")
+        np.testing.assert_array_equal(scores.by_step(measure, "seasonal_naive"), last)
 
 
 def test_a_horizon_beyond_the_season_looks_whole_seasons_back() -> None:
@@ -119,6 +221,7 @@ def test_a_gap_that_would_fill_the_memory_is_refused() -> None:
 def test_a_constant_series_has_no_mase_and_raises_no_warning() -> None:
     ts, _ = wave(60)
     issued = Issued(np.arange(40, 60), *np.zeros((3, 20, 2)))
-    scores = score([(Actual.of(ts, np.zeros(60), HOUR, 0, 41), issued)], (1, 2), 0.9)
-    assert scores.mae["1"]["model"] == 0
-    assert np.isnan(scores.mase["1"]["model"])
+    scores = score([(Actual.of(ts, np.zeros(60), HOUR, 0, 41), issued)])
+    assert scores.mean("mae") == 0
+    assert scores.mean("smape") == 0
+    assert np.isnan(scores.mean("mase"))

@@ -89,6 +89,7 @@ def test_help_names_every_command_and_each_explains_itself() -> None:
         (["publish", "x.csv", "--speed", "fast"], "'fast' is neither a number above 0 nor 'max'"),
         (["backtest", "m", "x.csv", "--last", "2"], "'2' is not a share"),
         (["backtest", "m", "x.csv", "--last", "0"], "'0' is not a share above 0"),
+        (["backtest", "m", "x.csv", "--levels", "0.5,50"], "'50' is not a share from 0"),
         (["watch", "--wait", "-1"], "'-1' is not a number of seconds, 0 or more"),
         (["fit", "x.csv", "--horizon", "many"], "--horizon many: "),
         (["run", "--set", "model"], "write --set option=value"),
@@ -172,9 +173,12 @@ def test_fit_inspect_backtest(fitted: tuple[Path, Path]) -> None:
     text = streamlstm("inspect", model).stdout
     assert report["model"] in text
     assert f"{report['bytes_per_series']['total']:,}" in text
-    scores = json.loads(streamlstm("backtest", model, data, "--json").stdout)
-    assert scores["mae"]["1"]["model"] < scores["mae"]["1"]["last_value"]
-    assert "within their 90% interval" in streamlstm("backtest", model, data).stdout
+    first, naive = json.loads(streamlstm("backtest", model, data, "--json").stdout)["by_step"][:2]
+    assert (first["forecast"], naive["forecast"]) == ("model", "last_value")
+    assert first["mae"] < naive["mae"]
+    said = streamlstm("backtest", model, data, "--by-series", "--levels", "none").stdout
+    assert "within their 90% interval" in said
+    assert "the worst 2 of 2 series" in said
 
 
 def test_constant_short_and_gappy_series_are_taken_or_told(tmp_path: Path) -> None:
@@ -188,7 +192,7 @@ def test_constant_short_and_gappy_series_are_taken_or_told(tmp_path: Path) -> No
     assert "1 of 4 series skipped" in done.stderr
     assert "missing" in done.stderr
     scores = streamlstm("backtest", tmp_path / "m.safetensors", data, "--json").stdout
-    assert np.isfinite(json.loads(scores)["mae"]["1"]["model"])
+    assert np.isfinite(json.loads(scores)["by_step"][0]["mae"])
 
 
 def test_check_says_that_all_is_well(fitted: tuple[Path, Path], tmp_path: Path) -> None:
@@ -254,10 +258,27 @@ def test_a_key_that_is_not_there(tmp_path: Path, command: tuple[str, ...]) -> No
 def test_pictures_need_a_place_to_go(fitted: tuple[Path, Path], tmp_path: Path) -> None:
     data, model = fitted
     drawn = tmp_path / "f.png"
-    streamlstm("backtest", model, data, "--plot", drawn)
+    written = tmp_path / "r.html"
+    streamlstm("backtest", model, data, "--plot", drawn, "--html", written)
     assert drawn.read_bytes().startswith(b"\x89PNG")
-    assert "ends in .png" in complaint("backtest", model, data, "--plot", tmp_path / "f.jpg")
-    assert "folder" in complaint("backtest", model, data, "--plot", tmp_path / "no" / "f.png")
+    assert written.read_text().endswith("</html>\n")
+
+
+@pytest.mark.parametrize(
+    ("flag", "name", "said"),
+    [
+        ("--plot", "f.jpg", "name a file that ends in .png"),
+        ("--html", "no/r.html", "its folder does not exist; make it"),
+        ("--html", "folder.html", "is a folder; name a file in it"),
+    ],
+)
+def test_where_nothing_can_be_drawn_is_told_before_the_work(
+    tmp_path: Path, flag: str, name: str, said: str
+) -> None:
+    (tmp_path / "folder.html").mkdir()
+    out = tmp_path / name
+    line = complaint("backtest", "no.safetensors", "no.csv", flag, out, code=2)
+    assert line == f"streamlstm backtest: {flag} {out}: {said}"
 
 
 def watching(*arguments: str) -> "subprocess.Popen[str]":
@@ -340,9 +361,9 @@ def test_series_that_cannot_be_judged_are_counted(
     longer, brief = tmp_path / "longer.csv", "brief,2024-03-01 00:00:00,1\n"
     longer.write_text(f"{data.read_text()}\n{brief}none,2024-03-01 00:00:00,\n")
     done = streamlstm("backtest", model, longer, "--json")
-    assert json.loads(done.stdout) == json.loads(
-        streamlstm("backtest", model, data, "--json").stdout
-    )
+    found = json.loads(done.stdout)
+    as_before = json.loads(streamlstm("backtest", model, data, "--json").stdout)
+    assert found == as_before | {"data": str(longer), "skipped": 1}
     assert "1 of 3 series skipped" in streamlstm("backtest", model, longer).stderr
     longer.write_text(f"unique_id,ds,y\n{brief}")
     assert "no series is long enough" in complaint("backtest", model, longer)
@@ -354,7 +375,8 @@ def test_what_is_not_known_is_null_in_json(fitted: tuple[Path, Path], tmp_path: 
     days = (divmod(hour, 24) for hour in range(200))
     flat.write_text("ds,y\n" + "".join(f"2024-01-{d + 1:02d} {h:02d}:00,7\n" for d, h in days))
     done = streamlstm("backtest", model, flat, "--json")
-    assert json.loads(done.stdout, parse_constant=pytest.fail)["mase"]["1"]["last_value"] is None
+    found = json.loads(done.stdout, parse_constant=pytest.fail)
+    assert {record["mase"] for record in found["by_step"]} == {None}
     assert "Warning" not in done.stderr
 
 

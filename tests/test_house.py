@@ -28,8 +28,10 @@ LEVELS = {
     "service": 10,
     # the side rooms: nothing of the daemon may import them
     "datasets": 11, "samples": 11, "speed": 11, "precision": 11, "backtest": 11,
-    "client": 12, "directions": 12, "terminal": 12, "linear": 12, "gradient": 12,
-    "plot": 13, "mixture": 13, "bptt": 13, "offline": 13,
+    "svg": 11,
+    "client": 12, "directions": 12, "rolling": 12, "linear": 12, "gradient": 12,
+    "terminal": 13, "mixture": 13, "bptt": 13,
+    "plot": 14, "report": 14, "offline": 14,
     "train": 14,
     "demo": 15,
     "commands": 16,

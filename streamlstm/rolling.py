@@ -1,0 +1,191 @@
+"""A backtest of a whole table: every tick of the latest part of each series is an origin.
+
+What is kept of a series does not grow with it: sums of losses, and its latest forecast.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from streamlstm.backtest import MODELS, Actual, BacktestError, Floats, Issued, Scores, judge, run
+from streamlstm.datasets.frames import SeriesData
+from streamlstm.model import Model
+
+BACK = 48
+"""Steps shown before a forecast, at least."""
+
+
+@dataclass(frozen=True)
+class Fan:
+    """The latest forecast of a series of which all steps came, or else its first."""
+
+    origin_ns: int
+    """time of the tick that it was made at"""
+    past: Floats
+    """(n,) what came up to then, by step; NaN where a tick is missing"""
+    came: Floats
+    """(horizon,) what came since"""
+    point: Floats
+    """(horizon,)"""
+    intervals: dict[float, tuple[Floats, Floats]]
+    """coverage -> lower and upper, (horizon,)"""
+
+    @classmethod
+    def of(cls, ts: int, actual: Actual, issued: dict[float, Issued], row: int) -> "Fan":
+        """Made at the tick of time ``ts``, that of the forecast in ``row``."""
+        some = next(iter(issued.values()))
+        place, horizon = int(some.place[row]), some.point.shape[1]
+        came = np.full(horizon, np.nan)
+        known = actual.y[place + 1 : place + 1 + horizon]
+        came[: len(known)] = known
+        return cls(
+            ts,
+            actual.y[max(0, place - max(BACK, 3 * horizon)) : place + 1].copy(),
+            came,
+            some.point[row].copy(),
+            {c: (of.lower[row].copy(), of.upper[row].copy()) for c, of in issued.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One series."""
+
+    name: str
+    scores: Scores
+    """of all steps together"""
+    fan: Fan
+
+
+@dataclass(frozen=True)
+class Backtest:
+    """What a backtest found."""
+
+    model: Model
+    data: str
+    learning: bool
+    scores: Scores
+    series: list[Judged]
+    skipped: int
+    """series after whose first forecast nothing came"""
+    period_ns: tuple[int, int]
+    """the first and the last tick that was forecast"""
+    first: tuple[Actual, Issued]
+    """the first series, for a picture"""
+
+    def worst_first(self) -> list[Judged]:
+        """The series by their MASE, or MAE where there is none for any; not known is last."""
+        measure = "mase" if np.isfinite(self.scores.mean("mase")) else "mae"
+        found = np.array([one.scores.mean(measure) for one in self.series])
+        return [self.series[i] for i in np.argsort(-found, kind="stable")]
+
+    def as_json(self) -> dict[str, Any]:
+        """Lists of records, as ``pandas.DataFrame`` takes them; NaN where not known."""
+        spec, scores = self.model.spec, self.scores
+        begin, end = (_time(ts) for ts in self.period_ns)
+        return {
+            "model": self.model.id,
+            "data": self.data,
+            "from": begin,
+            "to": end,
+            "step_seconds": spec.step_ns / 1e9,
+            "horizon": spec.horizon,
+            "season": spec.season,
+            "learning": self.learning,
+            "coverage": scores.coverages[0],
+            "series": len(self.series),
+            "skipped": self.skipped,
+            "forecasts": scores.forecasts,
+            "targets": scores.targets,
+            "overall": [row for _, row in _records(scores.over_steps())],
+            "by_step": [{"step": k} | row for k, row in _records(scores)],
+            "by_series": [
+                {"series": one.name, "forecasts": one.scores.forecasts} | row
+                for one in self.series
+                for _, row in _records(one.scores)
+            ],
+            "intervals": [
+                {"interval": c, "step": k} | row
+                for c in scores.coverages
+                for k, row in _records(scores, c)
+            ],
+        }
+
+
+def _time(ts_ns: int) -> str:
+    return datetime.fromtimestamp(ts_ns // 1_000_000_000, UTC).isoformat()
+
+
+def _records(scores: Scores, coverage: float = 0.0) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Step and measures of each forecaster; all measures, or those of one interval."""
+    measures = [of for of in scores.measures if not coverage or (of, coverage) in scores.sums]
+    found = {(of, name): scores.by_step(of, name, coverage) for of in measures for name in MODELS}
+    for k in range(1, scores.horizon + 1):
+        if scores.came(k):
+            for name in MODELS:
+                row = {of: float(found[of, name][k - 1]) for of in measures}
+                yield k, {"forecast": name} | row
+
+
+def effort(series: Sequence[SeriesData], coverages: Sequence[float]) -> int:
+    """Ticks that a backtest passes through: of the model and two naive forecasts, per interval."""
+    return len(MODELS) * len(coverages) * sum(len(s.ts) for s in series)
+
+
+def backtest(
+    model: Model,
+    data: str,
+    series: Sequence[SeriesData],
+    known: Sequence[int],
+    coverages: Sequence[float],
+    *,
+    learning: bool = True,
+    progress: Callable[[int], None] = lambda ticks: None,
+) -> Backtest:
+    """Judge ``model`` on all of each series but its first ``known`` ticks.
+
+    ``data`` says where they are from. The model runs once for each of ``coverages``: its forecasts
+    are the same, its intervals not. ``progress`` is told how many ticks of :func:`effort` are done.
+
+    Raises:
+        BacktestError: no series is long enough, or one cannot be judged.
+    """
+    spec = model.spec
+    judged: list[Judged] = []
+    total: Scores | None = None
+    first: tuple[Actual, Issued] | None = None
+    period: list[int] = []
+    for s, past in zip(series, known, strict=True):
+        past, ticks = max(past, 1), len(s.ts)
+        if past >= ticks:  # nothing comes after its first forecast
+            progress(effort([s], coverages))
+            continue
+        issued = {}
+        for c in coverages:
+            issued[c] = run(model, s.ts, s.values, past, coverage=c, learning=learning)
+            progress(ticks)
+        actual = Actual.of(s.ts, s.values[:, 0], spec.step_ns, spec.season, past)
+        scores = judge(actual, issued, functools.partial(progress, ticks))
+        some = issued[coverages[0]]
+        row = int(np.searchsorted(some.place, len(actual.y) - 1 - spec.horizon, side="right"))
+        row = max(0, row - 1)
+        fan = Fan.of(int(s.ts[past - 1 + row]), actual, issued, row)
+        judged.append(Judged(s.name, scores.over_steps(), fan))
+        total = total + scores if total else scores
+        first = first or (actual, some)
+        period += [int(s.ts[past]), int(s.ts[-1])]
+    if total is None or first is None:
+        raise BacktestError(f"{data}: no series is long enough to be judged; raise --last")
+    if not total.targets:
+        raise BacktestError(
+            f"{data}: no tick lies on a step that was forecast; a step of the model is"
+            f" {spec.step_ns / 1e9:g} s, its horizon {spec.horizon} steps"
+        )
+    return Backtest(
+        model, data, learning, total, judged, len(series) - len(judged),
+        (min(period), max(period)), first,
+    )  # fmt: skip
