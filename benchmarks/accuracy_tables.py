@@ -19,10 +19,12 @@ from benchmarks.accuracy_task import (
     cut,
     fitted,
     forecast,
+    known_part,
     made_at,
     naive,
     naive_rows,
     our_rows,
+    without_lstm,
 )
 from streamlstm.backtest import Actual, Issued, places
 from streamlstm.datasets.bundled import DATASETS, load
@@ -109,6 +111,15 @@ def etth1(folder: Path, settings: Settings) -> Iterator[Row]:
             method = f"recursive LS, {shown} 25 h, {forgetting}"
             yield Row("B", method, score(task.actual, made), time.perf_counter() - began)
     yield from quoted("B", {"recursive LS, 24 lags": {"MSE": 0.2263}})
+    for seed in range(settings.seeds):
+        whole = fitted(task, known_part(task), seed, settings)
+        linear = without_lstm(task, seed, settings)
+        for method, model, learning in (
+            ("learning alone, no LSTM", linear, True),
+            ("LSTM alone, no learning", whole, False),
+        ):
+            made = [forecast(model, s, known - 1, 0.9, learning) for s in series]
+            yield Row("B", f"{method}, seed {seed}", score(task.actual, made))
     yield from our_rows(task, score, settings, {"MSE": (0, 0.226)})
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from benchmarks import coverage
 from streamlstm.backtest import Actual, Issued, run
 from streamlstm.datasets.frames import SeriesData
+from streamlstm.directions import with_directions
+from streamlstm.golden import make_golden
 from streamlstm.model import Model
 from streamlstm.train import FitOptions, fit
 
@@ -95,17 +97,37 @@ def fitted(task: Task, past: Sequence[SeriesData], seed: int, settings: Settings
     return model
 
 
-def forecast(model: Model, series: SeriesData, first: int, level: float) -> Issued:
+def forecast(
+    model: Model, series: SeriesData, first: int, level: float, learning: bool = True
+) -> Issued:
     """The one way through the live engine: forecasts made from tick ``first`` on."""
-    return run(model, series.ts, series.values, first + 1, coverage=level)
+    return run(model, series.ts, series.values, first + 1, coverage=level, learning=learning)
+
+
+def known_part(task: Task) -> list[SeriesData]:
+    """What there is to learn from."""
+    pairs = zip(task.series, task.known, strict=True)
+    return [SeriesData(s.name, s.ts[:n], s.values[:n]) for s, n in pairs]
+
+
+def without_lstm(task: Task, seed: int, settings: Settings) -> Model:
+    """The linear start of the fit alone, with directions of the input vector alone."""
+    past, fit = known_part(task), dict(settings.fit) | {"updates": 1}
+    model = fitted(task, past, seed, replace(settings, fit=fit))
+    few = model.spec.outputs
+    weights = {
+        name: np.zeros_like(array) if name.startswith("lstm") else array[:few]
+        for name, array in model.weights.items()
+    }
+    weights["head.weight"] = np.zeros_like(weights["head.weight"])
+    spec = model.spec.model_copy(update={"directions": 0})
+    spec, weights = with_directions(spec, weights, [(s.ts, s.values) for s in past])
+    return Model(spec, weights, make_golden(spec, weights), model.errors)
 
 
 def live(task: Task, seed: int, settings: Settings) -> tuple[dict[float, list[Issued]], float]:
     """Our forecasts at each level of coverage, and the seconds of the fit."""
-    past = [
-        SeriesData(s.name, s.ts[:n], s.values[:n])
-        for s, n in zip(task.series, task.known, strict=True)
-    ]
+    past = known_part(task)
     began = time.perf_counter()
     model = fitted(task, past, seed, settings)
     seconds = time.perf_counter() - began

@@ -53,7 +53,6 @@ from streamlstm.policies import (
     is_message,
     rules_of,
 )
-from streamlstm.quality import Score
 from streamlstm.rounds import arrange, blame, compute, finish, proceed
 from streamlstm.series import Series, bytes_per_series
 from streamlstm.ticks import (
@@ -220,12 +219,11 @@ class Engine:
         return dict(zip(CHANGES, self.work.counts.changes.tolist(), strict=True))
 
     @property
-    def scores(self) -> dict[int, Score]:
-        """Of the forecasts whose tick came since the engine was opened, by step ahead."""
-        of = self.work.quality
-        columns = zip(of.scored, of.covered, of.error, of.naive, strict=True)
+    def scores(self) -> dict[int, tuple[float, ...]]:
+        """Columns of :class:`Score`, since the engine was opened, by step ahead."""
+        columns = [column.tolist() for column in self.work.quality.sums]
         steps = self.work.intervals.steps.tolist()
-        return {step: Score(*map(float, row)) for step, row in zip(steps, columns, strict=True)}
+        return {k: tuple(column[a] for column in columns) for a, k in enumerate(steps)}
 
     @property
     def gaps(self) -> int:

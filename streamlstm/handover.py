@@ -90,6 +90,8 @@ class Handover:
         ]
         pairs += zip(mine.changes, its.changes, strict=True)
         pairs += zip(self.new.work.counts, self.old.work.counts, strict=True)
+        if self.new.scores.keys() == self.old.scores.keys():
+            pairs += zip(self.new.work.quality.sums, self.old.work.quality.sums, strict=True)
         for one, other in pairs:
             one[:] = other
 

@@ -17,19 +17,25 @@ ERROR, NAIVE, INSIDE = range(3)
 """What is marked of a forecast whose tick came."""
 
 
-class Quality(NamedTuple):
+class Score(NamedTuple):
     """What became of forecasts, by scored step."""
 
-    marks: NDArray[np.float32]
-    """(n, scored, targets, 3) of the ticks of a batch; a NaN error where none was due"""
-    scored: NDArray[np.int64]
+    scored: NDArray[np.float64]
     """(scored,) forecasts whose tick came"""
-    covered: NDArray[np.int64]
+    covered: NDArray[np.float64]
     """(scored,) of them those within their interval"""
     error: NDArray[np.float64]
     """(scored,) sum of their absolute errors, in units of the scale of the series"""
     naive: NDArray[np.float64]
     """(scored,) the same of the value that was the latest when they were made"""
+
+
+class Quality(NamedTuple):
+    """What is scored, and its sums."""
+
+    marks: NDArray[np.float32]
+    """(n, scored, targets, 3) of the ticks of a batch; a NaN error where none was due"""
+    sums: Score
 
     @classmethod
     def of(cls, plan: Plan, targets: int, n: int) -> "Quality":
@@ -37,20 +43,8 @@ class Quality(NamedTuple):
         steps = len(plan.steps)
         return cls(
             np.full((n, steps, targets, 3), np.nan, np.float32),
-            np.zeros(steps, np.int64),
-            np.zeros(steps, np.int64),
-            np.zeros(steps),
-            np.zeros(steps),
+            Score(*(np.zeros(steps) for _ in Score._fields)),
         )
-
-
-class Score(NamedTuple):
-    """The same of one step, summed up."""
-
-    scored: float
-    covered: float
-    error: float
-    naive: float
 
 
 # _nrt=False: nothing here owns an array, and reference counts would cost more than the work.
@@ -101,7 +95,7 @@ def tally(quality: Quality, tick: int) -> None:
     for a in range(marks.shape[1]):
         for j in range(marks.shape[2]):
             if marks[tick, a, j, ERROR] >= 0.0:
-                quality.scored[a] += 1
-                quality.covered[a] += marks[tick, a, j, INSIDE] > 0.0
-                quality.error[a] += marks[tick, a, j, ERROR]
-                quality.naive[a] += marks[tick, a, j, NAIVE]
+                quality.sums.scored[a] += 1.0
+                quality.sums.covered[a] += marks[tick, a, j, INSIDE]
+                quality.sums.error[a] += marks[tick, a, j, ERROR]
+                quality.sums.naive[a] += marks[tick, a, j, NAIVE]

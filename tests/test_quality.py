@@ -1,10 +1,10 @@
 """What is said of forecasts live is what a backtest of them says afterwards."""
 
 import numpy as np
-import pytest
 
 from streamlstm.engine import Engine
 from streamlstm.features import features_of
+from streamlstm.handover import Handover
 from streamlstm.policies import Policies
 from streamlstm.ticks import WARM, Keys, Ticks
 from tests.models import HOUR, random_model
@@ -63,4 +63,21 @@ def test_a_missing_value_scores_nothing() -> None:
             np.zeros(1, np.int32), np.array([HOUR * i]), np.array([[value]]), np.zeros(1, np.uint8)
         )
         engine.step(ticks, 0)
-    assert engine.scores[1].scored == pytest.approx(2)
+    assert engine.scores[1][0] == 2
+
+
+def test_another_model_counts_on() -> None:
+    old, new = (
+        Engine(random_model(seed, lags=(1, 4)), max_series=2, ordered=True) for seed in (0, 1)
+    )
+    old.series.lookup(Keys.of([b"a"]))
+    for i in range(5):
+        one = np.zeros(1, np.int32), np.array([HOUR * i]), np.array([[1.0 + i]])
+        old.step(Ticks(*one, np.zeros(1, np.uint8)), 0)
+    assert old.scores[1][0] > 0
+    handover = Handover(old, new)
+    while not handover.done:
+        handover.prepare()
+        handover.advance()
+    handover.settle()
+    assert new.scores == old.scores
