@@ -151,14 +151,26 @@ def around(
     ``place`` (n,) of each tick on its grid, ``y`` (n,), ``point`` (n, horizon) made there.
     """
     n, horizon = point.shape
-    bands, layout = placed(Bands(**records(bands_fields(layout), 1))), placed(layout)
+    bands = placed(Bands(**records(bands_fields(layout), 1)))
     quantiles = np.empty((n, 2, horizon, 1))
-    scale = np.ones((1, 1))
-    values, points = y[:, None], point[:, :, None]
-    for i in range(n):
-        steps = place[i] - place[i - 1] if i else 1
+    _around(placed(layout), bands, place, y[:, None], np.ones((1, 1)), point[:, :, None], quantiles)
+    return quantiles[:, 0, :, 0], quantiles[:, 1, :, 0]
+
+
+@njit(cache=True, error_model="numpy", _nrt=False)
+def _around(
+    plan: Plan,
+    bands: Bands,
+    place: NDArray[np.int64],
+    values: NDArray[np.float64],
+    scale: NDArray[np.float64],
+    point: NDArray[np.float64],
+    quantiles: NDArray[np.float64],
+) -> None:
+    before = place[0] - 1 if len(place) else 0
+    for i in range(len(place)):
         surround(
-            layout, bands, 0, place[i], steps, values, i, scale, 0, points, quantiles, i,
+            plan, bands, 0, place[i], place[i] - before, values, i, scale, 0, point, quantiles, i,
             False,
         )  # fmt: skip
-    return quantiles[:, 0, :, 0], quantiles[:, 1, :, 0]
+        before = place[i]

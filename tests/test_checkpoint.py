@@ -319,9 +319,9 @@ def test_a_checkpoint_that_takes_long_keeps_no_tick_waiting(
             daemon.wait()
             assert not path.exists()
             return
-        gate.close()
-        (tmp_path / "gate").unlink()
-        (tmp_path / "gate").write_bytes(b"")  # open from now on
+        (tmp_path / "open").write_bytes(b"")
+        (tmp_path / "open").replace(tmp_path / "gate")  # for who comes from now on
+        gate.close()  # for who waits
         assert daemon.wait() == 0
     engine = Engine(load_model(model))
     assert checkpoint.load(engine, path) is not None
