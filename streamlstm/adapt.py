@@ -44,7 +44,7 @@ LARGEST = 2.0
 FEW = 20
 """Answers after which a single error no longer counts for more than ten usual ones."""
 FAR = 1e9
-"""Scales off, from which on nothing is learned from an error."""
+"""What is that large, or no number, teaches nothing: an error in scales, a guess, an example."""
 
 
 class Plan(NamedTuple):
@@ -156,7 +156,7 @@ def correct(
             frozen = point[to, k - 1, j]
             guess = learned.theta[slot, a, j, 0] + _dot(_weights(learned, slot, a, j), shown, size)
             most = np.float32(LARGEST) * learned.usual[slot, a, j]
-            guess = min(max(guess, -most), most)
+            guess = min(max(guess, -most), most) if abs(guess) < FAR else np.float32(0.0)
             if anew:
                 learned.forecast[slot, a, j, 0] = frozen
                 learned.forecast[slot, a, j, 1] = scale[row, j]
@@ -266,6 +266,8 @@ def _move(learned: Learned, slot: int, a: int, j: int, error: float, usual: floa
     size = 4 * learned.example.shape[2]
     guess = learned.theta[slot, a, j, 0] + _dot(weights, example, size)
     square = np.float32(1.0) + _dot(example, example, size)
+    if not square < FAR:
+        return
     left = min(max(error - guess, -usual), usual)
     step = np.float32(RATE * left / (1.0 + RATE * square))
     learned.theta[slot, a, j, 0] += step

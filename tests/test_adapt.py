@@ -13,7 +13,7 @@ from streamlstm.datasets.frames import SeriesData
 from streamlstm.directions import BYTES, room, with_directions
 from streamlstm.engine import Engine
 from streamlstm.features import features_of
-from streamlstm.golden import network_of
+from streamlstm.golden import make_golden, network_of
 from streamlstm.kernels import cpu
 from streamlstm.model import Model, ModelError, Spec
 from streamlstm.ticks import Keys, Ticks
@@ -93,6 +93,26 @@ def test_years_of_nothing_and_then_a_jump_do_no_harm() -> None:
     assert np.isfinite(learned).all()
     assert learned[49_000:49_990].max() < 0.1
     assert learned[-500:].mean() < 1.01 * frozen[-500:].mean()
+
+
+def test_what_overflows_teaches_nothing() -> None:
+    """Directions can be infinite where the forecast is not; they leave nothing behind."""
+    model = random_model(directions=3, horizon=1, scaling={"kind": "none"})
+    skip = model.weights["head.skip"].copy()
+    skip[1:] *= 1e6
+    weights = {**model.weights, "head.skip": skip}
+    large = Model(model.spec, weights, make_golden(model.spec, weights), model.errors)
+    engine = Engine(large, max_series=2, max_batch=1)
+    engine.series.lookup(Keys.of([b"a"]))
+    slot, y = np.zeros(1, np.int32), autoregression((0.9, 0.0), 0, 200)
+    y[::40] = 1e36
+    for i, value in enumerate(y):
+        ts = np.array([HOUR * i])
+        out = engine.step(Ticks(slot, ts, np.array([[value]]), slot.astype(np.uint8)), 0)
+        assert np.isfinite(out.point).all()
+        assert len(out.point) == 1
+    assert np.isfinite(engine.work.learned.theta[0]).all()
+    assert np.isfinite(engine.work.learned.gain[0]).all()
 
 
 def test_only_learned_steps_take_memory_and_time() -> None:
