@@ -68,7 +68,9 @@ def killed(kills: int, seed: int, parks: bool) -> dict[str, Any]:
     while sum(done.values()) < kills:
         with tempfile.TemporaryDirectory() as folder:
             attempt += 1
-            victim = Victim(Path(folder), random_model_file(Path(folder)), seed + attempt, parks)
+            victim = Victim(
+                Path(folder), random_model_file(Path(folder), directions=6), seed + attempt, parks
+            )
             ways = (victim.kill_under_load, victim.kill_at_operation, victim.kill_at_start)
             try:
                 for way in ways * kills:
@@ -96,8 +98,8 @@ def reloaded(kills: int, seed: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             (folder / "next").mkdir()
-            following = random_model_file(folder / "next", seed=1)
-            victim = Victim(folder, random_model_file(folder), seed + attempt)
+            following = random_model_file(folder / "next", seed=1, directions=6)
+            victim = Victim(folder, random_model_file(folder, directions=6), seed + attempt)
             takes = victim.kill_at_reload(following, (0.03, 0.1, 0.3)[attempt % 3])
             forecasts, ticks = forecasts + len(takes), ticks + sum(victim.sent.values())
             try:
@@ -119,7 +121,7 @@ def cut_off(durability: str, cuts: int, seed: int, parks: bool) -> dict[str, Any
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         options = {"journal.durability": durability}
-        victim = Victim(folder, random_model_file(folder), seed, parks, **options)
+        victim = Victim(folder, random_model_file(folder, directions=6), seed, parks, **options)
         while done < cuts:
             disk, takes = victim.record(folder / "log", sync_seconds=0.001)
             kinds.update(op.kind for op in disk.ops if op.begun)
