@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import coverage
-from streamlstm.backtest import Actual, Issued, run
+from streamlstm.backtest import Actual, Issued, run, targets
 from streamlstm.datasets.frames import SeriesData
 from streamlstm.directions import with_directions
 from streamlstm.golden import make_golden
@@ -87,7 +87,7 @@ def naive(actual: Actual, place: NDArray[np.int64], horizon: int, kind: str) -> 
 
 def absolute_errors(actual: Actual, issued: Issued) -> Floats:
     """(m, horizon)"""
-    return np.abs(issued.point - coverage.targets(actual, issued))
+    return np.abs(issued.point - targets(actual, issued))
 
 
 def fitted(task: Task, past: Sequence[SeriesData], seed: int, settings: Settings) -> Model:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from streamlstm.backtest import Actual, Issued, score
+from streamlstm.backtest import Actual, Issued, score, targets
 
 Floats = NDArray[np.float64]
 Pairs = Sequence[tuple[Actual, Issued]]
@@ -41,13 +41,6 @@ def judged(pairs: Pairs, level: float, season: int) -> dict[str, float]:
         measures["worst fifth"] = float(worst_fifth(np.array([np.nanmean(one) for one in hits])))
         measures["chance"] = worst_by_chance(hits, level, length)
     return measures
-
-
-def targets(actual: Actual, issued: Issued) -> Floats:
-    """(m, horizon) what came of each forecast; NaN: not known."""
-    at = issued.place[:, None] + np.arange(1, issued.point.shape[1] + 1)
-    last = len(actual.y) - 1
-    return np.where(at <= last, actual.y[np.minimum(at, last)], np.nan)
 
 
 def inside(actual: Actual, issued: Issued) -> Floats:

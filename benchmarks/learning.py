@@ -3,8 +3,8 @@
     python -m benchmarks.learning [--series 100000] [--hidden 64] [--repeats 40] [--json FILE]
 
 The same batches of 1,024 ticks of different series go through engines that differ in what is on,
-in turn within each repeat; figures are medians over repeats of a tick's time. The network's
-directions are part of the model's outputs, so that a model without them is the bare one.
+in turn within each repeat; figures are medians over repeats of a tick's time. The bare one's model
+has no directions; the last one's has, and all is switched off.
 """
 
 import argparse
@@ -18,11 +18,10 @@ import numpy as np
 
 from streamlstm.directions import room
 from streamlstm.engine import Engine
-from streamlstm.golden import make_golden
-from streamlstm.model import Blend, Errors, Model, Spec
+from streamlstm.model import Model
 from streamlstm.ticks import Keys, Ticks
+from tests.models import HOUR, random_model
 
-HOUR = 3_600_000_000_000
 BATCH = 1024
 PER_REPEAT = 16
 """Batches of each engine in a repeat."""
@@ -31,33 +30,27 @@ WAYS: dict[str, dict[str, Any]] = {
     "intervals, scores": {"coverage": 0.9, "learning": False},
     "learning": {"coverage": 0.0, "learning": True},
     "all": {"coverage": 0.9, "learning": True},
+    "switched off": {"coverage": 0.0, "learning": False},
 }
 
 
 def model(hidden: int, horizon: int, directions: bool) -> Model:
     """An hourly one with random weights, of the shape that a fit gives."""
     lags = (*range(1, 6), *(p + n for p in (24, 48, 168) for n in range(-2, 3)))
-    blend = Blend(short=24, long=168, weights=((0.2, 0.3, 0.1),) * horizon)
-    spec = Spec(
-        hidden=hidden, step_ns=HOUR, horizon=horizon, season=24, base="blend", blend=blend,
-        lags=lags, calendar=("hour", "week"),
-    )  # fmt: skip
-    spec = spec.model_copy(update={"directions": room(spec) if directions else 0})
-    rng = np.random.default_rng(0)
-    size = 1 / np.sqrt(hidden)
-    weights = {
-        name: rng.uniform(-size, size, shape).astype(np.float32)
-        for name, shape in spec.weight_shapes().items()
-    }
-    errors = Errors(np.array([0.9]), np.full((1, horizon), 1.0, np.float32))
-    return Model(spec, weights, make_golden(spec, weights), errors)
+    blend = {"short": 24, "long": 168, "weights": ((0.2, 0.3, 0.1),) * horizon}
+    shape = {
+        "hidden": hidden, "horizon": horizon, "season": 24, "base": "blend", "blend": blend,
+        "lags": lags, "calendar": ("hour", "week"),
+    }  # fmt: skip
+    many = room(random_model(**shape).spec) if directions else 0
+    return random_model(**shape, directions=many)
 
 
 def measure(series: int, hidden: int, horizon: int, repeats: int) -> dict[str, dict[str, float]]:
     """Microseconds a tick and bytes a series of each way."""
     engines = {}
     for name, options in WAYS.items():
-        of = model(hidden, horizon, options["learning"])
+        of = model(hidden, horizon, options["learning"] or name == "switched off")
         engine = Engine(of, max_series=series, max_batch=BATCH, **options)
         engine.series.lookup(Keys.of([b"%d" % i for i in range(series)]))
         engine.warm_up()

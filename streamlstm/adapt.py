@@ -18,7 +18,7 @@ answered, so many that they do not keep to one phase of a season. Steps between 
 are corrected by the line between theirs. All is in units of the scale of the series.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import gcd
 from typing import NamedTuple
 
@@ -118,6 +118,17 @@ def learned_fields(plan: Plan, spec: Spec) -> Fields:
         "answers": (np.int32, (steps, targets)),
         "used": (np.float32, (steps, targets)),
     }
+
+
+def without_directions(
+    spec: Spec, weights: Mapping[str, NDArray[np.float32]]
+) -> tuple[Spec, dict[str, NDArray[np.float32]]]:
+    """Of a network that gives its forecasts alone, for who learns nothing."""
+    few = {
+        name: array[: spec.outputs] if name.startswith("head.") else array
+        for name, array in weights.items()
+    }
+    return spec.model_copy(update={"directions": 0}), few
 
 
 # _nrt=False: nothing here owns an array, and reference counts would cost more than the work.

@@ -220,7 +220,7 @@ def judge(
     """
     coverages = tuple(issued)
     some = issued[coverages[0]]
-    target = _targets(actual, some)
+    target = targets(actual, some)
     losses = [_losses(target, issued, actual.scale)]
     for kind in MODELS[1:]:
         if kind == "seasonal_naive" and not actual.season:
@@ -236,7 +236,7 @@ def judge(
     return Scores(coverages, sums, len(some.place))
 
 
-def _targets(actual: Actual, issued: Issued) -> Floats:
+def targets(actual: Actual, issued: Issued) -> Floats:
     """(m, horizon) what came; NaN where nothing did."""
     at = issued.place[:, None] + np.arange(1, issued.point.shape[1] + 1)
     last = len(actual.y) - 1

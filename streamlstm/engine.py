@@ -128,14 +128,16 @@ class Engine:
         self.model = model
         self.max_batch, self.coverage, self.policies = max_batch, coverage, policies
         self.history = history
-        spec = model.spec
+        spec, weights = model.spec, model.weights
+        if not learning:
+            spec, weights = adapt.without_directions(spec, weights)
         steps = _scored(spec, scored)
         bands = intervals.plan(spec.horizon, spec.targets, coverage, model.errors, steps)
         latest = latest_fields(spec)
         lessons = adapt.plan(spec, steps if learning else (), model.id)
         corrections = adapt.learned_fields(lessons, spec)
         fields = state_fields(spec, bands, lessons, keep_latest, history)
-        network = network_of(spec, model.weights)
+        network = network_of(spec, weights)
         self.bytes_per_series = {"recurrent": self.kernels.bytes_per_series(network)}
         self.bytes_per_series |= bytes_per_series(fields, max_series, max_key)
         _refuse_what_does_not_fit(sum(self.bytes_per_series.values()), max_series)

@@ -123,6 +123,13 @@ def test_only_learned_steps_take_memory_and_time() -> None:
     assert "theta" not in off.bytes_per_series
     assert off.bytes_per_series.keys() == plain.bytes_per_series.keys()
     assert on.bytes_per_series["theta"] == 2 * (1 + 4) * 4
+    made = []
+    for engine in (off, on):
+        engine.series.lookup(Keys.of([b"a"]))
+        ticks = Ticks(np.zeros(5, np.int32), hours(5), np.ones((5, 1)), np.zeros(5, np.uint8))
+        made.append(engine.step(ticks, 0).point.copy())
+    assert (off.work.outputs.shape[1], on.work.outputs.shape[1]) == (9, 9 + 4)
+    np.testing.assert_array_equal(*made)  # nothing is learned yet
     with pytest.raises(ModelError, match=r"choose engine.scored from 1 to 9"):
         Engine(model, max_series=2, scored=(10,))
 
