@@ -191,6 +191,8 @@ def test_health_and_metrics_of_the_real_process(daemon: Daemon, client: Client) 
     received = daemon.metric("streamlstm_ticks_received_total")
     published = daemon.metric("streamlstm_predictions_published_total")
     latencies = daemon.metric("streamlstm_tick_to_publish_seconds_count")
+    one_ahead = 'streamlstm_forecasts_scored_total{step="1"}'
+    scored = daemon.metric(one_ahead)
     for hour in (1, 2, 5, 6):
         client.tick("measured", ts=hour * HOUR, value=1)
     client.predictions(4)
@@ -199,6 +201,7 @@ def test_health_and_metrics_of_the_real_process(daemon: Daemon, client: Client) 
     assert daemon.metric("streamlstm_ticks_received_total") == received + 4
     assert daemon.metric("streamlstm_predictions_published_total") == published + 4
     assert daemon.metric("streamlstm_tick_to_publish_seconds_count") == latencies + 4
+    assert daemon.metric(one_ahead) == scored + 2  # those made at hours 1 and 5
     assert daemon.metric("streamlstm_input_gaps_total") >= 1
     active = daemon.metric("streamlstm_active_series")
     assert active == daemon.metric("streamlstm_series_started_total")
