@@ -385,6 +385,7 @@ class Engine:
         """
         if len(ticks.slot) > self.max_batch:
             raise ValueError(f"{len(ticks.slot)} ticks exceed max_batch = {self.max_batch}")
+        ticks = Ticks(*(np.require(column, None, "CW") for column in ticks))  # as is compiled for
         work, progress = self.work, self.work.schedule.progress
         if self.code:
             published = compute(work, ticks, now, self.code, self.buffers.plan, self.stages)
