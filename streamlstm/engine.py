@@ -17,6 +17,7 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from types import MappingProxyType, ModuleType
+from typing import Any, TypeVar
 
 import numpy as np
 from numba.extending import register_jitable
@@ -69,6 +70,7 @@ from streamlstm.ticks import (
 )
 from streamlstm.work import COUNT, FAULTY, Batch, Given, Latest, Recent, Schedule, Work
 
+Column = TypeVar("Column", bound=NDArray[Any])
 BACKENDS = ("cpu", "cuda", "auto")
 HISTORY = 32
 """Ticks kept of each series, unless it is said how many."""
@@ -385,7 +387,8 @@ class Engine:
         """
         if len(ticks.slot) > self.max_batch:
             raise ValueError(f"{len(ticks.slot)} ticks exceed max_batch = {self.max_batch}")
-        ticks = Ticks(*(np.require(column, None, "CW") for column in ticks))  # as is compiled for
+        slot, ts, values, flags = ticks
+        ticks = Ticks(_compact(slot), _compact(ts), _compact(values), _compact(flags))
         work, progress = self.work, self.work.schedule.progress
         if self.code:
             published = compute(work, ticks, now, self.code, self.buffers.plan, self.stages)
@@ -481,6 +484,12 @@ def latest_fields(spec: Spec, telling: bool = False) -> Fields:
         "latest": (np.float64, (3, spec.horizon, spec.targets)),
         "latest_quality": (np.float64, (len(watch.MEASURES) * telling,)),
     }
+
+
+def _compact(column: Column) -> Column:
+    """The same in one piece, and not read-only: what compiled code is compiled for."""
+    whole: Column = np.require(column, requirements=("C", "W"))
+    return whole
 
 
 def _scored(spec: Spec, steps: Sequence[int]) -> tuple[int, ...]:
