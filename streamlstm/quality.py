@@ -65,7 +65,8 @@ def mark(
     """Look at the forecasts that were made for the tick at ``place``, ``steps`` after the latest.
 
     ``past`` (series, history, targets) is that of :class:`streamlstm.features.Memory`, the rest as
-    :func:`streamlstm.intervals.surround`, before which this is called, is given it.
+    :func:`streamlstm.intervals.surround`, before which this is called, is given it. The interval
+    looked at is the main one.
     """
     marks, history = quality.marks, past.shape[1]
     for a in range(len(plan.steps)):
@@ -75,7 +76,8 @@ def mark(
             marks[tick, a, j, ERROR] = np.nan
             if place < k or steps > k:  # no forecast was made then
                 continue
-            value, reach = values[tick, j], np.float64(bands.reach[slot, at, j])
+            value = values[tick, j]
+            reach = np.float64(bands.reach[slot, at * len(plan.coverages), j])
             error = abs(value - bands.pending[slot, at, j])
             if not (error >= 0.0 and reach >= 0.0):
                 continue

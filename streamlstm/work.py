@@ -79,7 +79,7 @@ class Latest(NamedTuple):
     latest_ts: NDArray[np.int64]
     """(series,)"""
     latest: NDArray[np.float64]
-    """(series, 3, horizon, targets): forecast, lower and upper end"""
+    """(series, 1 + 2 * coverages, horizon, targets): forecast, lower and upper ends"""
 
 
 class Recent(NamedTuple):
