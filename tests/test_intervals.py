@@ -34,10 +34,35 @@ def test_long_run_coverage_whatever_the_data(cover: float, noise: str) -> None:
         "shift": rng.normal(size=n) * np.where(np.arange(n) < n // 2, 1, 8),
     }[noise]
     quantiles = run(e, np.zeros((n, 3)), intervals.plan(3, 1, cover, None, (1, 2, 3)))
-    growth = {"growing": 20, "shift": 8}.get(noise, 1)
+    growth = 20 if noise == "growing" else 1
     chasing = np.log(growth) / (intervals.RATE * (n - skip))  # what the growth costs at most
     for k in (1, 2, 3):
         assert coverage(e, quantiles, k, skip) == pytest.approx(cover, abs=0.015 + chasing)
+
+
+@pytest.mark.parametrize("growth", [5, 50, 500])
+def test_intervals_follow_a_lasting_change_at_once(growth: float) -> None:
+    """One step ahead they are as wide as they have to be some 30 ticks later."""
+    n, change, copies = 900, 500, 40
+    found, width = [], []
+    for seed in range(copies):
+        e = np.random.default_rng(seed).normal(size=n)
+        e[change:] *= growth
+        quantiles = run(e, np.zeros((n, 1)), intervals.plan(1, 1, 0.9, None, (1,)))
+        found.append(np.abs(e[1:]) <= quantiles[:-1, 1, 0])
+        width.append(quantiles[:, 1, 0])
+    covered, width = np.mean(found, axis=0), np.median(width, axis=0)
+    assert covered[change + 30 : change + 80].mean() > 0.8
+    assert covered[change + 80 :].mean() == pytest.approx(0.9, abs=0.035)
+    assert width[change + 200 :].mean() == pytest.approx(1.645 * growth, rel=0.25)
+
+
+def test_a_short_outage_does_not_make_them_wide_for_long() -> None:
+    e = np.random.default_rng(0).normal(size=900)
+    e[500:510] *= 100
+    width = run(e, np.zeros((900, 1)), intervals.plan(1, 1, 0.9, None, (1,)))[:, 1, 0]
+    assert width[510] > 10 * width[499]
+    assert width[600] < 1.8 * width[499]
 
 
 def test_a_calibrated_model_covers_from_the_first_tick() -> None:
