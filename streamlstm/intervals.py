@@ -12,8 +12,8 @@ bent as the model's errors on unseen data rise between them.
 After a change of the data that is too slow. So where so many ticks in a row lay outside as seldom
 do by chance (``RARE``; k times as many, since forecasts k ahead err together), the intervals surge:
 what they are multiplied by follows the same rule at a higher rate, ``FAST`` / k, until it is back
-at 1. At each tick a small share of it, ``SETTLE``, becomes their usual width. So a few ticks of an
-outage do not make them wide for long, and a lasting change makes them as wide as they have to be.
+at 1. So a lasting change soon makes them as wide as they have to be, an outage of a few ticks not
+for long.
 
 Of several coverages each is tracked on its own. What is issued is nested: an interval gives way to
 those of the coverages named before it, so that whoever names another changes nothing of these.
@@ -35,8 +35,8 @@ RATE = 0.02
 """Share of itself by which a half-width moves at a miss (times coverage)."""
 RARE = 1e-4
 """Probability of so many misses in a row as begin a surge."""
-FAST, SETTLE = 0.4, 0.03
-"""Rate of a surge one step ahead, and the share of it that settles."""
+FAST = 0.4
+"""Rate of a surge one step ahead."""
 LEAST, LARGEST = 1e-3, 1e6
 """What a surge adds to them, or else it is over; and at most."""
 
@@ -60,6 +60,8 @@ class Plan(NamedTuple):
     """(horizon,) weight of the scored step after that one"""
     run: int
     """misses in a row, over k, that begin a surge"""
+    moves: NDArray[np.float64]
+    """(scored, 2) what a surge multiplies half-widths by with a hit, and with a miss"""
     shape: NDArray[np.float64]
     """(coverages, horizon, targets) half-width over what the line says"""
     initial: NDArray[np.float32]
@@ -124,8 +126,10 @@ def plan(
             np.divide(known, line, out=shape[c], where=(line > 0) & (known > 0))
     ring = np.concatenate(([0], np.cumsum(scored)))
     narrower, wider = _beside(coverages), _beside(-coverages)
-    run = math.ceil(math.log(RARE) / math.log1p(-coverages[0])) if count else 0
-    return Plan(coverages, narrower, wider, scored, ring, left, share, run, shape, initial)
+    run = math.ceil(math.log(RARE) / math.log1p(-coverages[0]) - 1e-9) if count else 0
+    # their logarithms are exact here, where the steps are large
+    moves = np.exp(np.outer(FAST / scored, [coverages[0] - 1.0, coverages[0]]))
+    return Plan(coverages, narrower, wider, scored, ring, left, share, run, moves, shape, initial)
 
 
 def _beside(numbers: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -198,20 +202,17 @@ def _surge(
     plan: Plan, bands: Bands, slot: int, a: int, at: int, j: int, due: bool, error: float
 ) -> float:
     """What half-widths are to be multiplied by for all coverages; otherwise as :func:`_track`."""
-    surge, k, coverage = bands.surge, plan.steps[a], plan.coverages[0]
-    reach, rate, factor = bands.reach[slot, at * len(plan.coverages), j], FAST / k, 1.0
+    surge, reach, factor = bands.surge, bands.reach[slot, at * len(plan.coverages), j], 1.0
     more, run = np.float64(surge[slot, a, j, 0]), surge[slot, a, j, 1]
     if due and error <= reach:
         run = np.float32(0.0)
         if more > 0.0:
-            factor = max(1.0 - rate * (1.0 - coverage), 1.0 / (1.0 + more))
+            factor = max(plan.moves[a, 0], 1.0 / (1.0 + more))
     elif due and error > reach:
         run += np.float32(1.0)
-        if more > 0.0 or run >= plan.run * k:
-            factor = 1.0 + rate * coverage
+        if more > 0.0 or run >= plan.run * plan.steps[a]:
+            factor = plan.moves[a, 1]
     more = (1.0 + more) * factor - 1.0
-    share = SETTLE * more / (1.0 + more)
-    more = (more - share) / (1.0 + share)
     surge[slot, a, j, 0] = min(more, LARGEST) if more > LEAST else 0.0
     surge[slot, a, j, 1] = run
     return factor

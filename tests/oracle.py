@@ -248,13 +248,14 @@ class Oracle:
         rate, factor = 0.4 / k, 1.0
         if error <= half:
             run = 0
-            factor = max(1 - rate * (1 - self.coverage), 1 / times)
+            factor = max(math.exp(rate * (self.coverage - 1)), 1 / times)
         elif error > half:
             run += 1
-            if times > 1 or run >= k * math.ceil(math.log(1e-4) / math.log(1 - self.coverage)):
-                factor = 1 + rate * self.coverage
+            if times > 1 or run >= k * math.ceil(
+                math.log(1e-4) / math.log(1 - self.coverage) - 1e-9
+            ):
+                factor = math.exp(rate * self.coverage)
         times *= factor
-        times /= 1 + 0.03 * (times - 1) / times
         self.surges[k, j] = times if times > 1.001 else 1.0, run
         return factor
 
