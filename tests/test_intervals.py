@@ -34,7 +34,7 @@ def test_long_run_coverage_whatever_the_data(cover: float, noise: str) -> None:
         "shift": rng.normal(size=n) * np.where(np.arange(n) < n // 2, 1, 8),
     }[noise]
     quantiles = run(e, np.zeros((n, 3)), intervals.plan(3, 1, cover, None, (1, 2, 3)))
-    growth = 20 if noise == "growing" else 1
+    growth = {"growing": 20, "shift": 8}.get(noise, 1)
     chasing = np.log(growth) / (intervals.RATE * (n - skip))  # what the growth costs at most
     for k in (1, 2, 3):
         assert coverage(e, quantiles, k, skip) == pytest.approx(cover, abs=0.015 + chasing)
@@ -131,7 +131,7 @@ def test_several_are_tracked_each_on_its_own_and_issued_nested(
     y = rng.normal(size=n) if calm else rng.standard_t(1, size=n)
     point = rng.normal(size=(n, horizon))
     quantiles = run(y, point, intervals.plan(horizon, 1, coverages, None, (1, 2, 3)))
-    np.testing.assert_allclose(quantiles, plainly(y, point, coverages), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(quantiles, plainly(y, point, coverages), rtol=1e-4, atol=1e-5)
     assert np.isfinite(quantiles[horizon:]).all()
     for narrow in range(len(coverages)):
         for wide in range(len(coverages)):
