@@ -2,18 +2,17 @@
 
 For each scored step k a series keeps the intervals that it issued for the ticks to come. When a
 tick arrives, the one issued k steps ago is scored, and the half-width for k moves by a fixed share:
-wider by ``RATE * coverage`` of itself when the tick lay outside, narrower by
-``RATE * (1 - coverage)`` when inside. That is adaptive conformal inference (Gibbs & Candes 2021) as
+its logarithm by ``RATE * coverage`` up when the tick lay outside, by ``RATE * (1 - coverage)``
+down when inside. That is adaptive conformal inference (Gibbs & Candes 2021) as
 quantile tracking (Angelopoulos, Candes & Tibshirani 2023), in the log of the width: in the long run
 a share 1 - coverage of what was issued misses, whatever the data do. Half-widths are in units of
 the series' scale, so they follow it. Steps between two scored ones take the line between theirs,
 bent as the model's errors on unseen data rise between them.
 
-After a change of the data that is too slow. So where so many ticks in a row lay outside as seldom
-do by chance (``RARE``; k times as many, since forecasts k ahead err together), the intervals surge:
-what they are multiplied by follows the same rule at a higher rate, ``FAST`` / k, until it is back
-at 1. So a lasting change soon makes them as wide as they have to be, an outage of a few ticks not
-for long.
+After a change of the data that is too slow. So where so many ticks in a row lay outside, or inside,
+as seldom do by chance (``RARE``; k times as many, since forecasts k ahead err together), the rate
+rises to ``FAST`` / k and falls back by and by. So a lasting change soon makes the intervals as wide
+as they have to be, and an outage of a few ticks not for long.
 
 Of several coverages each is tracked on its own. What is issued is nested: an interval gives way to
 those of the coverages named before it, so that whoever names another changes nothing of these.
@@ -32,13 +31,11 @@ from streamlstm.model import Errors
 from streamlstm.placed import placed
 
 RATE = 0.02
-"""Share of itself by which a half-width moves at a miss (times coverage)."""
+"""By how much the logarithm of a half-width moves at a miss (times coverage)."""
 RARE = 1e-4
-"""Probability of so many misses in a row as begin a surge."""
-FAST = 0.4
-"""Rate of a surge one step ahead."""
-LEAST, LARGEST = 1e-3, 1e6
-"""What a surge adds to them, or else it is over; and at most."""
+"""Probability of so many misses in a row, or hits, after which the rate rises."""
+FAST, DECAY = 0.4, 0.02
+"""Rate to which it rises one step ahead, and the share of itself by which it falls at each tick."""
 
 
 class Plan(NamedTuple):
@@ -58,10 +55,8 @@ class Plan(NamedTuple):
     """(horizon,) index of the scored step at or below each step"""
     share: NDArray[np.float64]
     """(horizon,) weight of the scored step after that one"""
-    run: int
-    """misses in a row, over k, that begin a surge"""
-    moves: NDArray[np.float64]
-    """(scored, 2) what a surge multiplies half-widths by with a hit, and with a miss"""
+    runs: tuple[int, int]
+    """hits, and misses, in a row, over k, after which the rate rises"""
     shape: NDArray[np.float64]
     """(coverages, horizon, targets) half-width over what the line says"""
     initial: NDArray[np.float32]
@@ -82,8 +77,9 @@ class Bands(NamedTuple):
     """(series, sum of scored steps * coverages, targets) half-widths issued with them, raw"""
     width: NDArray[np.float32]
     """(series, scored * coverages, targets) half-widths over scale"""
-    surge: NDArray[np.float32]
-    """(series, scored, targets, 2) what surges multiplied them by, less 1; misses in a row"""
+    pace: NDArray[np.float32]
+    """(series, scored, targets, 2) a rate that rose, else less than ``RATE``; hits in a row, or
+    less the misses"""
 
 
 def bands_fields(plan: Plan) -> Fields:
@@ -94,7 +90,7 @@ def bands_fields(plan: Plan) -> Fields:
         "pending": (np.float64, (pending, targets)),
         "reach": (np.float32, (pending * coverages, targets)),
         "width": (np.float32, (scored * coverages, targets)),
-        "surge": (np.float32, (scored, targets, 2)),
+        "pace": (np.float32, (scored, targets, 2)),
     }
 
 
@@ -126,10 +122,14 @@ def plan(
             np.divide(known, line, out=shape[c], where=(line > 0) & (known > 0))
     ring = np.concatenate(([0], np.cumsum(scored)))
     narrower, wider = _beside(coverages), _beside(-coverages)
-    run = math.ceil(math.log(RARE) / math.log1p(-coverages[0]) - 1e-9) if count else 0
-    # their logarithms are exact here, where the steps are large
-    moves = np.exp(np.outer(FAST / scored, [coverages[0] - 1.0, coverages[0]]))
-    return Plan(coverages, narrower, wider, scored, ring, left, share, run, moves, shape, initial)
+    runs = _seldom(coverages[0]), _seldom(1.0 - coverages[0])
+    return Plan(coverages, narrower, wider, scored, ring, left, share, runs, shape, initial)
+
+
+def _seldom(probability: float) -> int:
+    """How often in a row what is of such a probability seldom comes."""
+    some = 0.0 < probability < 1.0
+    return math.ceil(math.log(RARE) / math.log(probability) - 1e-9) if some else 1
 
 
 def _beside(numbers: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -179,12 +179,10 @@ def surround(
             error, due = abs(values[tick, j] - pending[slot, at, j]), place >= k
             due = due and not (warm and plan.initial[a, 0, j] >= 0.0)
             pending[slot, at, j] = point[to, k - 1, j]
-            if place == 0:
-                bands.surge[slot, a, j, 0] = bands.surge[slot, a, j, 1] = 0.0
-            factor = _surge(plan, bands, slot, a, at, j, due, error)
-            _track(plan, bands, slot, a, at, 0, j, place, due, error, factor, scale[row, j])
+            rate = _pace(plan, bands, slot, a, at, j, place, due, error)
+            _track(plan, bands, slot, a, at, 0, j, place, due, error, rate, scale[row, j])
             for c in range(1, many):
-                _track(plan, bands, slot, a, at, c, j, place, due, error, factor, scale[row, j])
+                _track(plan, bands, slot, a, at, c, j, place, due, error, rate, scale[row, j])
                 r, within, beyond = at * many, plan.narrower[c], plan.wider[c]
                 reach[slot, r + c, j] = _between(
                     reach[slot, r + c, j], reach[slot, r + within, j], reach[slot, r + beyond, j]
@@ -198,24 +196,39 @@ def surround(
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, inline="always")
-def _surge(
-    plan: Plan, bands: Bands, slot: int, a: int, at: int, j: int, due: bool, error: float
+def _pace(
+    plan: Plan,
+    bands: Bands,
+    slot: int,
+    a: int,
+    at: int,
+    j: int,
+    place: int,
+    due: bool,
+    error: float,
 ) -> float:
-    """What half-widths are to be multiplied by for all coverages; otherwise as :func:`_track`."""
-    surge, reach, factor = bands.surge, bands.reach[slot, at * len(plan.coverages), j], 1.0
-    more, run = np.float64(surge[slot, a, j, 0]), surge[slot, a, j, 1]
-    if due and error <= reach:
-        run = np.float32(0.0)
-        if more > 0.0:
-            factor = max(plan.moves[a, 0], 1.0 / (1.0 + more))
-    elif due and error > reach:
-        run += np.float32(1.0)
-        if more > 0.0 or run >= plan.run * plan.steps[a]:
-            factor = plan.moves[a, 1]
-    more = (1.0 + more) * factor - 1.0
-    surge[slot, a, j, 0] = min(more, LARGEST) if more > LEAST else 0.0
-    surge[slot, a, j, 1] = run
-    return factor
+    """The rate at which half-widths move now; otherwise as :func:`_track`."""
+    pace, k, reach = bands.pace, plan.steps[a], bands.reach[slot, at * len(plan.coverages), j]
+    if place == 0:
+        pace[slot, a, j, 0] = pace[slot, a, j, 1] = 0.0
+    elif due:
+        run = pace[slot, a, j, 1]
+        if error <= reach:
+            run = max(run, np.float32(0.0)) + np.float32(1.0)
+        elif error > reach:
+            run = min(run, np.float32(0.0)) - np.float32(1.0)
+        pace[slot, a, j, 1] = run
+        if run >= plan.runs[0] * k or -run >= plan.runs[1] * k:
+            pace[slot, a, j, 0] = FAST / k
+        elif pace[slot, a, j, 0] > RATE:
+            pace[slot, a, j, 0] *= 1.0 - DECAY / k
+    return max(np.float64(pace[slot, a, j, 0]), RATE)
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, inline="always")
+def _exp(x: float) -> float:
+    """Of a small number; the same bits everywhere."""
+    return (1.0 + x / 2.0 + x * x / 12.0) / (1.0 - x / 2.0 + x * x / 12.0)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, inline="always")
@@ -230,13 +243,12 @@ def _track(
     place: int,
     due: bool,
     error: float,
-    factor: float,
+    rate: float,
     scale: float,
 ) -> None:
     """Learn from an ``error`` where one was ``due``, and keep the half-width issued at ``place``.
 
-    Of scored step ``a``, coverage ``c`` and target ``j``; it lies at ``at`` in the ring. ``factor``
-    is what a surge does.
+    Of scored step ``a``, coverage ``c`` and target ``j``; it lies at ``at`` in the ring.
     """
     reach, width, many = bands.reach, bands.width, len(plan.coverages)
     w, r = a * many + c, at * many + c
@@ -245,9 +257,9 @@ def _track(
     elif due:
         # there lies what was issued as many steps ago
         if error <= reach[slot, r, j]:
-            width[slot, w, j] *= factor * (1.0 - RATE * (1.0 - plan.coverages[c]))
+            width[slot, w, j] *= _exp(rate * (plan.coverages[c] - 1.0))
         elif width[slot, w, j] > 0.0 and error > 0.0:
-            width[slot, w, j] *= factor * (1.0 + RATE * plan.coverages[c])
+            width[slot, w, j] *= _exp(rate * plan.coverages[c])
         elif error >= 0.0:  # nothing to widen yet; NaN, after a gap, says nothing
             width[slot, w, j] = error / scale
     reach[slot, r, j] = np.float32(width[slot, w, j] * scale)

@@ -46,7 +46,7 @@ class Oracle:
         self.place, self.seen, self.last = 0, 0, 0
         self.loc = np.zeros(self.spec["inputs"])
         self.var = np.zeros(self.spec["inputs"])
-        self.surges: dict[tuple[int, int], tuple[float, int]] = {}
+        self.paces: dict[tuple[int, int], tuple[float, int]] = {}
         self.width: np.ndarray | None = None
         self.taught = self.taught_steps()
 
@@ -242,26 +242,25 @@ class Oracle:
         left = np.clip(error - of["theta"][j] @ z, -usual, usual)
         of["theta"][j] += 0.001 * left * z / (1 + 0.001 * (z @ z))
 
-    def surge(self, k: int, j: int, error: float, half: float) -> float:
-        """What a surge multiplies a half-width by."""
-        times, run = self.surges.get((k, j), (1.0, 0))
-        rate, factor = 0.4 / k, 1.0
+    def pace(self, k: int, j: int, error: float, half: float) -> float:
+        """The rate at which a half-width moves."""
+        rate, run = self.paces.get((k, j), (0.0, 0))
         if error <= half:
-            run = 0
-            factor = max(math.exp(rate * (self.coverage - 1)), 1 / times)
+            run = max(run, 0) + 1
         elif error > half:
-            run += 1
-            if times > 1 or run >= k * math.ceil(
-                math.log(1e-4) / math.log(1 - self.coverage) - 1e-9
-            ):
-                factor = math.exp(rate * self.coverage)
-        times *= factor
-        self.surges[k, j] = times if times > 1.001 else 1.0, run
-        return factor
+            run = min(run, 0) - 1
+        chances = self.coverage, 1 - self.coverage
+        hits, misses = (math.ceil(math.log(1e-4) / math.log(p) - 1e-9) for p in chances)
+        if run >= hits * k or -run >= misses * k:
+            rate = 0.4 / k
+        elif rate > 0.02:
+            rate *= 1 - 0.02 / k
+        self.paces[k, j] = rate, run
+        return max(rate, 0.02)
 
     def interval(self, y: np.ndarray, scale: np.ndarray) -> np.ndarray:
         """Half-widths (horizon, targets); learns from ``y`` first."""
-        K, T, cover, rate = self.spec["horizon"], self.spec["targets"], self.coverage, 0.02
+        K, T, cover = self.spec["horizon"], self.spec["targets"], self.coverage
         steps = sorted({1, (K + 1) // 2, K})
         if self.width is None:
             self.width = np.full((len(steps), T), np.nan)
@@ -275,11 +274,11 @@ class Oracle:
                 point, half = self.made[self.place - k]
                 for j, error in enumerate(abs(y - point[k - 1])):
                     w = self.width[a, j]
-                    w *= self.surge(k, j, error, half[k - 1, j])
+                    rate = self.pace(k, j, error, half[k - 1, j])
                     if error <= half[k - 1, j]:
-                        self.width[a, j] = w * (1 - rate * (1 - cover))
+                        self.width[a, j] = w * math.exp(rate * (cover - 1))
                     elif w > 0:
-                        self.width[a, j] = w * (1 + rate * cover)
+                        self.width[a, j] = w * math.exp(rate * cover)
                     else:
                         self.width[a, j] = error / scale[j]
         every = np.arange(1, K + 1)

@@ -53,7 +53,7 @@ def test_intervals_follow_a_lasting_change_at_once(growth: float) -> None:
         width.append(quantiles[:, 1, 0])
     covered, width = np.mean(found, axis=0), np.median(width, axis=0)
     assert covered[change + 30 : change + 80].mean() > 0.8
-    assert covered[change + 80 :].mean() == pytest.approx(0.9, abs=0.03)
+    assert covered[change + 80 :].mean() == pytest.approx(0.9, abs=0.02)
     assert width[change + 200 :].mean() == pytest.approx(1.645 * growth, rel=0.25)
 
 
@@ -62,7 +62,7 @@ def test_a_short_outage_does_not_make_them_wide_for_long() -> None:
     e[500:510] *= 100
     width = run(e, np.zeros((900, 1)), intervals.plan(1, 1, 0.9, None, (1,)))[:, 1, 0]
     assert width[510] > 10 * width[499]
-    assert width[600] < 1.2 * width[499]
+    assert width[600] < 2 * width[499]
 
 
 def test_a_calibrated_model_covers_from_the_first_tick() -> None:
@@ -74,19 +74,18 @@ def test_a_calibrated_model_covers_from_the_first_tick() -> None:
     assert np.mean(first) == pytest.approx(0.9, abs=0.02)
 
 
-def surge(
-    times: float, run: int, k: int, error: float, reach: float, cover: float
-) -> tuple[float, tuple[float, int]]:
-    """What half-widths for k ahead are multiplied by; by how much they are, and misses in a row."""
-    factor, rare = 1.0, np.ceil(np.log(1e-4) / np.log(1 - cover) - 1e-9)
+def moved(
+    rate: float, run: int, k: int, error: float, reach: float, cover: float
+) -> tuple[float, int]:
+    """The rate for k ahead, and hits in a row, or less the misses."""
     if error <= reach:
-        factor, run = max(np.exp(0.4 / k * (cover - 1)), 1 / times), 0
+        run = max(run, 0) + 1
     elif error > reach:
-        run += 1
-        if times > 1 or run >= rare * k:
-            factor = np.exp(0.4 / k * cover)
-    times *= factor
-    return factor, (times if times > 1.001 else 1.0, run)
+        run = min(run, 0) - 1
+    hits, misses = (np.ceil(np.log(1e-4) / np.log(p) - 1e-9) for p in (cover, 1 - cover))
+    if run >= hits * k or -run >= misses * k:
+        return 0.4 / k, run
+    return (rate * (1 - 0.02 / k) if rate > 0.02 else rate), run
 
 
 def plainly(y: np.ndarray, point: np.ndarray, coverages: tuple[float, ...]) -> np.ndarray:
@@ -95,20 +94,20 @@ def plainly(y: np.ndarray, point: np.ndarray, coverages: tuple[float, ...]) -> n
     quantiles = np.full((n, 2 * len(coverages), horizon), np.nan)
     half = np.full((n, len(coverages), horizon), np.nan)
     width = np.full((len(coverages), horizon), np.nan)
-    surges = [(1.0, 0)] * horizon
+    paces = [(0.0, 0)] * horizon
     for i in range(n):
         for k in range(horizon):
-            factor = 1.0
             if i > k:
                 error, reach = abs(y[i] - point[i - k - 1, k]), half[i - k - 1, 0, k]
-                factor, surges[k] = surge(*surges[k], k + 1, error, reach, coverages[0])
+                paces[k] = moved(*paces[k], k + 1, error, reach, coverages[0])
+                rate = max(0.02, paces[k][0])
             for c, cover in enumerate(coverages):
                 if i > k:
                     error = abs(y[i] - point[i - k - 1, k])
                     if error <= half[i - k - 1, c, k]:
-                        width[c, k] *= factor * (1 - 0.02 * (1 - cover))
+                        width[c, k] *= np.exp(-rate * (1 - cover))
                     elif width[c, k] > 0 and error > 0:
-                        width[c, k] *= factor * (1 + 0.02 * cover)
+                        width[c, k] *= np.exp(rate * cover)
                     else:
                         width[c, k] = error
                 before = range(c)
