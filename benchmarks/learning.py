@@ -28,6 +28,7 @@ PER_REPEAT = 16
 WAYS: dict[str, dict[str, Any]] = {
     "bare": {"coverage": 0.0, "learning": False},
     "intervals, scores": {"coverage": 0.9, "learning": False},
+    "three intervals": {"coverage": (0.9, 0.5, 0.8), "learning": False},
     "learning": {"coverage": 0.0, "learning": True},
     "all": {"coverage": 0.9, "learning": True},
     "switched off": {"coverage": 0.0, "learning": False},

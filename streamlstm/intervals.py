@@ -228,7 +228,8 @@ def _pace(
 @njit(cache=True, error_model="numpy", _nrt=False, inline="always")
 def _exp(x: float) -> float:
     """Of a small number; the same bits everywhere."""
-    return (1.0 + x / 2.0 + x * x / 12.0) / (1.0 - x / 2.0 + x * x / 12.0)
+    even, odd = 1.0 + x * x / 10.0, x / 2.0 + x * x * x / 120.0  # Padé's approximant
+    return (even + odd) / (even - odd)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, inline="always")
