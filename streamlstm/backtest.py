@@ -162,7 +162,7 @@ def places(ts: NDArray[np.int64], step_ns: int) -> NDArray[np.int64]:
 
 
 def sparse(place: NDArray[np.int64]) -> bool:
-    """Whether the places of a series' ticks are so far apart that its grid would fill the memory."""
+    """Whether ticks lie at places so far apart that a grid of them would fill the memory."""
     return bool(place[-1] > _SPARSE * len(place) + 1_000_000)
 
 

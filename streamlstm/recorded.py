@@ -113,10 +113,10 @@ def _split(rows: NDArray[np.void]) -> Iterator[SeriesData]:
     part = np.cumsum(anew)
     sound = np.all(np.abs(rows["values"]) <= LIMIT, axis=1)  # NaN is not
     rows, part = rows[sound], part[sound]
-    begins = np.flatnonzero(np.diff(part, prepend=0))
-    for begin, end in zip(begins, [*begins[1:], len(part)], strict=True):
-        ts = rows["ts"][begin:end]
-        later = np.diff(np.maximum.accumulate(ts), prepend=ts[0] - 1) > 0
+    for number, piece in enumerate(np.split(rows, np.flatnonzero(np.diff(part)) + 1)):
+        if len(piece) < 2:
+            continue
+        later = np.diff(np.maximum.accumulate(piece["ts"]), prepend=piece["ts"][0] - 1) > 0
         if later.sum() > 1:
-            name = f"{rows['whose'][begin]:016x} {part[begin]}"
-            yield SeriesData(name, ts[later], rows["values"][begin:end][later])
+            name = f"{piece['whose'][0]:016x} {number}"
+            yield SeriesData(name, piece["ts"][later], piece["values"][later])
