@@ -222,8 +222,8 @@ def _report(
     before, after = judged.mase
     done = "would take" if options.dry_run else "took"
     print(
-        f"{printable(str(folder))}: on {judged.forecasts:,} ticks of {judged.series:,} series that"
-        f" neither saw, model {new.id} errs {judged.error:.3f} times as much as {old.id} (MASE"
+        f"{printable(str(folder))}: on the latest {judged.forecasts:,} ticks of {judged.series:,}"
+        f" series, held out, model {new.id} errs {judged.error:.3f} times as much as {old.id} (MASE"
         f" {after:.3f}, was {before:.3f}): {f'it {done} its place' if won else 'that one stays'}"
     )
 

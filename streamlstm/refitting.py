@@ -93,6 +93,8 @@ def doubts(config: Config, model: Model) -> Iterator[str]:
         return
     if "options" not in model.provenance:
         yield f"{config.model}: does not say how to fit it anew; make one with 'streamlstm fit'"
+    if not os.access(config.model.resolve().parent, os.W_OK):
+        yield f"{config.model}: refits cannot replace it; put it where this user may write"
     if asked.ticks < least:
         yield f"refit.ticks: {asked.ticks:,} are too few to learn from; set {least:,} or more"
     if config.journal.retention < seconds:

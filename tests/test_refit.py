@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import select
 import shutil
 import signal
 from pathlib import Path
@@ -287,7 +288,7 @@ def test_a_tick_dated_far_ahead_is_in_nobodys_way(
     for k in range(2):
         for hour, value in enumerate(wave(k, 500)):
             writer.tick(NAMES[k], hour, value)
-    writer.tick("b", 1e6 * HOUR / HOUR * 1e3, 0.0)
+    writer.tick("b", 1.1e6, 0.0)
     writer.journal.close()
     assert refit.command(config_of(folder), options()) == WON
     assert json.loads(capsys.readouterr().out)["series"] == 1
@@ -388,31 +389,42 @@ def refits(daemon: Daemon, outcome: str) -> float:
     return daemon.metric(f'streamlstm_refits_total{{outcome="{outcome}"}}')
 
 
-def is_gone(pid: int) -> bool:
+def child_of(daemon: Daemon) -> int:
+    """The process that fits; it is waited for."""
+    found: list[int] = []
+    eventually(lambda: bool(found.extend(daemon.children) or found))
+    return found[0]
+
+
+def ended(pid: int) -> bool:
+    """Wait, without taking its time, until a process is gone that is not ours."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
         return True
+    try:
+        return bool(select.select([descriptor], [], [], 300)[0])
+    finally:
+        os.close(descriptor)
 
 
 def test_the_daemon_serves_the_better_model_and_keeps_it(taught: Path, bad: Model) -> None:
     with running(taught, **{"refit.interval": 0.1}) as daemon, Client(daemon, push=True) as client:
-        hour = 400
-        (first, *_) = send(client, hour, hour + 1)
-        assert (first["model"], first["seq"]) == (bad.id, 401)
+        assert ended(child_of(daemon))
         eventually(lambda: refits(daemon, "won") == 1)
         eventually(lambda: daemon.metric("streamlstm_model_reloads_total") == 1)
-        new = load_model(taught / "m.safetensors")
-        (first, *_) = send(client, hour + 1, hour + 2)
-        assert (first["model"], first["seq"]) == (new.id, 402)  # no series began anew
+        new, file = load_model(taught / "m.safetensors"), (taught / "m.safetensors").stat()
         assert load_model(taught / "m.before.safetensors").id == bad.id
+        (first, *_) = send(client, 400, 401)
+        assert (first["model"], first["seq"]) == (new.id, 401)  # no series began anew
         assert 'states="kept"' in daemon.log
-        file = (taught / "m.safetensors").stat()
-        eventually(lambda: refits(daemon, "lost") == 1)
+        # what is learned now is no better
+        assert ended(child_of(daemon))
+        eventually(lambda: refits(daemon, "lost") >= 1)
         assert (taught / "m.safetensors").stat() == file
-        assert send(client, hour + 2, hour + 3)[0]["model"] == new.id
+        assert send(client, 401, 402)[0]["model"] == new.id
         assert daemon.metric("streamlstm_model_reloads_total") == 1
-        assert refits(daemon, "failed") == 0
+        assert (refits(daemon, "won"), refits(daemon, "failed")) == (1, 0)
         assert daemon.stop() == 0
 
 
@@ -420,21 +432,19 @@ def test_a_child_that_dies_leaves_the_model_that_serves_and_none_outlives_the_da
     taught: Path, bad: Model
 ) -> None:
     with running(taught, **{"refit.interval": 0.1}) as daemon, Client(daemon, push=True) as client:
-        eventually(lambda: bool(daemon.children))
-        (child,) = daemon.children
+        child = child_of(daemon)
         eventually(lambda: os.sched_getscheduler(child) == os.SCHED_IDLE)
         assert os.getpriority(os.PRIO_PROCESS, child) == 19
         os.kill(child, signal.SIGKILL)
         eventually(lambda: refits(daemon, "failed") == 1)
         assert 'why="ended by signal 9"' in daemon.log
         assert send(client, 400, 401)[0]["model"] == bad.id
-        eventually(lambda: bool(daemon.children))
-        (child,) = daemon.children
+        child = child_of(daemon)
+        os.kill(child, signal.SIGSTOP)  # be it where it may
         assert daemon.stop() == 0
-        assert is_gone(child)
+        assert ended(child)
     with running(taught, **{"refit.interval": 0.1}) as daemon:
-        eventually(lambda: bool(daemon.children))
-        (child,) = daemon.children
+        child = child_of(daemon)
         daemon.process.kill()
-        eventually(lambda: is_gone(child))
+        assert ended(child)
     assert load_model(taught / "m.safetensors").id == bad.id
