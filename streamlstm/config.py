@@ -399,7 +399,7 @@ class Refit(_Table):
         description="latest ticks that are learned from, of a series",
     )
     series: int = Field(
-        default=200,
+        default=100,
         ge=1,
         le=10_000_000,
         description="that are learned from; of more, so many are drawn by lot",
