@@ -220,11 +220,13 @@ def _report(
         print(json.dumps({key: _rounded(value) for key, value in said.items()}))
         return
     before, after = judged.mase
-    done = "would take" if options.dry_run else "took"
+    place = "it took its place; SIGHUP has a daemon take it over"
+    if options.dry_run:
+        place = "it would take its place"
     print(
         f"{printable(str(folder))}: on the latest {judged.forecasts:,} ticks of {judged.series:,}"
         f" series, held out, model {new.id} errs {judged.error:.3f} times as much as {old.id} (MASE"
-        f" {after:.3f}, was {before:.3f}): {f'it {done} its place' if won else 'that one stays'}"
+        f" {after:.3f}, was {before:.3f}): {place if won else 'that one stays'}"
     )
 
 

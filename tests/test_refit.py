@@ -7,6 +7,7 @@ import select
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from streamlstm.journal import FULL, Journal, append
 from streamlstm.model import Model, load_model, save_model
 from streamlstm.policies import LIMIT
 from streamlstm.recorded import recorded
-from streamlstm.refit import RefitError, before_latest
+from streamlstm.refit import RefitError, before_latest, relative_error
 from streamlstm.refitting import KEPT, WON
 from streamlstm.ticks import END, RESET, Arrivals, Keys, Ticks
 from streamlstm.train import fit
@@ -58,11 +59,11 @@ def bad() -> Model:
 class Writer:
     """An engine that journals, and what it was given."""
 
-    def __init__(self, folder: Path, inputs: int = 1, **options: Any) -> None:
-        self.engine = Engine(random_model(inputs=inputs), max_series=20, **options)
+    def __init__(self, folder: Path, first: int = 1, **options: Any) -> None:
+        self.engine = Engine(random_model(), max_series=20, **options)
         self.journal = Journal(
-            folder, inputs=inputs, max_batch=64, max_key=64, model=self.engine.model.id,
-            durability="interval", segment_bytes=1 << 16, fsync_interval=1000.0, first=1,
+            folder, inputs=1, max_batch=64, max_key=64, model=self.engine.model.id,
+            durability="interval", segment_bytes=1 << 16, fsync_interval=1000.0, first=first,
         )  # fmt: skip
         self.sent: dict[str, list[tuple[int, float]]] = {}
 
@@ -119,6 +120,16 @@ def test_an_end_that_was_not_written_whole_is_left_out(tmp_path: Path, cut: str)
     segment.write_bytes(data)
     del writer.sent["a"][-1]
     assert back(tmp_path) == sorted(writer.sent.values())
+
+
+def test_what_a_start_did_not_go_on_from_never_was(tmp_path: Path) -> None:
+    one = Writer(tmp_path)
+    hours(one, 0, 4)
+    one.journal.close()
+    other = Writer(tmp_path, first=10)  # after the third hour
+    hours(other, 7, 9)
+    other.journal.close()
+    assert back(tmp_path) == sorted(one.sent[name][:3] + other.sent[name] for name in NAMES)
 
 
 def test_whatever_is_left_of_segments_tells_of_the_latest_ticks(tmp_path: Path) -> None:
@@ -254,11 +265,11 @@ def test_a_better_model_takes_the_file_and_one_that_is_not_leaves_it(
     assert {each.name: each.read_bytes() for each in folder.glob("*.safetensors")} == before
 
 
-def test_the_new_model_knows_nothing_of_the_part_held_out(folder: Path) -> None:
+def test_the_new_model_knows_nothing_of_the_part_held_out(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Whatever comes there, it is the same."""
-    refit.command(config_of(folder), options())
-    one = load_model(folder / "m.safetensors").id
-    shutil.copy(folder / "m.before.safetensors", folder / "m.safetensors")
+    refit.command(config_of(folder), options(dry_run=True))
     shutil.rmtree(folder / "state.journal")
     writer = Writer(folder / "state.journal")
     values = [wave(k, 500) for k in range(len(NAMES))]
@@ -266,8 +277,27 @@ def test_the_new_model_knows_nothing_of_the_part_held_out(folder: Path) -> None:
         for k, name in enumerate(NAMES):
             writer.tick(name, hour, values[k][hour] * (1 if hour < 400 else -5))
     writer.journal.close()
-    refit.command(config_of(folder, refit={"margin": 0}), options())
-    assert load_model(folder / "m.safetensors").id == one
+    refit.command(config_of(folder), options(dry_run=True))
+    one, other = map(json.loads, capsys.readouterr().out.splitlines())
+    assert one["model"] == other["model"]
+    assert one["error"] != other["error"]
+
+
+def test_series_have_a_say_whatever_their_scale_and_none_has_too_much() -> None:
+    def judged(*errors: float) -> Any:
+        found = [
+            SimpleNamespace(targets=1 + k, mean=lambda _, e=e: e) for k, e in enumerate(errors)
+        ]
+        return SimpleNamespace(series=[SimpleNamespace(scores=each) for each in found])
+
+    before = judged(1e6, 1e-6, 3.0)
+    assert relative_error(before, judged(1e6, 1e-6, 3.0)) == 1
+    # 1 and 2 and 3 targets
+    assert relative_error(before, judged(5e5, 1e-6, 3.0)) == pytest.approx(0.5 ** (1 / 6))
+    assert relative_error(before, judged(1e6, 1e-6, 1.5)) == pytest.approx(0.5 ** (3 / 6))
+    assert relative_error(before, judged(1e6, 1e-6, 1e9)) == pytest.approx(10 ** (3 / 6))
+    assert relative_error(before, judged(1e6, 0.0, 1.5)) == pytest.approx(0.5 ** (3 / 4))
+    assert np.isnan(relative_error(judged(0.0), judged(0.0)))
 
 
 def test_all_is_held_out_from_one_moment_on() -> None:
@@ -314,16 +344,18 @@ def test_another_model_that_comes_meanwhile_stays(
 def test_what_cannot_be_is_said_in_one_line_with_the_mend(tmp_path: Path, bad: Model) -> None:
     model, state = tmp_path / "m.safetensors", f"checkpoint.path={tmp_path / 'state'}"
     save_model(bad, model)
-    asked = ["refit", "--set", f"model={model}"]
-    assert "checkpoint.path: missing" in complaint(*asked, code=2)
-    said = complaint(*asked, "--set", state)
+    said = complaint("refit", "--set", f"model={model}", "--set", state)
     assert "state.journal: no series is long enough: 9 ticks are needed" in said
     assert said.endswith("; wait for more, or raise journal.retention")
-    save_model(random_model(), model)
-    assert "make one with 'streamlstm fit'" in complaint(*asked, "--set", state)
+    with pytest.raises(ConfigError, match=r"checkpoint\.path: missing"):
+        refit.command(config_of(tmp_path, checkpoint={}), options())
     newer = {**bad.provenance, "options": {"of": "tomorrow"}}
     save_model(Model(bad.spec, bad.weights, bad.golden, bad.errors, newer), model)
-    assert "fitted by another version (option of)" in complaint(*asked, "--set", state)
+    with pytest.raises(RefitError, match=r"fitted by another version \(option of\)"):
+        refit.command(config_of(tmp_path), options())
+    save_model(random_model(), model)
+    with pytest.raises(RefitError, match="make one with 'streamlstm fit'"):
+        refit.command(config_of(tmp_path), options())
 
 
 @pytest.mark.parametrize(
@@ -431,9 +463,13 @@ def test_the_daemon_serves_the_better_model_and_keeps_it(taught: Path, bad: Mode
 def test_a_child_that_dies_leaves_the_model_that_serves_and_none_outlives_the_daemon(
     taught: Path, bad: Model
 ) -> None:
-    with running(taught, **{"refit.interval": 0.1}) as daemon, Client(daemon, push=True) as client:
+    allowed = os.sched_getaffinity(0)
+    mine = min(allowed)
+    asked = {"refit.interval": 0.1, "service.cpus": mine}
+    with running(taught, **asked) as daemon, Client(daemon, push=True) as client:
         child = child_of(daemon)
-        eventually(lambda: os.sched_getscheduler(child) == os.SCHED_IDLE)
+        eventually(lambda: os.sched_getaffinity(child) == (allowed - {mine} or allowed))
+        assert os.sched_getscheduler(child) == os.SCHED_IDLE
         assert os.getpriority(os.PRIO_PROCESS, child) == 19
         os.kill(child, signal.SIGKILL)
         eventually(lambda: refits(daemon, "failed") == 1)
