@@ -135,7 +135,7 @@ def judge(
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as bar:
-        task = bar.add_task("judging", total=2 * rolling.effort(series, (COVERAGE,)))
+        task = bar.add_task("judging", total=2 * rolling.effort(series))
         before, after = (
             rolling.backtest(
                 model,
