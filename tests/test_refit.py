@@ -1,11 +1,14 @@
 """The model is fitted anew to what the journal holds, and the better one serves."""
 
 import argparse
+import contextlib
 import json
 import os
 import select
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -428,14 +431,14 @@ def child_of(daemon: Daemon) -> int:
     return found[0]
 
 
-def ended(pid: int) -> bool:
+def ended(pid: int, within: float = 300) -> bool:
     """Wait, without taking its time, until a process is gone that is not ours."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
         return True
     try:
-        return bool(select.select([descriptor], [], [], 300)[0])
+        return bool(select.select([descriptor], [], [], within)[0])
     finally:
         os.close(descriptor)
 
@@ -484,3 +487,22 @@ def test_a_child_that_dies_leaves_the_model_that_serves_and_none_outlives_the_da
         daemon.process.kill()
         assert ended(child)
     assert load_model(taught / "m.safetensors").id == bad.id
+
+
+def test_who_is_to_end_with_its_parent_does() -> None:
+    child = (
+        "import os, signal; from streamlstm.refitting import end_with; end_with(os.getppid());"
+        " print(os.getpid(), flush=True); signal.pause()"
+    )
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process.stdout as said:
+        pid = int(said.readline())
+        process.kill()
+        process.wait()
+        try:
+            assert ended(pid, within=30)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
