@@ -75,7 +75,7 @@ class Actual:
             BacktestError: its ticks are so far apart that its grid would fill the memory.
         """
         place = places(ts, step_ns)
-        if place[-1] > _SPARSE * len(ts) + 1_000_000:
+        if sparse(place):
             raise BacktestError(
                 f"{len(ts):,} ticks lie on {place[-1] + 1:,} steps of {step_ns / 1e9:g} s: too"
                 " sparse to be judged; cut the series at its gaps, or use a model of longer steps"
@@ -167,6 +167,11 @@ class Scores:
 def places(ts: NDArray[np.int64], step_ns: int) -> NDArray[np.int64]:
     """Where each tick lies on its series' grid of steps, (n,)."""
     return np.cumsum(grid_steps(step_ns, ts)) - 1
+
+
+def sparse(place: NDArray[np.int64]) -> bool:
+    """Whether ticks lie at places so far apart that a grid of them would fill the memory."""
+    return bool(place[-1] > _SPARSE * len(place) + 1_000_000)
 
 
 def run(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from streamlstm import compiled
-from streamlstm.config import INPUT, OUTPUT, Config, ConfigError, Format, exposures, load_config
+from streamlstm.config import INPUT, OUTPUT, Config, ConfigError, Format, load_config
 from streamlstm.fit_options import FitOptions
 
 FORMATS = get_args(Format)
@@ -98,10 +98,10 @@ def _run(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     from streamlstm import service
 
-    config = _load(options)
-    for exposure in exposures(config):
-        print(f"streamlstm check: warning: {exposure}", file=sys.stderr)
-    print(service.check(config))
+    found, doubtful = service.check(_load(options))
+    for each in doubtful:
+        print(f"streamlstm check: warning: {each}", file=sys.stderr)
+    print(found)
     return 0
 
 
@@ -109,6 +109,12 @@ def _replay(options: argparse.Namespace) -> int:
     from streamlstm import offline
 
     return offline.command(_load(options), options)
+
+
+def _refit(options: argparse.Namespace) -> int:
+    from streamlstm import refit
+
+    return refit.command(_load(options), options)
 
 
 def _for_people(name: str) -> Callable[[argparse.Namespace], int | None]:
@@ -242,6 +248,7 @@ def _parser() -> _Parser:
         ("run", _run, "run the daemon"),
         ("check", _check, "check configuration and model, and start nothing"),
         ("replay", _replay, "run a journal, a checkpoint or a table through the same engine"),
+        ("refit", _refit, "fit the model anew to what the journal holds, and keep the better one"),
     ):
         made = command(name, call, about)
         made.add_argument("--config", type=Path, metavar="FILE", help="streamlstm.toml")
@@ -260,6 +267,10 @@ def _parser() -> _Parser:
             )
         if name == "replay":
             _replay_arguments(made)
+        if name == "refit":
+            made.add_argument("--dry-run", action="store_true", help="judge, and replace nothing")
+            made.add_argument("--json", action="store_true", help="print one JSON object")
+            made.add_argument("--parent", type=_count, default=0, help=argparse.SUPPRESS)
 
     publish = command(
         "publish", _for_people("publish"), "publish a table as ticks, to try a daemon"

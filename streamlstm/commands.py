@@ -10,7 +10,6 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +39,7 @@ from streamlstm.report import write_report
 from streamlstm.security import make_keys
 from streamlstm.series import bytes_per_series
 from streamlstm.terminal import (
+    FitBar,
     fan_chart,
     intervals_line,
     printable,
@@ -129,28 +129,6 @@ def _check_plot(path: Path) -> None:
     _check_out("--plot", path, ".png")
 
 
-class _FitBar:
-    """A progress bar on stderr that shows the losses."""
-
-    def __init__(self, console: Console) -> None:
-        self._bar = Progress(
-            TextColumn("fitting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}, unseen {task.fields[unseen]:.4f}"),
-            console=console, transient=True, disable=not console.is_terminal,
-        )  # fmt: skip
-        self._task = self._bar.add_task("fitting", total=None, loss=np.nan, unseen=np.nan)
-
-    def __enter__(self) -> Callable[[int, int, float, float], None]:
-        self._bar.start()
-        return self._update
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def _update(self, done: int, total: int, loss: float, unseen: float) -> None:
-        self._bar.update(self._task, completed=done, total=total, loss=loss, unseen=unseen)
-
-
 # --- fit, inspect, backtest -----------------------------------------------------------------------
 
 
@@ -175,7 +153,7 @@ def fit(options: argparse.Namespace) -> None:
         SeriesData(s.name, s.ts[:n], s.values[:n])
         for s, n in zip(table.series, _cut(table.series, options.holdout), strict=True)
     ]
-    with _FitBar(console) as bar:
+    with FitBar(console) as bar:
         model, report = fit_model(series, chosen, bar, name=table.name)
     save_model(model, options.out)
     _say(console, report.notes)
@@ -566,7 +544,7 @@ def demo(options: argparse.Namespace) -> None:
         if options.keep_running:
             _keep_running(show, stream, reached)
 
-    bar = _FitBar(show)
+    bar = FitBar(show)
     try:
         with demonstration.ended_in_order():
             demonstration.demo(

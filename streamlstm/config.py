@@ -426,6 +426,42 @@ class Journal(_Table):
     )
 
 
+class Refit(_Table):
+    """The model fitted anew, now and then, to what the journal holds; the better one serves."""
+
+    interval: float = Field(
+        default=0,
+        ge=0,
+        le=1e9,
+        description="seconds from the start to the first, and from one to the next; 0: never",
+    )
+    ticks: int = Field(
+        default=20_000,
+        ge=10,
+        le=100_000_000,
+        description="latest ticks that are learned from, of a series",
+    )
+    series: int = Field(
+        default=100,
+        ge=1,
+        le=10_000_000,
+        description="that are learned from; of more, so many are drawn by lot",
+    )
+    holdout: float = Field(
+        default=0.2,
+        gt=0,
+        lt=1,
+        description="share of the ticks, the latest, that judges both models",
+    )
+    margin: float = Field(
+        default=0.01,
+        ge=0,
+        lt=1,
+        description="share of the old model's error by which the new one's has to be smaller",
+    )
+    threads: int = Field(default=1, ge=1, le=1024, description="of the process that fits")
+
+
 class Service(_Table):
     """The process."""
 
@@ -462,6 +498,7 @@ class Config(_Table):
     security: Security = Security()
     checkpoint: Checkpoint = Checkpoint()
     journal: Journal = Journal()
+    refit: Refit = Refit()
     service: Service = Service()
 
     @model_validator(mode="after")
@@ -471,6 +508,21 @@ class Config(_Table):
                 raise ValueError(f"{name}.bind and {name}.connect are both empty; name an endpoint")
         if self.input.kind == "pull" and self.input.topics:
             raise ValueError("input.topics needs input.kind = 'sub'; a pull socket takes all")
+        return self
+
+    @model_validator(mode="after")
+    def _refits_have_ticks_to_learn_from(self) -> Self:
+        if self.refit.interval:
+            if not self.checkpoint.path or self.journal.durability == "off":
+                raise ValueError(
+                    "refit.interval needs a journal to learn from; set checkpoint.path, and"
+                    " journal.durability to other than 'off'"
+                )
+            if not self.journal.retention:
+                raise ValueError(
+                    "refit.interval needs journal.retention, the seconds of ticks that are learned"
+                    " from; set some days, such as 604800"
+                )
         return self
 
     @model_validator(mode="after")

@@ -31,11 +31,17 @@ SERIES = 256
 
 
 def with_directions(
-    spec: Spec, weights: dict[str, Singles], pairs: Pairs, count: int | None = None
+    spec: Spec,
+    weights: dict[str, Singles],
+    pairs: Pairs,
+    count: int | None = None,
+    *,
+    exact: bool = False,
 ) -> tuple[Spec, dict[str, Singles]]:
     """Spec and weights with directions, found in (ts, values) pairs.
 
-    ``count`` of them at most; None: as many as a series has room for in ``BYTES``.
+    ``count`` of them at most; None: as many as a series has room for in ``BYTES``. Where there are
+    to be ``exact``ly so many, those that are not found are 0.
     """
     most = room(spec) if count is None else count
     if most == 0:
@@ -48,6 +54,8 @@ def with_directions(
     variance, vectors = np.linalg.eigh(standard.T @ standard / len(standard))
     taken = np.flatnonzero(variance > LEAST * variance[-1])[::-1][:most]
     rows = (vectors[:, taken] / np.sqrt(variance[taken]) / deviation[:, None]).T
+    if exact:
+        rows = np.pad(rows, ((0, most - len(rows)), (0, 0)))
     parts = {
         "head.skip": rows[:, : spec.width],
         "head.weight": rows[:, spec.width :],
@@ -55,7 +63,7 @@ def with_directions(
     }
     joined = {name: np.concatenate([weights[name], part]) for name, part in parts.items()}
     singles = {name: part.astype(np.float32) for name, part in joined.items()}
-    return spec.model_copy(update={"directions": len(taken)}), weights | singles
+    return spec.model_copy(update={"directions": len(rows)}), weights | singles
 
 
 def room(spec: Spec) -> int:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from streamlstm.model import CalendarName
+from streamlstm.model import CalendarName, Spec
 
 
 class FitOptions(BaseModel):
@@ -59,3 +59,8 @@ class FitOptions(BaseModel):
         description="judgements (20 in all) without gain that end the training early; 0: never",
     )
     seed: int = Field(default=0, ge=0, lt=2**31, description="of weights, spans and dropout")
+
+
+def ticks_needed(spec: Spec) -> int:
+    """Of a series, for a fit of such a model to learn from it."""
+    return max(spec.history + 2 * spec.horizon, 4)

@@ -114,6 +114,7 @@ class Metrics(Collector):
         dropped: ticks dropped, by reason.
         evicted: series evicted, by reason.
         changed: ticks taken otherwise than as they came, by policy.
+        refits: how many times the model was fitted anew, by outcome.
         scores: what became of forecasts, the columns of :data:`SCORES` by step ahead.
         model: labels of ``model_info``.
         refresh: called before each scrape, in the scraper's thread, to fetch what others count.
@@ -127,6 +128,7 @@ class Metrics(Collector):
         self.dropped: Mapping[str, int] = {}
         self.evicted: Mapping[str, int] = {}
         self.changed: Mapping[str, int] = {}
+        self.refits: Mapping[str, int] = {}
         self.scores: Mapping[int, tuple[float, ...]] = {}
         self.model: dict[str, str] = {}
         self.refresh: Callable[[], None] = lambda: None
@@ -141,6 +143,7 @@ class Metrics(Collector):
             ("ticks_dropped", "Ticks dropped, by reason.", "reason", self.dropped),
             ("ticks_adjusted", "Ticks taken otherwise than as they came.", "policy", self.changed),
             ("series_evicted", "Series closed, by reason.", "reason", self.evicted),
+            ("refits", "Times that the model was fitted anew.", "outcome", self.refits),
         ):
             counter = CounterMetricFamily(PREFIX + name, help, labels=[label])
             for value, count in counts.items():

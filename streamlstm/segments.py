@@ -19,6 +19,7 @@ Numbers count from 1 without a gap. What says that an entry is missing or damage
 torn off by a crash, is a later entry by which it was on disk.
 """
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,6 +142,31 @@ def read(folder: Path, after: int, found: Found | None = None) -> Iterator[Entry
             damage = damage or f"damaged at byte {end} of {path.name}"
             found.torn += rest
         before = int(path.stem)
+
+
+def salvage(folder: Path) -> Iterator[Entry]:
+    """Every sound entry there is, in order, whatever is missing or cannot be read between.
+
+    For those who can do without some. Meanwhile the folder may be written to, and lose its oldest
+    segments.
+    """
+    heads: list[tuple[Path, _Head]] = []
+    for path in files_in(folder):
+        with contextlib.suppress(JournalError):
+            if head := _head(path):
+                heads.append((path, head))
+    last = 0
+    for k, (path, head) in enumerate(heads):
+        # as in read
+        limit = min((later.first for _, later in heads[k + 1 :] if later.first), default=1 << 63)
+        try:
+            data = _load(path)
+        except JournalError:
+            continue
+        for at, number, _, _ in _entries(data, head):
+            if last < number < limit:
+                last = number
+                yield _entry(data, at, head)
 
 
 def models(folder: Path) -> set[str]:

@@ -28,6 +28,7 @@ from streamlstm.loop import Loop
 from streamlstm.metrics import Metrics
 from streamlstm.model import Model, ModelError, load_model
 from streamlstm.parking import ParkingError
+from streamlstm.refitting import Refitting, doubts
 from streamlstm.reload import Reload, ReloadError
 from streamlstm.security import SecurityError
 from streamlstm.segments import JournalError
@@ -93,8 +94,8 @@ def run(config: Config, announce: bool = False) -> int:
     return 1 if service.failed else 0
 
 
-def check(config: Config) -> str:
-    """Open all that :func:`run` would, but for the sockets, and say what was found.
+def check(config: Config) -> tuple[str, list[str]]:
+    """Open all that :func:`run` would, but for the sockets; what was found, and what is doubtful.
 
     Raises:
         ModelError, BackendError, CheckpointError, FormatError, MetricsError, ParkingError,
@@ -110,12 +111,13 @@ def check(config: Config) -> str:
     _open_decoder(config, model)
     _open_encoders(config, model, 0)
     each = sum(engine.bytes_per_series.values())
-    return (
+    found = (
         f"{config.model}: model {model.id} computes what it says;"
         f" {config.engine.max_series} series of {each} bytes fit;"
         f" {restored} series in the checkpoint"
         f"{f', of model {before.id}, to be taken over' * (model.id != before.id)}"
     )
+    return found, [*exposures(config), *doubts(config, model)]
 
 
 class Service:
@@ -135,6 +137,7 @@ class Service:
         self.snapshots: Snapshots | None = None
         self.failed = False
         self._reload: Reload | None = None
+        self._refitting = Refitting(config, self._wake)
         self._boot = secrets.randbits(32)
         self._model_file = _state_of(config.model)
         self._compiles = event.RecordingListener()
@@ -205,6 +208,8 @@ class Service:
         gc.freeze()  # what is there now stays; only what a batch leaves is looked at
         if self.server:
             self.server.ready = True
+        for doubt in doubts(config, model):
+            _log.warning("%s", doubt)
         notify("READY=1", f"STATUS=serving model {model.id}")
         logs.event(
             logging.INFO,
@@ -225,12 +230,14 @@ class Service:
             self._serve(min(until, self._reload.due if self._reload else self.kept.due))
             more = self.loop.evict_idle()
             self.kept.look(self._wake, begin=self._reload is None)
+            self.reloading |= self._refitting.look(begin=self._reload is None)
             self._look_at_model()
 
     def shutdown(self) -> None:
         """Serve what has arrived, save, and let subscribers take what they are owed."""
         assert self.kept
         notify("STOPPING=1", "STATUS=stopping")
+        self._refitting.stop()
         if self._reload:
             self._reload.stop()
         began = time.monotonic()
@@ -452,6 +459,7 @@ class Service:
             "horizon": str(spec.horizon),
             "backend": self.engine.backend,
         }
+        self.metrics.refits = self._refitting.counts
         self.metrics.refresh = self._refresh
 
     def _refresh(self) -> None:

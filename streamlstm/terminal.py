@@ -1,10 +1,12 @@
 """What people look at in a terminal: charts, sparklines, tables of scores."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -36,6 +38,31 @@ def sparkline(values: Sequence[float]) -> str:
         _BARS[int((v - low) / span * (len(_BARS) - 1) + 0.5)] if np.isfinite(v) else " "
         for v in array
     )
+
+
+class FitBar:
+    """A progress bar on stderr that shows the losses."""
+
+    def __init__(self, console: Console) -> None:
+        """Show nothing yet, and nothing at all where ``console`` is no terminal."""
+        self._bar = Progress(
+            TextColumn("fitting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            TextColumn("loss {task.fields[loss]:.4f}, unseen {task.fields[unseen]:.4f}"),
+            console=console, transient=True, disable=not console.is_terminal,
+        )  # fmt: skip
+        self._task = self._bar.add_task("fitting", total=None, loss=np.nan, unseen=np.nan)
+
+    def __enter__(self) -> Callable[[int, int, float, float], None]:
+        """Show it; what is returned is to be called as ``train.Progress`` says."""
+        self._bar.start()
+        return self._update
+
+    def __exit__(self, *_: object) -> None:
+        """Take it away."""
+        self._bar.stop()
+
+    def _update(self, done: int, total: int, loss: float, unseen: float) -> None:
+        self._bar.update(self._task, completed=done, total=total, loss=loss, unseen=unseen)
 
 
 class Canvas:

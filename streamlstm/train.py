@@ -24,7 +24,7 @@ from streamlstm.datasets.frames import SeriesData
 from streamlstm.datasets.times import DataError
 from streamlstm.directions import with_directions
 from streamlstm.features import DAY, WEEK, YEAR, default_calendar, features_of
-from streamlstm.fit_options import FitOptions
+from streamlstm.fit_options import FitOptions, ticks_needed
 from streamlstm.golden import make_golden
 from streamlstm.linear import Floats, linear_start, trimmed_mean
 from streamlstm.mixture import Trust, student, trusted
@@ -78,6 +78,7 @@ def fit(
     progress: Progress | None = None,
     *,
     name: str = "data",
+    like: Spec | None = None,
 ) -> tuple[Model, FitReport]:
     """Fit a model to ``series``.
 
@@ -88,6 +89,8 @@ def fit(
         options: what to do otherwise than by default.
         progress: called after each update.
         name: of the data, for the model's provenance.
+        like: spec of a model fitted before, whose states this one is to go on with; None: the
+            spec is inferred.
 
     Raises:
         DataError: no series is long enough.
@@ -96,7 +99,10 @@ def fit(
     began = time.perf_counter()
     options = options or FitOptions()
     notes: list[str] = []
-    spec = infer_spec(series, options, notes)
+    if like is None:
+        spec, directions = infer_spec(series, options, notes), options.directions
+    else:
+        spec, directions = like.model_copy(update={"directions": 0}), like.directions
     long = _long_enough(series, spec, notes)
     used = _within_budget(long, spec, options.seed, notes)
     pairs = [(s.ts, s.values) for s in used]
@@ -113,7 +119,7 @@ def fit(
             last = second
         updates += second.done
     spec, weights = trust.fold(last.start, last.weights())
-    spec, weights = with_directions(spec, weights, pairs, options.directions)
+    spec, weights = with_directions(spec, weights, pairs, directions, exact=like is not None)
     golden = make_golden(spec, weights, options.seed)
     model = Model(spec, weights, golden, errors, _provenance(name, used, options))
     report = FitReport(
@@ -134,7 +140,7 @@ def fit(
 def _long_enough(
     series: Sequence[SeriesData], spec: Spec, notes: list[str]
 ) -> Sequence[SeriesData]:
-    need = max(spec.history + 2 * spec.horizon, 4)
+    need = ticks_needed(spec)
     used = [s for s in series if len(s.ts) >= need]
     if not used:
         longest = max((len(s.ts) for s in series), default=0)

@@ -8,6 +8,7 @@ from streamlstm.backtest import run
 from streamlstm.datasets.bundled import load
 from streamlstm.datasets.frames import SeriesData
 from streamlstm.datasets.times import DataError
+from streamlstm.engine import Engine
 from streamlstm.features import features_of
 from streamlstm.golden import check_golden, network_of
 from streamlstm.kernels import cpu
@@ -305,3 +306,15 @@ def test_electricity_is_forecast_better_than_last_week() -> None:
         ours = np.abs(y[3225 + k :] - forecast[3225 : n - k, k - 1]).mean()
         last_week = np.abs(y[3225 + k :] - y[3225 + k - 336 : n - 336]).mean()
         assert ours < share * last_week
+
+
+def test_a_model_like_another_goes_on_with_its_states() -> None:
+    """Whatever the data would ask for, and though they have fewer directions than there were."""
+    old, _ = quick([wave(800)], horizon=3, lags=(1, 2, 30))
+    still = SeriesData("s", np.arange(300) * 60 * MINUTE, np.full((300, 1), 5.0))
+    new, _ = fit([still], FitOptions.model_validate(SMALL | {"hidden": 4}), like=old.spec)
+    assert new.spec.directions == old.spec.directions > 0
+    assert Engine(new, max_series=1).layout == Engine(old, max_series=1).layout
+    assert not new.weights["head.skip"][-1].any()
+    issued = run(new, still.ts, still.values, 100)
+    np.testing.assert_allclose(issued.point, 5.0, atol=1e-6)
