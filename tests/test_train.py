@@ -10,6 +10,7 @@ from streamlstm.datasets.frames import SeriesData
 from streamlstm.datasets.times import DataError
 from streamlstm.features import features_of
 from streamlstm.golden import check_golden, network_of
+from streamlstm.infer import infer_spec
 from streamlstm.kernels import cpu
 from streamlstm.model import Model, load_model, save_model
 from streamlstm.train import (
@@ -19,7 +20,6 @@ from streamlstm.train import (
     _Stage,
     error_quantiles,
     fit,
-    infer_spec,
     initial_weights,
 )
 
