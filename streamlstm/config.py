@@ -143,6 +143,10 @@ class Output(_Table):
         default=False,
         description="publish each batch in arrow too, under the topic predictions.batch",
     )
+    quality: bool = Field(
+        default=False,
+        description="say with each prediction what engine.watch knows of its series",
+    )
     hwm: int = Field(
         default_factory=_hwm,
         ge=1,
@@ -200,6 +204,11 @@ class Engine(_Table):
     learning: bool = Field(
         default=True,
         description="let each series learn from its own errors, where the model has directions",
+    )
+    watch: bool = Field(
+        default=True,
+        description="judge each series by its own errors, those of the first step that is scored:"
+        " anomalies, drifts, and how good its forecasts are; 48 bytes a series",
     )
     parking: OptionalPath = Field(
         default=None,
@@ -428,6 +437,12 @@ class Config(_Table):
                 raise ValueError(f"{name}.bind and {name}.connect are both empty; name an endpoint")
         if self.input.kind == "pull" and self.input.topics:
             raise ValueError("input.topics needs input.kind = 'sub'; a pull socket takes all")
+        return self
+
+    @model_validator(mode="after")
+    def _quality_is_known(self) -> Self:
+        if self.output.quality and not (self.engine.watch and self.interval.coverage):
+            raise ValueError("output.quality needs engine.watch, and interval.coverage above 0")
         return self
 
     @model_validator(mode="after")

@@ -16,13 +16,13 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Sequence
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 
 import numpy as np
 from numba.extending import register_jitable
 from numpy.typing import NDArray
 
-from streamlstm import adapt, features, intervals, quality
+from streamlstm import adapt, features, intervals, quality, watch
 from streamlstm.events import Events
 from streamlstm.golden import check_golden, network_of
 from streamlstm.index import CLOSES, CLOSING, LINE, approach, close, find, seek, touch
@@ -111,6 +111,8 @@ class Engine:
         policies: Policies = AS_THEY_COME,
         scored: Sequence[int] = (),
         learning: bool = True,
+        watching: bool = True,
+        telling: bool = False,
     ) -> None:
         """Open ``model``: its golden trajectory is repeated on the backend.
 
@@ -118,7 +120,8 @@ class Engine:
         ``keep_latest``, the latest prediction of each series is part of its state, and so are its
         latest ``history`` ticks. ``scored`` are the steps ahead that are scored when their tick
         comes, for the intervals and, with ``learning``, for corrections; where none are named,
-        those of the model's spec.
+        those of the model's spec. ``watching`` series are judged by their own errors (where there
+        are intervals); ``telling``, the forecasts say how.
 
         Raises:
             ModelError: the golden deviates, ``max_series`` series do not fit in memory, or a step
@@ -135,10 +138,12 @@ class Engine:
             spec, weights = adapt.without_directions(spec, weights)
         steps = _scored(spec, scored)
         bands = intervals.plan(spec.horizon, spec.targets, coverage, model.errors, steps)
-        latest = latest_fields(spec)
+        watching &= len(bands.steps) > 0
+        latest = latest_fields(spec, telling)
         lessons = adapt.plan(spec, steps if learning else (), model.id)
         corrections = adapt.learned_fields(lessons, spec)
-        fields = state_fields(spec, bands, lessons, keep_latest, history)
+        told = latest if keep_latest else {}
+        fields = state_fields(spec, bands, lessons, told, history, watching)
         network = network_of(spec, weights)
         self.bytes_per_series = {"recurrent": self.kernels.bytes_per_series(network)}
         self.bytes_per_series |= bytes_per_series(fields, max_series, max_key)
@@ -149,8 +154,10 @@ class Engine:
         kept = self.series.state if keep_latest else records(latest, 1)
         state = self.series.state
         taught = state if len(lessons.steps) else records(corrections, 1)
+        seen = state if watching else records(watch.watched_fields(), 1)
         recurrent, unbounded = self.kernels.host_records(self.buffers), can_diverge(spec)
         on_device = not len(recurrent)
+        judged = quality.Quality.of(bands, spec.targets, max_batch)
         self._look = unbounded and on_device
         self.work = placed(
             Work(
@@ -178,11 +185,13 @@ class Engine:
                     np.zeros(max_batch, np.int64),
                     np.zeros((max_batch, spec.horizon, spec.targets)),
                     np.zeros((max_batch, 2, spec.horizon, spec.targets)),
+                    judged.measures if telling else np.zeros((max_batch, 0)),
                 ),
                 np.zeros((max_batch, spec.inputs)),
                 Given(Ticks.room(max_batch, spec.inputs), np.zeros((max_batch, spec.inputs))),
                 Counts.empty(),
-                quality.Quality.of(bands, spec.targets, max_batch),
+                judged,
+                watch.Watched(watching, *(seen[name] for name in watch.watched_fields())),
                 np.zeros(max_batch, np.uint64),
                 np.zeros(max_batch, np.int32),
                 self.series.offsets["last_ts"],
@@ -228,6 +237,11 @@ class Engine:
         columns = [column.tolist() for column in self.work.quality.sums]
         steps = self.work.intervals.steps.tolist()
         return {k: tuple(column[a] for column in columns) for a, k in enumerate(steps)}
+
+    @property
+    def alarms(self) -> dict[str, int]:
+        """Ticks that were anomalies, and those that told of a drift, since the engine opened."""
+        return dict(zip(("anomaly", "drift"), self.work.quality.alarms.tolist(), strict=True))
 
     @property
     def gaps(self) -> int:
@@ -373,6 +387,7 @@ class Engine:
         """
         if len(ticks.slot) > self.max_batch:
             raise ValueError(f"{len(ticks.slot)} ticks exceed max_batch = {self.max_batch}")
+        ticks = Ticks(*(np.require(column, None, "CW") for column in ticks))  # as is compiled for
         work, progress = self.work, self.work.schedule.progress
         if self.code:
             published = compute(work, ticks, now, self.code, self.buffers.plan, self.stages)
@@ -436,15 +451,16 @@ def state_fields(
     spec: Spec,
     bands: intervals.Plan,
     lessons: adapt.Plan,
-    keep_latest: bool = False,
+    latest: Fields = MappingProxyType({}),
     history: int = HISTORY,
+    watching: bool = True,
 ) -> Fields:
     """The one table of what a series keeps, but for its recurrent state, which is the kernels'."""
     return {
         "rank": (np.int32, ()),
         "seq": (np.int64, ()),
         "heard": (np.int64, ()),
-        **(latest_fields(spec) if keep_latest else {}),
+        **latest,
         # from here on what a series forgets when it begins anew
         "last_ts": (np.int64, ()),
         "begun": (np.uint8, ()),
@@ -452,6 +468,7 @@ def state_fields(
         **features.memory_fields(spec),
         **intervals.bands_fields(bands),
         **(adapt.learned_fields(lessons, spec) if len(lessons.steps) else {}),
+        **(watch.watched_fields() if watching else {}),
         "expected": (np.float64, (spec.inputs,)),
         "recent_count": (np.int64, ()),
         "recent": (np.int64, (history, 1 + spec.inputs)),
@@ -463,12 +480,13 @@ def _meanings(spec: Spec) -> list[object]:
     return [(each.name, each.role) for each in spec.roles]
 
 
-def latest_fields(spec: Spec) -> Fields:
+def latest_fields(spec: Spec, telling: bool = False) -> Fields:
     """What a series keeps of its latest prediction, in the order of :class:`Latest`."""
     return {
         "latest_seq": (np.int64, ()),
         "latest_ts": (np.int64, ()),
         "latest": (np.float64, (3, spec.horizon, spec.targets)),
+        "latest_quality": (np.float64, (len(watch.MEASURES) * telling,)),
     }
 
 
@@ -660,6 +678,7 @@ def _forecast(work: Work, given: Given, start: int, stop: int) -> None:
             work.intervals,
             work.bands,
             work.memory.past,
+            work.features.season,
             work.quality,
             slot,
             schedule.place[j],
@@ -669,6 +688,8 @@ def _forecast(work: Work, given: Given, start: int, stop: int) -> None:
             rows.scale,
             j,
         )
+        if work.watched.kept and not warm:
+            quality.judge(work.watched, work.quality, slot, i, work.features.season)
         intervals.surround(
             work.intervals,
             work.bands,
@@ -693,6 +714,8 @@ def _forecast(work: Work, given: Given, start: int, stop: int) -> None:
             to += slot * latest.latest.strides[0]
             copy(to, point.ctypes.data + i * length, length)
             copy(to + length, forecasts.quantiles.ctypes.data + 2 * i * length, 2 * length)
+            for k in range(forecasts.quality.shape[1]):
+                latest.latest_quality[slot, k] = forecasts.quality[i, k]
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)

@@ -92,7 +92,7 @@ class Run:
         self.ticks += self.engine.taken
         if self._keep:
             names = self.engine.series.keys(forecasts.slot)
-            slot, ts, seq, point, quantiles = forecasts
+            slot, ts, seq, point, quantiles, _ = forecasts
             kept = (slot.copy(), ts.copy(), seq.copy(), point.copy(), quantiles.copy())
             self.made.append(Made(names, Forecasts(*kept)))
 

@@ -465,6 +465,7 @@ class Service:
         self.metrics.evicted = self.engine.series.evicted
         values["series_started"] = self.engine.series.started
         values["input_gaps"] = self.engine.gaps
+        values["anomalies"], values["drifts"] = self.engine.alarms.values()
         values["series_quarantined"] = self.engine.quarantined
         values["subscriber_overflows"] = self.publisher.overflows
         for name, count in zip(COUNTS, self.decoder.publishers.counts.tolist(), strict=True):
