@@ -61,9 +61,7 @@ class Plan(NamedTuple):
     memory: int
     prior_ratio: float
     fixed_loc: NDArray[np.float64]
-    """(inputs,)"""
     fixed_scale: NDArray[np.float64]
-    """(inputs,) 0: from the series' own past"""
     short: int
     long: int
     blend: NDArray[np.float64]
@@ -77,6 +75,10 @@ class Plan(NamedTuple):
     """(transitions,) local time minus UTC, ns"""
     measured: int
     """inputs that are targets or measured, the first; then those known, numbers, categories"""
+    own_loc: NDArray[np.float64]
+    """(inputs,)"""
+    own_scale: NDArray[np.float64]
+    """(inputs,) of what is known and of numbers; 0: as the spec's scaling says"""
     elapsed_ns: int
     known: int
     shown: NDArray[np.int64]
@@ -152,24 +154,18 @@ def memory_of(state: Mapping[str, NDArray[Any]]) -> Memory:
 def plan(spec: Spec) -> Plan:
     """Lay ``spec`` out for compiled code."""
     shift_at, shift = _utc_offsets(spec.timezone) if spec.calendar else _FIXED_UTC
-    scaling = spec.scaling
-    inputs = spec.inputs
-    loc = np.array(scaling.loc or (0.0,) * inputs)
-    scale = np.array(scaling.scale or (float(scaling.kind != "running"),) * inputs)
-    for i, each in enumerate(spec.roles):
-        if each.scale:
-            loc[i], scale[i] = each.loc, each.scale
+    ones = np.ones(spec.inputs)
     return Plan(
         spec.step_ns,
         spec.horizon,
         spec.targets,
         spec.season,
         _BASES.index(spec.base),
-        _SCALINGS.index(scaling.kind),
-        scaling.memory,
-        scaling.prior_ratio,
-        loc,
-        scale,
+        _SCALINGS.index(spec.scaling.kind),
+        spec.scaling.memory,
+        spec.scaling.prior_ratio,
+        np.array(spec.scaling.loc or 0 * ones),
+        np.array(spec.scaling.scale or ones),
         spec.blend.short if spec.blend else 1,
         spec.blend.long if spec.blend else 1,
         np.array(spec.blend.weights if spec.blend else [], np.float64).reshape(-1, 3),
@@ -178,6 +174,8 @@ def plan(spec: Spec) -> Plan:
         shift_at,
         shift,
         spec.measured,
+        np.array([each.loc for each in spec.roles]),
+        np.array([each.scale for each in spec.roles]),
         spec.elapsed_ns,
         len(spec.of_role("known")),
         np.array(spec.shown, np.int64),
@@ -323,15 +321,17 @@ def _further(
     for a in range(plan.known):
         value = values[tick, i]
         _tell(memory.ahead, slot, a, place, steps, first, value)
-        loc, scale = _scaling(plan, memory, slot, i, value)
+        loc, scale = plan.own_loc[i], plan.own_scale[i]
+        if scale == 0.0:
+            loc, scale = _scaling(plan, memory, slot, i, value)
         for k in range(len(plan.shown)):
             at = (place + plan.shown[k]) % memory.ahead.shape[1]
             rows.x[row, column] = np.float32((memory.ahead[slot, at, a] - loc) / scale)
             column += 1
         i += 1
     for _ in range(plan.numbers):
-        loc, scale = plan.fixed_loc[i], plan.fixed_scale[i]
-        rows.x[row, column] = np.float32((values[tick, i] - loc) / scale)
+        scaled = (values[tick, i] - plan.own_loc[i]) / plan.own_scale[i]
+        rows.x[row, column] = np.float32(scaled)
         column, i = column + 1, i + 1
     for a in range(len(plan.categories)):
         for which in range(plan.categories[a]):
@@ -427,9 +427,9 @@ def _blended(
 def _scaling(plan: Plan, memory: Memory, slot: int, i: int, value: float) -> tuple[float, float]:
     """Loc and scale of input ``i`` of a series, ``value`` taken in."""
     loc, scale = 0.0, 1.0
-    if plan.fixed_scale[i] > 0.0:
+    if plan.scaling == FIXED:
         loc, scale = plan.fixed_loc[i], plan.fixed_scale[i]
-    else:
+    elif plan.scaling == RUNNING:
         seen = min(float(memory.seen[slot]), float(plan.memory))
         alpha = 1.0 / seen
         off = value - memory.loc[slot, i]

@@ -139,7 +139,10 @@ class Input(BaseModel):
     role: Literal["target", "measured", "known", "number", "category"]
     loc: _Finite = 0.0
     scale: float = Field(
-        default=0.0, ge=0, allow_inf_nan=False, description="0: scaled as the targets are"
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="of what is known or a number; 0: scaled as the targets are",
     )
     categories: tuple[str, ...] = Field(default=(), max_length=MOST_CATEGORIES)
 
@@ -147,6 +150,8 @@ class Input(BaseModel):
     def _consistent(self) -> Self:
         if (self.role == "category") != bool(self.categories):
             raise ValueError(f"{self.name}: categories go with the role category, and no other")
+        if self.scale and self.role not in ("known", "number"):
+            raise ValueError(f"{self.name}: a {self.role} has no scale of its own")
         if self.role == "number" and not self.scale:
             raise ValueError(f"{self.name}: a number needs a scale above 0")
         return self

@@ -1,180 +1,210 @@
-"""What a tick may carry beside its targets: each by hand, and the stream as the fit sees it."""
+"""Tables whose ticks carry more than y: the columns that make their values, and what they lack."""
+
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
-from pydantic import ValidationError
 
-from streamlstm import features
-from streamlstm.engine import Engine
-from streamlstm.features import features_of
-from streamlstm.model import Input, Scaling, Spec
-from streamlstm.policies import Policies
-from streamlstm.ticks import Keys, Ticks
-from tests.models import HOUR, random_model
+from streamlstm.datasets.bundled import table, table_for
+from streamlstm.datasets.frames import Table, from_frame, read_table
+from streamlstm.datasets.inputs import Columns
+from streamlstm.datasets.times import DataError
+from streamlstm.model import Input, Spec
+from tests.models import HOUR
 
-MEASURED = (Input(name="load", role="target"), Input(name="wind", role="measured"))
-FULL = (
-    *MEASURED,
-    Input(name="holiday", role="known"),
-    Input(name="price", role="known", loc=50.0, scale=10.0),
-    Input(name="size", role="number", loc=3.0, scale=2.0),
-    Input(name="type", role="category", categories=("hotel", "office", "shop")),
-)
+COLUMNS = {
+    "targets": ["load", "temp"], "features": ["wind"], "known": ["holiday"],
+    "static": ["type", "size"], "horizon": 2,
+}  # fmt: skip
 
 
-def spec(**changes: object) -> Spec:
-    given = {"hidden": 4, "step_ns": HOUR, "horizon": 3, "inputs": 6, "roles": FULL}
-    return Spec.model_validate(given | changes)
+def rows() -> pd.DataFrame:
+    """Two series of eight hours; of b the first is missing."""
+    hours = pd.date_range("2024-01-01", periods=8, freq="h")
+    parts = []
+    for name, size, kind in (("a", 10, "shop"), ("b", 30, "office")):
+        number = np.arange(8.0) + size
+        parts.append(
+            pd.DataFrame({
+                "unique_id": name, "ds": hours, "load": number, "temp": -number,
+                "wind": number / 10, "holiday": np.arange(8) % 3, "size": size, "type": kind,
+            })
+        )  # fmt: skip
+    return pd.concat([parts[0], parts[1][1:]], ignore_index=True)
 
 
-def ticks(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Hourly ticks, some missed, of the inputs of FULL."""
-    rng = np.random.default_rng(seed)
-    hours = np.cumsum(rng.choice([1, 1, 1, 2, 7], n))
-    columns = [
-        rng.normal(100, 10, n), rng.normal(5, 1, n), rng.integers(0, 2, n),
-        rng.normal(50, 10, n), np.full(n, 7.0), rng.integers(-1, 4, n),
+def written(folder: Path, frame: pd.DataFrame) -> Path:
+    path = folder / "data.csv"
+    frame.to_csv(path, index=False)
+    return path
+
+
+def read(folder: Path, frame: pd.DataFrame, **changes: object) -> Table:
+    path = written(folder, frame)
+    return read_table(path, columns=Columns.named(**(COLUMNS | changes)))  # type: ignore[arg-type]
+
+
+def refusal(folder: Path, frame: pd.DataFrame, **changes: object) -> str:
+    with pytest.raises(DataError) as caught:
+        read(folder, frame, **changes)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_values_of_a_tick_in_their_order(tmp_path: Path) -> None:
+    found = read(tmp_path, rows())
+    assert [(each.name, each.role) for each in found.inputs] == [
+        ("load", "target"), ("temp", "target"), ("wind", "measured"), ("holiday", "known"),
+        ("size", "number"), ("type", "category"),
     ]  # fmt: skip
-    return hours * HOUR, np.stack(columns, axis=1).astype(float)
+    size, kind = found.inputs[4:]
+    assert (size.loc, size.scale) == (20, 10)  # mean and deviation over series
+    assert kind.categories == ("office", "shop")
+    a, b = found.series
+    assert b.values.shape == (7, 6)
+    # a holiday is that of two hours later, and at the end the last one known
+    np.testing.assert_array_equal(a.values[:, 3], [2, 0, 1, 2, 0, 1, 1, 1])
+    np.testing.assert_array_equal(b.values[:, 3], [0, 1, 2, 0, 1, 1, 1])
+    np.testing.assert_array_equal(a.values[0], [10, -10, 1, 2, 10, 1])
+    np.testing.assert_array_equal(b.values[0, 4:], [30, 0])
+    assert found.notes == []
 
 
-def test_the_input_vector_by_hand() -> None:
-    s = spec(lags=(1,), calendar=("hour",), elapsed_ns=HOUR, scaling=Scaling(kind="none"))
-    ts, values = ticks(60)
-    x = features_of(s, ts, values).x
-    assert x.shape == (60, s.width) == (60, 2 + 1 + 4 + 1 + 2 * 4 + 1 + 3)
-    np.testing.assert_allclose(x[:, :2], values[:, :2], rtol=1e-6)
-    hours = ts // HOUR
-    np.testing.assert_allclose(x[1:, 7], np.log(np.diff(hours)), atol=1e-6)
-    assert x[0, 7] == 0
-    for which, at in ((2, 8), (3, 12)):  # what is known, told three hours before
-        told: dict[int, float] = {}
-        first = values[0, which]
-        latest = first
-        for i, hour in enumerate(hours.tolist()):
-            for missed in range(hours[i - 1] + 4 if i else hour, hour + 3):
-                told[missed] = latest
-            told[hour + 3] = latest = values[i, which]
-            expected = np.array([told[hour + k] for k in range(4)])
-            if which == 3:
-                expected = (expected - 50) / 10
-            np.testing.assert_allclose(x[i, at : at + 4], expected, rtol=1e-6)
-    np.testing.assert_allclose(x[:, 16], (7 - 3) / 2)
-    one_hot = values[:, 5, None] == np.arange(3)
-    np.testing.assert_array_equal(x[:, 17:], one_hot)
-    assert not x[values[:, 5] == -1, 17:].any()  # of no category, and
-    assert not x[values[:, 5] == 3, 17:].any()  # of one that there is not
+def test_a_frame_and_a_file_say_the_same(tmp_path: Path) -> None:
+    columns = Columns.named(**COLUMNS)  # type: ignore[arg-type]
+    one, other = read(tmp_path, rows()), from_frame(rows(), "data", columns=columns)
+    assert one.inputs == other.inputs
+    for ours, theirs in zip(one.series, other.series, strict=True):
+        np.testing.assert_array_equal(ours.values, theirs.values)
 
 
-def test_what_is_known_is_scaled_by_its_own_past_where_no_scale_is_fixed() -> None:
-    s = spec(scaling=Scaling(memory=10_000, prior_ratio=1e-9))
-    ts, values = ticks(200)
-    x = features_of(s, ts, values).x
-    past = values[:, 2]
-    deviation = past.std() * np.sqrt(200 / 210)
-    assert x[199, 5] == pytest.approx((past[-1] - past.mean()) / deviation, rel=1e-5)
+def test_without_targets_y_is_the_target(tmp_path: Path) -> None:
+    frame = rows().rename(columns={"load": "y"})
+    found = read(tmp_path, frame, targets=[], static=[])
+    assert [each.name for each in found.inputs] == ["y", "wind", "holiday"]
+    path = written(tmp_path, rows())
+    columns = Columns.named(features=["wind"])
+    named = read_table(path, y="temp", columns=columns)
+    assert [each.name for each in named.inputs] == ["temp", "wind"]
+    np.testing.assert_array_equal(named.series[0].values[0], [-10, 1])
 
 
-@pytest.mark.parametrize("policies", [Policies(), Policies(not_a_number="missing")])
-def test_the_stream_sees_what_the_fit_saw(policies: Policies) -> None:
-    model = random_model(
-        horizon=3, inputs=6, roles=FULL, elapsed_ns=HOUR, lags=(1, 2), calendar=("hour",)
+def test_what_a_feature_lacks_is_its_latest_value_and_said(tmp_path: Path) -> None:
+    frame = rows()
+    frame.loc[[0, 3, 4], "wind"] = np.nan
+    found = read(tmp_path, frame)
+    wind = found.series[0].values[:, 2]
+    np.testing.assert_allclose(wind, [1.1, 1.1, 1.2, 1.2, 1.2, 1.5, 1.6, 1.7])
+    assert found.notes == ["column 'wind': 3 missing values filled with the one before"]
+    frame["wind"] = np.nan
+    assert "series 'a' has no value in column 'wind'" in refusal(tmp_path, frame)
+
+
+def test_a_row_without_a_target_is_a_gap_but_tells_what_is_known(tmp_path: Path) -> None:
+    """As the rows of the days to come are, of which only the holidays are known."""
+    frame = rows()
+    frame.loc[[3, 6, 7], "load"] = np.nan
+    a = read(tmp_path, frame).series[0]
+    assert (np.diff(a.ts) // HOUR).tolist() == [1, 1, 2, 1]
+    np.testing.assert_array_equal(a.values[:, 3], [2, 0, 1, 0, 1])
+
+
+def test_steps_ahead_are_ticks_where_ticks_are_unevenly_spaced(tmp_path: Path) -> None:
+    frame = rows()[:8]
+    frame["ds"] = pd.to_datetime([0, 1, 5, 6, 20, 21, 40, 41], unit="h")
+    frame["holiday"] = np.arange(8)
+    columns: dict[str, object] = {"static": [], "horizon": 3}
+    known = read(tmp_path, frame, **columns).series[0].values[:, 3]
+    np.testing.assert_array_equal(known, [3, 4, 5, 6, 7, 7, 7, 7])
+    frame.loc[[2, 7], "load"] = np.nan  # no tick; the last is one to come
+    known = read(tmp_path, frame, **columns).series[0].values[:, 3]
+    np.testing.assert_array_equal(known, [4, 5, 6, 7, 7, 7])
+
+
+def model(**changes: object) -> Spec:
+    roles = (
+        Input(name="load", role="target"), Input(name="wind", role="measured"),
+        Input(name="holiday", role="known"),
+        Input(name="type", role="category", categories=("office", "school")),
+    )  # fmt: skip
+    return Spec.model_validate(
+        {"hidden": 4, "step_ns": HOUR, "horizon": 3, "inputs": 4, "roles": roles} | changes
     )
-    ts, values = ticks(100)
-    rows = features_of(model.spec, ts, values)
-    engine = Engine(model, max_series=1, max_batch=16, policies=policies)
-    engine.series.lookup(Keys.of([b"x"]))
-    for i in range(100):
-        one = slice(i, i + 1)
-        slot, quiet = np.zeros(1, np.int32), np.zeros(1, np.uint8)
-        engine.step(Ticks(slot, ts[one], values[one], quiet), 0)
-        np.testing.assert_array_equal(engine.work.rows.x[0], rows.x[i])
 
 
-def test_a_value_that_is_missing_is_the_latest_of_what_is_no_target() -> None:
-    model = random_model(horizon=3, inputs=6, roles=FULL, base="last")
-    policies = Policies(not_a_number="missing")
-    ts, values = ticks(10)
-    gappy, held = values.copy(), values.copy()
-    gappy[6, 1:] = np.nan
-    held[6, 1:] = values[5, 1:]
-    points = []
-    for given in (gappy, held):
-        engine = Engine(model, max_series=1, policies=policies)
-        engine.series.lookup(Keys.of([b"x"]))
-        quiet = np.zeros(10, np.uint8)
-        points.append(engine.step(Ticks(np.zeros(10, np.int32), ts, given, quiet), 0).point.copy())
-    np.testing.assert_array_equal(*points)
+def test_a_model_finds_its_columns_by_their_names(tmp_path: Path) -> None:
+    path = written(tmp_path, rows())
+    found = table_for(model(), str(path))
+    assert found.inputs == model().roles
+    a, b = found.series
+    np.testing.assert_array_equal(a.values[:, 2], [0, 1, 2, 0, 1, 1, 1, 1])  # three steps
+    assert found.notes == [
+        "column 'type': not known to the model, and taken as of no category: shop"
+    ]
+    assert (a.values[0, 3], b.values[0, 3]) == (-1, 0)
+    minutes = table_for(model(step_ns=HOUR // 2, horizon=4), str(path)).series[0]
+    np.testing.assert_array_equal(minutes.values[:, 2], [2, 0, 1, 2, 0, 1, 1, 1])
+    renamed = written(tmp_path, rows().rename(columns={"load": "kw"}))
+    other = table_for(model(), str(renamed), y="kw")
+    np.testing.assert_array_equal(other.series[0].values, a.values)
 
 
-def test_elapsed_time_of_ticks_without_a_grid() -> None:
-    s = Spec(hidden=4, step_ns=0, horizon=2, elapsed_ns=HOUR)
-    apart = np.array([1.0, 0.5, 3.25, 1e-9, 1e5])
-    ts = np.concatenate([[7], 7 + np.cumsum(apart * HOUR)]).astype(np.int64)
-    x = features_of(s, ts, np.ones((6, 1))).x[:, 1]
-    np.testing.assert_allclose(x[:4], [0, *np.log(apart[:3])], atol=1e-6)
-    np.testing.assert_array_equal(x[4:], [-features.FARTHEST_APART, features.FARTHEST_APART])
+def test_a_model_misses_a_column_in_one_line(tmp_path: Path) -> None:
+    path = written(tmp_path, rows().drop(columns="wind"))
+    with pytest.raises(DataError, match="has no column 'wind' \\(an input of the model\\)"):
+        table_for(model(), str(path))
+    number = Input(name="type", role="number", scale=1.0)
+    roles = (*model().roles[:3], number)
+    path = written(tmp_path, rows())
+    with pytest.raises(DataError, match="holds 'shop', the model takes numbers there"):
+        table_for(model(roles=roles), str(path))
+    with pytest.raises(DataError, match="1 value a tick, the model takes 2 that have no names"):
+        table_for(Spec(hidden=4, step_ns=HOUR, horizon=3, inputs=2), str(path), y="load")
 
 
-@pytest.mark.parametrize("x", [1.0, 0.7500001, 1.5, 1.4999, 2.0, 1e3, 2980.0, 3.4e-4, 123.456])
-def test_the_logarithm(x: float) -> None:
-    assert features._log(x) == pytest.approx(np.log(x), abs=1e-12)
-    assert features._log(1.0) == 0
-
-
-def test_steps_shown_are_all_or_two_dozen() -> None:
-    assert spec().shown == (0, 1, 2, 3)
-    assert spec(horizon=24).shown == tuple(range(25))
-    many = spec(horizon=100).shown
-    assert (many[:2], many[-1], len({*many})) == ((0, 1), 100, 25)
-    assert set(np.diff(many[1:])) <= {4, 5}
-
-
-def test_no_forecast_and_no_end_of_an_interval_lies_below_the_floor() -> None:
-    free, floored = (random_model(seed=0, base="last", **more) for more in ({}, {"floor": 0.0}))
-    rng = np.random.default_rng(0)
-    ts, values = np.arange(300) * HOUR, rng.poisson(0.4, (300, 1)).astype(float)
-    outs = []
-    for model in (free, floored):
-        engine = Engine(model, max_series=1, max_batch=300)
-        engine.series.lookup(Keys.of([b"x"]))
-        slot, quiet = np.zeros(300, np.int32), np.zeros(300, np.uint8)
-        out = engine.step(Ticks(slot, ts, values, quiet), 0)
-        outs.append((out.point.copy(), out.quantiles.copy(), engine))
-    (point, quantiles, _), (raised, ends, engine) = outs
-    assert (point < 0).any()
-    np.testing.assert_array_equal(raised, np.maximum(point, 0))
-    assert (quantiles < 0).any()
-    assert (ends >= 0).all()
-    # what is scored when its tick comes is what was issued
-    pending = engine.series.state["pending"][0, 0, 0]
-    assert pending == raised[-1, 0, 0]
-    # and so the intervals are those that the raised forecasts have earned
-    off = np.abs(values[1:, 0] - raised[:-1, 0, 0])
-    error = engine.scores[1][2]
-    scale = features_of(floored.spec, ts, values).scale[1:, 0]
-    assert error == pytest.approx((off / scale).sum(), rel=1e-5)
-
-
-def test_specs_without_any_of_it_are_written_as_before() -> None:
-    plain = Spec(hidden=4, step_ns=HOUR, horizon=2)
-    assert not {"roles", "elapsed_ns", "floor"} & plain.model_dump().keys()
-    whole = spec(elapsed_ns=HOUR, floor=0.0)
-    assert Spec.model_validate_json(whole.model_dump_json()) == whole
-    assert whole.model_dump()["floor"] == 0
+def test_a_bundled_series_has_one_value() -> None:
+    columns = Columns.named(features=["wind"])
+    with pytest.raises(DataError, match="weather: a bundled series has one value, not wind"):
+        table("weather", columns)
+    assert table("weather", Columns.named(targets=["temp"])).inputs[0].name == "temp"
 
 
 @pytest.mark.parametrize(
-    ("roles", "said"),
+    ("changes", "said"),
     [
-        (FULL[:5], "roles of 5 values, the model takes 6"),
-        ((*FULL[1:], FULL[0]), "roles come in this order"),
-        ((*FULL[:5], FULL[5].model_copy(update={"name": "wind"})), "two inputs have one name"),
-        (({"name": "a", "role": "category"},), "categories go with"),
-        (({"name": "a", "role": "number"},), "scale above 0"),
-        (({"name": "a", "role": "targett"},), "role"),
+        ({"features": ["wnd"]}, "no column 'wnd' (--features); did you mean 'wind'?"),
+        ({"known": ["wind"]}, "column 'wind' is asked for twice"),
+        ({"static": ["holiday"], "known": []}, "different values in column 'holiday'"),
+        ({"features": ["type"], "static": []}, "'shop' in column 'type' is not a number"),
     ],
 )
-def test_roles_that_do_not_fit_are_refused(roles: object, said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
-        spec(roles=roles)
+def test_columns_that_cannot_be_what_they_are_asked_to_be(
+    tmp_path: Path, changes: dict[str, object], said: str
+) -> None:
+    assert said in refusal(tmp_path, rows(), **changes)
+
+
+def test_static_columns_that_are_empty(tmp_path: Path) -> None:
+    frame = rows()
+    frame["type"] = frame["type"].where(frame["unique_id"] == "b")
+    found = read(tmp_path, frame)
+    assert found.inputs[5].categories == ("office",)
+    assert found.series[0].values[0, 5] == -1
+    frame["size"] = frame["size"].where(frame["unique_id"] == "b")
+    assert "series 'a' has no value in column 'size'" in refusal(tmp_path, frame)
+
+
+def test_numbers_with_a_decimal_comma_are_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text("unique_id;ds;y;size\na;2024-01-01;1,5;2,5\nb;2024-01-01;1;3,5\n")
+    found = read_table(path, columns=Columns.named(static=["size"]))
+    assert found.inputs[1] == Input(name="size", role="number", loc=3.0, scale=0.5)
+
+
+def test_a_wide_table_has_no_room_for_features(tmp_path: Path) -> None:
+    path = written(tmp_path, rows())
+    with pytest.raises(DataError, match=r"--wide has one column a series.*write the table long"):
+        read_table(path, wide=True, columns=Columns.named(features=["wind"]))
+    with pytest.raises(DataError, match="--y names one column, there are 2 targets"):
+        read_table(path, y="load", columns=Columns.named(targets=["load", "temp"]))
