@@ -17,6 +17,7 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from types import MappingProxyType, ModuleType
+from typing import Any, TypeVar
 
 import numpy as np
 from numba.extending import register_jitable
@@ -71,6 +72,7 @@ from streamlstm.ticks import (
 )
 from streamlstm.work import COUNT, FAULTY, Batch, Given, Latest, Recent, Schedule, Work
 
+Column = TypeVar("Column", bound=NDArray[Any])
 BACKENDS = ("cpu", "cuda", "auto")
 HISTORY = 32
 """Ticks kept of each series, unless it is said how many."""
@@ -89,6 +91,7 @@ class Engine:
 
     Attributes:
         work: what the compiled stages are given.
+        coverages: shares of values to fall within an interval, the main one first; 0 alone: none.
         stages: of them those that the kernels call, and where they find what :func:`arrange` left.
         code: where the kernels' machine code lies; 0: they are called from Python.
         taken: ticks that :meth:`step` took last, those without a forecast included.
@@ -101,7 +104,7 @@ class Engine:
         backend: str = "cpu",
         max_series: int = 100_000,
         max_batch: int = 1024,
-        coverage: float = 0.9,
+        coverage: float | Sequence[float] = 0.9,
         threads: int = 0,
         max_key: int = 64,
         ordered: bool = False,
@@ -120,8 +123,9 @@ class Engine:
         ``keep_latest``, the latest prediction of each series is part of its state, and so are its
         latest ``history`` ticks. ``scored`` are the steps ahead that are scored when their tick
         comes, for the intervals and, with ``learning``, for corrections; where none are named,
-        those of the model's spec. ``watching`` series are judged by their own errors (where there
-        are intervals); ``telling``, the forecasts say how.
+        those of the model's spec. Of several numbers in ``coverage``, all distinct, the first is
+        the main one, which is scored; 0 or none: no intervals. ``watching`` series are judged by
+        their own errors (where there are intervals); ``telling``, the forecasts say how.
 
         Raises:
             ModelError: the golden deviates, ``max_series`` series do not fit in memory, or a step
@@ -131,7 +135,7 @@ class Engine:
         """
         self.backend, self.backend_reason, self.kernels = open_backend(backend)
         self.model = model
-        self.max_batch, self.coverage, self.policies = max_batch, coverage, policies
+        self.max_batch, self.policies = max_batch, policies
         self.history = history
         spec, weights = model.spec, model.weights
         if not learning:
@@ -139,7 +143,8 @@ class Engine:
         steps = _scored(spec, scored)
         bands = intervals.plan(spec.horizon, spec.targets, coverage, model.errors, steps)
         watching &= len(bands.steps) > 0
-        latest = latest_fields(spec, telling)
+        self.coverages = tuple(bands.coverages.tolist())
+        latest = latest_fields(spec, bands, telling)
         lessons = adapt.plan(spec, steps if learning else (), model.id)
         corrections = adapt.learned_fields(lessons, spec)
         told = latest if keep_latest else {}
@@ -184,7 +189,7 @@ class Engine:
                     np.zeros(max_batch, np.int64),
                     np.zeros(max_batch, np.int64),
                     np.zeros((max_batch, spec.horizon, spec.targets)),
-                    np.zeros((max_batch, 2, spec.horizon, spec.targets)),
+                    np.zeros((max_batch, 2 * len(self.coverages), spec.horizon, spec.targets)),
                     judged.measures if telling else np.zeros((max_batch, 0)),
                 ),
                 np.zeros((max_batch, spec.inputs)),
@@ -322,9 +327,10 @@ class Engine:
         """What a state is of: another engine's can be taken over where this is the same."""
         spec, state = self.model.spec, self.series.state
         fields = [(name, array.dtype.str, array.shape[1:]) for name, array in state.items()]
-        grid = spec.step_ns, spec.season, spec.scaling.kind, *_meanings(spec)
+        named = [(each.name, each.role) for each in spec.roles]
+        grid = spec.step_ns, spec.season, spec.scaling.kind, *named
         recurrent = spec.cell, spec.layers, spec.hidden, spec.window, self.work.told.shape[1]
-        return self.coverage, *grid, *recurrent, *fields
+        return *self.coverages, *grid, *recurrent, *fields
 
     def recent(self, slots: NDArray[np.int32]) -> Ticks:
         """The latest ticks of some series, one series after the other, each in order of time."""
@@ -387,7 +393,8 @@ class Engine:
         """
         if len(ticks.slot) > self.max_batch:
             raise ValueError(f"{len(ticks.slot)} ticks exceed max_batch = {self.max_batch}")
-        ticks = Ticks(*(np.require(column, None, "CW") for column in ticks))  # as is compiled for
+        slot, ts, values, flags = ticks
+        ticks = Ticks(_compact(slot), _compact(ts), _compact(values), _compact(flags))
         work, progress = self.work, self.work.schedule.progress
         if self.code:
             published = compute(work, ticks, now, self.code, self.buffers.plan, self.stages)
@@ -475,19 +482,20 @@ def state_fields(
     }
 
 
-def _meanings(spec: Spec) -> list[object]:
-    """What a state is of beyond its shape, where the inputs have names."""
-    return [(each.name, each.role) for each in spec.roles]
-
-
-def latest_fields(spec: Spec, telling: bool = False) -> Fields:
+def latest_fields(spec: Spec, bands: intervals.Plan, telling: bool = False) -> Fields:
     """What a series keeps of its latest prediction, in the order of :class:`Latest`."""
     return {
         "latest_seq": (np.int64, ()),
         "latest_ts": (np.int64, ()),
-        "latest": (np.float64, (3, spec.horizon, spec.targets)),
+        "latest": (np.float64, (1 + 2 * len(bands.coverages), spec.horizon, spec.targets)),
         "latest_quality": (np.float64, (len(watch.MEASURES) * telling,)),
     }
+
+
+def _compact(column: Column) -> Column:
+    """The same in one piece, and not read-only: what compiled code is compiled for."""
+    whole: Column = np.require(column, requirements=("C", "W"))
+    return whole
 
 
 def _scored(spec: Spec, steps: Sequence[int]) -> tuple[int, ...]:
@@ -713,7 +721,8 @@ def _forecast(work: Work, given: Given, start: int, stop: int) -> None:
             to, length = latest.latest.ctypes.data, point.strides[0]
             to += slot * latest.latest.strides[0]
             copy(to, point.ctypes.data + i * length, length)
-            copy(to + length, forecasts.quantiles.ctypes.data + 2 * i * length, 2 * length)
+            ends, wide = forecasts.quantiles.ctypes.data, forecasts.quantiles.strides[0]
+            copy(to + length, ends + i * wide, wide)
             for k in range(forecasts.quality.shape[1]):
                 latest.latest_quality[slot, k] = forecasts.quality[i, k]
 

@@ -77,7 +77,8 @@ def mark(
     """Look at the forecasts that were made for the tick at ``place``, ``steps`` after the latest.
 
     ``past`` (series, history, targets) is that of :class:`streamlstm.features.Memory`, the rest as
-    :func:`streamlstm.intervals.surround`, before which this is called, is given it.
+    :func:`streamlstm.intervals.surround`, before which this is called, is given it. The interval
+    looked at is the main one.
     """
     marks, history = quality.marks, past.shape[1]
     quality.measures[tick, SIGNED] = np.nan
@@ -88,7 +89,8 @@ def mark(
             marks[tick, a, j, ERROR] = np.nan
             if place < k or steps > k:  # no forecast was made then
                 continue
-            value, reach = values[tick, j], np.float64(bands.reach[slot, at, j])
+            value = values[tick, j]
+            reach = np.float64(bands.reach[slot, at * len(plan.coverages), j])
             off = value - bands.pending[slot, at, j]
             error = abs(off)
             if a == j == 0:

@@ -520,6 +520,7 @@ def _open_encoders(config: Config, model: Model, boot: int) -> list[Encoder]:
         model.spec.targets,
         config.input.max_key,
         config.engine.max_batch,
+        config.interval.coverage[1:],
     )
     encoders = [Encoder(config.output.format, shape)]
     if config.output.batch and config.output.format != "arrow":

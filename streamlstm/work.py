@@ -80,7 +80,7 @@ class Latest(NamedTuple):
     latest_ts: NDArray[np.int64]
     """(series,)"""
     latest: NDArray[np.float64]
-    """(series, 3, horizon, targets): forecast, lower and upper end"""
+    """(series, 1 + 2 * coverages, horizon, targets): forecast, lower and upper ends"""
     latest_quality: NDArray[np.float64]
     """(series, measures) as :attr:`Forecasts.quality`"""
 

@@ -181,6 +181,7 @@ class Oracle:
                 "theta": np.zeros((T, 1 + D)),
                 "usual": np.zeros(T), "answers": np.zeros(T, int), "used": np.zeros(T),
                 "mean": np.zeros((T, 2)), "square": np.zeros((T, 2)),
+                "lately": np.zeros(T), "less": np.zeros(T), "fallen": np.zeros(T, bool),
             }  # fmt: skip
         return taught
 
@@ -196,8 +197,9 @@ class Oracle:
                     self.learn(of, j, y[j])
             guess = np.clip(of["theta"] @ z, -2 * of["usual"], 2 * of["usual"])
             if not of["example"] or self.place - of["example"][0] >= of["apart"]:
-                of["example"] = self.place, z, point[k - 1].copy(), scale.copy(), guess
-            amounts.append(of["used"] * guess * scale)
+                of["example"] = self.place, z, point[k - 1].copy(), scale.copy(), guess, y.copy()
+            latest = of["fallen"] & np.isfinite(y)
+            amounts.append(np.where(latest, y - point[k - 1], of["used"] * guess * scale))
         if not steps:
             return np.zeros_like(point)
         every = np.arange(1, len(point) + 1)
@@ -205,7 +207,7 @@ class Oracle:
 
     @staticmethod
     def learn(of: dict[str, Any], j: int, y: float) -> None:
-        _, z, frozen, scale, guess = of["example"]
+        _, z, frozen, scale, guess, before = of["example"]
         error = (y - frozen[j]) / scale[j]
         if not abs(error) < 1e9:
             return
@@ -219,6 +221,15 @@ class Oracle:
         def loss(e: float) -> float:
             return e * e / (2 * usual) if abs(e) <= usual else abs(e) - usual / 2
 
+        model, naive = abs(error - of["used"][j] * guess[j]), abs(y - before[j]) / scale[j]
+        if naive < 1e9:
+            share = 1 / min(of["answers"][j], 5)
+            of["lately"][j] += share * (model - of["lately"][j])
+            of["less"][j] += share * ((model - naive) / (model + naive) - of["less"][j])
+            if of["less"][j] <= 0:
+                of["fallen"][j] = False
+            elif n > 20 and of["lately"][j] > 3 * usual and of["less"][j] > 1 / 3:
+                of["fallen"][j] = True
         doubt = 1 if of["used"][j] else 2
         sure = []
         for n, share in enumerate((0.5, 1.0)):

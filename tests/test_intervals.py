@@ -12,9 +12,9 @@ from streamlstm.model import Errors, Spec
 def run(
     y: np.ndarray, point: np.ndarray, plan: intervals.Plan, places: np.ndarray | None = None
 ) -> np.ndarray:
-    """Quantiles (n, 2, horizon) of one series y (n,) whose forecasts are point (n, horizon)."""
+    """(n, 2 * coverages, horizon) of one series y (n,) whose forecasts are point (n, horizon)."""
     places = np.arange(len(y)) if places is None else places
-    return np.stack(intervals.around(plan, places, y, point), axis=1)
+    return intervals.around(plan, places, y, point)
 
 
 def coverage(y: np.ndarray, quantiles: np.ndarray, k: int, skip: int) -> float:

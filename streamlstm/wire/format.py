@@ -160,6 +160,8 @@ class Shape(NamedTuple):
     """bytes of a name at most"""
     most: int
     """messages at once"""
+    further: tuple[float, ...] = ()
+    """coverages of the intervals beside the main one"""
 
 
 class Layout(NamedTuple):
