@@ -316,7 +316,7 @@ def backtest(options: argparse.Namespace) -> None:
         ])  # fmt: skip
     coverages = tuple(dict.fromkeys((options.coverage, *options.levels)))
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("backtest", total=rolling.effort(data.series))
+        task = bar.add_task("backtest", total=rolling.effort(data.series, spec.targets))
         found = rolling.backtest(
             model,
             options.data,

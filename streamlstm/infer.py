@@ -147,7 +147,7 @@ def _elapsed(
     off = sum(int((each != 1).sum()) for each in steps)
     if off <= GAPPY * sum(map(len, steps)):
         return 0
-    notes.append("the time since the tick before is shown to the model, since ticks are missing")
+    notes.append("ticks come unevenly: the model is shown the time since the one before")
     return unit
 
 

@@ -30,7 +30,9 @@ forecasts, N = O + directions):
 ``errors.quantiles``        (Q, O)      float32: quantiles of |error| / scale, unseen data
 ==========================  ==========  ============================================================
 
-The metadata key ``streamlstm`` holds JSON: ``format`` (version), ``spec``, ``provenance``.
+The metadata key ``streamlstm`` holds JSON: ``format`` (version), ``spec``, ``provenance``. Where a
+tick carries more than targets, ``spec.roles`` says what each of its values is: :class:`Input`. What
+becomes of them in the input vector is said by :mod:`streamlstm.features`.
 """
 
 import hashlib

@@ -84,7 +84,7 @@ def test_the_time_since_the_tick_before_is_shown_where_ticks_are_missing() -> No
     assert inferred(whole)[0].elapsed_ns == inferred(few)[0].elapsed_ns == 0
     spec, notes = inferred(more)
     assert spec.elapsed_ns == spec.step_ns == HOUR
-    assert any("since ticks are missing" in note for note in notes)
+    assert any("the time since the one before" in note for note in notes)
     assert inferred(more, elapsed=False)[0].elapsed_ns == 0
     assert inferred(whole, elapsed=True)[0].elapsed_ns == HOUR
     uneven = SeriesData("m", whole.ts[::2] * (1 + np.arange(500) % 3), whole.values[::2])
