@@ -225,8 +225,10 @@ def test_a_model_of_more_than_y_finds_its_columns_everywhere(tmp_path: Path) -> 
         assert part in text
 
     found = json.loads(streamlstm("backtest", model, data, "--json", "--levels", "none").stdout)
-    mae = {row["forecast"]: row["mae"] for row in found["overall"]}
-    assert mae["model"] < 0.3 * mae["last_value"]
+    mae = {(row["series"], row["forecast"]): row["mae"] for row in found["by_series"]}
+    assert {name for name, _ in mae} == {"a/load", "a/temp", "b/load", "b/temp"}
+    for name in ("a/load", "b/load"):
+        assert mae[name, "model"] < 0.3 * mae[name, "last_value"]
     few = rich_file(tmp_path, "few.csv", without="wind")
     missing = "has no column 'wind' (an input of the model)"
     assert missing in complaint("backtest", model, few)
