@@ -9,10 +9,17 @@ a share 1 - coverage of what was issued misses, whatever the data do. Half-width
 the series' scale, so they follow it. Steps between two scored ones take the line between theirs,
 bent as the model's errors on unseen data rise between them.
 
+After a change of the data that is too slow. So where so many ticks in a row lay outside as seldom
+do by chance (``RARE``; k times as many, since forecasts k ahead err together), the intervals surge:
+what they are multiplied by follows the same rule at a higher rate, ``FAST`` / k, until it is back
+at 1. At each tick a small share of it, ``SETTLE``, becomes their usual width. So a few ticks of an
+outage do not make them wide for long, and a lasting change makes them as wide as they have to be.
+
 Of several coverages each is tracked on its own. What is issued is nested: an interval gives way to
 those of the coverages named before it, so that whoever names another changes nothing of these.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -26,6 +33,12 @@ from streamlstm.placed import placed
 
 RATE = 0.02
 """Share of itself by which a half-width moves at a miss (times coverage)."""
+RARE = 1e-4
+"""Probability of so many misses in a row as begin a surge."""
+FAST, SETTLE = 0.4, 0.03
+"""Rate of a surge one step ahead, and the share of it that settles."""
+LEAST, LARGEST = 1e-3, 1e6
+"""What a surge adds to them, or else it is over; and at most."""
 
 
 class Plan(NamedTuple):
@@ -45,6 +58,8 @@ class Plan(NamedTuple):
     """(horizon,) index of the scored step at or below each step"""
     share: NDArray[np.float64]
     """(horizon,) weight of the scored step after that one"""
+    run: int
+    """misses in a row, over k, that begin a surge"""
     shape: NDArray[np.float64]
     """(coverages, horizon, targets) half-width over what the line says"""
     initial: NDArray[np.float32]
@@ -65,6 +80,8 @@ class Bands(NamedTuple):
     """(series, sum of scored steps * coverages, targets) half-widths issued with them, raw"""
     width: NDArray[np.float32]
     """(series, scored * coverages, targets) half-widths over scale"""
+    surge: NDArray[np.float32]
+    """(series, scored, targets, 2) what surges multiplied them by, less 1; misses in a row"""
 
 
 def bands_fields(plan: Plan) -> Fields:
@@ -75,6 +92,7 @@ def bands_fields(plan: Plan) -> Fields:
         "pending": (np.float64, (pending, targets)),
         "reach": (np.float32, (pending * coverages, targets)),
         "width": (np.float32, (scored * coverages, targets)),
+        "surge": (np.float32, (scored, targets, 2)),
     }
 
 
@@ -106,7 +124,8 @@ def plan(
             np.divide(known, line, out=shape[c], where=(line > 0) & (known > 0))
     ring = np.concatenate(([0], np.cumsum(scored)))
     narrower, wider = _beside(coverages), _beside(-coverages)
-    return Plan(coverages, narrower, wider, scored, ring, left, share, shape, initial)
+    run = math.ceil(math.log(RARE) / math.log1p(-coverages[0])) if count else 0
+    return Plan(coverages, narrower, wider, scored, ring, left, share, run, shape, initial)
 
 
 def _beside(numbers: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -156,9 +175,12 @@ def surround(
             error, due = abs(values[tick, j] - pending[slot, at, j]), place >= k
             due = due and not (warm and plan.initial[a, 0, j] >= 0.0)
             pending[slot, at, j] = point[to, k - 1, j]
-            _track(plan, bands, slot, a, at, 0, j, place, due, error, scale[row, j])
+            if place == 0:
+                bands.surge[slot, a, j, 0] = bands.surge[slot, a, j, 1] = 0.0
+            factor = _surge(plan, bands, slot, a, at, j, due, error)
+            _track(plan, bands, slot, a, at, 0, j, place, due, error, factor, scale[row, j])
             for c in range(1, many):
-                _track(plan, bands, slot, a, at, c, j, place, due, error, scale[row, j])
+                _track(plan, bands, slot, a, at, c, j, place, due, error, factor, scale[row, j])
                 r, within, beyond = at * many, plan.narrower[c], plan.wider[c]
                 reach[slot, r + c, j] = _between(
                     reach[slot, r + c, j], reach[slot, r + within, j], reach[slot, r + beyond, j]
@@ -169,6 +191,30 @@ def surround(
         within, beyond = 2 * plan.narrower[c], 2 * plan.wider[c]
         _nest(quantiles[to, 2 * c], quantiles[to, beyond], quantiles[to, within])
         _nest(quantiles[to, 2 * c + 1], quantiles[to, within + 1], quantiles[to, beyond + 1])
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, inline="always")
+def _surge(
+    plan: Plan, bands: Bands, slot: int, a: int, at: int, j: int, due: bool, error: float
+) -> float:
+    """What half-widths are to be multiplied by for all coverages; otherwise as :func:`_track`."""
+    surge, k, coverage = bands.surge, plan.steps[a], plan.coverages[0]
+    reach, rate, factor = bands.reach[slot, at * len(plan.coverages), j], FAST / k, 1.0
+    more, run = np.float64(surge[slot, a, j, 0]), surge[slot, a, j, 1]
+    if due and error <= reach:
+        run = np.float32(0.0)
+        if more > 0.0:
+            factor = max(1.0 - rate * (1.0 - coverage), 1.0 / (1.0 + more))
+    elif due and error > reach:
+        run += np.float32(1.0)
+        if more > 0.0 or run >= plan.run * k:
+            factor = 1.0 + rate * coverage
+    more = (1.0 + more) * factor - 1.0
+    share = SETTLE * more / (1.0 + more)
+    more = (more - share) / (1.0 + share)
+    surge[slot, a, j, 0] = min(more, LARGEST) if more > LEAST else 0.0
+    surge[slot, a, j, 1] = run
+    return factor
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, inline="always")
@@ -183,11 +229,13 @@ def _track(
     place: int,
     due: bool,
     error: float,
+    factor: float,
     scale: float,
 ) -> None:
     """Learn from an ``error`` where one was ``due``, and keep the half-width issued at ``place``.
 
-    Of scored step ``a``, coverage ``c`` and target ``j``; it lies at ``at`` in the ring.
+    Of scored step ``a``, coverage ``c`` and target ``j``; it lies at ``at`` in the ring. ``factor``
+    is what a surge does.
     """
     reach, width, many = bands.reach, bands.width, len(plan.coverages)
     w, r = a * many + c, at * many + c
@@ -196,9 +244,9 @@ def _track(
     elif due:
         # there lies what was issued as many steps ago
         if error <= reach[slot, r, j]:
-            width[slot, w, j] *= 1.0 - RATE * (1.0 - plan.coverages[c])
+            width[slot, w, j] *= factor * (1.0 - RATE * (1.0 - plan.coverages[c]))
         elif width[slot, w, j] > 0.0 and error > 0.0:
-            width[slot, w, j] *= 1.0 + RATE * plan.coverages[c]
+            width[slot, w, j] *= factor * (1.0 + RATE * plan.coverages[c])
         elif error >= 0.0:  # nothing to widen yet; NaN, after a gap, says nothing
             width[slot, w, j] = error / scale
     reach[slot, r, j] = np.float32(width[slot, w, j] * scale)

@@ -46,6 +46,7 @@ class Oracle:
         self.place, self.seen, self.last = 0, 0, 0
         self.loc = np.zeros(self.spec["inputs"])
         self.var = np.zeros(self.spec["inputs"])
+        self.surges: dict[tuple[int, int], tuple[float, int]] = {}
         self.width: np.ndarray | None = None
         self.taught = self.taught_steps()
 
@@ -241,6 +242,22 @@ class Oracle:
         left = np.clip(error - of["theta"][j] @ z, -usual, usual)
         of["theta"][j] += 0.001 * left * z / (1 + 0.001 * (z @ z))
 
+    def surge(self, k: int, j: int, error: float, half: float) -> float:
+        """What a surge multiplies a half-width by."""
+        times, run = self.surges.get((k, j), (1.0, 0))
+        rate, factor = 0.4 / k, 1.0
+        if error <= half:
+            run = 0
+            factor = max(1 - rate * (1 - self.coverage), 1 / times)
+        elif error > half:
+            run += 1
+            if times > 1 or run >= k * math.ceil(math.log(1e-4) / math.log(1 - self.coverage)):
+                factor = 1 + rate * self.coverage
+        times *= factor
+        times /= 1 + 0.03 * (times - 1) / times
+        self.surges[k, j] = times if times > 1.001 else 1.0, run
+        return factor
+
     def interval(self, y: np.ndarray, scale: np.ndarray) -> np.ndarray:
         """Half-widths (horizon, targets); learns from ``y`` first."""
         K, T, cover, rate = self.spec["horizon"], self.spec["targets"], self.coverage, 0.02
@@ -257,6 +274,7 @@ class Oracle:
                 point, half = self.made[self.place - k]
                 for j, error in enumerate(abs(y - point[k - 1])):
                     w = self.width[a, j]
+                    w *= self.surge(k, j, error, half[k - 1, j])
                     if error <= half[k - 1, j]:
                         self.width[a, j] = w * (1 - rate * (1 - cover))
                     elif w > 0:
