@@ -165,6 +165,20 @@ def test_specs_without_any_of_it_are_written_as_before() -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "before"),
+    [
+        ({}, "a6719aea927e"),
+        ({"inputs": 3, "targets": 2, "lags": (1,)}, "2dfb3fc9be91"),
+        ({"cell": "gru", "window": 3}, "bd17ae3f3641"),
+    ],
+)
+def test_models_made_before_there_were_roles_have_the_ids_that_they_had(
+    kind: dict[str, object], before: str
+) -> None:
+    assert random_model(1, **kind).id == before
+
+
+@pytest.mark.parametrize(
     ("roles", "said"),
     [
         (FULL[:5], "roles of 5 values, the model takes 6"),
