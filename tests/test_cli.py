@@ -239,9 +239,13 @@ def test_a_model_of_more_than_y_finds_its_columns_everywhere(tmp_path: Path) -> 
 
     with zmq.Context() as context, context.socket(zmq.SUB) as daemon:
         daemon.subscribe(b"")
-        port = daemon.bind_to_random_port("tcp://127.0.0.1")
-        streamlstm("publish", data, "--model", model, "--to", f"tcp://127.0.0.1:{port}")
-        series, payload = daemon.recv_multipart()
+        daemon.rcvtimeo = 60_000
+        to = f"tcp://127.0.0.1:{daemon.bind_to_random_port('tcp://127.0.0.1')}"
+        command = ["publish", str(data), "--model", str(model), "--to", to, "--wait", "60"]
+        with subprocess.Popen([sys.executable, "-m", "streamlstm", *command]) as publisher:
+            ticks = [daemon.recv_multipart() for _ in range(600)]
+        assert publisher.returncode == 0
+    series, payload = ticks[0]
     row = data.read_text().splitlines()[1].split(",")
     ahead = data.read_text().splitlines()[5].split(",")[5]
     expected = [*map(float, row[2:5]), float(ahead), 10.0, 1.0]  # a shop is the second
