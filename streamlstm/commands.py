@@ -438,6 +438,7 @@ def _line(prediction: Prediction, as_json: bool) -> str:
                 steps = part[name]
                 part[name] = (steps[:, 0] if steps.shape[1] == 1 else steps).tolist()
         said |= {"intervals": further} if further else {}
+        said |= {"quality": quality} if (quality := dict(said.pop("quality"))) else {}
         ts = {"series": said.pop("series"), "ts": prediction.ts_ns / 1_000_000_000}
         return msgspec.json.encode(ts | said).decode()  # NaN is null
     first = ", ".join(f"{part[0, 0]:.6g}" for part in prediction[2:5])

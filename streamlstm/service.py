@@ -33,6 +33,7 @@ from streamlstm.security import SecurityError
 from streamlstm.segments import JournalError
 from streamlstm.snapshot import Snapshots
 from streamlstm.transport import TransportError
+from streamlstm.watch import MEASURES
 from streamlstm.web import MetricsError, Server, Tls, Users
 from streamlstm.wire.codec import Decoder, Encoder
 from streamlstm.wire.format import FormatError, Shape
@@ -521,6 +522,7 @@ def _open_encoders(config: Config, model: Model, boot: int) -> list[Encoder]:
         config.input.max_key,
         config.engine.max_batch,
         config.interval.coverage[1:],
+        MEASURES if config.output.quality else (),
     )
     encoders = [Encoder(config.output.format, shape)]
     if config.output.batch and config.output.format != "arrow":

@@ -38,6 +38,8 @@ batch, a row for each prediction:
 
 The schema's metadata says ``model`` and ``boot``, as decimal digits. Of each further coverage there
 are two columns like ``lower`` and ``upper``, named ``lower_0.5`` and ``upper_0.5`` where it is 0.5.
+Where the daemon says how good the forecasts are, there is a column of float64 for each of
+:data:`streamlstm.watch.MEASURES`.
 
 How: pyarrow finds where the columns lie, and compiled code reads them there: names stay in the
 message, numbers go straight to their rows. No object is made for a tick. Where pyarrow has read
@@ -53,7 +55,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from streamlstm.jit import njit
-from streamlstm.memory import copy, load_u32, store_u32, store_u64
+from streamlstm.memory import copy, load_u32, store_f64, store_u32, store_u64
 from streamlstm.ticks import Forecasts, Messages, Names
 from streamlstm.wire.format import (
     BATCH,
@@ -227,15 +229,18 @@ class ArrowWriter(Writer):
         ends = [f"{end}_{each}" for each in shape.further for end in ("lower", "upper")]
         lists = ["forecast", "lower", "upper", *ends]
         kinds = {"series": pa.utf8(), "ts": pa.timestamp("ns", "UTC")}
-        kinds |= dict.fromkeys(lists, steps) | {"seq": pa.int64()}
+        kinds |= dict.fromkeys(lists, steps) | dict.fromkeys(shape.quality, pa.float64())
+        kinds["seq"] = pa.int64()
         schema = pa.schema(kinds, {"model": shape.model, "boot": str(shape.boot)})
         row = {"series": "1", "ts": 1, "seq": 1} | dict.fromkeys(lists, ones)
+        row |= dict.fromkeys(shape.quality, 1.0)
         batch = pa.RecordBatch.from_pylist([row], schema)
         begin = BATCH + schema.serialize().to_pybytes()
         message = np.frombuffer(bytearray(batch.serialize()), np.uint8)
         metadata = message[: places(message.ctypes.data).body].tobytes()
         head = begin + metadata
-        each = 4 + shape.max_key + 8 * (2 + len(lists) * shape.horizon * shape.targets)
+        numbers = 2 + len(shape.quality) + len(lists) * shape.horizon * shape.targets
+        each = 4 + shape.max_key + 8 * numbers
         super().__init__(shape, [], len(head) + shape.most * each + END, growth=0)
         self.messages.data[: len(head)] = np.frombuffer(head, np.uint8)
         self.messages.frames[1], self.messages.first[1] = len(BATCH), 2
@@ -453,6 +458,12 @@ def _write(
                 row = levels * (begin + i) + part - 1
                 copy(body + at + size * i, forecasts.quantiles.ctypes.data + size * row, size)
         at += size * rows
+
+    for k in range(forecasts.quality.shape[1]):
+        node, buffer = _pair(node, rows, 0), _pair(_pair(buffer, at, 0), at, 8 * rows)
+        for i in range(rows):
+            store_f64(body + at + 8 * i, forecasts.quality[begin + i, k])
+        at += 8 * rows
 
     _pair(node, rows, 0)
     _pair(_pair(buffer, at, 0), at, 8 * rows)

@@ -37,6 +37,8 @@ offset  type     what
 ======  =======  ===================================================================================
 
 Of each further coverage follow, float64 too, the coverage and then its lower[H][T] and upper[H][T].
+Where the daemon says how good the forecasts are, the frame ends with 7 more float64, those of
+:data:`streamlstm.watch.MEASURES`.
 """
 
 from typing import Any
@@ -104,7 +106,7 @@ class BinaryWriter(Writer):
         head["horizon"], head["targets"] = shape.horizon, shape.targets
         head["model"] = np.frombuffer(bytes.fromhex(shape.model), np.uint8)
         lists, further = 3 + 2 * len(shape.further), np.array(shape.further, "<f8")
-        numbers = lists * VALUES * shape.horizon * shape.targets
+        numbers = VALUES * (lists * shape.horizon * shape.targets + len(shape.quality))
         super().__init__(shape, [TOPIC, head.tobytes(), further.tobytes()], numbers, growth=1)
 
     @property
@@ -113,7 +115,9 @@ class BinaryWriter(Writer):
         return _write
 
 
-def prediction_layout(horizon: int, targets: int, further: int = 0) -> np.dtype[np.void]:
+def prediction_layout(
+    horizon: int, targets: int, further: int = 0, measures: int = 0
+) -> np.dtype[np.void]:
     """What follows the topic in a prediction of so many coverages beside the main one."""
     interval = ("interval", "<f8", (2, horizon, targets))
     return np.dtype(
@@ -130,6 +134,7 @@ def prediction_layout(horizon: int, targets: int, further: int = 0) -> np.dtype[
             ("forecast", "<f8", (horizon, targets)),
             interval,
             ("further", [("coverage", "<f8"), interval], (further,)),
+            ("quality", "<f8", (measures,)),
         ]
     )
 
@@ -253,6 +258,9 @@ def _write(
                 for t in range(targets):
                     store_f64(to, forecasts.quantiles[row, level, k, t])
                     to += 8
+        for k in range(forecasts.quality.shape[1]):
+            store_f64(to, forecasts.quality[row, k])
+            to += 8
         at = to - data
         messages.frames[m + 1], messages.first[m + 1] = at, m + 1
     return begin + most

@@ -162,6 +162,8 @@ class Shape(NamedTuple):
     """messages at once"""
     further: tuple[float, ...] = ()
     """coverages of the intervals beside the main one"""
+    quality: tuple[str, ...] = ()
+    """names of the numbers in :attr:`Forecasts.quality`"""
 
 
 class Layout(NamedTuple):

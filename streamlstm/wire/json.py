@@ -96,9 +96,15 @@ class JsonWriter(Writer):
         begins = [b'},{"coverage":%s,"lower":' % _ENCODER.encode(each) for each in shape.further]
         for k, begin in enumerate(begins):
             labels += [begin if k else b',"intervals":[' + begin[2:], labels[5]]
-        labels.append(b"}]}" if begins else b"}")
+        labels.append(b"}]" if begins else b"")
+        if shape.quality:
+            named = [b",%s:" % _ENCODER.encode(name) for name in shape.quality]
+            labels[-1] += b',"quality":{' + named[0][1:]
+            labels += [*named[1:], b"}"]
+        labels[-1] += b"}"
         outputs = shape.horizon * (shape.targets * (WIDEST + 1) + 2)
-        numbers = WIDEST + 2 * WIDEST_INT + (3 + 2 * len(begins)) * (2 + outputs)
+        numbers = (1 + len(shape.quality)) * WIDEST + 2 * WIDEST_INT
+        numbers += (3 + 2 * len(begins)) * (2 + outputs)
         # a name is in the topic as it is, and quoted, with six bytes for one that is escaped
         super().__init__(shape, labels, 2 + numbers, growth=7)
 
@@ -350,6 +356,8 @@ def _write(
         for level in range(2, levels):
             at = _list(data, put(data, at, labels, 5 + level), forecasts.quantiles[row, level])
         at = put(data, at, labels, 5 + levels)
+        for k in range(forecasts.quality.shape[1]):
+            at = put(data, write(data, at, forecasts.quality[row, k]), labels, 6 + levels + k)
         messages.frames[2 * m + 2], messages.first[m + 1] = at, 2 * m + 2
     return begin + most
 

@@ -29,7 +29,9 @@ decimal that denotes it. Fields of other names are ignored.
 no interval is known), ``model``, ``boot`` (another number after each start of the daemon) and
 ``seq`` (counts the predictions of a series from 1). Element k (from 0) is for ts + (k + 1) * step
 of the model. Where there are intervals of further coverages, ``intervals`` is a list of maps with
-``coverage``, ``lower`` and ``upper``, in the order in which they were asked for.
+``coverage``, ``lower`` and ``upper``, in the order in which they were asked for. Where the daemon
+says how good the forecasts are, ``quality`` is a map of the numbers that :mod:`streamlstm.watch`
+explains (null, in msgpack NaN, where one is not known).
 """
 
 from abc import abstractmethod
@@ -119,6 +121,7 @@ class Prediction(msgspec.Struct, gc=False, omit_defaults=True):
     boot: int
     seq: int
     intervals: list[Interval] = []
+    quality: dict[str, float | None] = {}
 
 
 class MapReader(Reader):

@@ -4,13 +4,15 @@ No part of the daemon.
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from streamlstm.watch import MEASURES
 from streamlstm.wire import binary, maps
 from streamlstm.wire.binary import VERSION, prediction_layout
 from streamlstm.wire.format import BATCH, TOPIC, Format, WireError
@@ -42,6 +44,8 @@ class Prediction(NamedTuple):
     seq: int
     intervals: tuple[Interval, ...] = ()
     """of further coverages"""
+    quality: Mapping[str, float] = MappingProxyType({})
+    """numbers that :mod:`streamlstm.watch` explains, by name; NaN where one is not known"""
 
 
 def encode_tick(
@@ -154,6 +158,8 @@ def decode_predictions(format: Format, message: Sequence[bytes]) -> list[Predict
             for name in table.column_names
             if name.startswith("lower_")
         ]
+        measures = [name for name in MEASURES if name in table.column_names]
+        quality = {name: table[name].to_pylist() for name in measures}
         series, seq = table["series"].to_pylist(), table["seq"].to_pylist()
         ts_ns = table["ts"].cast(pa.int64()).to_pylist()
         model, boot = said[b"model"].decode(), int(said[b"boot"])
@@ -161,6 +167,7 @@ def decode_predictions(format: Format, message: Sequence[bytes]) -> list[Predict
             Prediction(
                 series[i], ts_ns[i], forecast[i], lower[i], upper[i], model, boot, seq[i],
                 tuple(Interval(each, low[i], high[i]) for each, low, high in further),
+                {name: of[i] for name, of in quality.items()},
             )
             for i in range(rows)
         ]  # fmt: skip
@@ -185,7 +192,8 @@ def decode_prediction(format: Format, message: Sequence[bytes]) -> Prediction:
         read = decoder.decode(payload, type=maps.Prediction)
         forecast, lower, upper = map(_steps, (read.forecast, read.lower, read.upper))
         further = (Interval(i.coverage, _steps(i.lower), _steps(i.upper)) for i in read.intervals)
-        said = read.model, read.boot, read.seq, tuple(further)
+        quality = {name: np.nan if n is None else n for name, n in read.quality.items()}
+        said = read.model, read.boot, read.seq, tuple(further), quality
         return Prediction(read.series, read.ts_ns, forecast, lower, upper, *said)
     except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
         raise WireError(f"not a prediction in {format}: {error}") from error
@@ -202,8 +210,9 @@ def _read_binary_prediction(frame: bytes) -> Prediction:
     pairs, odd = divmod(int(head["levels"]), 2)
     if not topic.startswith(TOPIC) or head["version"] != VERSION or odd or not pairs:
         raise ValueError("another topic, version or number of levels")
-    whole = prediction_layout(int(head["horizon"]), int(head["targets"]), pairs - 1)
-    (row,) = np.frombuffer(b"\0" + rest, whole)
+    shape = int(head["horizon"]), int(head["targets"]), pairs - 1
+    longer = 1 + len(rest) > prediction_layout(*shape).itemsize
+    (row,) = np.frombuffer(b"\0" + rest, prediction_layout(*shape, longer * len(MEASURES)))
     lower, upper = row["interval"]
     series = topic.removeprefix(TOPIC).decode()
     numbers = (int(row["boot"]), int(row["seq"]))
@@ -216,4 +225,5 @@ def _read_binary_prediction(frame: bytes) -> Prediction:
         row["model"].tobytes().hex(),
         *numbers,
         tuple(Interval(float(each["coverage"]), *each["interval"]) for each in row["further"]),
+        dict(zip(MEASURES, row["quality"].tolist(), strict=False)),
     )

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamlstm.ticks import END, FRAMES, RESET, WARM, Arrivals, Forecasts, Messages, Names
+from streamlstm.watch import MEASURES
 from streamlstm.wire.codec import Decoder, Encoder
 from streamlstm.wire.format import NUMBERED, REASONS, Shape, WireError
 from streamlstm.wire.maps import FIELDS
@@ -407,7 +408,7 @@ def test_fields_of_any_kind_raise_nothing(format: str, ticks: list[Any]) -> None
 
 
 def forecasts(
-    horizon: int, targets: int, *, known: bool = True, coverages: int = 1
+    horizon: int, targets: int, *, known: bool = True, coverages: int = 1, measures: int = 0
 ) -> tuple[Forecasts, list[bytes]]:
     rng = np.random.default_rng(horizon)
     quantiles = rng.normal(size=(3, 2 * coverages, horizon, targets))
@@ -419,6 +420,7 @@ def forecasts(
         np.array([1, 2, 2**40]),
         rng.normal(size=(3, horizon, targets)),
         quantiles,
+        np.where(rng.random((3, measures)) < 0.2, np.nan, rng.normal(size=(3, measures))),
     ), [b"a", "é\n\"'".encode(), b"c"]
 
 
@@ -428,12 +430,13 @@ def encode(
     names: list[bytes],
     boot: int = 7,
     further: tuple[float, ...] = (),
+    quality: tuple[str, ...] = (),
 ) -> list[list[bytes]]:
     width = 16
     text = np.frombuffer(bytearray().join(name.ljust(width, b"\0") for name in names), np.uint8)
     table = Names(text.reshape(-1, width), np.array([len(name) for name in names], np.uint16))
     horizon, targets = rows.point.shape[1:]
-    shape = Shape("0123456789ab", boot, horizon, targets, width, len(names), further)
+    shape = Shape("0123456789ab", boot, horizon, targets, width, len(names), further, quality)
     encoder = Encoder(format, shape)
     assert encoder.encode(rows, table) == len(names)
     return [encoder.messages.message(m) for m in range(len(names))]
@@ -443,11 +446,13 @@ def encode(
 @pytest.mark.parametrize("targets", [1, 2])
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("further", [(), (0.5,), (0.99, 1e-05, 0.8)])
+@pytest.mark.parametrize("quality", [(), MEASURES])
 def test_predictions_come_back_as_they_were(
-    format: str, targets: int, known: bool, further: tuple[float, ...]
+    format: str, targets: int, known: bool, further: tuple[float, ...], quality: tuple[str, ...]
 ) -> None:
-    rows, names = forecasts(4, targets, known=known, coverages=1 + len(further))
-    messages = encode(format, rows, names, 4_000_000_000, further)
+    many = {"coverages": 1 + len(further), "measures": len(quality)}
+    rows, names = forecasts(4, targets, known=known, **many)
+    messages = encode(format, rows, names, 4_000_000_000, further, quality)
     assert len(messages) == 3
     for i, message in enumerate(messages):
         read = decode_prediction(format, message)
@@ -461,6 +466,8 @@ def test_predictions_come_back_as_they_were(
         for k, interval in enumerate(read.intervals, 1):
             ends = interval.lower, interval.upper
             assert np.array_equal(ends, rows.quantiles[i, 2 * k : 2 * k + 2], equal_nan=True)
+        assert tuple(read.quality) == quality
+        assert np.array_equal([*read.quality.values()], rows.quality[i], equal_nan=True)
 
 
 def test_a_json_prediction_by_its_fields() -> None:
