@@ -182,13 +182,26 @@ def run(
     *,
     coverage: float | Sequence[float] = 0.9,
     learning: bool = True,
-    progress: Callable[[int], None] = lambda done: None,
 ) -> Issued:
+    """The forecasts of the first target, as :func:`run_all` gives them."""
+    return run_all(model, ts, values, known, coverage=coverage, learning=learning)[0]
+
+
+def run_all(
+    model: Model,
+    ts: NDArray[np.int64],
+    values: Floats,
+    known: int,
+    *,
+    coverage: float | Sequence[float] = 0.9,
+    learning: bool = True,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Issued]:
     """Feed a series, ``ts`` (n,) and ``values`` (n, inputs), to a fresh live engine, tick by tick.
 
     The first ``known`` ticks are warm: forecasts are issued from tick ``known - 1`` on, which is
     the first whose targets are all unseen. ``coverage`` is one or several, the main one first.
-    Without ``learning`` the model stays as it is.
+    Without ``learning`` the model stays as it is. The forecasts are those of each target.
 
     Raises:
         BacktestError: the engine dropped a tick.
@@ -201,7 +214,7 @@ def run(
         cut = slice(at, at + 256)
         slots = np.zeros(len(ts[cut]), np.int32)
         out = engine.step(Ticks(slots, ts[cut], values[cut], flags[cut]), 0)
-        parts.append((out.point[:, :, 0].copy(), out.quantiles[:, :, :, 0].copy()))
+        parts.append((out.point.copy(), out.quantiles.copy()))
         progress(min(at + 256, len(ts)))
     if dropped := {reason: count for reason, count in engine.drops.items() if count}:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
@@ -212,7 +225,10 @@ def run(
     point = np.concatenate([part[0] for part in parts])
     quantiles = np.concatenate([part[1] for part in parts])
     place = places(ts, model.spec.step_ns)[known - 1 :]
-    return Issued(place, point, _pairs(engine.coverages, quantiles))
+    return [
+        Issued(place, point[:, :, j], _pairs(engine.coverages, quantiles[:, :, :, j]))
+        for j in range(model.spec.targets)
+    ]
 
 
 def _pairs(coverages: Sequence[float], quantiles: Floats) -> dict[float, tuple[Floats, Floats]]:

@@ -182,8 +182,16 @@ def _parser() -> _Parser:
     )
     fit.add_argument("--quiet", action="store_true", help="no progress, no summary")
     _table_arguments(fit)
+    _input_arguments(fit)
     for name, field in FitOptions.model_fields.items():
-        if name != "timezone":  # that of the table
+        if name == "elapsed":
+            fit.add_argument(
+                "--elapsed",
+                dest="fit_elapsed",
+                action=argparse.BooleanOptionalAction,
+                help=f"{field.description} (default: where ticks are missing)",
+            )
+        elif name != "timezone":  # that of the table
             about = "" if field.default is None else f" (default: {field.default})"
             about = "; or none" if name in ("lags", "calendar") else about
             fit.add_argument(
@@ -276,6 +284,12 @@ def _parser() -> _Parser:
         "publish", _for_people("publish"), "publish a table as ticks, to try a daemon"
     )
     publish.add_argument("data", help="a CSV or Parquet file, or the name of a bundled series")
+    publish.add_argument(
+        "--model",
+        type=Path,
+        metavar="FILE",
+        help="whose ticks carry more than y: it names the columns",
+    )
     publish.add_argument("--to", default=INPUT, metavar="ENDPOINT", help=f"(default: {INPUT})")
     publish.add_argument("--bind", action="store_true", help="listen there; the daemon connects")
     publish.add_argument("--format", choices=FORMATS, default="json", help="(default: json)")
@@ -372,6 +386,20 @@ def _table_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ZONE",
         help="of timestamps that carry none, and of the calendar (default: UTC)",
     )
+
+
+def _input_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "what a tick carries beside y: columns, with commas between them, which the model file"
+        " names, so that backtest, replay and publish --model find them in other tables"
+    )
+    for name, about in (
+        ("targets", "to be forecast, in the place of y"),
+        ("features", "measured with them"),
+        ("known", "known ahead, such as holidays or prices: a tick carries those of its horizon"),
+        ("static", "what a series is: numbers, or texts as categories"),
+    ):
+        group.add_argument(f"--{name}", default="", metavar="COLUMNS", help=about)
 
 
 def _count(text: str) -> int:

@@ -2,7 +2,6 @@
 
 import argparse
 import collections
-import difflib
 import getpass
 import itertools
 import json
@@ -26,14 +25,14 @@ from streamlstm import adapt, intervals, rolling, speed
 from streamlstm import demo as demonstration
 from streamlstm.client import LINGER, Continuity, Feed, Listener, Pace, in_time_order
 from streamlstm.config import ConfigError
-from streamlstm.datasets.bundled import DATASETS, load
-from streamlstm.datasets.frames import SeriesData, Table, read_table
-from streamlstm.datasets.times import DataError
+from streamlstm.datasets.bundled import DATASETS, HOW, table, table_for
+from streamlstm.datasets.frames import SeriesData
+from streamlstm.datasets.inputs import Columns
 from streamlstm.engine import state_fields
 from streamlstm.fit_options import FitOptions
 from streamlstm.golden import check_golden, network_of
 from streamlstm.kernels import cpu
-from streamlstm.model import Model, load_model, save_model
+from streamlstm.model import Model, Spec, load_model, save_model
 from streamlstm.plot import check_plot, plot_forecasts
 from streamlstm.report import write_report
 from streamlstm.security import make_keys
@@ -78,22 +77,9 @@ def _say(console: Console, notes: list[str]) -> None:
         _print(console, f"note: {note}", "dim")
 
 
-def _table(options: argparse.Namespace, name: str) -> Table:
-    """A bundled series by name, or a file."""
-    if name in DATASETS:
-        return load(name)
-    if not Path(name).exists() and (close := difflib.get_close_matches(name, DATASETS, 1)):
-        raise DataError(f"{name}: no such file; did you mean the bundled series {close[0]!r}?")
-    return read_table(
-        Path(name),
-        id=options.id,
-        ds=options.ds,
-        y=options.y,
-        wide=options.wide,
-        start=options.start,
-        freq=options.freq,
-        timezone=options.timezone,
-    )
+def _how(options: argparse.Namespace) -> dict[str, Any]:
+    """How a table is to be read."""
+    return {name: getattr(options, name) for name in HOW}
 
 
 def _cut(series: list[SeriesData], share: float) -> list[int]:
@@ -147,20 +133,32 @@ def fit(options: argparse.Namespace) -> None:
         flag = f"--{str(first['loc'][0]).replace('_', '-')}"
         raise ConfigError(f"{flag} {first['input']}: {first['msg']}") from None
     _check_out("--out", options.out)
-    table = _table(options, options.data)
-    _say(console, table.notes)
+    columns = Columns.named(
+        targets=_list(options.targets),
+        features=_list(options.features),
+        known=_list(options.known),
+        static=_list(options.static),
+        horizon=chosen.horizon,
+    )
+    data = table(options.data, columns, **_how(options))
+    _say(console, data.notes)
     series = [
         SeriesData(s.name, s.ts[:n], s.values[:n])
-        for s, n in zip(table.series, _cut(table.series, options.holdout), strict=True)
+        for s, n in zip(data.series, _cut(data.series, options.holdout), strict=True)
     ]
     with FitBar(console) as bar:
-        model, report = fit_model(series, chosen, bar, name=table.name)
+        model, report = fit_model(series, chosen, bar, name=data.name, inputs=data.inputs)
     save_model(model, options.out)
     _say(console, report.notes)
     if report.interrupted:
         _print(console, "interrupted: the best weights so far were kept", "yellow")
     shown = demonstration.steps_shown(model.spec.horizon)
-    skill = ", ".join(f"{report.skill[(k - 1) * model.spec.targets]:.3f} at {k}" for k in shown)
+    targets = model.spec.targets
+    names = [f"{each.name} " for each in model.spec.of_role("target")] if targets > 1 else [""]
+    skill = "; ".join(
+        name + ", ".join(f"{report.skill[(k - 1) * targets + j]:.3f} at {k}" for k in shown)
+        for j, name in enumerate(names)
+    )
     _print(
         console,
         f"{options.out}: model {model.id} of {report.series:,} series, {report.ticks:,} ticks,"
@@ -243,13 +241,15 @@ def _about(model: Model, report: dict[str, Any]) -> RichTable:
         f" {spec.activation} and {spec.recurrent_activation}"
         + f", run afresh over the last {spec.window} inputs"
         * bool(spec.window),
-        "input": f"{spec.inputs} value{'s' * (spec.inputs > 1)}"
+        "input": _inputs(spec)
         + f", lags {', '.join(map(str, spec.lags))}" * bool(spec.lags)
-        + f", calendar {', '.join(spec.calendar)} ({spec.timezone})" * bool(spec.calendar),
+        + f", calendar {', '.join(spec.calendar)} ({spec.timezone})" * bool(spec.calendar)
+        + ", time since the tick before" * bool(spec.elapsed_ns),
         "scaling": how[scaling.kind],
         "output": f"{spec.horizon} steps of {spec.step_ns / 1e9:g} s, {spec.targets} target"
         + "s" * (spec.targets > 1),
         "corrects": base.get(spec.base, "nothing"),
+        **({} if spec.floor is None else {"floor": f"no forecast lies below {spec.floor:g}"}),
         "interval": "starts from errors on unseen data"
         if model.errors
         else "learned on the stream",
@@ -264,6 +264,18 @@ def _about(model: Model, report: dict[str, Any]) -> RichTable:
     return table
 
 
+def _inputs(spec: Spec) -> str:
+    """The values of a tick, in their order."""
+    if not spec.roles:
+        return f"{spec.inputs} value{'s' * (spec.inputs > 1)}"
+    what = {"target": "target", "measured": "measured", "number": "number of the series"}
+    what["known"] = f"known, {spec.horizon} steps ahead of the tick"
+    return "; ".join(
+        f"{each.name} ({what.get(each.role) or 'one of ' + ', '.join(each.categories)})"
+        for each in spec.roles
+    )
+
+
 def backtest(options: argparse.Namespace) -> None:
     """``streamlstm backtest``."""
     console = _Console(stderr=True, quiet=options.json)
@@ -272,28 +284,28 @@ def backtest(options: argparse.Namespace) -> None:
     if options.html:
         _check_out("--html", options.html, ".html")
     model = load_model(options.model)
-    table = _table(options, options.data)
-    _say(console, table.notes)
     spec = model.spec
-    if table.step_ns and spec.step_ns and not 0.5 < table.step_ns / spec.step_ns < 2:
+    data = table_for(spec, options.data, **_how(options))
+    _say(console, data.notes)
+    if data.step_ns and spec.step_ns and not 0.5 < data.step_ns / spec.step_ns < 2:
         _say(console, [
-            f"the table's ticks are {table.step_ns / 1e9:g} s apart,"
+            f"the table's ticks are {data.step_ns / 1e9:g} s apart,"
             f" the model was made for {spec.step_ns / 1e9:g} s"
         ])  # fmt: skip
     coverages = tuple(dict.fromkeys((options.coverage, *options.levels)))
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("backtest", total=rolling.effort(table.series))
+        task = bar.add_task("backtest", total=rolling.effort(data.series, spec.targets))
         found = rolling.backtest(
             model,
             options.data,
-            table.series,
-            _cut(table.series, options.last),
+            data.series,
+            _cut(data.series, options.last),
             coverages,
             learning=not options.no_learning,
             progress=lambda ticks: bar.advance(task, ticks),
         )
     if found.skipped:
-        _say(console, [f"{found.skipped:,} of {len(table.series):,} series skipped: too short"])
+        _say(console, [f"{found.skipped:,} of {len(data.series):,} series skipped: too short"])
     unit = DATASETS[options.data].unit if options.data in DATASETS else ""
     if options.plot:
         name = found.series[0].name
@@ -318,10 +330,13 @@ def backtest(options: argparse.Namespace) -> None:
 def publish(options: argparse.Namespace) -> None:
     """``streamlstm publish``."""
     console = _Console(stderr=True)
-    table = _table(options, options.data)
-    _say(console, table.notes)
-    which, rows = in_time_order(table.series)
-    warm = np.array([round(options.warm * len(s.ts)) for s in table.series])
+    if options.model is None:
+        data = table(options.data, **_how(options))
+    else:
+        data = table_for(load_model(options.model).spec, options.data, **_how(options))
+    _say(console, data.notes)
+    which, rows = in_time_order(data.series)
+    warm = np.array([round(options.warm * len(s.ts)) for s in data.series])
     feed = Feed(
         options.to,
         options.format,
@@ -343,7 +358,7 @@ def publish(options: argparse.Namespace) -> None:
         ) as bar:
             task = bar.add_task("publishing", total=len(which))
             for i, row in zip(which.tolist(), rows.tolist(), strict=True):
-                series, ts = table.series[i], int(table.series[i].ts[row])
+                series, ts = data.series[i], int(data.series[i].ts[row])
                 history = row < warm[i]
                 while not history and (wait := pace.until(ts)):
                     bar.update(task, completed=sent)
@@ -501,14 +516,14 @@ def demo(options: argparse.Namespace) -> None:
     if options.plot:
         _check_plot(options.plot)
     known = DATASETS.get(options.data)
-    table = _table(options, options.data)
+    data = table(options.data, **_how(options))
     unit = known.unit if known else ""
     season = options.season if options.season is not None else known.season if known else None
     _print(show, known.title if known else options.data, "bold")
-    _say(show, table.notes)
+    _say(show, data.notes)
     live = Live(console=show, refresh_per_second=8, transient=True)
     watching = show.is_terminal and not options.json
-    unseen = sum(len(s.ts) for s in table.series) * demonstration.UNSEEN
+    unseen = sum(len(s.ts) for s in data.series) * demonstration.UNSEEN
     shown = 0.0
 
     def on_fitted(made: demonstration.Fitted) -> None:
@@ -532,7 +547,7 @@ def demo(options: argparse.Namespace) -> None:
     ) -> None:
         live.stop()
         if options.plot:
-            title = known.title if known else table.series[0].name
+            title = known.title if known else data.series[0].name
             drawn = (stream.actual[0], stream.issued()[0], summary.scores)
             plot_forecasts(options.plot, title, unit, *drawn)
         if options.json:
@@ -548,7 +563,7 @@ def demo(options: argparse.Namespace) -> None:
     try:
         with demonstration.ended_in_order():
             demonstration.demo(
-                table,
+                data,
                 season,
                 on_fit=bar.__enter__(),
                 on_fitted=on_fitted,

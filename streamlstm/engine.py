@@ -34,8 +34,10 @@ from streamlstm.memory import (
     Fields,
     address_of,
     copy,
+    load_f64,
     prefetch,
     records,
+    store_f64,
 )
 from streamlstm.model import Model, ModelError, Spec
 from streamlstm.placed import address_of_placed, placed, rewrite
@@ -169,7 +171,7 @@ class Engine:
                 self._rules,
                 self.series.index,
                 Clock(*(state[name] for name in Clock._fields)),
-                features.Memory(*(state[name] for name in features.Memory._fields)),
+                features.memory_of(state),
                 intervals.Bands(*(state[name] for name in intervals.Bands._fields)),
                 lessons,
                 adapt.Learned(*(taught[name] for name in corrections)),
@@ -325,7 +327,8 @@ class Engine:
         """What a state is of: another engine's can be taken over where this is the same."""
         spec, state = self.model.spec, self.series.state
         fields = [(name, array.dtype.str, array.shape[1:]) for name, array in state.items()]
-        grid = spec.step_ns, spec.season, spec.scaling.kind
+        named = [(each.name, each.role) for each in spec.roles]
+        grid = spec.step_ns, spec.season, spec.scaling.kind, *named
         recurrent = spec.cell, spec.layers, spec.hidden, spec.window, self.work.told.shape[1]
         return *self.coverages, *grid, *recurrent, *fields
 
@@ -635,7 +638,7 @@ def _forecast(work: Work, given: Given, start: int, stop: int) -> None:
         work.schedule, work.rows, work.outputs, work.forecasts, work.seq
     )  # fmt: skip
     point, targets, ticks = forecasts.point, rows.scale.shape[1], given.ticks
-    latest = work.latest
+    latest, floor = work.latest, work.features.floor
     first_record, size = seq.ctypes.data, seq.strides[0]
     for j in range(start, stop):
         if j + AHEAD < stop:  # the network's states have driven it out of the near cache
@@ -669,6 +672,8 @@ def _forecast(work: Work, given: Given, start: int, stop: int) -> None:
             point,
             i,
         )
+        if floor > -np.inf:
+            _raise(point.ctypes.data + i * point.strides[0], point.strides[0], floor)
         if not warm:
             seq[slot] += 1
             forecasts.slot[i] = slot
@@ -708,6 +713,9 @@ def _forecast(work: Work, given: Given, start: int, stop: int) -> None:
             i,
             warm,
         )
+        if floor > -np.inf:
+            quantiles = forecasts.quantiles
+            _raise(quantiles.ctypes.data + i * quantiles.strides[0], quantiles.strides[0], floor)
         if latest.kept and not warm:
             latest.latest_seq[slot], latest.latest_ts[slot] = seq[slot], ticks.ts[i]
             to, length = latest.latest.ctypes.data, point.strides[0]
@@ -717,6 +725,14 @@ def _forecast(work: Work, given: Given, start: int, stop: int) -> None:
             copy(to + length, ends + i * wide, wide)
             for k in range(forecasts.quality.shape[1]):
                 latest.latest_quality[slot, k] = forecasts.quality[i, k]
+
+
+@njit(cache=True, error_model="numpy", _nrt=False)
+def _raise(address: int, size: int, floor: float) -> None:
+    """Let none of the numbers that lie at an address, ``size`` bytes of them, be below a floor."""
+    for at in range(address, address + size, 8):
+        if load_f64(at) < floor:
+            store_f64(at, floor)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)

@@ -1,17 +1,26 @@
-"""From raw ticks to the network's input vector: scaling, lags, calendar, base forecast.
+"""From raw ticks to the network's input vector: scaling, lags, calendar, what is known ahead.
 
 One compiled row, :func:`advance`, serves the stream, training and backtest alike, so a model meets
 live exactly what it was trained on. It looks at a series' past and present only.
 
-The input vector of a tick: the scaled values, then for each lag how far the targets lay from where
-they are now, scaled (differences, because they are what a linear start can weigh apart), then sine
-and cosine of each calendar phase and of its double. A forecast is ``base + scale * output``.
+The input vector of a tick: the scaled values of the targets and of what is measured, then for each
+lag how far the targets lay from where they are now, scaled (differences, because they are what a
+linear start can weigh apart), then sine and cosine of each calendar phase and of its double. Then,
+where the spec has them: the log of the time since the tick before (0 at the first); for each input
+that is known ahead its scaled values at the steps of ``Spec.shown``; the numbers that a series has,
+scaled; for each category a place for each that there is, a one in its own.
+A forecast is ``base + scale * output``.
+
+A tick carries what is known ``horizon`` steps ahead of it, so that a series remembers what was told
+for the steps between. What was not, before its first tick and in gaps, is taken to be what was told
+next, or before.
 """
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from math import factorial
-from typing import NamedTuple
+from math import exp, factorial
+from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -32,8 +41,11 @@ FIXED, RUNNING = 1, 2
 FARTHEST = 1 << 40
 LAST, SEASONAL, BLEND = 1, 2, 3
 PRIOR = 10.0  # ticks that the prior of the running scale is worth
+FARTHEST_APART = 8.0
+"""Largest log of the time between two ticks that is shown, and smallest below 0."""
 ENOUGH = 30
 """Ticks of a series before which its running scale says little."""
+_NEAREST = exp(-FARTHEST_APART)
 _SINE = tuple((-1.0) ** (n // 2) / factorial(n) for n in range(17, 0, -2))
 
 
@@ -61,6 +73,21 @@ class Plan(NamedTuple):
     """(transitions,) UTC ns from which ``shift`` holds"""
     shift: NDArray[np.int64]
     """(transitions,) local time minus UTC, ns"""
+    measured: int
+    """inputs that are targets or measured, the first; then those known, numbers, categories"""
+    own_loc: NDArray[np.float64]
+    """(inputs,)"""
+    own_scale: NDArray[np.float64]
+    """(inputs,) of what is known and of numbers; 0: as the spec's scaling says"""
+    elapsed_ns: int
+    known: int
+    shown: NDArray[np.int64]
+    """(shown,) steps from the tick at which what is known is shown"""
+    numbers: int
+    categories: NDArray[np.int64]
+    """(categories,) how many there are of each"""
+    floor: float
+    """below which no forecast lies; minus infinity: none"""
 
 
 class Memory(NamedTuple):
@@ -76,6 +103,10 @@ class Memory(NamedTuple):
     """(series, inputs) running variance"""
     past: NDArray[np.float64]
     """(series, history, targets) ring of past values, at place modulo history"""
+    ahead: NDArray[np.float64]
+    """(series, horizon + 1, known) ring of what is known, of a place at that modulo horizon + 1"""
+    before: NDArray[np.int64]
+    """(series,) time of the latest tick, ns"""
 
 
 class Rows(NamedTuple):
@@ -99,14 +130,25 @@ class Rows(NamedTuple):
 
 
 def memory_fields(spec: Spec) -> Fields:
-    """Name, dtype and shape of one series' row of :class:`Memory`."""
-    return {
+    """Name, dtype and shape of what a series keeps of :class:`Memory`: not what it never uses."""
+    fields: dict[str, tuple[type, tuple[int, ...]]] = {
         "place": (np.int64, ()),
         "seen": (np.int64, ()),
         "loc": (np.float64, (spec.inputs,)),
         "variance": (np.float64, (spec.inputs,)),
         "past": (np.float64, (spec.history, spec.targets)),
     }
+    if known := len(spec.of_role("known")):
+        fields["ahead"] = np.float64, (spec.horizon + 1, known)
+    if spec.elapsed_ns:
+        fields["before"] = np.int64, ()
+    return fields
+
+
+def memory_of(state: Mapping[str, NDArray[Any]]) -> Memory:
+    """The memory whose fields lie in ``state``; those that are never used are of no series."""
+    unused = records({"ahead": (np.float64, (1, 1)), "before": (np.int64, ())}, 1)
+    return Memory(*({**unused, **state}[name] for name in Memory._fields))
 
 
 def plan(spec: Spec) -> Plan:
@@ -131,6 +173,15 @@ def plan(spec: Spec) -> Plan:
         np.array([_PERIOD[name] for name in spec.calendar], np.int64),
         shift_at,
         shift,
+        spec.measured,
+        np.array([each.loc for each in spec.roles]),
+        np.array([each.scale for each in spec.roles]),
+        spec.elapsed_ns,
+        len(spec.of_role("known")),
+        np.array(spec.shown, np.int64),
+        len(spec.of_role("number")),
+        np.array(spec.categories, np.int64),
+        -np.inf if spec.floor is None else spec.floor,
     )
 
 
@@ -203,7 +254,7 @@ def _advance(
     memory.seen[slot] += 1
 
     column = 0
-    for i in range(inputs):
+    for i in range(plan.measured):
         loc, scale = _scaling(plan, memory, slot, i, values[tick, i])
         rows.x[row, column] = np.float32((values[tick, i] - loc) / scale)
         column += 1
@@ -228,6 +279,8 @@ def _advance(
             rows.x[row, column + 2] = 2.0 * sine * cosine
             rows.x[row, column + 3] = cosine * cosine - sine * sine
             column += 4
+    if column < rows.x.shape[1]:
+        _further(plan, memory, rows, row, slot, steps, ts, values, tick, place, column)
 
     if history:
         at = place % history
@@ -236,6 +289,72 @@ def _advance(
     for j in range(targets):
         _base_forecast(plan, memory, rows, row, slot, place, values[tick, j], j)
     return place
+
+
+@njit(cache=True, error_model="numpy", _nrt=False)
+def _further(
+    plan: Plan,
+    memory: Memory,
+    rows: Rows,
+    row: int,
+    slot: int,
+    steps: int,
+    ts: int,
+    values: NDArray[np.float64],
+    tick: int,
+    place: int,
+    column: int,
+) -> None:
+    """Write what only some models are shown, from ``column`` on."""
+    first = memory.seen[slot] == 1
+    if plan.elapsed_ns:
+        elapsed = 1.0
+        if not first:
+            since = np.float64(ts - memory.before[slot])
+            if plan.step_ns:  # on the grid: a tick may be a little early or late
+                since = np.float64(steps) * np.float64(plan.step_ns)
+            elapsed = since / np.float64(plan.elapsed_ns)
+        memory.before[slot] = ts
+        rows.x[row, column] = np.float32(_log(elapsed))
+        column += 1
+    i = plan.measured
+    for a in range(plan.known):
+        value = values[tick, i]
+        _tell(memory.ahead, slot, a, place, steps, first, value)
+        loc, scale = plan.own_loc[i], plan.own_scale[i]
+        if scale == 0.0:
+            loc, scale = _scaling(plan, memory, slot, i, value)
+        for k in range(len(plan.shown)):
+            at = (place + plan.shown[k]) % memory.ahead.shape[1]
+            rows.x[row, column] = np.float32((memory.ahead[slot, at, a] - loc) / scale)
+            column += 1
+        i += 1
+    for _ in range(plan.numbers):
+        scaled = (values[tick, i] - plan.own_loc[i]) / plan.own_scale[i]
+        rows.x[row, column] = np.float32(scaled)
+        column, i = column + 1, i + 1
+    for a in range(len(plan.categories)):
+        for which in range(plan.categories[a]):
+            rows.x[row, column] = np.float32(1.0) if values[tick, i] == which else np.float32(0.0)
+            column += 1
+        i += 1
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _tell(
+    ahead: NDArray[np.float64], slot: int, a: int, place: int, steps: int, first: bool, value: float
+) -> None:
+    """Remember that the known input ``a`` is ``value`` at the farthest step ahead of a place."""
+    ring = ahead.shape[1]
+    farthest = place + ring - 1
+    missed, between = max(farthest - steps + 1, place), value
+    if first:
+        missed = place
+    else:
+        between = ahead[slot, (farthest - steps) % ring, a]
+    for at in range(missed, farthest):
+        ahead[slot, at % ring, a] = between
+    ahead[slot, farthest % ring, a] = value
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
@@ -333,13 +452,38 @@ def _deviation(plan: Plan, seen: float, loc: float, variance: float) -> float:
 
 @njit(cache=True, error_model="numpy", _nrt=False)
 def spread(plan: Plan, memory: Memory, slot: int, i: int) -> tuple[float, float]:
-    """Loc and scale of input ``i`` of a series as its latest tick left them; 0: not known."""
+    """Loc and scale of input ``i`` of a series as its latest tick left them; 0: not known.
+
+    Of what is not measured it is never known: a holiday is no outlier.
+    """
+    if i >= plan.measured:
+        return 0.0, 0.0
     if plan.scaling == FIXED:
         return plan.fixed_loc[i], plan.fixed_scale[i]
     if plan.scaling == RUNNING and memory.seen[slot] >= ENOUGH:
         seen, loc = min(float(memory.seen[slot]), float(plan.memory)), memory.loc[slot, i]
         return loc, _deviation(plan, seen, loc, memory.variance[slot, i])
     return 0.0, 0.0
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _log(x: float) -> float:
+    """Natural logarithm, within ``FARTHEST_APART`` of 0; to 1e-12, the same bits everywhere."""
+    if not x > _NEAREST:
+        return -FARTHEST_APART
+    exponent = 0
+    while x > 1.5:
+        x *= 0.5
+        exponent += 1
+    while x < 0.75:
+        x *= 2.0
+        exponent -= 1
+    # 2 artanh of (x - 1) / (x + 1), a fifth at most, by Taylor's series
+    ratio = (x - 1.0) / (x + 1.0)
+    total = 0.0
+    for power in range(17, 0, -2):
+        total = total * (ratio * ratio) + 1.0 / power
+    return min(2.0 * ratio * total + exponent * 0.6931471805599453, FARTHEST_APART)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
@@ -390,7 +534,7 @@ def features_of(spec: Spec, ts: NDArray[np.int64], values: NDArray[np.float64]) 
         ts: (n,) ns since the epoch, rising.
         values: (n, inputs) finite.
     """
-    memory = placed(Memory(**records(memory_fields(spec), 1)))
+    memory = placed(memory_of(records(memory_fields(spec), 1)))
     n = len(ts)
     rows, slots = Rows.empty(spec, n), np.zeros(n, np.int32)
     steps, place = grid_steps(spec.step_ns, ts), np.empty_like(ts)

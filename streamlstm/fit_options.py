@@ -26,6 +26,12 @@ class FitOptions(BaseModel):
     memory: int | None = Field(
         default=None, ge=1, le=100_000_000, description="ticks that the running scaling looks back"
     )
+    elapsed: bool | None = Field(
+        default=None, description="show the model the time since the tick before"
+    )
+    floor: Annotated[float, Field(allow_inf_nan=False)] | Literal["none"] | None = Field(
+        default=None, description="no forecast lies below; or none"
+    )
     hidden: int = Field(default=32, ge=1, le=4096, description="units of a layer")
     layers: int = Field(default=1, ge=1, le=16, description="LSTM layers")
     dropout: float = Field(

@@ -30,7 +30,9 @@ forecasts, N = O + directions):
 ``errors.quantiles``        (Q, O)      float32: quantiles of |error| / scale, unseen data
 ==========================  ==========  ============================================================
 
-The metadata key ``streamlstm`` holds JSON: ``format`` (version), ``spec``, ``provenance``.
+The metadata key ``streamlstm`` holds JSON: ``format`` (version), ``spec``, ``provenance``. Where a
+tick carries more than targets, ``spec.roles`` says what each of its values is: :class:`Input`. What
+becomes of them in the input vector is said by :mod:`streamlstm.features`.
 """
 
 import hashlib
@@ -63,6 +65,10 @@ WIDEST = 65_536
 """Numbers in an input or output vector at most."""
 MOST_EVIDENCE = 1 << 24
 """Numbers at most in a tensor whose length the spec does not say, such as a golden trajectory's."""
+MOST_CATEGORIES = 1024
+"""Of an input."""
+STEPS_SHOWN = 24
+"""Steps ahead at which the network is shown what is known ahead, at most."""
 ActivationName = Literal["tanh", "sigmoid", "relu", "hard_sigmoid", "linear"]
 CalendarName = Literal["hour", "week", "year"]
 _WEIGHTS = ("lstm.", "gru.", "rnn.", "head.")
@@ -114,6 +120,45 @@ class Blend(BaseModel):
     """w1, w2, w3 of each output"""
 
 
+ROLES = ("target", "measured", "known", "number", "category")
+"""In the order in which a tick has them."""
+
+
+class Input(BaseModel):
+    """One of a tick's values: what it is called, and what it is to the model.
+
+    ``target``: forecast, and shown to the network. ``measured``: shown. ``known``: known ahead,
+    such as a holiday or a price; a tick carries its value ``horizon`` steps after itself, and the
+    network is shown it at the tick and at the steps ahead (:attr:`Spec.shown`). ``number`` and
+    ``category``: what a series is, the same in each tick; of a category the tick carries the place
+    in ``categories``, from 0, and the network is shown a one there and else zeros; of a place that
+    there is not, such as -1, zeros alone.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1)
+    role: Literal["target", "measured", "known", "number", "category"]
+    loc: _Finite = 0.0
+    scale: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="of what is known or a number; 0: scaled as the targets are",
+    )
+    categories: tuple[str, ...] = Field(default=(), max_length=MOST_CATEGORIES)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.role == "category") != bool(self.categories):
+            raise ValueError(f"{self.name}: categories go with the role category, and no other")
+        if self.scale and self.role not in ("known", "number"):
+            raise ValueError(f"{self.name}: a {self.role} has no scale of its own")
+        if self.role == "number" and not self.scale:
+            raise ValueError(f"{self.name}: a number needs a scale above 0")
+        return self
+
+
 class Spec(BaseModel):
     """What a model is made of; all that training, engine and kernels have to agree on."""
 
@@ -131,7 +176,7 @@ class Spec(BaseModel):
     window: int = Field(
         default=0, ge=0, le=100_000, description="run the last so many inputs afresh; 0: stateful"
     )
-    inputs: int = Field(default=1, ge=1, le=1024, description="measured values of a tick")
+    inputs: int = Field(default=1, ge=1, le=1024, description="values of a tick")
     targets: int = Field(default=1, ge=1, description="the first of them are forecast")
     step_ns: int = Field(
         ge=0, le=10**19 // 10, description="nanoseconds between ticks; 0: not known"
@@ -147,11 +192,53 @@ class Spec(BaseModel):
     directions: int = Field(
         default=0, ge=0, le=4096, description="numbers a series learns from on the stream"
     )
+    roles: tuple[Input, ...] = Field(
+        default=(),
+        description="of the values of a tick, in the order of ROLES; none: they have no names, the"
+        " first are the targets, the others measured",
+    )
+    elapsed_ns: int = Field(
+        default=0,
+        ge=0,
+        le=10**19 // 10,
+        description="unit of the time since the tick before, whose log is shown; 0: it is not",
+    )
+    floor: _Finite | None = Field(
+        default=None, description="forecasts and the ends of their intervals never lie below"
+    )
 
     @property
     def width(self) -> int:
-        """Length I of the input vector: values, lags of the targets, two waves of each phase."""
-        return self.inputs + len(self.lags) * self.targets + 4 * len(self.calendar)
+        """Length I of the input vector: see :mod:`streamlstm.features`."""
+        return (
+            self.measured
+            + len(self.lags) * self.targets
+            + 4 * len(self.calendar)
+            + bool(self.elapsed_ns)
+            + len(self.shown) * len(self.of_role("known"))
+            + len(self.of_role("number"))
+            + sum(self.categories)
+        )
+
+    def of_role(self, role: str) -> tuple[Input, ...]:
+        """The inputs that have this role."""
+        return tuple(each for each in self.roles if each.role == role)
+
+    @property
+    def measured(self) -> int:
+        """How many of a tick's values, its first, are targets or measured."""
+        return sum(each.role in ROLES[:2] for each in self.roles) if self.roles else self.inputs
+
+    @property
+    def categories(self) -> tuple[int, ...]:
+        """How many there are of each category."""
+        return tuple(len(each.categories) for each in self.of_role("category"))
+
+    @property
+    def shown(self) -> tuple[int, ...]:
+        """Steps from the tick at which known inputs are shown: 0, then evenly up to the horizon."""
+        few = min(self.horizon, STEPS_SHOWN)
+        return (0, *(round(1 + k * (self.horizon - 1) / max(1, few - 1)) for k in range(few)))
 
     @property
     def outputs(self) -> int:
@@ -193,15 +280,19 @@ class Spec(BaseModel):
         spec: dict[str, Any] = handler(self)
         if self.cell != "gru":
             del spec["reset_after"]
-        for name in ("window", "directions"):
+        for name in ("window", "directions", "roles", "elapsed_ns"):
             if not spec[name]:
                 del spec[name]
+        if spec["floor"] is None:
+            del spec["floor"]
         return spec
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.targets > self.inputs:
             raise ValueError(f"targets ({self.targets}) exceed inputs ({self.inputs})")
+        if self.roles:
+            self._check_roles()
         for what, numbers in (("inputs and lags", self.width), ("forecasts", self.answers)):
             if numbers > WIDEST:
                 raise ValueError(f"{numbers:,} {what} a tick; {WIDEST:,} at most")
@@ -222,6 +313,16 @@ class Spec(BaseModel):
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"unknown time zone {self.timezone!r}") from error
         return self
+
+    def _check_roles(self) -> None:
+        names = [each.name for each in self.roles]
+        order = [ROLES.index(each.role) for each in self.roles]
+        if len(names) != self.inputs or len(self.of_role("target")) != self.targets:
+            raise ValueError(f"roles of {len(names)} values, the model takes {self.inputs}")
+        if order != sorted(order):
+            raise ValueError(f"roles come in this order: {', '.join(ROLES)}")
+        if len({*names}) < len(names):
+            raise ValueError("two inputs have one name")
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every weight tensor."""

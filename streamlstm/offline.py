@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from streamlstm import checkpoint, kept
 from streamlstm.client import in_time_order
 from streamlstm.config import Config, ConfigError
-from streamlstm.datasets.bundled import DATASETS, load
-from streamlstm.datasets.frames import Table, read_table
+from streamlstm.datasets.bundled import DATASETS, HOW, table_for
+from streamlstm.datasets.frames import Table
 from streamlstm.engine import Engine
+from streamlstm.model import load_model
 from streamlstm.replay import replay
 from streamlstm.terminal import printable
 from streamlstm.ticks import Arrivals, Forecasts, Keys
@@ -217,12 +218,12 @@ def command(config: Config, options: argparse.Namespace) -> int:
         raise ConfigError("name a journal's folder, a checkpoint or a table, or checkpoint.path")
     keep = bool(options.output or options.compare)
     name = options.source or str(config.checkpoint.path)
-    made = run(config, _source(options, name), keep)
+    made = run(config, _source(config, options, name), keep)
     report = {"source": name, **_report(made)}
     if options.output:
         _write(options.output, made.made, made.engine.coverages[1:])
     if options.compare:
-        other = run(config, _source(options, options.compare), keep)
+        other = run(config, _source(config, options, options.compare), keep)
         said = difference(made.engine, other.engine)
         said = said or difference_of_forecasts(made.made, other.made)
         report["compared"] = {"source": options.compare, **_report(other), "difference": said}
@@ -233,16 +234,15 @@ def command(config: Config, options: argparse.Namespace) -> int:
     return int(bool(options.compare and said))
 
 
-def _source(options: argparse.Namespace, name: str) -> Path | Table:
-    if name in DATASETS:
-        return load(name)
+def _source(config: Config, options: argparse.Namespace, name: str) -> Path | Table:
     path = Path(name)
-    if not path.exists() and not is_journal(kept.journal_of(path)):
-        raise ConfigError(f"{name}: no such file or folder; check the path")
-    if not path.is_file() or _is_checkpoint(path):
-        return path
-    how = ("id", "ds", "y", "wide", "start", "freq", "timezone")
-    return read_table(path, **{each: getattr(options, each) for each in how})
+    if name not in DATASETS:
+        if not path.exists() and not is_journal(kept.journal_of(path)):
+            raise ConfigError(f"{name}: no such file or folder; check the path")
+        if not path.is_file() or _is_checkpoint(path):
+            return path
+    spec = load_model(config.model).spec
+    return table_for(spec, name, **{each: getattr(options, each) for each in HOW})
 
 
 def _is_checkpoint(path: Path) -> bool:

@@ -11,9 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from streamlstm.backtest import MODELS, Actual, BacktestError, Floats, Issued, Scores, judge, run
+from streamlstm.backtest import (
+    MODELS,
+    Actual,
+    BacktestError,
+    Floats,
+    Issued,
+    Scores,
+    judge,
+    run_all,
+)
 from streamlstm.datasets.frames import SeriesData
-from streamlstm.model import Model
+from streamlstm.model import Model, Spec
 
 BACK = 48
 """Steps shown before a forecast, at least."""
@@ -130,9 +139,9 @@ def _records(scores: Scores, coverage: float = 0.0) -> Iterator[tuple[int, dict[
                 yield k, {"forecast": name} | row
 
 
-def effort(series: Sequence[SeriesData]) -> int:
-    """Ticks that a backtest passes through: of the model and two naive forecasts."""
-    return len(MODELS) * sum(len(s.ts) for s in series)
+def effort(series: Sequence[SeriesData], targets: int = 1) -> int:
+    """Ticks that a backtest passes through: of the model, and of two naive forecasts a target."""
+    return (1 + targets * (len(MODELS) - 1)) * sum(len(s.ts) for s in series)
 
 
 def backtest(
@@ -147,7 +156,8 @@ def backtest(
 ) -> Backtest:
     """Judge ``model`` on all of each series but its first ``known`` ticks.
 
-    ``data`` says where they are from; the first of ``coverages`` is that of the main interval.
+    Of several targets each counts as a series. ``data`` says where they are from; the first of
+    ``coverages`` is that of the main interval.
     ``progress`` is told how many ticks of :func:`effort` are done.
 
     Raises:
@@ -158,21 +168,24 @@ def backtest(
     total: Scores | None = None
     first: tuple[Actual, Issued] | None = None
     period: list[int] = []
+    skipped = 0
     for s, past in zip(series, known, strict=True):
         past, ticks = max(past, 1), len(s.ts)
         if past >= ticks:  # nothing comes after its first forecast
-            progress(effort([s]))
+            skipped += 1
+            progress(effort([s], spec.targets))
             continue
-        issued = run(model, s.ts, s.values, past, coverage=coverages, learning=learning)
+        made = run_all(model, s.ts, s.values, past, coverage=coverages, learning=learning)
         progress(ticks)
-        actual = Actual.of(s.ts, s.values[:, 0], spec.step_ns, spec.season, past)
-        scores = judge(actual, issued, functools.partial(progress, ticks))
-        row = int(np.searchsorted(issued.place, len(actual.y) - 1 - spec.horizon, side="right"))
-        row = max(0, row - 1)
-        fan = Fan.of(int(s.ts[past - 1 + row]), actual, issued, row)
-        judged.append(Judged(s.name, scores.over_steps(), fan))
-        total = total + scores if total else scores
-        first = first or (actual, issued)
+        for j, issued in enumerate(made):
+            actual = Actual.of(s.ts, s.values[:, j], spec.step_ns, spec.season, past)
+            scores = judge(actual, issued, functools.partial(progress, ticks))
+            row = int(np.searchsorted(issued.place, len(actual.y) - 1 - spec.horizon, side="right"))
+            row = max(0, row - 1)
+            fan = Fan.of(int(s.ts[past - 1 + row]), actual, issued, row)
+            judged.append(Judged(_named(spec, s.name, j), scores.over_steps(), fan))
+            total = total + scores if total else scores
+            first = first or (actual, issued)
         period += [int(s.ts[past]), int(s.ts[-1])]
     if total is None or first is None:
         raise BacktestError(f"{data}: no series is long enough to be judged; raise --last")
@@ -182,6 +195,13 @@ def backtest(
             f" {spec.step_ns / 1e9:g} s, its horizon {spec.horizon} steps"
         )
     return Backtest(
-        model, data, learning, total, judged, len(series) - len(judged),
+        model, data, learning, total, judged, skipped,
         (min(period), max(period)), first,
     )  # fmt: skip
+
+
+def _named(spec: Spec, series: str, target: int) -> str:
+    """A target of a series: ``series/target``, unless there is but one."""
+    if spec.targets == 1:
+        return series
+    return f"{series}/{spec.roles[target].name if spec.roles else target}"

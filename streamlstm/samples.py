@@ -25,6 +25,8 @@ class Pool(NamedTuple):
     """(N, targets) raw units per unit of the answer"""
     bounds: NDArray[np.int64]
     """(S, 3) of each series the first row, the first row after the cut, and the end"""
+    least: NDArray[np.float32]
+    """(N, outputs) the answer that is the floor of the forecasts; no rows where there is none"""
 
     def before_cut(self) -> NDArray[np.int64]:
         """The rows before the cut of their series."""
@@ -51,14 +53,17 @@ def gather(
     x = np.empty((size, spec.width), np.float32)
     target = np.full((size, spec.outputs), np.nan, np.float32)
     scale = np.empty((size, spec.targets))
+    least = np.empty((0 if spec.floor is None else size, spec.outputs), np.float32)
     for i, (ts, values) in enumerate(series):
         begin, end = ends[i], ends[i + 1]
         rows = features_of(spec, ts, values)
         x[begin:end], scale[begin:end] = rows.x, rows.scale
+        if spec.floor is not None:
+            least[begin:end] = (spec.floor - rows.base) / np.tile(rows.scale, spec.horizon)
         place = places(spec.step_ns, ts)
         early = int(np.searchsorted(place, min(spec.history, place[cut[i] - 1] // 3)))
         _fill(place, values, rows.base, rows.scale, early, cut[i], spec.targets, target[begin:end])
-    return Pool(x, target, scale, np.stack([ends[:-1], ends[:-1] + cut, ends[1:]], axis=1))
+    return Pool(x, target, scale, np.stack([ends[:-1], ends[:-1] + cut, ends[1:]], axis=1), least)
 
 
 def places(step_ns: int, ts: NDArray[np.int64]) -> NDArray[np.int64]:

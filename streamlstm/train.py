@@ -23,13 +23,13 @@ from streamlstm import bptt
 from streamlstm.datasets.frames import SeriesData
 from streamlstm.datasets.times import DataError
 from streamlstm.directions import with_directions
-from streamlstm.features import DAY, WEEK, YEAR, default_calendar, features_of
 from streamlstm.fit_options import FitOptions, ticks_needed
 from streamlstm.golden import make_golden
-from streamlstm.linear import Floats, linear_start, trimmed_mean
+from streamlstm.infer import infer_spec
+from streamlstm.linear import Floats, linear_start
 from streamlstm.mixture import Trust, student, trusted
-from streamlstm.model import Blend, Errors, Model, Scaling, Spec
-from streamlstm.samples import Pairs, draw, gather, lanes, places
+from streamlstm.model import Errors, Input, Model, Spec
+from streamlstm.samples import Pairs, draw, gather, lanes
 
 __all__ = ["FitOptions", "FitReport", "Progress", "fit"]
 
@@ -78,6 +78,7 @@ def fit(
     progress: Progress | None = None,
     *,
     name: str = "data",
+    inputs: Sequence[Input] = (),
     like: Spec | None = None,
 ) -> tuple[Model, FitReport]:
     """Fit a model to ``series``.
@@ -89,6 +90,7 @@ def fit(
         options: what to do otherwise than by default.
         progress: called after each update.
         name: of the data, for the model's provenance.
+        inputs: what the values of a tick are; without, the first is the target, others measured.
         like: spec of a model fitted before, whose states this one is to go on with; None: the
             spec is inferred.
 
@@ -100,7 +102,7 @@ def fit(
     options = options or FitOptions()
     notes: list[str] = []
     if like is None:
-        spec, directions = infer_spec(series, options, notes), options.directions
+        spec, directions = infer_spec(series, options, notes, inputs), options.directions
     else:
         spec, directions = like.model_copy(update={"directions": 0}), like.directions
     long = _long_enough(series, spec, notes)
@@ -172,106 +174,6 @@ def _within_budget(
         f" so that they take no more than {BUDGET >> 20:,} MiB"
     )
     return kept
-
-
-# --- defaults from the data -----------------------------------------------------------------------
-
-
-def infer_spec(series: Sequence[SeriesData], options: FitOptions, notes: list[str]) -> Spec:
-    """The spec that options and data ask for; what was inferred is noted."""
-    spaced = [np.diff(s.ts) for s in series if len(s.ts) > 1]
-    spacing = int(np.median([np.median(gaps) for gaps in spaced])) if spaced else 0
-    step_ns = spacing
-    if sum(int((gaps > 1.5 * spacing).sum()) for gaps in spaced) > 0.1 * sum(map(len, spaced)):
-        step_ns = 0
-        notes.append("ticks are unevenly spaced: steps ahead are counted in ticks")
-    # what was not seen three times over is not believed to repeat
-    typical = np.median([len(s.ts) for s in series]) if series else 0
-    seasons = [season for season in _seasons(spacing, step_ns) if typical >= 3 * season]
-    if options.season is not None and options.season not in seasons:
-        seasons = [options.season] if options.season else []
-    season = options.season
-    if season is None:
-        season = best_season(series, step_ns, seasons, options)
-        notes.append(f"season of {season} steps" if season else "no season found")
-    blend = None
-    if seasons:
-        zeros = ((0.0, 0.0, 0.0),) * options.horizon
-        blend = Blend(short=min(seasons), long=max(seasons), weights=zeros)
-    lags = options.lags
-    if lags is None:
-        lags = _lags(seasons)
-    calendar = options.calendar
-    if calendar is None:
-        span = max((int(s.ts[-1] - s.ts[0]) for s in series if len(s.ts)), default=0)
-        calendar = default_calendar(spacing, span)
-    memory = options.memory or max([100, *seasons])
-    ratio = _prior_ratio(series, memory)
-    return Spec(
-        layers=options.layers,
-        hidden=options.hidden,
-        step_ns=step_ns,
-        horizon=options.horizon,
-        season=season,
-        base="blend" if blend else "last",
-        blend=blend,
-        lags=lags,
-        calendar=calendar,
-        timezone=options.timezone,
-        scaling=Scaling(kind="running", memory=memory, prior_ratio=ratio),
-    )
-
-
-def _lags(seasons: Sequence[int]) -> tuple[int, ...]:
-    """The latest values, and those around one and two short seasons and a long one before."""
-    if not seasons:
-        return (1, 2, 3, 4, 5)
-    short, long = min(seasons), max(seasons)
-    around = {p + near for p in (short, 2 * short, long) for near in range(-2, 3)}
-    return tuple(sorted(n for n in {1, 2, 3, 4, 5} | around if 1 <= n <= short + long))
-
-
-def _seasons(spacing: int, step_ns: int) -> list[int]:
-    """Steps of the periods that people and weather follow, as a spacing lets them be seen."""
-    if spacing == 0:
-        return []
-    if step_ns == 0:  # of trading days, say
-        return [5] if DAY <= spacing < 2 * DAY else []
-    periods = (DAY, WEEK) if spacing < DAY else (WEEK,) if spacing < WEEK else (YEAR,)
-    return sorted({round(period / spacing) for period in periods} - {0, 1})
-
-
-def best_season(
-    series: Sequence[SeriesData], step_ns: int, seasons: Sequence[int], options: FitOptions
-) -> int:
-    """The season whose repetition forecasts best before the unseen span, by trimmed error."""
-    if len(seasons) < 2:
-        return max(seasons, default=0)
-    errors = dict.fromkeys(seasons, 0.0)
-    for s in series[:64]:
-        kept = len(s.ts) - round(options.validation * len(s.ts))
-        place, values = places(step_ns, s.ts[:kept]), s.values[:kept, 0]
-        for season in seasons:
-            for ahead in {1, options.horizon}:
-                back = season * -(-ahead // season)
-                at = np.searchsorted(place, place - back)
-                known = (place[at] == place - back) & (place >= max(seasons))
-                off = np.abs(values - values[at])[known]
-                errors[season] += float(trimmed_mean(off[:, None])[0]) / max(values.std(), 1e-12)
-    return min(errors, key=lambda season: errors[season])
-
-
-def _prior_ratio(series: Sequence[SeriesData], memory: int) -> float:
-    """What a new series' deviation over its mean may be: the median of those at hand."""
-    alone = Scaling(kind="running", memory=memory, prior_ratio=1e-9)
-    plain = Spec(hidden=1, step_ns=0, horizon=1, scaling=alone)
-    ratios = []
-    for s in series[:64]:
-        if len(s.ts) > 1:
-            scale = features_of(plain, s.ts[-20_000:], s.values[-20_000:, :1]).scale
-            mean = abs(float(np.median(s.values[:, 0])))
-            ratios.append(float(np.median(scale[len(scale) // 10 :])) / max(mean, 1e-12))
-    return float(np.clip(np.median(ratios), 1e-6, 1.0)) if ratios else 0.1
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -411,7 +313,10 @@ class _Stage:
             short = self.spec.blend.short if self.spec.blend else 1
             block = late // max(short, self.spec.horizon)
         trust = trusted(target, naive, linear, full, block, self.spec.targets)
-        off = np.abs(target - trust.answer(naive, linear, full))
+        answer = trust.answer(naive, linear, full)
+        if self.spec.floor is not None:
+            answer = np.maximum(answer, pool.least[late])
+        off = np.abs(target - answer)
         skill = np.full(self.spec.outputs, np.nan)
         for k, errors in enumerate(off.T):
             known = np.isfinite(errors)

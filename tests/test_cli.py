@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zmq
 from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
@@ -104,6 +106,7 @@ def test_help_names_every_command_and_each_explains_itself() -> None:
         (["backtest", "m", "x.csv", "--levels", "0.5,50"], "'50' is not a share from 0"),
         (["watch", "--wait", "-1"], "'-1' is not a number of seconds, 0 or more"),
         (["fit", "x.csv", "--horizon", "many"], "--horizon many: "),
+        (["fit", "x.csv", "--floor", "low"], "--floor low: "),
         (["run", "--set", "model"], "write --set option=value"),
         (["inspect"], "name a model file, or ask for --kernels"),
         (["run"], "model: missing"),
@@ -191,6 +194,74 @@ def test_fit_inspect_backtest(fitted: tuple[Path, Path]) -> None:
     said = streamlstm("backtest", model, data, "--by-series", "--levels", "none").stdout
     assert "within their 90% interval" in said
     assert "the worst 2 of 2 series" in said
+
+
+def rich_file(folder: Path, name: str = "rich.csv", without: str = "") -> Path:
+    """Two hourly series whose load is moved by nothing but holidays, told in the long format."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for series, size, kind in (("a", 10, "shop"), ("b", 30, "office")):
+        for hour in range(300):
+            day, rest = divmod(hour, 24)
+            holiday = int(rng.random() < 0.3)
+            rows.append({
+                "unique_id": series, "ds": f"2024-01-{day + 1:02d} {rest:02d}:00:00",
+                "load": round(size + 8 * holiday + 0.2 * rng.normal(), 3),
+                "temp": round(rng.normal(15, 3), 3), "wind": round(rng.normal(5, 1), 3),
+                "holiday": holiday, "size": size, "type": kind,
+            })  # fmt: skip
+    path = folder / name
+    names = [name for name in rows[0] if name != without]
+    lines = [",".join(names), *(",".join(str(row[name]) for name in names) for row in rows)]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_a_model_of_more_than_y_finds_its_columns_everywhere(tmp_path: Path) -> None:
+    data, model = rich_file(tmp_path), tmp_path / "m.safetensors"
+    named = ("--targets", "load,temp", "--features", "wind", "--known", "holiday")
+    fit = streamlstm(
+        "fit", data, "--out", model, "--holdout", "0.2", *named, "--static", "size,type",
+        "--elapsed", "--floor", "0", *FIT[:-2], "--season", "0",
+    ).stderr  # fmt: skip
+    assert re.search(r"load 0\.\d+ at 1.*; temp [01]\.\d+ at 1", fit)
+
+    said = json.loads(streamlstm("inspect", model, "--json").stdout)["spec"]
+    assert [(each["name"], each["role"]) for each in said["roles"]] == [
+        ("load", "target"), ("temp", "target"), ("wind", "measured"), ("holiday", "known"),
+        ("size", "number"), ("type", "category"),
+    ]  # fmt: skip
+    assert (said["elapsed_ns"], said["floor"]) == (3_600_000_000_000, 0)
+    text = " ".join(streamlstm("inspect", model).stdout.split())
+    for part in ("load (target)", "holiday (known, 4 steps ahead", "type (one of office, shop)"):
+        assert part in text
+
+    found = json.loads(streamlstm("backtest", model, data, "--json", "--levels", "none").stdout)
+    mae = {(row["series"], row["forecast"]): row["mae"] for row in found["by_series"]}
+    assert {name for name, _ in mae} == {"a/load", "a/temp", "b/load", "b/temp"}
+    for name in ("a/load", "b/load"):
+        assert mae[name, "model"] < 0.3 * mae[name, "last_value"]
+    few = rich_file(tmp_path, "few.csv", without="wind")
+    missing = "has no column 'wind' (an input of the model)"
+    assert missing in complaint("backtest", model, few)
+    assert missing in complaint("publish", few, "--model", model)
+    assert missing in complaint("replay", few, "--set", f"model={model}")
+    replayed = json.loads(streamlstm("replay", data, "--set", f"model={model}", "--json").stdout)
+    assert (replayed["ticks"], replayed["dropped"]) == (600, {})
+
+    with zmq.Context() as context, context.socket(zmq.SUB) as daemon:
+        daemon.subscribe(b"")
+        daemon.rcvtimeo = 60_000
+        to = f"tcp://127.0.0.1:{daemon.bind_to_random_port('tcp://127.0.0.1')}"
+        command = ["publish", str(data), "--model", str(model), "--to", to, "--wait", "60"]
+        with subprocess.Popen([sys.executable, "-m", "streamlstm", *command]) as publisher:
+            ticks = [daemon.recv_multipart() for _ in range(600)]
+        assert publisher.returncode == 0
+    series, payload = ticks[0]
+    row = data.read_text().splitlines()[1].split(",")
+    ahead = data.read_text().splitlines()[5].split(",")[5]
+    expected = [*map(float, row[2:5]), float(ahead), 10.0, 1.0]  # a shop is the second
+    assert (series, json.loads(payload)["values"]) == (b"a", expected)
 
 
 def test_constant_short_and_gappy_series_are_taken_or_told(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ LEVELS = {
     "datasets": 11, "samples": 11, "speed": 11, "precision": 11, "backtest": 11,
     "svg": 11,
     "client": 12, "directions": 12, "rolling": 12, "linear": 12, "gradient": 12,
-    "terminal": 13, "mixture": 13, "bptt": 13, "recorded": 13,
+    "terminal": 13, "mixture": 13, "bptt": 13, "infer": 13, "recorded": 13,
     "plot": 14, "report": 14, "offline": 14,
     "train": 14,
     "demo": 15, "refit": 15,

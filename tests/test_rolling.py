@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from streamlstm.backtest import MODELS, Actual, BacktestError, run, score
+from streamlstm.backtest import MODELS, Actual, BacktestError, run, run_all, score
 from streamlstm.datasets.frames import SeriesData
 from streamlstm.golden import make_golden
 from streamlstm.model import Model
@@ -45,6 +45,26 @@ def test_a_table_is_judged_as_its_series_are() -> None:
     assert sum(done) == effort(table()) == 3 * 360
     assert (found.skipped, [one.name for one in found.series]) == (1, ["a", "b"])
     assert found.period_ns == (100 * HOUR, 199 * HOUR)
+
+
+def test_each_target_is_judged_as_a_series_of_its_own() -> None:
+    names = (("load", "target"), ("temp", "target"), ("wind", "measured"))
+    roles = [{"name": name, "role": role} for name, role in names]
+    model = random_model(season=24, base="seasonal", inputs=3, targets=2, roles=roles)
+    values = np.concatenate([series("", seed=k, size=k + 1.0).values for k in range(3)], axis=1)
+    both = SeriesData("a", series("").ts, values)
+    done: list[int] = []
+    found = backtest(model, "t.csv", [both], [150], COVERAGES, progress=done.append)
+    assert [one.name for one in found.series] == ["a/load", "a/temp"]
+    assert sum(done) == effort([both], 2)
+    for j, issued in enumerate(run_all(model, both.ts, values, 150)):
+        actual = Actual.of(both.ts, values[:, j], HOUR, 24, 150)
+        off = np.abs(actual.y[150:] - issued.point[:-1, 0])  # a step ahead
+        alone = score([(actual, issued)])
+        assert alone.by_step("mae")[0] == pytest.approx(off.mean())
+        assert found.series[j].scores.mean("mae") == pytest.approx(alone.mean("mae"))
+    unnamed = random_model(season=24, base="seasonal", inputs=3, targets=2)
+    assert backtest(unnamed, "t", [both], [150], (0.9,)).series[1].name == "a/1"
 
 
 def test_the_fan_is_the_latest_of_which_all_came() -> None:

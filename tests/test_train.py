@@ -11,8 +11,9 @@ from streamlstm.datasets.times import DataError
 from streamlstm.engine import Engine
 from streamlstm.features import features_of
 from streamlstm.golden import check_golden, network_of
+from streamlstm.infer import infer_spec
 from streamlstm.kernels import cpu
-from streamlstm.model import Model, load_model, save_model
+from streamlstm.model import Input, Model, load_model, save_model
 from streamlstm.train import (
     LEVELS,
     FitOptions,
@@ -20,11 +21,10 @@ from streamlstm.train import (
     _Stage,
     error_quantiles,
     fit,
-    infer_spec,
     initial_weights,
 )
 
-MINUTE, HOUR, DAY = 60_000_000_000, 3_600_000_000_000, 86_400_000_000_000
+HOUR, DAY = 3_600_000_000_000, 86_400_000_000_000
 SMALL = {"hidden": 8, "updates": 40, "batch": 16, "chunk": 24, "carried": 2}
 
 
@@ -162,51 +162,6 @@ def test_gaps_are_no_obstacle() -> None:
     assert report.skill.max() < 1.0
 
 
-def test_uneven_spacing_is_counted_in_ticks() -> None:
-    days = np.array([i for i in range(300) if i % 7 < 5]) * DAY
-    series = SeriesData("market", days, wave(len(days)).values)
-    notes: list[str] = []
-    spec = infer_spec([series], FitOptions(horizon=1, season=0), notes)
-    assert spec.step_ns == 0
-    assert any("unevenly" in note for note in notes)
-
-
-@pytest.mark.parametrize(
-    ("step", "period", "n", "season", "calendar"),
-    [
-        (HOUR, 24, 1000, 24, {"hour", "week"}),
-        (HOUR, 168, 1200, 168, {"hour", "week"}),
-        (30 * MINUTE, 48, 1500, 48, {"hour", "week"}),
-        (DAY, 7, 400, 7, {"week"}),
-        (DAY * 365 // 12, 12, 120, 12, {"year"}),
-    ],
-)
-def test_season_and_calendar_are_inferred(
-    step: int, period: int, n: int, season: int, calendar: set[str]
-) -> None:
-    series = SeriesData("s", np.arange(n) * step, wave(n, period=period).values)
-    spec = infer_spec([series], FitOptions(horizon=4), [])
-    assert spec.season == season
-    assert set(spec.calendar) == calendar
-
-
-def test_a_season_may_be_told() -> None:
-    week, odd, none = (
-        infer_spec([wave(1000)], FitOptions(horizon=2, season=season), [])
-        for season in (168, 10, 0)
-    )
-    latest = (1, 2, 3, 4, 5)
-    days = (22, 23, 24, 25, 26, 46, 47, 48, 49, 50)
-    assert (week.season, week.lags) == (168, (*latest, *days, 166, 167, 168, 169, 170))
-    assert (odd.season, odd.lags) == (10, (*latest, 8, 9, 10, 11, 12, 18, 19, 20))
-    assert (none.season, none.base, none.blend, none.lags) == (0, "last", None, latest)
-
-
-def test_what_was_not_seen_three_times_is_no_season() -> None:
-    assert infer_spec([wave(60)], FitOptions(horizon=2), []).season == 0
-    assert infer_spec([wave(400)], FitOptions(horizon=2), []).lags[-1] == 48
-
-
 def test_what_cannot_be_forecast_is_left_to_the_naive_forecast() -> None:
     """A random walk: nothing beats its last value, and a fit does not believe that it did."""
     walk = np.cumsum(np.random.default_rng(5).normal(size=(1500, 1)), axis=0)
@@ -217,14 +172,96 @@ def test_what_cannot_be_forecast_is_left_to_the_naive_forecast() -> None:
     np.testing.assert_allclose(ahead[:, 23], walk[1299:, 0], atol=1.0)
 
 
-def test_the_scale_of_a_new_series_is_guessed_from_those_at_hand() -> None:
+def quick_of(
+    inputs: tuple[tuple[str, str], ...], series: list[SeriesData], **options: object
+) -> tuple[Model, FitReport]:
+    """A fit of inputs by name and role."""
+    chosen = FitOptions.model_validate(SMALL | {"season": 0, "calendar": ()} | options)
+    made = [Input.model_validate({"name": name, "role": role}) for name, role in inputs]
+    return fit(series, chosen, inputs=made)
+
+
+def test_what_is_known_ahead_is_made_use_of() -> None:
+    """Days of which it is known whether they are holidays, and nothing else moves the series."""
     rng = np.random.default_rng(0)
-    many = [
-        SeriesData(str(i), np.arange(400) * HOUR, 1000.0**i * rng.normal(5, 0.5, (400, 1)))
-        for i in range(3)
+    holiday = (rng.random(603) < 0.3).astype(float)
+    y = 20 + 8 * holiday + 0.2 * rng.normal(size=603)
+    ticks = np.stack([y[:600], holiday[3:]], axis=1)  # a tick tells of three days later
+    ts = np.arange(600) * DAY
+    told, report = quick_of(
+        (("y", "target"), ("holiday", "known")), [SeriesData("a", ts, ticks)], horizon=3
+    )
+    _, untold = quick_of((("y", "target"),), [SeriesData("a", ts, ticks[:, :1])], horizon=3)
+    assert (report.skill < 0.15).all()
+    assert (untold.skill > 0.6).all()
+    # and the engine forecasts as the fit says: each holiday, to within the noise
+    point = run(told, ts, ticks, 500).point
+    for k in range(3):
+        off = y[500 + k : 600] - point[: 100 - k, k]
+        assert np.abs(off).mean() < 0.5
+
+
+def test_several_targets_and_what_is_measured_with_them() -> None:
+    """The wind of an hour ago drives one target up and another, a thousand times larger, down."""
+    rng = np.random.default_rng(1)
+    wind = rng.normal(5, 1, 800)
+    before = np.concatenate([[5], wind[:-1]])
+    noise = 0.1 * rng.normal(size=(2, 800))
+    up, down = 50 + 3 * before + noise[0], 1000 * (20 - 2 * before + noise[1])
+    ts = np.arange(800) * HOUR
+    values = np.stack([up, down, wind], axis=1)
+    inputs = (("up", "target"), ("down", "target"), ("wind", "measured"))
+    model, report = quick_of(inputs, [SeriesData("a", ts, values)], horizon=2)
+    assert report.skill.shape == (4,)
+    assert (report.skill[:2] < 0.15).all()  # a step ahead, of both
+    assert (report.skill[2:] > 0.5).all()  # the wind of two hours ahead is not known
+    assert model.spec.roles[2].name == "wind"
+    rows = features_of(model.spec, ts, values)
+    assert model.errors is not None
+    reach = model.errors.at(0.9).reshape(2, 2)[0] * rows.scale[-1]
+    assert (reach > [0.1, 100]).all()  # each in its own unit, and not less than the noise
+    assert (reach < [0.6, 600]).all()
+    _, alone = quick_of(inputs[:2], [SeriesData("a", ts, values[:, :2])], horizon=1)
+    assert (alone.skill > 0.5).all()
+
+
+def test_what_a_series_is_decides_where_it_goes() -> None:
+    """Of a series of which nothing but its kind is known: this one rises, that one falls."""
+    rng = np.random.default_rng(2)
+    t, series = np.arange(80), []
+    for i in range(30):
+        way = 1 if i % 2 else -1
+        y = 100 + way * t + 0.1 * rng.normal(size=80)
+        kind = np.full(80, float(i % 2))
+        series.append(SeriesData(str(i), t * HOUR, np.stack([y, kind], axis=1)))
+    options = FitOptions.model_validate(SMALL | {"horizon": 5, "season": 0, "calendar": ()})
+    kinds = Input(name="kind", role="category", categories=("falls", "rises"))
+    model, _ = fit(series, options, inputs=(Input(name="y", role="target"), kinds))
+    first = [
+        run(model, np.zeros(1, np.int64), np.array([[100.0, code]]), 1).point[0, 4] - 100
+        for code in (0, 1, -1)
     ]
-    spec = infer_spec(many, FitOptions(horizon=2), [])
-    assert spec.scaling.prior_ratio == pytest.approx(0.1, rel=0.1)
+    assert first[0] < 0 < first[1]
+    assert first[0] < first[2] < first[1]  # of a kind that it does not know
+
+
+def test_counts_are_never_forecast_below_zero() -> None:
+    rng = np.random.default_rng(3)
+    ts = np.arange(800) * HOUR
+    values = rng.poisson(0.3 + 0.3 * np.sin(2 * np.pi * np.arange(800) / 24), (1, 800)).T
+    series = SeriesData("sold", ts, values.astype(float))
+    model, report = quick([series], horizon=4)
+    assert model.spec.floor == 0
+    assert any("no forecast lies below 0" in note for note in report.notes)
+    found = run(model, ts, series.values, 400)
+    assert found.point.min() == found.lower.min() == 0
+    free, _ = quick([series], horizon=4, floor="none")
+    assert free.spec.floor is None
+    assert run(free, ts, series.values, 400).lower.min() < 0
+    # the errors that intervals start from are those of forecasts that are not below it
+    assert model.errors is not None
+    assert free.errors is not None
+    assert (model.errors.quantiles <= free.errors.quantiles + 1e-6).all()
 
 
 def test_progress_is_told_after_each_update() -> None:
@@ -311,7 +348,7 @@ def test_electricity_is_forecast_better_than_last_week() -> None:
 def test_a_model_like_another_goes_on_with_its_states() -> None:
     """Whatever the data would ask for, and though they have fewer directions than there were."""
     old, _ = quick([wave(800)], horizon=3, lags=(1, 2, 30))
-    still = SeriesData("s", np.arange(300) * 60 * MINUTE, np.full((300, 1), 5.0))
+    still = SeriesData("s", np.arange(300) * HOUR, np.full((300, 1), 5.0))
     new, _ = fit([still], FitOptions.model_validate(SMALL | {"hidden": 4}), like=old.spec)
     assert new.spec.directions == old.spec.directions > 0
     assert Engine(new, max_series=1).layout == Engine(old, max_series=1).layout

@@ -1,11 +1,20 @@
-"""Five small public series that come with the package; sources and licences: README.md beside."""
+"""Five small public series that come with the package, and any table by name.
 
-from dataclasses import dataclass
+Sources and licences: README.md beside.
+"""
+
+import difflib
+from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from streamlstm.datasets.frames import Table, from_frame
+from streamlstm.datasets.frames import Table, from_frame, read_table
+from streamlstm.datasets.inputs import Columns
+from streamlstm.datasets.times import DataError
+from streamlstm.model import Spec
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,44 @@ DATASETS = {
         ds="Time",
     ),
 }
+
+
+HOW = ("id", "ds", "y", "wide", "start", "freq", "timezone")
+"""What may be said of how a table is to be read."""
+
+
+def table(name: str, columns: Columns | None = None, **how: Any) -> Table:
+    """A bundled series by name, or a file, read as :func:`read_table` does with ``how``.
+
+    Raises:
+        DataError: there is no such file, or it is not as described.
+    """
+    if name in DATASETS:
+        if columns is None:
+            return load(name)
+        if [each.role for each in columns.inputs] != ["target"] or columns.static:
+            others = ", ".join(columns.asked())
+            raise DataError(f"{name}: a bundled series has one value, not {others}; name a file")
+        return replace(load(name), inputs=columns.inputs)
+    if not Path(name).exists() and (close := difflib.get_close_matches(name, DATASETS, 1)):
+        raise DataError(f"{name}: no such file; did you mean the bundled series {close[0]!r}?")
+    return read_table(Path(name), columns=columns, **how)
+
+
+def table_for(spec: Spec, name: str, **how: Any) -> Table:
+    """The same, of the columns that a model takes.
+
+    Raises:
+        DataError: also where the model takes several values that have no names.
+    """
+    found = table(name, Columns.of_model(spec), **how)
+    values = found.series[0].values.shape[1]
+    if values != spec.inputs:
+        raise DataError(
+            f"{name}: {values} value a tick, the model takes {spec.inputs} that have no names;"
+            " fit one with --targets and --features"
+        )
+    return found
 
 
 def load(name: str) -> Table:

@@ -12,7 +12,7 @@ import io
 import re
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,20 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from streamlstm.datasets.inputs import Columns, Held, assembled, static
 from streamlstm.datasets.times import (
     MISSING,
     DataError,
     Where,
     check_zone,
     counted,
+    grid_of,
     is_date,
     is_number,
     ordered,
     timestamps,
 )
+from streamlstm.model import Input
 from streamlstm.policies import LIMIT
 
 _COMMA = re.compile(r"^\s*([+-]?\d*),(\d+)\s*$")
@@ -47,7 +50,7 @@ class SeriesData:
     ts: NDArray[np.int64]
     """(n,) nanoseconds since the Unix epoch, UTC, strictly rising"""
     values: NDArray[np.float64]
-    """(n, inputs) finite, in the series' own unit"""
+    """(n, inputs) finite, in the series' own unit, as :class:`streamlstm.model.Input` says"""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ class Table:
     """the usual spacing: the median over all series of their median spacing; 0: not known"""
     notes: list[str]
     """what was guessed, converted or left out, a sentence each"""
+    inputs: tuple[Input, ...] = ()
+    """what the values of a tick are, where columns were asked for by name"""
 
 
 def read_table(
@@ -72,6 +77,7 @@ def read_table(
     start: str | None = None,
     freq: str | None = None,
     timezone: str = "UTC",
+    columns: Columns | None = None,
 ) -> Table:
     """Read a CSV (``.gz`` too) or Parquet file of one or many series.
 
@@ -85,12 +91,13 @@ def read_table(
         start: time of the first row, for a file without timestamps; needs ``freq``.
         freq: spacing of a file without timestamps, as pandas writes it: ``30min``, ``1h``, ``MS``.
         timezone: of timestamps that carry no zone themselves.
+        columns: those that make the values of a tick, if more than ``y`` does.
 
     Raises:
         DataError: the file is missing, damaged, empty, or not as described; names line and column.
     """
     source = _Frame(_parquet(path), str(path)) if _is_parquet(path) else _Csv(path)
-    return _table(source, _stem(path), id, ds, y, wide, start, freq, timezone)
+    return _table(source, _stem(path), id, ds, y, wide, start, freq, timezone, columns)
 
 
 def from_frame(
@@ -104,12 +111,13 @@ def from_frame(
     start: str | None = None,
     freq: str | None = None,
     timezone: str = "UTC",
+    columns: Columns | None = None,
 ) -> Table:
     """The series of a DataFrame called ``name``; otherwise as :func:`read_table`."""
     if frame.empty:
         raise DataError(f"{name}: has no rows; give a frame with data")
     source = _Frame(_flat(frame), name)
-    return _table(source, name, id, ds, y, wide, start, freq, timezone)
+    return _table(source, name, id, ds, y, wide, start, freq, timezone, columns)
 
 
 def _table(
@@ -122,6 +130,7 @@ def _table(
     start: str | None,
     freq: str | None,
     timezone: str,
+    columns: Columns | None,
 ) -> Table:
     if (start is None) != (freq is None):
         raise DataError("--start and --freq go together: the time of the first row and the spacing")
@@ -129,7 +138,7 @@ def _table(
         raise DataError("give either --ds or --start and --freq, not both")
     check_zone(timezone)
     notes = source.notes
-    roles = _roles(source.sample, source.label, id, ds, y, wide, start is not None, notes)
+    roles = _roles(source.sample, source.label, id, ds, y, wide, start is not None, columns, notes)
     frame, where = source.read(roles)
     if frame.empty:
         raise DataError(f"{source.label}: has no rows; give a file with data")
@@ -142,28 +151,58 @@ def _table(
         stamps = timestamps(frame[roles.ds], timezone, where, notes)
         ts = ordered(stamps, order, bounds, names, roles.ds, where)
 
-    series, missing, touched = [], 0, 0
-    for column in roles.y:
-        numbers = _numbers(frame[column], column, where)[order]
-        for name, begin, end in zip(names, bounds[:-1], bounds[1:], strict=True):
-            values = numbers[begin:end]
-            known = np.isfinite(values)
-            missing += len(values) - int(known.sum())
-            touched += not known.all()
-            kept = values[known].reshape(-1, 1)
-            series.append(SeriesData(column if wide else name, ts[begin:end][known], kept))
+    numbers = [_numbers(frame[column], column, where)[order] for column in roles.values]
+    whole = np.stack(numbers, axis=1)
+    held = []
+    missing = touched = 0
+    empty = []
+    for name, rows, which in _lying(names, bounds, roles.values if wide else []):
+        there = np.logical_and.reduce(np.isfinite(whole[rows, which][:, : roles.targets]), axis=1)
+        missing += len(there) - int(there.sum())
+        touched += not there.all()
+        if there.any():
+            held.append(Held(name, rows, which, there))
+        else:
+            empty.append(name)
     if missing:
-        notes.append(
-            f"{missing:,} missing values in {touched:,} of {len(series):,} series: left as gaps"
-        )
-    held = [s for s in series if len(s.ts)]
+        total = len(held) + len(empty)
+        notes.append(f"{missing:,} missing values in {touched:,} of {total:,} series: left as gaps")
     if not held:
         raise DataError(
-            f"{source.label}: column {roles.y[0]!r} holds no number; choose another with --y"
+            f"{source.label}: column {roles.values[0]!r} holds no number; choose another with --y"
         )
-    if empty := [s.name for s in series if not len(s.ts)]:
+    if empty:
         notes.append(f"{len(empty):,} series without a value left out: {_listed(empty)}")
-    return Table(title, held, _step_ns(held), notes)
+    spacing, step_ns = grid_of([ts[each.rows][each.there] for each in held])
+    inputs: tuple[Input, ...] = ()
+    if columns is None:
+        values = [whole[each.rows, each.columns][each.there] for each in held]
+    else:
+        if columns.step_ns is not None:
+            step_ns = columns.step_ns
+        statics = {
+            name: static(frame[name][order], name, roles.inputs, source.label, notes)
+            for name in roles.static
+        }
+        moving = roles.inputs[: len(roles.values)]
+        inputs, values = assembled(
+            moving, statics, held, whole, ts, columns.horizon, step_ns, notes
+        )
+    series = [
+        SeriesData(each.name, ts[each.rows][each.there], of)
+        for each, of in zip(held, values, strict=True)
+    ]
+    return Table(title, series, spacing, notes, inputs)
+
+
+def _lying(
+    names: Sequence[str], bounds: NDArray[np.int64], wide: Sequence[str]
+) -> Iterator[tuple[str, slice, slice]]:
+    """Name of each series, its rows, and its columns: one each of ``wide``, if any, or else all."""
+    whose = [(column, slice(k, k + 1)) for k, column in enumerate(wide)] or [("", slice(None))]
+    for column, which in whose:
+        for name, begin, end in zip(names, bounds[:-1], bounds[1:], strict=True):
+            yield column or name, slice(begin, end), which
 
 
 @dataclass(frozen=True)
@@ -172,7 +211,11 @@ class _Roles:
 
     id: str | None
     ds: str | None
-    y: list[str]
+    values: list[str]
+    """that hold numbers: of wide tables a series each, else targets, measured and known"""
+    inputs: tuple[Input, ...] = ()
+    static: tuple[str, ...] = ()
+    targets: int = 1
 
 
 def _roles(
@@ -183,18 +226,33 @@ def _roles(
     y: str | None,
     wide: bool,
     counted: bool,
+    asked: Columns | None,
     notes: list[str],
 ) -> _Roles:
     """Decide from the column names and the first rows; what was guessed goes to ``notes``."""
     columns = [str(name) for name in sample.columns]
-    for option, name in (("--id", id), ("--ds", ds), ("--y", y)):
-        if name is not None and name not in columns:
+    flags = [(name, flag) for flag, name in (("--id", id), ("--ds", ds), ("--y", y)) if name]
+    targets = [each for each in asked.inputs if each.role == "target"] if asked else []
+    if y is not None and len(targets) > 1:
+        raise DataError(f"--y names one column, there are {len(targets)} targets; leave it out")
+    other = {} if asked is None else asked.asked()
+    if y is not None and targets:
+        other.pop(targets[0].name)  # it is called otherwise here
+    for name, why in (*flags, *other.items()):
+        if name not in columns:
             close = difflib.get_close_matches(name, columns, 1)
             hint = f"did you mean {close[0]!r}? " if close else ""
             raise DataError(
-                f"{label}: has no column {name!r} ({option}); {hint}there are: {_listed(columns)}"
+                f"{label}: has no column {name!r} ({why}); {hint}there are: {_listed(columns)}"
             )
+    if asked and (twice := asked.twice()):
+        raise DataError(f"{label}: column {twice!r} is asked for twice; name it once")
     if wide:
+        if asked is not None:
+            raise DataError(
+                "--wide has one column a series, and no room for others beside it; write the table"
+                " long: a row a tick, with columns unique_id, ds, and those of its values"
+            )
         time = None if counted else ds or columns[0]
         values = [name for name in columns if name not in (time, id)]
         if not values:
@@ -203,7 +261,7 @@ def _roles(
 
     if id is None and "unique_id" in columns:
         id = "unique_id"
-    left = [name for name in columns if name not in (id, y)]
+    left = [name for name in columns if name not in (id, y) and name not in other]
     if not counted and ds is None:
         ds = "ds" if "ds" in left else _looks_like_time(sample, left)
         if ds is None:
@@ -213,24 +271,37 @@ def _roles(
             )
         if ds != "ds":
             notes.append(f"column {ds!r} taken as the time")
-    if y is None:
-        left = [name for name in left if name != ds]
-        numeric = [
-            name for name in left if pd.to_numeric(sample[name], errors="coerce").notna().any()
-        ]
-        if "y" in left:
-            y = "y"
-        elif len(left) == 1 or len(numeric) == 1:
-            y = left[0] if len(left) == 1 else numeric[0]
-            notes.append(f"column {y!r} taken as the values")
-        elif not left:
-            raise DataError(f"{label}: has a time but no values; is it the right file?")
-        else:
-            raise DataError(
-                f"{label}: which column is to be forecast? choose with --y among:"
-                f" {_listed(numeric or left)} (or --wide: each column is a series)"
-            )
-    return _Roles(id, ds, [y])
+    if y is None and not targets:
+        y = _values_column(sample, label, [name for name in left if name != ds], notes)
+    if asked is None:
+        assert y is not None
+        return _Roles(id, ds, [y])
+    inputs = asked.inputs
+    if not targets:
+        assert y is not None
+        inputs = (Input(name=y, role="target"), *inputs)
+    moving = [each.name for each in inputs if each.role in ("target", "measured", "known")]
+    if y is not None:
+        moving[0] = y
+    static = [*(each.name for each in inputs if each.role in ("number", "category")), *asked.static]
+    return _Roles(id, ds, moving, inputs, tuple(static), max(1, len(targets)))
+
+
+def _values_column(sample: pd.DataFrame, label: str, left: list[str], notes: list[str]) -> str:
+    """The column of ``left`` that holds the values."""
+    numeric = [name for name in left if pd.to_numeric(sample[name], errors="coerce").notna().any()]
+    if "y" in left:
+        return "y"
+    if len(left) == 1 or len(numeric) == 1:
+        y = left[0] if len(left) == 1 else numeric[0]
+        notes.append(f"column {y!r} taken as the values")
+        return y
+    if not left:
+        raise DataError(f"{label}: has a time but no values; is it the right file?")
+    raise DataError(
+        f"{label}: which column is to be forecast? choose with --y among:"
+        f" {_listed(numeric or left)} (or --wide: each column is a series)"
+    )
 
 
 def _looks_like_time(sample: pd.DataFrame, columns: list[str]) -> str | None:
@@ -276,14 +347,17 @@ class _Csv:
 
     def read(self, roles: _Roles) -> tuple[pd.DataFrame, Where]:
         """The columns of ``roles``, and what to call row ``i`` of them."""
-        texts = [name for name in (roles.id, roles.ds) if name is not None]
+        texts = [name for name in (roles.id, roles.ds, *roles.static) if name is not None]
         frame = self._frame(
-            usecols=[*texts, *roles.y],
+            usecols=[*texts, *roles.values],
             dtype=dict.fromkeys(texts, str),
             keep_default_na=False,
-            na_values=dict.fromkeys(roles.y, MISSING),
+            na_values=dict.fromkeys(roles.values, MISSING),
         )
-        blank = frame[roles.y].isna().all(axis=1)
+        static = [*roles.static]
+        if static and self._decimal == ",":
+            frame[static] = frame[static].replace(_COMMA, r"\1.\2", regex=True)
+        blank = frame[roles.values].isna().all(axis=1)
         for name in texts:
             blank &= frame[name].isna() | (frame[name] == "")
         if texts:  # an empty line is no row
@@ -411,11 +485,6 @@ def _numbers(column: "pd.Series[Any]", name: str, where: Where) -> NDArray[np.fl
             " that a model takes; write the series in another unit, or leave it empty"
         )
     return np.where(np.isfinite(values), values, np.nan)
-
-
-def _step_ns(series: Sequence[SeriesData]) -> int:
-    steps = [int(np.median(np.diff(s.ts))) for s in series if len(s.ts) > 1]
-    return int(np.median(steps)) if steps else 0
 
 
 def _listed(names: Sequence[str]) -> str:

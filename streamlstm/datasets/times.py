@@ -198,6 +198,18 @@ def ordered(
     return ts
 
 
+def grid_of(times: Sequence[NDArray[np.int64]]) -> tuple[int, int]:
+    """Usual spacing of the times (n,) of series, ns, and step of a grid that they keep to.
+
+    The spacing is the median over all series of their median spacing, 0 where it is not known; the
+    step is 0 where more than a tenth of the ticks come later than they should.
+    """
+    spaced = [np.diff(ts) for ts in times if len(ts) > 1]
+    spacing = int(np.median([np.median(gaps) for gaps in spaced])) if spaced else 0
+    late = sum(int((gaps > 1.5 * spacing).sum()) for gaps in spaced)
+    return spacing, 0 if late > 0.1 * sum(map(len, spaced)) else spacing
+
+
 def check_zone(timezone: str) -> None:
     """Raise DataError unless ``timezone`` is a name of the IANA database."""
     try:
