@@ -241,9 +241,11 @@ def test_metrics_beyond_the_machine_want_tls_and_users() -> None:
         ({"security.server_keys": '{"tcp://a:1": "k"}'}, "connect names tcp://a:1"),
         ({"security.server_keys": "{"}, "--set security.server_keys: security.server_keys: "),
         ({"metrics.users": '["a"]'}, "metrics.users"),
+        ({"output.quality": "true", "engine.watch": "false"}, "needs engine.watch"),
+        ({"output.quality": "true", "interval.coverage": "0"}, "interval.coverage above 0"),
     ],
 )
-def test_keys_that_open_nothing(options: dict[str, object], said: str) -> None:
+def test_what_does_not_go_together(options: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError) as error:
         load_config(None, {"model": "m", **options}, environ={})
     assert said in str(error.value)

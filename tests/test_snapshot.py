@@ -23,6 +23,7 @@ from streamlstm.engine import Engine
 from streamlstm.snapshot import Snapshots
 from streamlstm.ticks import Arrivals, Keys, Ticks
 from streamlstm.transport import REPLIES, Publisher, Responder, TransportError
+from streamlstm.watch import MEASURES
 from streamlstm.wire.codec import Encoder
 from streamlstm.wire.format import JOINED, Format, Shape
 from streamlstm.wire.peer import Prediction, decode_predictions, encode_tick
@@ -123,6 +124,31 @@ def snapshot_of(daemon: Daemon, prefix: str = "", format: Format = "json") -> di
         return {each.series: told(each) for each in listener.catch_up(daemon.snapshot, 30)}
     finally:
         listener.close()
+
+
+def test_how_good_forecasts_are_is_told_with_them_and_later_too(tmp_path: Path) -> None:
+    """Also after a kill."""
+    model = random_model_file(tmp_path, hidden=8)
+    options = {"checkpoint.path": tmp_path / "state", "journal.durability": "strict"}
+    options |= {"output.quality": "true"}
+    with running(tmp_path, model, **options) as daemon, Client(daemon, push=True) as client:
+        for hour in range(6):
+            client.tick("a", ts=3600 * hour, value=10 + hour % 3)
+        *_, before, last = client.predictions(6)
+        assert daemon.metric("streamlstm_anomalies_total") == 0
+        os.kill(daemon.process.pid, signal.SIGKILL)
+        daemon.process.wait(30)
+    assert tuple(last["quality"]) == MEASURES
+    assert last["quality"]["error"] == 10 + 5 % 3 - before["forecast"][0]
+    assert 0 < last["quality"]["anomaly"] < 1
+    assert last["quality"]["likelihood"] is None  # too early
+    with running(tmp_path, model, **options) as daemon:
+        listener = Listener(daemon.output, "json")
+        listener.wait(30)
+        (told_later,) = listener.catch_up(daemon.snapshot, 30)
+        listener.close()
+    known = {name: number for name, number in last["quality"].items() if number is not None}
+    assert known == {n: number for n, number in told_later.quality.items() if number == number}
 
 
 def test_after_a_kill_it_tells_what_was_published_last_to_the_bit(tmp_path: Path) -> None:
