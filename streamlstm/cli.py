@@ -174,6 +174,13 @@ def _parser() -> _Parser:
         metavar="SHARE",
         help="leave the latest share of each series unseen, to be backtested on (default: 0)",
     )
+    fit.add_argument(
+        "--budget",
+        type=_duration,
+        metavar="TIME",
+        help="look for better options than the defaults for so long in all, as 90s, 5m or 1h, then"
+        " fit with the best; those given here stay as they are",
+    )
     fit.add_argument("--quiet", action="store_true", help="no progress, no summary")
     _table_arguments(fit)
     for name, field in FitOptions.model_fields.items():
@@ -396,6 +403,14 @@ def _seconds(text: str) -> float:
         seconds = -1.0
     if not 0 <= seconds <= 1e6:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, 0 or more")
+    return seconds
+
+
+def _duration(text: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d*)?)([smh]?)", text)
+    seconds = float(found[1]) * {"m": 60, "h": 3600}.get(found[2], 1) if found else 0.0
+    if not seconds:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time above 0; write 90, 90s, 5m or 1h")
     return seconds
 
 

@@ -37,6 +37,7 @@ from streamlstm.kernels import cpu
 from streamlstm.model import Model, load_model, save_model
 from streamlstm.plot import check_plot, plot_forecasts
 from streamlstm.report import write_report
+from streamlstm.search import search
 from streamlstm.security import make_keys
 from streamlstm.series import bytes_per_series
 from streamlstm.terminal import (
@@ -176,7 +177,13 @@ def fit(options: argparse.Namespace) -> None:
         for s, n in zip(table.series, _cut(table.series, options.holdout), strict=True)
     ]
     with _FitBar(console) as bar:
-        model, report = fit_model(series, chosen, bar, name=table.name)
+        if options.budget:
+            model, report = search(
+                series, chosen, options.budget, bar, lambda tried: _print(console, str(tried)),
+                name=table.name,
+            )  # fmt: skip
+        else:
+            model, report = fit_model(series, chosen, bar, name=table.name)
     save_model(model, options.out)
     _say(console, report.notes)
     if report.interrupted:
@@ -276,7 +283,9 @@ def _about(model: Model, report: dict[str, Any]) -> RichTable:
         if model.errors
         else "learned on the stream",
         **{
-            f"· {name}": str(value) for name, value in model.provenance.items() if name != "options"
+            f"· {name}": str(value)
+            for name, value in model.provenance.items()
+            if name not in ("options", "search")
         },
     }
     table = RichTable(show_header=False, box=None)

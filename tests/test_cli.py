@@ -90,6 +90,7 @@ def test_help_names_every_command_and_each_explains_itself() -> None:
         (["backtest", "m", "x.csv", "--last", "2"], "'2' is not a share"),
         (["backtest", "m", "x.csv", "--last", "0"], "'0' is not a share above 0"),
         (["backtest", "m", "x.csv", "--levels", "0.5,50"], "'50' is not a share from 0"),
+        (["fit", "x.csv", "--budget", "5d"], "'5d' is not a time above 0; write 90, 90s, 5m or 1h"),
         (["watch", "--wait", "-1"], "'-1' is not a number of seconds, 0 or more"),
         (["fit", "x.csv", "--horizon", "many"], "--horizon many: "),
         (["run", "--set", "model"], "write --set option=value"),

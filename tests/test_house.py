@@ -33,7 +33,7 @@ LEVELS = {
     "terminal": 13, "mixture": 13, "bptt": 13,
     "plot": 14, "report": 14, "offline": 14,
     "train": 14,
-    "demo": 15,
+    "demo": 15, "search": 15,
     "commands": 16,
     "cli": 17,
     "__main__": 18,
