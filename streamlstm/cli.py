@@ -111,6 +111,12 @@ def _replay(options: argparse.Namespace) -> int:
     return offline.command(_load(options), options)
 
 
+def _forecast(options: argparse.Namespace) -> None:
+    from streamlstm import forecast
+
+    forecast.command(options)
+
+
 def _for_people(name: str) -> Callable[[argparse.Namespace], int | None]:
     def call(options: argparse.Namespace) -> int | None:
         from streamlstm import commands
@@ -235,6 +241,40 @@ def _parser() -> _Parser:
     )
     backtest.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the first series too")
     _table_arguments(backtest)
+
+    forecast = command(
+        "forecast", _forecast, "forecast a table from the end of each of its series, into a table"
+    )
+    forecast.add_argument("model", type=Path)
+    forecast.add_argument("data", help="a CSV or Parquet file, or the name of a bundled series")
+    forecast.add_argument(
+        "--out", type=Path, metavar="FILE", help="a .csv or .parquet (default: CSV to stdout)"
+    )
+    forecast.add_argument(
+        "--horizon",
+        type=_number,
+        metavar="STEPS",
+        help="steps ahead (default: those of the model); beyond them the model goes on from its own"
+        " forecasts",
+    )
+    forecast.add_argument(
+        "--coverage", type=_part, default=0.9, help="of the interval (default: 0.9)"
+    )
+    forecast.add_argument(
+        "--paths",
+        type=_number,
+        metavar="N",
+        help="write N ways in which each series may go on, drawn by lot, instead of forecasts",
+    )
+    forecast.add_argument(
+        "--seed", type=_count, default=0, help="of what is drawn by lot (default: 0)"
+    )
+    forecast.add_argument(
+        "--no-learning",
+        action="store_true",
+        help="the model as it stands: series learn nothing from their own errors",
+    )
+    _table_arguments(forecast)
 
     inspect = command("inspect", _for_people("inspect"), "say what a model file holds")
     inspect.add_argument("model", type=Path, nargs="?")
@@ -373,6 +413,12 @@ def _table_arguments(parser: argparse.ArgumentParser) -> None:
 def _count(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")
+    return int(text)
+
+
+def _number(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 1 or more")
     return int(text)
 
 

@@ -2,13 +2,10 @@
 
 import argparse
 import collections
-import difflib
 import getpass
 import itertools
 import json
-import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,9 +24,13 @@ from streamlstm import adapt, intervals, rolling, speed
 from streamlstm import demo as demonstration
 from streamlstm.client import LINGER, Continuity, Feed, Listener, Pace, in_time_order
 from streamlstm.config import ConfigError
-from streamlstm.datasets.bundled import DATASETS, load
-from streamlstm.datasets.frames import SeriesData, Table, read_table
-from streamlstm.datasets.times import DataError
+from streamlstm.console import LeavingConsole as _Console
+from streamlstm.console import check_out as _check_out
+from streamlstm.console import print_lines as _print
+from streamlstm.console import read as _table
+from streamlstm.console import say as _say
+from streamlstm.datasets.bundled import DATASETS
+from streamlstm.datasets.frames import SeriesData
 from streamlstm.engine import state_fields
 from streamlstm.fit_options import FitOptions
 from streamlstm.golden import check_golden, network_of
@@ -60,43 +61,6 @@ LIVE_SECONDS = 12.0
 """How long the demo takes over the unseen ticks where someone looks on."""
 
 
-class _Console(Console):
-    """A console whose reader may leave: that is for :func:`streamlstm.cli.main` to settle."""
-
-    def on_broken_pipe(self) -> None:
-        """Called where Rich would leave with 1."""
-        raise BrokenPipeError
-
-
-def _print(console: Console, text: str, style: str = "") -> None:
-    """Print lines as they stand: names and paths hold neither markup nor control sequences."""
-    for line in text.split("\n"):
-        console.print(Text(printable(line), style), soft_wrap=True)
-
-
-def _say(console: Console, notes: list[str]) -> None:
-    for note in notes:
-        _print(console, f"note: {note}", "dim")
-
-
-def _table(options: argparse.Namespace, name: str) -> Table:
-    """A bundled series by name, or a file."""
-    if name in DATASETS:
-        return load(name)
-    if not Path(name).exists() and (close := difflib.get_close_matches(name, DATASETS, 1)):
-        raise DataError(f"{name}: no such file; did you mean the bundled series {close[0]!r}?")
-    return read_table(
-        Path(name),
-        id=options.id,
-        ds=options.ds,
-        y=options.y,
-        wide=options.wide,
-        start=options.start,
-        freq=options.freq,
-        timezone=options.timezone,
-    )
-
-
 def _cut(series: list[SeriesData], share: float) -> list[int]:
     """How many ticks of each series come before its latest ``share``."""
     return [len(s.ts) - round(share * len(s.ts)) for s in series]
@@ -104,25 +68,6 @@ def _cut(series: list[SeriesData], share: float) -> list[int]:
 
 def _list(text: str) -> list[str]:
     return [] if text in ("", "none") else text.split(",")
-
-
-def _check_out(flag: str, path: Path, suffix: str = "") -> None:
-    """Refuse before long work what could not be written after it."""
-    if suffix and path.suffix != suffix:
-        raise ConfigError(f"{flag} {path}: name a file that ends in {suffix}")
-    if path.is_dir():
-        raise ConfigError(f"{flag} {path}: is a folder; name a file in it")
-    if not path.parent.is_dir():
-        raise ConfigError(f"{flag} {path}: its folder does not exist; make it")
-    if path.exists() and not os.access(path, os.W_OK):
-        raise ConfigError(f"{flag} {path}: may not be written to; choose another")
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"{flag} {path}: its folder cannot be written to ({error.strerror}); choose another"
-        ) from None
 
 
 def _check_plot(path: Path) -> None:

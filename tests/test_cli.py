@@ -22,7 +22,19 @@ from tests.daemon import Client, start
 from tests.models import random_model_file
 
 COMMANDS = (
-    *("demo", "fit", "backtest", "inspect", "run", "check", "replay", "publish", "watch", "keys"),
+    *(
+        "demo",
+        "fit",
+        "backtest",
+        "forecast",
+        "inspect",
+        "run",
+        "check",
+        "replay",
+        "publish",
+        "watch",
+        "keys",
+    ),
 )
 
 

@@ -1,0 +1,73 @@
+"""What the commands that people look at share: the console, reading a table, checking a file."""
+
+import argparse
+import difflib
+import os
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from streamlstm.config import ConfigError
+from streamlstm.datasets.bundled import DATASETS, load
+from streamlstm.datasets.frames import Table, read_table
+from streamlstm.datasets.times import DataError
+from streamlstm.terminal import printable
+
+
+class LeavingConsole(Console):
+    """A console whose reader may leave: that is for :func:`streamlstm.cli.main` to settle."""
+
+    def on_broken_pipe(self) -> None:
+        """Called where Rich would leave with 1."""
+        raise BrokenPipeError
+
+
+def print_lines(console: Console, text: str, style: str = "") -> None:
+    """Print lines as they stand: names and paths hold neither markup nor control sequences."""
+    for line in text.split("\n"):
+        console.print(Text(printable(line), style), soft_wrap=True)
+
+
+def say(console: Console, notes: list[str]) -> None:
+    """Print notes, one a line."""
+    for note in notes:
+        print_lines(console, f"note: {note}", "dim")
+
+
+def read(options: argparse.Namespace, name: str) -> Table:
+    """A bundled series by name, or a file."""
+    if name in DATASETS:
+        return load(name)
+    if not Path(name).exists() and (close := difflib.get_close_matches(name, DATASETS, 1)):
+        raise DataError(f"{name}: no such file; did you mean the bundled series {close[0]!r}?")
+    return read_table(
+        Path(name),
+        id=options.id,
+        ds=options.ds,
+        y=options.y,
+        wide=options.wide,
+        start=options.start,
+        freq=options.freq,
+        timezone=options.timezone,
+    )
+
+
+def check_out(flag: str, path: Path, suffix: str = "") -> None:
+    """Refuse before long work what could not be written after it."""
+    if suffix and path.suffix != suffix:
+        raise ConfigError(f"{flag} {path}: name a file that ends in {suffix}")
+    if path.is_dir():
+        raise ConfigError(f"{flag} {path}: is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{flag} {path}: its folder does not exist; make it")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise ConfigError(f"{flag} {path}: may not be written to; choose another")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{flag} {path}: its folder cannot be written to ({error.strerror}); choose another"
+        ) from None
