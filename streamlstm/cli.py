@@ -240,6 +240,24 @@ def _parser() -> _Parser:
         "--html", type=Path, metavar="FILE.html", help="write a report: tables and charts, one file"
     )
     backtest.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the first series too")
+    backtest.add_argument(
+        "--png", type=Path, metavar="FILE.png", help="draw the charts of the report in one picture"
+    )
+    backtest.add_argument(
+        "--peers",
+        type=_names,
+        default=(),
+        metavar="LIST",
+        help="compare with other forecasters too, on the same targets: autoets, autotheta, mstl"
+        " (fitted anew at each origin), lstm (fitted once); minutes on long series",
+    )
+    backtest.add_argument(
+        "--peer-origins",
+        type=_number,
+        default=20,
+        metavar="N",
+        help="origins of each series at which they are compared (default: 20)",
+    )
     _table_arguments(backtest)
 
     forecast = command(
@@ -420,6 +438,10 @@ def _number(text: str) -> int:
     if not text.isdigit() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 1 or more")
     return int(text)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def _share(text: str) -> float:

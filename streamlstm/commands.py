@@ -36,14 +36,17 @@ from streamlstm.fit_options import FitOptions
 from streamlstm.golden import check_golden, network_of
 from streamlstm.kernels import cpu
 from streamlstm.model import Model, load_model, save_model
-from streamlstm.plot import check_plot, plot_forecasts
-from streamlstm.report import write_report
+from streamlstm.peers import Comparison, check_peers, compare
+from streamlstm.peers import effort as peers_effort
+from streamlstm.plot import check_plot, plot_charts, plot_forecasts
+from streamlstm.report import charts_by_step, charts_of_series, write_report
 from streamlstm.search import search
 from streamlstm.security import make_keys
 from streamlstm.series import bytes_per_series
 from streamlstm.terminal import (
     fan_chart,
     intervals_line,
+    peers_table,
     printable,
     scores_table,
     series_table,
@@ -243,11 +246,16 @@ def _about(model: Model, report: dict[str, Any]) -> RichTable:
 def backtest(options: argparse.Namespace) -> None:
     """``streamlstm backtest``."""
     console = _Console(stderr=True, quiet=options.json)
+    check_peers(options.peers)
     if options.plot:
         _check_plot(options.plot)
+    if options.png:
+        check_plot()
+        _check_out("--png", options.png, ".png")
     if options.html:
         _check_out("--html", options.html, ".html")
     model = load_model(options.model)
+    check_peers(options.peers, model.spec)
     table = _table(options, options.data)
     _say(console, table.notes)
     spec = model.spec
@@ -270,22 +278,47 @@ def backtest(options: argparse.Namespace) -> None:
         )
     if found.skipped:
         _say(console, [f"{found.skipped:,} of {len(table.series):,} series skipped: too short"])
+    peers = _compare(options, console, model, table.series) if options.peers else None
     unit = DATASETS[options.data].unit if options.data in DATASETS else ""
     if options.plot:
         name = found.series[0].name
         plot_forecasts(options.plot, name, unit, *found.first, found.scores)
         _print(console, f"drawn: {options.plot}")
+    if options.png:
+        plot_charts(options.png, [*charts_by_step(found, unit), *charts_of_series(found)])
+        _print(console, f"drawn: {options.png}")
     if options.html:
-        write_report(options.html, found, unit)
+        write_report(options.html, found, unit, peers)
         _print(console, f"written: {options.html}")
     if options.json:
-        print(msgspec.json.encode(found.as_json()).decode())  # NaN is null
+        beside = {"peers": peers.as_json()} if peers else {}
+        print(msgspec.json.encode(found.as_json() | beside).decode())  # NaN is null
         return
     out = _Console()
     out.print(scores_table(found.scores, unit))
     if options.by_series:
         out.print(series_table(found.worst_first()))
     _print(out, intervals_line(found.scores))
+    if peers:
+        out.print(peers_table(peers, unit))
+
+
+def _compare(
+    options: argparse.Namespace, console: Console, model: Model, series: list[SeriesData]
+) -> Comparison:
+    effort = peers_effort(series, options.peers, options.peer_origins)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("peers", total=effort)
+        return compare(
+            model,
+            series,
+            _cut(series, options.last),
+            options.peers,
+            origins=options.peer_origins,
+            coverage=options.coverage,
+            learning=not options.no_learning,
+            progress=lambda done: bar.advance(task, done),
+        )
 
 
 # --- publish and watch ----------------------------------------------------------------------------
