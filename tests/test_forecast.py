@@ -11,7 +11,7 @@ from streamlstm.backtest import run
 from streamlstm.cli import main
 from streamlstm.datasets.frames import SeriesData
 from streamlstm.engine import Engine
-from streamlstm.forecast import ForecastError, at_the_end, extend, simulate
+from streamlstm.forecast import PATHS, ForecastError, at_the_end, extend, simulate
 from streamlstm.golden import make_golden
 from streamlstm.model import Errors, Model
 from streamlstm.ticks import Keys, Ticks
@@ -96,8 +96,9 @@ def test_a_shorter_horizon_is_its_beginning() -> None:
 
 def test_paths_of_the_last_value_are_random_walks() -> None:
     ends = at_the_end(last_value(), [series()])
-    ((rows, paths),) = simulate(ends, 9, 5000)
+    ((rows, point, paths),) = simulate(ends, 9, 5000)
     assert rows == slice(0, 1)
+    np.testing.assert_array_equal(point[0], np.full(9, series().values[-1, 0]))
     spread = (paths[0] - ends.point[0, 0]).std(axis=0)
     np.testing.assert_allclose(spread / spread[0], np.sqrt(np.arange(1, 10)), rtol=0.06)
     half = (ends.upper - ends.lower)[0, 0] / 2
@@ -116,26 +117,40 @@ def test_paths_are_those_of_the_seed_whatever_the_other_series_are() -> None:
     model = random_model(season=24, base="seasonal")
     ends = at_the_end(model, table())
     one, same, other = (
-        np.concatenate([paths for _, paths in simulate(ends, 5, 30, seed=seed)])
+        np.concatenate([part.paths for part in simulate(ends, 5, 30, seed=seed)])
         for seed in (1, 1, 2)
     )
     assert one.shape == (4, 30, 5)
     np.testing.assert_array_equal(one, same)
     assert (one != other).all()
-    alone = np.concatenate([p for _, p in simulate(at_the_end(model, table()[:1]), 5, 30, seed=1)])
+    alone = next(simulate(at_the_end(model, table()[:1]), 5, 30, seed=1)).paths
     np.testing.assert_array_equal(one[:1], alone)
 
 
 def test_many_series_are_rolled_forward_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     ends = at_the_end(random_model(), table())
     (whole,) = simulate(ends, 6, 10)
-    monkeypatch.setattr("streamlstm.forecast.CROWD", 30)
+    monkeypatch.setattr("streamlstm.forecast.CROWD", 3 * (PATHS + 1))
     monkeypatch.setattr("streamlstm.forecast.BATCH", 16)
     done: list[int] = []
     parts = [*simulate(ends, 6, 10, progress=done.append)]
-    assert [(rows.start, rows.stop) for rows, _ in parts] == [(0, 3), (3, 4)]
-    np.testing.assert_array_equal(np.concatenate([paths for _, paths in parts]), whole[1])
-    assert sum(done) == 4 * 6 * 10
+    assert [(part.rows.start, part.rows.stop) for part in parts] == [(0, 3), (3, 4)]
+    np.testing.assert_array_equal(np.concatenate([part.paths for part in parts]), whole.paths)
+    assert sum(done) == 4 * 6 * (PATHS + 1)
+
+
+def test_paths_spread_as_the_intervals_do() -> None:
+    model = random_model(season=24, base="seasonal")
+    ends = at_the_end(model, table(), coverage=0.8)
+    (sample,) = simulate(ends, 6, 1000)
+    inside = (ends.lower[:, None] <= sample.paths[..., :3]) & (
+        sample.paths[..., :3] <= ends.upper[:, None]
+    )
+    np.testing.assert_allclose(inside.mean(axis=1), 0.8, atol=0.03)
+    np.testing.assert_allclose(np.median(sample.paths, axis=1), sample.point, atol=1e-12)
+    few = next(simulate(ends, 6, 3))  # those of many, not stretched by what three of them say
+    many = next(simulate(ends, 6, PATHS))
+    np.testing.assert_array_equal(few.paths, many.paths[:, :3])
 
 
 def test_without_a_step_a_forecast_is_for_the_usual_time_after() -> None:
@@ -198,7 +213,7 @@ def test_forecasts_are_a_table(tmp_path: Path, capfd: pytest.CaptureFixture[str]
 
 
 def test_paths_are_a_table(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch) -> None:
-    monkeypatch.setattr("streamlstm.forecast.CROWD", 9)  # in parts
+    monkeypatch.setattr("streamlstm.forecast.CROWD", 2 * (PATHS + 1))  # in parts
     model, data = files(tmp_path)
     line = ["forecast", str(model), str(data), "--paths", "4", "--horizon", "5", "--seed", "3"]
     assert main([*line, "--timezone", "Europe/Berlin"]) == 0
