@@ -29,6 +29,7 @@ from streamlstm.console import check_out as _check_out
 from streamlstm.console import print_lines as _print
 from streamlstm.console import read as _table
 from streamlstm.console import say as _say
+from streamlstm.console import spacing
 from streamlstm.datasets.bundled import DATASETS
 from streamlstm.datasets.frames import SeriesData
 from streamlstm.engine import state_fields
@@ -258,12 +259,7 @@ def backtest(options: argparse.Namespace) -> None:
     check_peers(options.peers, model.spec)
     table = _table(options, options.data)
     _say(console, table.notes)
-    spec = model.spec
-    if table.step_ns and spec.step_ns and not 0.5 < table.step_ns / spec.step_ns < 2:
-        _say(console, [
-            f"the table's ticks are {table.step_ns / 1e9:g} s apart,"
-            f" the model was made for {spec.step_ns / 1e9:g} s"
-        ])  # fmt: skip
+    _say(console, spacing(table, model.spec))
     coverages = tuple(dict.fromkeys((options.coverage, *options.levels)))
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("backtest", total=rolling.effort(table.series, coverages))

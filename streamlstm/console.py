@@ -13,6 +13,7 @@ from streamlstm.config import ConfigError
 from streamlstm.datasets.bundled import DATASETS, load
 from streamlstm.datasets.frames import Table, read_table
 from streamlstm.datasets.times import DataError
+from streamlstm.model import Spec
 from streamlstm.terminal import printable
 
 
@@ -52,6 +53,16 @@ def read(options: argparse.Namespace, name: str) -> Table:
         freq=options.freq,
         timezone=options.timezone,
     )
+
+
+def spacing(table: Table, spec: Spec) -> list[str]:
+    """A note where a table's ticks are not as far apart as a model's steps."""
+    if table.step_ns and spec.step_ns and not 0.5 < table.step_ns / spec.step_ns < 2:
+        return [
+            f"the table's ticks are {table.step_ns / 1e9:g} s apart,"
+            f" the model was made for {spec.step_ns / 1e9:g} s"
+        ]
+    return []
 
 
 def check_out(flag: str, path: Path, suffix: str = "") -> None:

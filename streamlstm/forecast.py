@@ -29,7 +29,7 @@ from rich.progress import Progress
 
 from streamlstm.client import in_time_order
 from streamlstm.config import ConfigError
-from streamlstm.console import LeavingConsole, check_out, print_lines, read, say
+from streamlstm.console import LeavingConsole, check_out, print_lines, read, say, spacing
 from streamlstm.datasets.frames import SeriesData
 from streamlstm.engine import Engine
 from streamlstm.model import Model, load_model
@@ -324,7 +324,7 @@ def command(options: argparse.Namespace) -> None:
         _check_parquet(options.out)
     model = load_model(options.model)
     table = read(options, options.data)
-    say(console, table.notes)
+    say(console, table.notes + spacing(table, model.spec))
     horizon = options.horizon or model.spec.horizon
     ticks = sum(len(s.ts) for s in table.series)
     rolled = options.paths or horizon > model.spec.horizon

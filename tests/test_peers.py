@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from streamlstm.backtest import run
@@ -120,6 +121,52 @@ def test_the_model_is_judged_as_plain_loops_do_at_the_same_origins(monkeypatch) 
     assert rows["model"].coverage == pytest.approx(np.mean(covered))
     assert rows["autotheta"].coverage == pytest.approx(np.mean(within))
     assert rows["autotheta"].winkler == pytest.approx(np.mean(winkler))
+
+
+def neuralforecast(monkeypatch: pytest.MonkeyPatch, frames: list[pd.DataFrame]) -> None:
+    """Put a library in the place of neuralforecast, whose LSTM repeats the last value."""
+
+    class NeuralForecast:
+        def __init__(self, models: list[dict[str, Any]], freq: int) -> None:
+            (self.options,) = models
+
+        def fit(self, df: pd.DataFrame) -> None:
+            frames.append(df)
+
+        def predict(self, df: pd.DataFrame) -> pd.DataFrame:
+            frames.append(df)
+            last = df.groupby("unique_id").last().reset_index()  # "10" comes before "2"
+            parts = [
+                last.assign(ds=last.ds + k, **{"LSTM-median": last.y, "LSTM-lo-80": last.y - 1,
+                                               "LSTM-hi-80": last.y + 1})
+                for k in range(1, self.options["h"] + 1)
+            ]  # fmt: skip
+            return pd.concat(parts).drop(columns="y")
+
+    library = ModuleType("neuralforecast")
+    library.__spec__ = ModuleSpec("neuralforecast", None)
+    losses, models = ModuleType("losses"), ModuleType("models")
+    library.NeuralForecast = NeuralForecast  # type: ignore[attr-defined]
+    losses.MQLoss = lambda level: level  # type: ignore[attr-defined]
+    models.LSTM = lambda **options: options  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "neuralforecast", library)
+    monkeypatch.setitem(sys.modules, "neuralforecast.losses", ModuleType("losses"))
+    monkeypatch.setitem(sys.modules, "neuralforecast.losses.pytorch", losses)
+    monkeypatch.setitem(sys.modules, "neuralforecast.models", models)
+
+
+def test_the_lstm_is_fitted_once_to_what_comes_before_and_asked_at_each_origin(monkeypatch) -> None:
+    frames: list[pd.DataFrame] = []
+    neuralforecast(monkeypatch, frames)
+    found = compare(MODEL, table(), KNOWN, ["lstm"], origins=12, coverage=0.8)
+    rows = {row.name: row for row in found.rows}
+    assert rows["lstm"].mae == pytest.approx(rows["last_value"].mae)
+    assert 0 < rows["lstm"].coverage < 1
+    fitted, *asked = frames
+    assert fitted.groupby("unique_id").size().tolist() == [150, 100]
+    assert [len(frame.unique_id.unique()) for frame in asked] == [12, 12]
+    longest = [frame.groupby("unique_id").size().max() for frame in asked]
+    assert longest == [197, 147]  # of 200 and 150: all three steps came
 
 
 def test_where_a_peer_fails_is_counted(monkeypatch) -> None:
