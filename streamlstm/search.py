@@ -71,8 +71,8 @@ def search(
     tried = [Candidate({}, _error(best), best.seconds)]
     on_tried(tried[0])
     seen = {_searched(options)}
-    going = not best.interrupted
-    while going:
+    ended = "the search was interrupted" if best.interrupted else ""
+    while not ended:
         left = budget - (time.perf_counter() - began)
         chosen = next(
             (
@@ -83,13 +83,17 @@ def search(
             None,
         )
         if chosen is None:
+            if len(tried) == 1:
+                ended = f"nothing else could be tried within {budget:g} s; raise --budget"
             break
         seen.add(_searched(chosen))
+        found: Attempt | None
         try:
             found = attempt(series, chosen, pace)
         except KeyboardInterrupt:
-            break
-        if found.interrupted:
+            found = None
+        if found is None or found.interrupted:
+            ended = "the search was interrupted; the best so far is taken"
             break
         pace.learn(found)
         changed = {
@@ -102,9 +106,13 @@ def search(
         if _error(found) < (1 - GAIN) * _error(best):
             best = found
     model, report = finish(best, progress, name=name)
-    if going and len(tried) == 1:
-        report.notes.append(f"nothing else could be tried within {budget:g} s; raise --budget")
-    told = [{"error": one.error, "seconds": round(one.seconds, 3)} | one.changed for one in tried]
+    if ended:
+        report.notes.append(ended)
+    told = [
+        {"error": one.error if np.isfinite(one.error) else None, "seconds": round(one.seconds, 3)}
+        | one.changed
+        for one in tried
+    ]
     found_by = {"budget": budget, "tried": told}
     model = replace(model, provenance={**model.provenance, "search": found_by})
     return model, replace(report, seconds=time.perf_counter() - began)

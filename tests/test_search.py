@@ -112,7 +112,8 @@ def test_what_was_given_stays(monkeypatch) -> None:
 
 def test_an_interrupt_leaves_the_best_so_far(monkeypatch) -> None:
     hill = Hill(monkeypatch, interrupted=4)
-    search([], FitOptions(), 1e9)
+    _, report = search([], FitOptions(), 1e9)
+    assert report.notes == ["the search was interrupted; the best so far is taken"]
     assert len(hill.attempts) == 4
     assert hill.finished == [min(hill.attempts[:3], key=hill.error)]
     Hill(monkeypatch, interrupted=1)  # before there is anything
