@@ -118,7 +118,7 @@ def etth1(folder: Path, settings: Settings) -> Iterator[Row]:
             ("learning alone, no LSTM", linear, True),
             ("LSTM alone, no learning", whole, False),
         ):
-            made = [forecast(model, s, known - 1, 0.9, learning) for s in series]
+            made = [forecast(model, s, known - 1, learning) for s in series]
             yield Row("B", f"{method}, seed {seed}", score(task.actual, made))
     yield from our_rows(task, score, settings, {"MSE": (0, 0.226)})
 
@@ -294,18 +294,17 @@ def growing(
         off = absolute_errors(actual[0], issued[0])
         return {"third": float(np.nanmean(off[:, -1])), "all": float(np.nanmean(off))}
 
-    def make(task: Task, seed: int, settings: Settings) -> tuple[dict[float, list[Issued]], float]:
+    def make(task: Task, seed: int, settings: Settings) -> tuple[list[Issued], float]:
         began, spent = np.arange(begin, fits[0] - 1), 0.0
-        parts = {level: [naive(actual, began, ahead, "seasonal_naive")] for level in LEVELS}
+        parts = [naive(actual, began, ahead, "seasonal_naive")]
         for known, until in zip(fits, [*fits[1:], n + 1], strict=True):
             started = time.perf_counter()
             past = SeriesData(series.name, series.ts[:known], series.values[:known])
             model = fitted(task, [past], seed, settings)
             spent += time.perf_counter() - started
             met = SeriesData(series.name, series.ts[: until - 1], series.values[: until - 1])
-            for level in LEVELS:
-                parts[level].append(forecast(model, met, known - 1, level))
-        return {level: [joined(made)] for level, made in parts.items()}, spent
+            parts.append(forecast(model, met, known - 1))
+        return [joined(parts)], spent
 
     place = [np.arange(begin, n)]
     plain = list(naive_rows(task, place, score))
@@ -319,11 +318,14 @@ def growing(
 
 def joined(parts: Sequence[Issued]) -> Issued:
     """Forecasts of one series, one part after the other."""
+    ends = {
+        level: [np.concatenate([part.intervals[level][end] for part in parts]) for end in (0, 1)]
+        for level in LEVELS
+    }
     return Issued(
         np.concatenate([part.place for part in parts]),
         np.concatenate([part.point for part in parts]),
-        np.concatenate([part.lower for part in parts]),
-        np.concatenate([part.upper for part in parts]),
+        {level: (lower, upper) for level, (lower, upper) in ends.items()},
     )
 
 

@@ -73,9 +73,9 @@ Score = Callable[[Sequence[Actual], Sequence[Issued]], Measures]
 
 
 def made_at(place: NDArray[np.int64], point: Floats) -> Issued:
-    """Forecasts without intervals."""
+    """Forecasts without known intervals."""
     nothing = np.full(point.shape, np.nan)
-    return Issued(place, point, nothing, nothing)
+    return Issued(place, point, dict.fromkeys(LEVELS, (nothing, nothing)))
 
 
 def naive(actual: Actual, place: NDArray[np.int64], horizon: int, kind: str) -> Issued:
@@ -97,11 +97,9 @@ def fitted(task: Task, past: Sequence[SeriesData], seed: int, settings: Settings
     return model
 
 
-def forecast(
-    model: Model, series: SeriesData, first: int, level: float, learning: bool = True
-) -> Issued:
+def forecast(model: Model, series: SeriesData, first: int, learning: bool = True) -> Issued:
     """The one way through the live engine: forecasts made from tick ``first`` on."""
-    return run(model, series.ts, series.values, first + 1, coverage=level, learning=learning)
+    return run(model, series.ts, series.values, first + 1, coverage=LEVELS, learning=learning)
 
 
 def known_part(task: Task) -> list[SeriesData]:
@@ -125,20 +123,14 @@ def without_lstm(task: Task, seed: int, settings: Settings) -> Model:
     return Model(spec, weights, make_golden(spec, weights), model.errors)
 
 
-def live(task: Task, seed: int, settings: Settings) -> tuple[dict[float, list[Issued]], float]:
-    """Our forecasts at each level of coverage, and the seconds of the fit."""
+def live(task: Task, seed: int, settings: Settings) -> tuple[list[Issued], float]:
+    """Our forecasts, and the seconds of the fit."""
     past = known_part(task)
     began = time.perf_counter()
     model = fitted(task, past, seed, settings)
     seconds = time.perf_counter() - began
-    issued = {
-        level: [
-            forecast(model, s, n + task.first, level)
-            for s, n in zip(task.series, task.known, strict=True)
-        ]
-        for level in LEVELS
-    }
-    return issued, seconds
+    pairs = zip(task.series, task.known, strict=True)
+    return [forecast(model, s, n + task.first) for s, n in pairs], seconds
 
 
 def naive_rows(task: Task, places: Sequence[NDArray[np.int64]], score: Score) -> Iterator[Row]:
@@ -156,7 +148,7 @@ def our_rows(
     score: Score,
     settings: Settings,
     bars: Bars,
-    make: Callable[[Task, int, Settings], tuple[dict[float, list[Issued]], float]] = live,
+    make: Callable[[Task, int, Settings], tuple[list[Issued], float]] = live,
     judged: slice = slice(None),
 ) -> Iterator[Row]:
     """Ours: a row a seed, their mean, and their intervals, of the ``judged`` forecasts."""
@@ -165,12 +157,12 @@ def our_rows(
     for seed in range(settings.seeds):
         issued, seconds = make(task, seed, settings)
         found.append(
-            Row(task.table, f"streamlstm, seed {seed}", score(task.actual, issued[0.9]), seconds)
+            Row(task.table, f"streamlstm, seed {seed}", score(task.actual, issued), seconds)
         )
         yield found[-1]
-        for level, made in issued.items():
-            pairs = [(a, cut(i, judged)) for a, i in zip(task.actual, made, strict=True)]
-            intervals[level].append(coverage.judged(pairs, level, task.season))
+        pairs = [(a, cut(i, judged)) for a, i in zip(task.actual, issued, strict=True)]
+        for level, measures in coverage.judged(pairs, task.season).items():
+            intervals[level].append(measures)
     seconds = float(np.mean([row.fit_seconds for row in found]))
     measures = mean_of([row.measures for row in found])
     yield Row(task.table, "streamlstm, mean", measures, seconds, bars)
@@ -187,9 +179,8 @@ def our_rows(
 
 def cut(issued: Issued, which: slice) -> Issued:
     """Some of the forecasts."""
-    return Issued(
-        issued.place[which], issued.point[which], issued.lower[which], issued.upper[which]
-    )
+    intervals = {c: (low[which], high[which]) for c, (low, high) in issued.intervals.items()}
+    return Issued(issued.place[which], issued.point[which], intervals)
 
 
 def mean_of(parts: Sequence[Measures]) -> Measures:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from streamlstm.backtest import Actual, Issued, score, targets
+from streamlstm.backtest import Actual, Issued, Scores, score, targets
 
 Floats = NDArray[np.float64]
 Pairs = Sequence[tuple[Actual, Issued]]
@@ -17,8 +17,8 @@ FEW = 5
 """Series, at least, of which a worst fifth is looked at."""
 
 
-def judged(pairs: Pairs, level: float, season: int) -> dict[str, float]:
-    """What came of intervals issued at ``level``.
+def judged(pairs: Pairs, season: int) -> dict[float, dict[str, float]]:
+    """What came of the intervals of each coverage.
 
     - covered: the share of all targets within their interval;
     - tolerance: two standard errors of it by a block bootstrap, at least ``LEAST``;
@@ -27,13 +27,18 @@ def judged(pairs: Pairs, level: float, season: int) -> dict[str, float]:
       both left out where there are few series;
     - Winkler: the interval score over that of the conformal seasonal naive forecast's intervals.
     """
-    hits = [inside(actual, issued) for actual, issued in pairs]
+    scores = score(pairs)
+    return {level: _judged(pairs, scores, level, season) for level in scores.coverages}
+
+
+def _judged(pairs: Pairs, scores: Scores, level: float, season: int) -> dict[str, float]:
+    hits = [inside(actual, issued, level) for actual, issued in pairs]
     length = max(hits[0].shape[1], min(season, max(map(len, hits)) // 10), 1)
-    scores = score(pairs, level)
     measures = {
         "covered": float(np.nanmean(np.concatenate(hits))),
         "tolerance": max(LEAST, 2 * standard_error(hits, length)),
-        "Winkler": scores.mean("winkler") / scores.mean("winkler", "seasonal_naive"),
+        "Winkler": scores.mean("winkler", "model", level)
+        / scores.mean("winkler", "seasonal_naive", level),
     }
     if len(hits) >= FEW:
         if max(map(len, hits)) == 1:  # of one origin the steps ahead are what follows one another
@@ -43,10 +48,10 @@ def judged(pairs: Pairs, level: float, season: int) -> dict[str, float]:
     return measures
 
 
-def inside(actual: Actual, issued: Issued) -> Floats:
+def inside(actual: Actual, issued: Issued, level: float) -> Floats:
     """(m, horizon) 1 where the target lay within its interval, 0 where not, NaN: none came."""
-    target = targets(actual, issued)
-    hit = (issued.lower <= target) & (target <= issued.upper)
+    target, (lower, upper) = targets(actual, issued), issued.intervals[level]
+    hit = (lower <= target) & (target <= upper)
     return np.where(np.isfinite(target), hit, np.nan)
 
 

@@ -11,7 +11,10 @@ and takes the square of the memory. The error that it learns from is clipped at 
 
 A correction is used, half or in whole, only once it made the forecasts better beyond doubt: its
 mean gain in Huber's loss over the latest answers lies ``ON`` standard errors above 0;
-and no longer than ``OFF`` of them. Else the model's own forecast stands.
+and no longer than ``OFF`` of them. Else the model's own forecast stands, but for one case: where
+its errors of late are ``UNUSUAL`` times the usual one, and those of the latest value are less than
+half as large, that is the forecast, until the model is the better one again. So it is after a
+shift of the level such as none was in the data of the fit.
 
 One example of each learned step is under way at a time. The next is taken some ticks after it was
 answered, so many that they do not keep to one phase of a season. Steps between two learned ones
@@ -41,6 +44,12 @@ SHARES = (0.5, 1.0)
 """Of a correction that may be used."""
 LARGEST = 2.0
 """Usual errors that a correction may come to."""
+LATELY = 5
+"""Answers over which the model is compared with the latest value."""
+UNUSUAL = 3.0
+"""Times the usual error, from which on errors are."""
+LESS = 1.0 / 3.0
+"""What the difference of two errors comes to over their sum, where one is half the other."""
 FEW = 20
 """Answers after which a single error no longer counts for more than ten usual ones."""
 FAR = 1e9
@@ -81,6 +90,10 @@ class Learned(NamedTuple):
     """(series, learned, targets)"""
     used: NDArray[np.float32]
     """(series, learned, targets) share of the correction that is used"""
+    fallback: NDArray[np.float32]
+    """(series, learned, targets, 4) the latest value less the model's forecast then, and the
+    model's error of late, in units of the scale; that less the one of the latest value over their
+    sum, of late; whether the latest value is the forecast"""
 
 
 def plan(spec: Spec, steps: Sequence[int], model: str = "1") -> Plan:
@@ -117,6 +130,7 @@ def learned_fields(plan: Plan, spec: Spec) -> Fields:
         "usual": (np.float32, (steps, targets)),
         "answers": (np.int32, (steps, targets)),
         "used": (np.float32, (steps, targets)),
+        "fallback": (np.float32, (steps, targets, 4)),
     }
 
 
@@ -168,11 +182,16 @@ def correct(
             guess = learned.theta[slot, a, j, 0] + _dot(_weights(learned, slot, a, j), shown, size)
             most = np.float32(LARGEST) * learned.usual[slot, a, j]
             guess = min(max(guess, -most), most) if abs(guess) < FAR else np.float32(0.0)
+            off = values[tick, j] - frozen
+            amount = np.float64(learned.used[slot, a, j]) * guess * scale[row, j]
+            if learned.fallback[slot, a, j, 3] > 0.0 and abs(off) < FAR * scale[row, j]:
+                amount = off
             if anew:
                 learned.forecast[slot, a, j, 0] = frozen
                 learned.forecast[slot, a, j, 1] = scale[row, j]
                 learned.forecast[slot, a, j, 2] = guess
-            _apply(plan, learned, slot, a, j, guess * scale[row, j], point, to)
+                learned.fallback[slot, a, j, 0] = off / scale[row, j]
+            _apply(plan, a, j, amount, point, to)
         if anew:
             learned.issued[slot, a] = place + 1
             copy(_example(learned, slot, a), shown, size)
@@ -190,21 +209,13 @@ def _begin(plan: Plan, learned: Learned, slot: int) -> None:
                 learned.theta[slot, a, j, i] = 0.0
             for n in range(len(SHARES)):
                 learned.gain[slot, a, j, n, 0] = learned.gain[slot, a, j, n, 1] = 0.0
+            for n in range(4):
+                learned.fallback[slot, a, j, n] = 0.0
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _apply(
-    plan: Plan,
-    learned: Learned,
-    slot: int,
-    a: int,
-    j: int,
-    guess: float,
-    point: NDArray[np.float64],
-    to: int,
-) -> None:
+def _apply(plan: Plan, a: int, j: int, amount: float, point: NDArray[np.float64], to: int) -> None:
     """Let the correction of a learned step fade in from the step learned before, and out after."""
-    amount = np.float64(learned.used[slot, a, j]) * guess
     if amount == 0.0:
         return
     k, last = plan.steps[a], len(plan.steps) - 1
@@ -235,8 +246,29 @@ def _learn(learned: Learned, slot: int, a: int, j: int, value: float, memory: fl
     usual += (size - usual) / min(count, memory)
     learned.usual[slot, a, j] = usual
     if usual > 0.0:
+        _compare(learned, slot, a, j, error, usual)
         _weigh(learned, slot, a, j, error, usual, memory)
         _move(learned, slot, a, j, error, usual)
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _compare(learned: Learned, slot: int, a: int, j: int, error: float, usual: float) -> None:
+    """Decide whether the latest value is the forecast from now on."""
+    count, fallback = learned.answers[slot, a, j], learned.fallback
+    guess = np.float64(learned.used[slot, a, j]) * learned.forecast[slot, a, j, 2]
+    naive = abs(error - np.float64(fallback[slot, a, j, 0]))
+    if not naive < FAR:  # or missing
+        return
+    size, share = abs(error - guess), 1.0 / min(count, LATELY)
+    model, less = np.float64(fallback[slot, a, j, 1]), np.float64(fallback[slot, a, j, 2])
+    model += share * (size - model)
+    if size + naive > 0.0:
+        less += share * ((size - naive) / (size + naive) - less)
+    fallback[slot, a, j, 1], fallback[slot, a, j, 2] = model, less
+    if less <= 0.0:
+        fallback[slot, a, j, 3] = 0.0
+    elif count > FEW and model > UNUSUAL * usual and less > LESS:
+        fallback[slot, a, j, 3] = 1.0
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)

@@ -39,10 +39,18 @@ class Issued:
     """(m,) of the tick on the series' grid of steps"""
     point: Floats
     """(m, horizon)"""
-    lower: Floats
-    """(m, horizon)"""
-    upper: Floats
-    """(m, horizon)"""
+    intervals: Mapping[float, tuple[Floats, Floats]]
+    """coverage -> lower and upper, (m, horizon); the first is the main one"""
+
+    @property
+    def lower(self) -> Floats:
+        """(m, horizon) of the main interval."""
+        return next(iter(self.intervals.values()))[0]
+
+    @property
+    def upper(self) -> Floats:
+        """(m, horizon) of the main interval."""
+        return next(iter(self.intervals.values()))[1]
 
 
 @dataclass(frozen=True)
@@ -167,14 +175,15 @@ def run(
     values: Floats,
     known: int,
     *,
-    coverage: float = 0.9,
+    coverage: float | Sequence[float] = 0.9,
     learning: bool = True,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Issued:
     """Feed a series, ``ts`` (n,) and ``values`` (n, inputs), to a fresh live engine, tick by tick.
 
     The first ``known`` ticks are warm: forecasts are issued from tick ``known - 1`` on, which is
-    the first whose targets are all unseen. Without ``learning`` the model stays as it is.
+    the first whose targets are all unseen. ``coverage`` is one or several, the main one first.
+    Without ``learning`` the model stays as it is.
 
     Raises:
         BacktestError: the engine dropped a tick.
@@ -198,42 +207,36 @@ def run(
     point = np.concatenate([part[0] for part in parts])
     quantiles = np.concatenate([part[1] for part in parts])
     place = places(ts, model.spec.step_ns)[known - 1 :]
-    return Issued(place, point, quantiles[:, 0], quantiles[:, 1])
+    return Issued(place, point, _pairs(engine.coverages, quantiles))
 
 
-def score(pairs: Sequence[tuple[Actual, Issued]], coverage: float = 0.9) -> Scores:
+def _pairs(coverages: Sequence[float], quantiles: Floats) -> dict[float, tuple[Floats, Floats]]:
+    """By coverage, of (m, 2 * coverages, horizon)."""
+    return {c: (quantiles[:, 2 * k], quantiles[:, 2 * k + 1]) for k, c in enumerate(coverages)}
+
+
+def score(pairs: Sequence[tuple[Actual, Issued]]) -> Scores:
     """Compare forecasts of series, one or more, with what came."""
-    return functools.reduce(
-        operator.add, (judge(actual, {coverage: issued}) for actual, issued in pairs)
-    )
+    return functools.reduce(operator.add, (judge(actual, issued) for actual, issued in pairs))
 
 
-def judge(
-    actual: Actual,
-    issued: Mapping[float, Issued],
-    progress: Callable[[], None] = lambda: None,
-) -> Scores:
+def judge(actual: Actual, issued: Issued, progress: Callable[[], None] = lambda: None) -> Scores:
     """Compare the forecasts of one series with what came, and so the naive ones.
 
-    ``issued`` holds the same forecasts with intervals of different coverages; ``progress`` is
-    called once for each of them and each naive forecast.
+    ``progress`` is called once for each naive forecast.
     """
-    coverages = tuple(issued)
-    some = issued[coverages[0]]
-    target = targets(actual, some)
+    target = targets(actual, issued)
     losses = [_losses(target, issued, actual.scale)]
     for kind in MODELS[1:]:
         if kind == "seasonal_naive" and not actual.season:
             losses.append(losses[-1])  # it is the last value
-            for _ in coverages:
-                progress()
         else:
-            naive = _naive(actual, kind, some, coverages, progress)
-            losses.append(_losses(target, naive, actual.scale))
+            losses.append(_losses(target, _naive(actual, kind, issued), actual.scale))
+        progress()
     sums = {
         key: np.array([[of[key][part] for of in losses] for part in range(2)]) for key in losses[0]
     }
-    return Scores(coverages, sums, len(some.place))
+    return Scores(tuple(issued.intervals), sums, len(issued.place))
 
 
 def targets(actual: Actual, issued: Issued) -> Floats:
@@ -244,36 +247,26 @@ def targets(actual: Actual, issued: Issued) -> Floats:
     return came
 
 
-def _naive(
-    actual: Actual,
-    kind: str,
-    issued: Issued,
-    coverages: Sequence[float],
-    progress: Callable[[], None],
-) -> dict[float, Issued]:
+def _naive(actual: Actual, kind: str, issued: Issued) -> Issued:
     """The naive forecasts made at the same ticks, with the same online intervals around them.
 
     Those learn from the first tick on.
     """
-    horizon = issued.point.shape[1]
+    horizon, coverages = issued.point.shape[1], tuple(issued.intervals)
     place = np.flatnonzero(np.isfinite(actual.y))
     point = np.stack([actual.naive(kind, place, k + 1) for k in range(horizon)], axis=1)
     steps = np.unique(np.round(np.linspace(1, horizon, min(horizon, 8))).astype(int))
     at = np.searchsorted(place, issued.place)
-    found = {}
-    for coverage in coverages:
-        layout = intervals.plan(horizon, 1, coverage, None, steps.tolist())
-        lower, upper = intervals.around(layout, place, actual.y[place], point)
-        found[coverage] = Issued(issued.place, point[at], lower[at], upper[at])
-        progress()
-    return found
+    layout = intervals.plan(horizon, 1, coverages, None, steps.tolist())
+    quantiles = intervals.around(layout, place, actual.y[place], point)[at]
+    return Issued(issued.place, point[at], _pairs(coverages, quantiles))
 
 
 def _losses(
-    target: Floats, issued: Mapping[float, Issued], scale: float
+    target: Floats, issued: Issued, scale: float
 ) -> dict[tuple[str, float], tuple[Floats, Floats]]:
     """Sum of each loss by step, (horizon,), and of how many forecasts."""
-    point = next(iter(issued.values())).point
+    point = issued.point
     error = np.abs(target - point)
     loss = {
         ("mae", 0.0): error,
@@ -282,15 +275,15 @@ def _losses(
         ("smape", 0.0): smape(target, point),
     }
     quantiles = {0.5: point}
-    for c, of in issued.items():
+    for c, (lower, upper) in issued.intervals.items():
         low, high = (1 - c) / 2, (1 + c) / 2
-        quantiles |= {low: of.lower, high: of.upper}
-        within = (of.lower <= target) & (target <= of.upper)
+        quantiles |= {low: lower, high: upper}
+        within = (lower <= target) & (target <= upper)
         loss["coverage", c] = np.where(np.isnan(target), np.nan, within)
-        loss["winkler", c] = interval_score(target, of.lower, of.upper, c)
-        loss["pinball_lower", c] = pinball(target, of.lower, low)
-        loss["pinball_upper", c] = pinball(target, of.upper, high)
-    if len(issued) >= ENOUGH:
+        loss["winkler", c] = interval_score(target, lower, upper, c)
+        loss["pinball_lower", c] = pinball(target, lower, low)
+        loss["pinball_upper", c] = pinball(target, upper, high)
+    if len(issued.intervals) >= ENOUGH:
         loss["crps", 0.0] = crps(target, quantiles)
     return {key: (np.nansum(x, axis=0), np.isfinite(x).sum(axis=0)) for key, x in loss.items()}
 

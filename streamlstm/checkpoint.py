@@ -72,7 +72,7 @@ class _Header(NamedTuple):
     """What a checkpoint says of itself."""
 
     model: str
-    coverage: float
+    coverage: float | list[float]
     journal: int
     series: int
     slots: int
@@ -291,7 +291,7 @@ def _headers(path: Path) -> Iterator[_Header]:
 def _pack_header(engine: Engine, rows: int, journalled: int) -> bytes:
     header = {
         "model": engine.model.id,
-        "coverage": engine.coverage,
+        "coverage": _coverage(engine),
         "journal": journalled,
         "series": rows,
         "slots": engine.series.used,
@@ -303,6 +303,12 @@ def _pack_header(engine: Engine, rows: int, journalled: int) -> bytes:
     start["magic"], start["format"], start["length"] = MAGIC, FORMAT, len(text)
     start["checksum"] = checksum(text)
     return start.tobytes() + text
+
+
+def _coverage(engine: Engine) -> float | list[float]:
+    """As it is configured: one number, or several."""
+    main, *further = engine.coverages
+    return [main, *further] if further else main
 
 
 def _fields(row: np.dtype[Any]) -> list[Any]:
@@ -388,8 +394,8 @@ def _refuse_others(path: Path, header: _Header, engine: Engine) -> None:
     model, coverage, slots = header.model, header.coverage, header.slots
     if model != engine.model.id:
         raise _refused(path, f"of model {model}, this is {engine.model.id}")
-    if coverage != engine.coverage:
-        raise _refused(path, f"made at interval.coverage = {coverage}, now {engine.coverage}")
+    if coverage != _coverage(engine):
+        raise _refused(path, f"made at interval.coverage = {coverage}, now {_coverage(engine)}")
     if slots > engine.series.capacity:
         raise _refused(path, f"of {slots} series, max_series is {engine.series.capacity}; raise it")
 

@@ -220,8 +220,8 @@ def _parser() -> _Parser:
         type=_parts,
         default=(0.2, 0.5, 0.8, 0.95),
         metavar="LIST",
-        help="coverages of further intervals to judge, each one more run; with two or more the CRPS"
-        " is approximated from them all; or none (default: 0.2,0.5,0.8,0.95)",
+        help="coverages of further intervals to judge; with two or more the CRPS is approximated"
+        " from them all; or none (default: 0.2,0.5,0.8,0.95)",
     )
     backtest.add_argument(
         "--no-learning",

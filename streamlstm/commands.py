@@ -262,7 +262,7 @@ def backtest(options: argparse.Namespace) -> None:
     _say(console, spacing(table, model.spec))
     coverages = tuple(dict.fromkeys((options.coverage, *options.levels)))
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("backtest", total=rolling.effort(table.series, coverages))
+        task = bar.add_task("backtest", total=rolling.effort(table.series))
         found = rolling.backtest(
             model,
             options.data,
@@ -400,9 +400,13 @@ def watch(options: argparse.Namespace) -> None:
 def _line(prediction: Prediction, as_json: bool) -> str:
     if as_json:  # as the daemon's own
         said = prediction._asdict()
-        for name in ("forecast", "lower", "upper"):
-            steps = said[name]
-            said[name] = (steps[:, 0] if steps.shape[1] == 1 else steps).tolist()
+        further = [interval._asdict() for interval in said.pop("intervals")]
+        for part in (said, *further):
+            for name in {"forecast", "lower", "upper"} & part.keys():
+                steps = part[name]
+                part[name] = (steps[:, 0] if steps.shape[1] == 1 else steps).tolist()
+        said |= {"intervals": further} if further else {}
+        said |= {"quality": quality} if (quality := dict(said.pop("quality"))) else {}
         ts = {"series": said.pop("series"), "ts": prediction.ts_ns / 1_000_000_000}
         return msgspec.json.encode(ts | said).decode()  # NaN is null
     first = ", ".join(f"{part[0, 0]:.6g}" for part in prediction[2:5])

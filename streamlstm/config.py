@@ -15,7 +15,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -25,6 +33,10 @@ INPUT = "tcp://127.0.0.1:5555"
 """Where ticks are expected unless the operator says otherwise."""
 OUTPUT = "tcp://127.0.0.1:5556"
 """Where predictions are published unless the operator says otherwise."""
+
+
+MOST_COVERAGES = 8
+"""Of intervals around each forecast."""
 
 
 class ConfigError(ValueError):
@@ -53,6 +65,24 @@ def _parse(value: object) -> object:
         raise ValueError("nested too deeply") from None
 
 
+def _listed(value: object) -> object:
+    """Take a list from a number alone, or from the text of a variable or a flag."""
+    return (value,) if isinstance(value, int | float) else _split(value)
+
+
+def _coverages(given: tuple[float, ...]) -> tuple[float, ...]:
+    """Refuse what no intervals can have."""
+    if given == (0,):
+        return ()
+    if len({*given}) < len(given) or len(given) > MOST_COVERAGES:
+        raise ValueError(
+            f"{', '.join(map(str, given))}: name {MOST_COVERAGES} at most, each of them once"
+        )
+    if strange := [coverage for coverage in given if not 0 < coverage < 1]:
+        raise ValueError(f"{strange[0]} does not lie between 0 and 1; 0 alone means none")
+    return given
+
+
 def _hwm(said: Mapping[str, object]) -> int:
     """Messages that may wait: fewer where each holds many ticks."""
     return 1000 if said.get("format") == "arrow" else 100_000
@@ -61,6 +91,7 @@ def _hwm(said: Mapping[str, object]) -> int:
 Format = Literal["json", "msgpack", "binary", "arrow"]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Numbers = Annotated[tuple[int, ...], BeforeValidator(_split)]
+Coverages = Annotated[tuple[float, ...], BeforeValidator(_listed), AfterValidator(_coverages)]
 Policy = Literal["block", "drop_newest", "drop_oldest", "coalesce"]
 Durability = Literal["strict", "interval", "off"]
 TextByName = Annotated[Mapping[str, str], BeforeValidator(_parse)]
@@ -143,6 +174,10 @@ class Output(_Table):
         default=False,
         description="publish each batch in arrow too, under the topic predictions.batch",
     )
+    quality: bool = Field(
+        default=False,
+        description="say with each prediction what engine.watch knows of its series",
+    )
     hwm: int = Field(
         default_factory=_hwm,
         ge=1,
@@ -201,6 +236,11 @@ class Engine(_Table):
         default=True,
         description="let each series learn from its own errors, where the model has directions",
     )
+    watch: bool = Field(
+        default=True,
+        description="judge each series by its own errors, those of the first step that is scored:"
+        " anomalies, drifts, and how good its forecasts are; 48 bytes a series",
+    )
     parking: OptionalPath = Field(
         default=None,
         description="file that keeps the state of series closed for either reason until they speak"
@@ -214,7 +254,8 @@ class Snapshot(_Table):
     bind: Texts = Field(
         default=(),
         description="endpoints to listen on, such as tcp://127.0.0.1:5557; empty: none, and no"
-        " prediction is kept (one takes 24 bytes a step and target)",
+        " prediction is kept (one takes 24 bytes a step and target, and 16 for each further"
+        " coverage)",
     )
 
 
@@ -272,10 +313,12 @@ class Ticks(_Table):
 
 
 class Interval(_Table):
-    """The interval around each forecast."""
+    """The intervals around each forecast."""
 
-    coverage: float = Field(
-        default=0.9, ge=0, lt=1, description="share of values to fall inside; 0: none"
+    coverage: Coverages = Field(
+        default=(0.9,),
+        description="share of values to fall inside, or several such as 0.9,0.5, the first of which"
+        " is the main one (lower and upper); 0: none",
     )
 
 
@@ -428,6 +471,12 @@ class Config(_Table):
                 raise ValueError(f"{name}.bind and {name}.connect are both empty; name an endpoint")
         if self.input.kind == "pull" and self.input.topics:
             raise ValueError("input.topics needs input.kind = 'sub'; a pull socket takes all")
+        return self
+
+    @model_validator(mode="after")
+    def _quality_is_known(self) -> Self:
+        if self.output.quality and not (self.engine.watch and self.interval.coverage):
+            raise ValueError("output.quality needs engine.watch, and interval.coverage above 0")
         return self
 
     @model_validator(mode="after")

@@ -243,11 +243,14 @@ class Stream:
 
     def issued(self) -> list[Issued]:
         """All predictions, by series."""
-        return [Issued(place, *got) for place, got in zip(self._place, self._got, strict=True)]
+        return [
+            Issued(place, point, {COVERAGE: (lower, upper)})
+            for place, (point, lower, upper) in zip(self._place, self._got, strict=True)
+        ]
 
     def scores(self) -> Scores:
         """How good they were."""
-        return score(list(zip(self.actual, self.issued(), strict=True)), COVERAGE)
+        return score(list(zip(self.actual, self.issued(), strict=True)))
 
     def latency(self) -> dict[str, float]:
         """Seconds from a tick's receipt to its publication, from the scraped histogram."""

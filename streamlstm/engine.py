@@ -16,13 +16,14 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Sequence
-from types import ModuleType
+from types import MappingProxyType, ModuleType
+from typing import Any, TypeVar
 
 import numpy as np
 from numba.extending import register_jitable
 from numpy.typing import NDArray
 
-from streamlstm import adapt, features, intervals, quality
+from streamlstm import adapt, features, intervals, quality, watch
 from streamlstm.events import Events
 from streamlstm.golden import check_golden, network_of
 from streamlstm.index import CLOSES, CLOSING, LINE, approach, close, find, seek, touch
@@ -69,6 +70,7 @@ from streamlstm.ticks import (
 )
 from streamlstm.work import COUNT, FAULTY, Batch, Given, Latest, Recent, Schedule, Work
 
+Column = TypeVar("Column", bound=NDArray[Any])
 BACKENDS = ("cpu", "cuda", "auto")
 HISTORY = 32
 """Ticks kept of each series, unless it is said how many."""
@@ -87,6 +89,7 @@ class Engine:
 
     Attributes:
         work: what the compiled stages are given.
+        coverages: shares of values to fall within an interval, the main one first; 0 alone: none.
         stages: of them those that the kernels call, and where they find what :func:`arrange` left.
         code: where the kernels' machine code lies; 0: they are called from Python.
         taken: ticks that :meth:`step` took last, those without a forecast included.
@@ -99,7 +102,7 @@ class Engine:
         backend: str = "cpu",
         max_series: int = 100_000,
         max_batch: int = 1024,
-        coverage: float = 0.9,
+        coverage: float | Sequence[float] = 0.9,
         threads: int = 0,
         max_key: int = 64,
         ordered: bool = False,
@@ -109,6 +112,8 @@ class Engine:
         policies: Policies = AS_THEY_COME,
         scored: Sequence[int] = (),
         learning: bool = True,
+        watching: bool = True,
+        telling: bool = False,
     ) -> None:
         """Open ``model``: its golden trajectory is repeated on the backend.
 
@@ -116,7 +121,9 @@ class Engine:
         ``keep_latest``, the latest prediction of each series is part of its state, and so are its
         latest ``history`` ticks. ``scored`` are the steps ahead that are scored when their tick
         comes, for the intervals and, with ``learning``, for corrections; where none are named,
-        those of the model's spec.
+        those of the model's spec. Of several numbers in ``coverage``, all distinct, the first is
+        the main one, which is scored; 0 or none: no intervals. ``watching`` series are judged by
+        their own errors (where there are intervals); ``telling``, the forecasts say how.
 
         Raises:
             ModelError: the golden deviates, ``max_series`` series do not fit in memory, or a step
@@ -126,17 +133,20 @@ class Engine:
         """
         self.backend, self.backend_reason, self.kernels = open_backend(backend)
         self.model = model
-        self.max_batch, self.coverage, self.policies = max_batch, coverage, policies
+        self.max_batch, self.policies = max_batch, policies
         self.history = history
         spec, weights = model.spec, model.weights
         if not learning:
             spec, weights = adapt.without_directions(spec, weights)
         steps = _scored(spec, scored)
         bands = intervals.plan(spec.horizon, spec.targets, coverage, model.errors, steps)
-        latest = latest_fields(spec)
+        watching &= len(bands.steps) > 0
+        self.coverages = tuple(bands.coverages.tolist())
+        latest = latest_fields(spec, bands, telling)
         lessons = adapt.plan(spec, steps if learning else (), model.id)
         corrections = adapt.learned_fields(lessons, spec)
-        fields = state_fields(spec, bands, lessons, keep_latest, history)
+        told = latest if keep_latest else {}
+        fields = state_fields(spec, bands, lessons, told, history, watching)
         network = network_of(spec, weights)
         self.bytes_per_series = {"recurrent": self.kernels.bytes_per_series(network)}
         self.bytes_per_series |= bytes_per_series(fields, max_series, max_key)
@@ -147,8 +157,10 @@ class Engine:
         kept = self.series.state if keep_latest else records(latest, 1)
         state = self.series.state
         taught = state if len(lessons.steps) else records(corrections, 1)
+        seen = state if watching else records(watch.watched_fields(), 1)
         recurrent, unbounded = self.kernels.host_records(self.buffers), can_diverge(spec)
         on_device = not len(recurrent)
+        judged = quality.Quality.of(bands, spec.targets, max_batch)
         self._look = unbounded and on_device
         self.work = placed(
             Work(
@@ -175,12 +187,14 @@ class Engine:
                     np.zeros(max_batch, np.int64),
                     np.zeros(max_batch, np.int64),
                     np.zeros((max_batch, spec.horizon, spec.targets)),
-                    np.zeros((max_batch, 2, spec.horizon, spec.targets)),
+                    np.zeros((max_batch, 2 * len(self.coverages), spec.horizon, spec.targets)),
+                    judged.measures if telling else np.zeros((max_batch, 0)),
                 ),
                 np.zeros((max_batch, spec.inputs)),
                 Given(Ticks.room(max_batch, spec.inputs), np.zeros((max_batch, spec.inputs))),
                 Counts.empty(),
-                quality.Quality.of(bands, spec.targets, max_batch),
+                judged,
+                watch.Watched(watching, *(seen[name] for name in watch.watched_fields())),
                 np.zeros(max_batch, np.uint64),
                 np.zeros(max_batch, np.int32),
                 self.series.offsets["last_ts"],
@@ -226,6 +240,11 @@ class Engine:
         columns = [column.tolist() for column in self.work.quality.sums]
         steps = self.work.intervals.steps.tolist()
         return {k: tuple(column[a] for column in columns) for a, k in enumerate(steps)}
+
+    @property
+    def alarms(self) -> dict[str, int]:
+        """Ticks that were anomalies, and those that told of a drift, since the engine opened."""
+        return dict(zip(("anomaly", "drift"), self.work.quality.alarms.tolist(), strict=True))
 
     @property
     def gaps(self) -> int:
@@ -308,7 +327,7 @@ class Engine:
         fields = [(name, array.dtype.str, array.shape[1:]) for name, array in state.items()]
         grid = spec.step_ns, spec.season, spec.scaling.kind
         recurrent = spec.cell, spec.layers, spec.hidden, spec.window, self.work.told.shape[1]
-        return self.coverage, *grid, *recurrent, *fields
+        return *self.coverages, *grid, *recurrent, *fields
 
     def recent(self, slots: NDArray[np.int32]) -> Ticks:
         """The latest ticks of some series, one series after the other, each in order of time."""
@@ -371,6 +390,8 @@ class Engine:
         """
         if len(ticks.slot) > self.max_batch:
             raise ValueError(f"{len(ticks.slot)} ticks exceed max_batch = {self.max_batch}")
+        slot, ts, values, flags = ticks
+        ticks = Ticks(_compact(slot), _compact(ts), _compact(values), _compact(flags))
         work, progress = self.work, self.work.schedule.progress
         if self.code:
             published = compute(work, ticks, now, self.code, self.buffers.plan, self.stages)
@@ -434,15 +455,16 @@ def state_fields(
     spec: Spec,
     bands: intervals.Plan,
     lessons: adapt.Plan,
-    keep_latest: bool = False,
+    latest: Fields = MappingProxyType({}),
     history: int = HISTORY,
+    watching: bool = True,
 ) -> Fields:
     """The one table of what a series keeps, but for its recurrent state, which is the kernels'."""
     return {
         "rank": (np.int32, ()),
         "seq": (np.int64, ()),
         "heard": (np.int64, ()),
-        **(latest_fields(spec) if keep_latest else {}),
+        **latest,
         # from here on what a series forgets when it begins anew
         "last_ts": (np.int64, ()),
         "begun": (np.uint8, ()),
@@ -450,19 +472,27 @@ def state_fields(
         **features.memory_fields(spec),
         **intervals.bands_fields(bands),
         **(adapt.learned_fields(lessons, spec) if len(lessons.steps) else {}),
+        **(watch.watched_fields() if watching else {}),
         "expected": (np.float64, (spec.inputs,)),
         "recent_count": (np.int64, ()),
         "recent": (np.int64, (history, 1 + spec.inputs)),
     }
 
 
-def latest_fields(spec: Spec) -> Fields:
+def latest_fields(spec: Spec, bands: intervals.Plan, telling: bool = False) -> Fields:
     """What a series keeps of its latest prediction, in the order of :class:`Latest`."""
     return {
         "latest_seq": (np.int64, ()),
         "latest_ts": (np.int64, ()),
-        "latest": (np.float64, (3, spec.horizon, spec.targets)),
+        "latest": (np.float64, (1 + 2 * len(bands.coverages), spec.horizon, spec.targets)),
+        "latest_quality": (np.float64, (len(watch.MEASURES) * telling,)),
     }
+
+
+def _compact(column: Column) -> Column:
+    """The same in one piece, and not read-only: what compiled code is compiled for."""
+    whole: Column = np.require(column, requirements=("C", "W"))
+    return whole
 
 
 def _scored(spec: Spec, steps: Sequence[int]) -> tuple[int, ...]:
@@ -651,6 +681,7 @@ def _forecast(work: Work, given: Given, start: int, stop: int) -> None:
             work.intervals,
             work.bands,
             work.memory.past,
+            work.features.season,
             work.quality,
             slot,
             schedule.place[j],
@@ -660,6 +691,8 @@ def _forecast(work: Work, given: Given, start: int, stop: int) -> None:
             rows.scale,
             j,
         )
+        if work.watched.kept and not warm:
+            quality.judge(work.watched, work.quality, slot, i, work.features.season)
         intervals.surround(
             work.intervals,
             work.bands,
@@ -680,7 +713,10 @@ def _forecast(work: Work, given: Given, start: int, stop: int) -> None:
             to, length = latest.latest.ctypes.data, point.strides[0]
             to += slot * latest.latest.strides[0]
             copy(to, point.ctypes.data + i * length, length)
-            copy(to + length, forecasts.quantiles.ctypes.data + 2 * i * length, 2 * length)
+            ends, wide = forecasts.quantiles.ctypes.data, forecasts.quantiles.strides[0]
+            copy(to + length, ends + i * wide, wide)
+            for k in range(forecasts.quality.shape[1]):
+                latest.latest_quality[slot, k] = forecasts.quality[i, k]
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)

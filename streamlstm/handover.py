@@ -90,6 +90,7 @@ class Handover:
         ]
         pairs += zip(mine.changes, its.changes, strict=True)
         pairs += zip(self.new.work.counts, self.old.work.counts, strict=True)
+        pairs.append((self.new.work.quality.alarms, self.old.work.quality.alarms))
         if self.new.scores.keys() == self.old.scores.keys():
             pairs += zip(self.new.work.quality.sums, self.old.work.quality.sums, strict=True)
         for one, other in pairs:

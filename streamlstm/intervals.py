@@ -8,8 +8,18 @@ quantile tracking (Angelopoulos, Candes & Tibshirani 2023), in the log of the wi
 a share 1 - coverage of what was issued misses, whatever the data do. Half-widths are in units of
 the series' scale, so they follow it. Steps between two scored ones take the line between theirs,
 bent as the model's errors on unseen data rise between them.
+
+After a change of the data that is too slow. So where so many ticks in a row lay outside as seldom
+do by chance (``RARE``; k times as many, since forecasts k ahead err together), the intervals surge:
+what they are multiplied by follows the same rule at a higher rate, ``FAST`` / k, until it is back
+at 1. At each tick a small share of it, ``SETTLE``, becomes their usual width. So a few ticks of an
+outage do not make them wide for long, and a lasting change makes them as wide as they have to be.
+
+Of several coverages each is tracked on its own. What is issued is nested: an interval gives way to
+those of the coverages named before it, so that whoever names another changes nothing of these.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -23,12 +33,23 @@ from streamlstm.placed import placed
 
 RATE = 0.02
 """Share of itself by which a half-width moves at a miss (times coverage)."""
+RARE = 1e-4
+"""Probability of so many misses in a row as begin a surge."""
+FAST, SETTLE = 0.4, 0.03
+"""Rate of a surge one step ahead, and the share of it that settles."""
+LEAST, LARGEST = 1e-3, 1e6
+"""What a surge adds to them, or else it is over; and at most."""
 
 
 class Plan(NamedTuple):
     """What compiled code needs to know: which steps are scored, and where their rings lie."""
 
-    coverage: float
+    coverages: NDArray[np.float64]
+    """(coverages,) shares of values to fall inside, the main one first; 0 alone: none"""
+    narrower: NDArray[np.int64]
+    """(coverages,) of those before each the next narrower; itself: there is none"""
+    wider: NDArray[np.int64]
+    """(coverages,) of those before each the next wider; itself: there is none"""
     steps: NDArray[np.int64]
     """(scored,) rising, from 1; none where intervals are off"""
     ring: NDArray[np.int64]
@@ -37,52 +58,84 @@ class Plan(NamedTuple):
     """(horizon,) index of the scored step at or below each step"""
     share: NDArray[np.float64]
     """(horizon,) weight of the scored step after that one"""
+    run: int
+    """misses in a row, over k, that begin a surge"""
     shape: NDArray[np.float64]
-    """(horizon, targets) half-width over what the line says"""
+    """(coverages, horizon, targets) half-width over what the line says"""
     initial: NDArray[np.float32]
-    """(scored, targets) half-widths of a new series, in units of its scale; NaN: not known"""
+    """(scored, coverages, targets) half-widths of a new series, in units of its scale; NaN: not
+    known"""
 
 
 class Bands(NamedTuple):
-    """What a series keeps for its intervals: one row a series."""
+    """What a series keeps for its intervals: one row a series.
+
+    Those of several coverages lie side by side.
+    """
 
     pending: NDArray[np.float64]
     """(series, sum of scored steps, targets) forecasts, each at its place modulo k in the ring of
     step k; NaN where a tick was missed"""
     reach: NDArray[np.float32]
-    """(series, sum of scored steps, targets) half-widths issued with them, raw"""
+    """(series, sum of scored steps * coverages, targets) half-widths issued with them, raw"""
     width: NDArray[np.float32]
-    """(series, scored, targets) half-widths over scale"""
+    """(series, scored * coverages, targets) half-widths over scale"""
+    surge: NDArray[np.float32]
+    """(series, scored, targets, 2) what surges multiplied them by, less 1; misses in a row"""
 
 
 def bands_fields(plan: Plan) -> Fields:
     """Name, dtype and shape of one series' row of :class:`Bands`."""
-    scored, targets = plan.initial.shape
+    scored, coverages, targets = plan.initial.shape
+    pending = int(plan.ring[-1])
     return {
-        "pending": (np.float64, (int(plan.ring[-1]), targets)),
-        "reach": (np.float32, (int(plan.ring[-1]), targets)),
-        "width": (np.float32, (scored, targets)),
+        "pending": (np.float64, (pending, targets)),
+        "reach": (np.float32, (pending * coverages, targets)),
+        "width": (np.float32, (scored * coverages, targets)),
+        "surge": (np.float32, (scored, targets, 2)),
     }
 
 
 def plan(
-    horizon: int, targets: int, coverage: float, errors: Errors | None, steps: Sequence[int]
+    horizon: int,
+    targets: int,
+    coverage: float | Sequence[float],
+    errors: Errors | None,
+    steps: Sequence[int],
 ) -> Plan:
-    """Lay out the scoring of ``steps`` ahead, rising; ``coverage`` 0 turns intervals off."""
-    scored = np.array(steps if coverage else (), np.int64)
+    """Lay out the scoring of ``steps`` ahead, rising, for one ``coverage`` or several.
+
+    Several are distinct, the main one first; 0 or none at all turns intervals off.
+    """
+    coverages = np.array(coverage or 0.0, np.float64).reshape(-1)
+    scored = np.array(steps if coverages[0] else (), np.int64)
     count, every = len(scored), np.arange(1, horizon + 1)
-    initial = np.full((count, targets), np.nan, np.float32)
-    shape, left, share = np.ones((horizon, targets)), np.zeros(horizon, np.int64), np.zeros(horizon)
+    initial = np.full((count, len(coverages), targets), np.nan, np.float32)
+    shape = np.ones((len(coverages), horizon, targets))
+    left, share = np.zeros(horizon, np.int64), np.zeros(horizon)
     if count:
         left = np.maximum(np.searchsorted(scored, every, side="right") - 1, 0)
         share = np.interp(every, scored, np.arange(count)) - left
     if errors is not None and count:
-        known = errors.at(coverage).reshape(horizon, targets)
-        initial[:] = known[scored - 1]
-        line = np.stack([np.interp(every, scored, of) for of in initial.T], axis=1)
-        np.divide(known, line, out=shape, where=(line > 0) & (known > 0))
+        for c, level in enumerate(coverages.tolist()):
+            known = errors.at(level).reshape(horizon, targets)
+            initial[:, c] = known[scored - 1]
+            line = np.stack([np.interp(every, scored, of) for of in initial[:, c].T], axis=1)
+            np.divide(known, line, out=shape[c], where=(line > 0) & (known > 0))
     ring = np.concatenate(([0], np.cumsum(scored)))
-    return Plan(coverage, scored, ring, left, share, shape, initial)
+    narrower, wider = _beside(coverages), _beside(-coverages)
+    run = math.ceil(math.log(RARE) / math.log1p(-coverages[0])) if count else 0
+    return Plan(coverages, narrower, wider, scored, ring, left, share, run, shape, initial)
+
+
+def _beside(numbers: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Of those before each number the largest that is smaller, or itself: where it lies."""
+    found = np.arange(len(numbers))
+    for at in range(len(numbers)):
+        smaller = np.flatnonzero(numbers[:at] < numbers[at])
+        if len(smaller):
+            found[at] = smaller[numbers[smaller].argmax()]
+    return found
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
@@ -101,15 +154,17 @@ def surround(
     to: int,
     warm: bool,
 ) -> None:
-    """Learn from the tick at ``place``, then write the interval around the forecast made there.
+    """Learn from the tick at ``place``, then write the intervals around the forecast made there.
 
     The tick came ``steps`` after the one before it; at ``place`` 0 the series begins anew. A
     ``warm`` one is history, maybe that which the model was fitted on: it teaches only where the
     model brings no errors on unseen data to start from. All are raw: its ``values`` (n, at least
     targets) at ``tick``, ``scale`` (n, targets) at ``row``, ``point`` (n, horizon, targets) and the
-    ``quantiles`` (n, 2, horizon, targets) to be written at ``to``.
+    ``quantiles`` (n, 2 * coverages, horizon, targets) to be written at ``to``.
     """
-    pending, reach, width, targets = bands.pending, bands.reach, bands.width, scale.shape[1]
+    pending, reach, targets = bands.pending, bands.reach, scale.shape[1]
+    many = len(plan.coverages)
+    # the main one apart: where there is no other, nothing is paid for others
     for a in range(len(plan.steps)):
         k, ring = plan.steps[a], plan.ring[a]
         for missed in range(max(place - steps + 1, place - k), place):
@@ -117,44 +172,139 @@ def surround(
                 pending[slot, ring + missed % k, j] = np.nan
         at = ring + place % k
         for j in range(targets):
-            if place == 0:
-                width[slot, a, j] = plan.initial[a, j]
-            elif place >= k and not (warm and plan.initial[a, j] >= 0.0):
-                # here lies what was issued k steps ago
-                error = abs(values[tick, j] - pending[slot, at, j])
-                if error <= reach[slot, at, j]:
-                    width[slot, a, j] *= 1.0 - RATE * (1.0 - plan.coverage)
-                elif width[slot, a, j] > 0.0 and error > 0.0:
-                    width[slot, a, j] *= 1.0 + RATE * plan.coverage
-                elif error >= 0.0:  # nothing to widen yet; NaN, after a gap, says nothing
-                    width[slot, a, j] = error / scale[row, j]
+            error, due = abs(values[tick, j] - pending[slot, at, j]), place >= k
+            due = due and not (warm and plan.initial[a, 0, j] >= 0.0)
             pending[slot, at, j] = point[to, k - 1, j]
-            reach[slot, at, j] = np.float32(width[slot, a, j] * scale[row, j])
+            if place == 0:
+                bands.surge[slot, a, j, 0] = bands.surge[slot, a, j, 1] = 0.0
+            factor = _surge(plan, bands, slot, a, at, j, due, error)
+            _track(plan, bands, slot, a, at, 0, j, place, due, error, factor, scale[row, j])
+            for c in range(1, many):
+                _track(plan, bands, slot, a, at, c, j, place, due, error, factor, scale[row, j])
+                r, within, beyond = at * many, plan.narrower[c], plan.wider[c]
+                reach[slot, r + c, j] = _between(
+                    reach[slot, r + c, j], reach[slot, r + within, j], reach[slot, r + beyond, j]
+                )
+    _issue(plan, bands, slot, 0, scale, row, point, quantiles, to)
+    for c in range(1, many):
+        _issue(plan, bands, slot, c, scale, row, point, quantiles, to)
+        within, beyond = 2 * plan.narrower[c], 2 * plan.wider[c]
+        _nest(quantiles[to, 2 * c], quantiles[to, beyond], quantiles[to, within])
+        _nest(quantiles[to, 2 * c + 1], quantiles[to, within + 1], quantiles[to, beyond + 1])
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, inline="always")
+def _surge(
+    plan: Plan, bands: Bands, slot: int, a: int, at: int, j: int, due: bool, error: float
+) -> float:
+    """What half-widths are to be multiplied by for all coverages; otherwise as :func:`_track`."""
+    surge, k, coverage = bands.surge, plan.steps[a], plan.coverages[0]
+    reach, rate, factor = bands.reach[slot, at * len(plan.coverages), j], FAST / k, 1.0
+    more, run = np.float64(surge[slot, a, j, 0]), surge[slot, a, j, 1]
+    if due and error <= reach:
+        run = np.float32(0.0)
+        if more > 0.0:
+            factor = max(1.0 - rate * (1.0 - coverage), 1.0 / (1.0 + more))
+    elif due and error > reach:
+        run += np.float32(1.0)
+        if more > 0.0 or run >= plan.run * k:
+            factor = 1.0 + rate * coverage
+    more = (1.0 + more) * factor - 1.0
+    share = SETTLE * more / (1.0 + more)
+    more = (more - share) / (1.0 + share)
+    surge[slot, a, j, 0] = min(more, LARGEST) if more > LEAST else 0.0
+    surge[slot, a, j, 1] = run
+    return factor
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, inline="always")
+def _track(
+    plan: Plan,
+    bands: Bands,
+    slot: int,
+    a: int,
+    at: int,
+    c: int,
+    j: int,
+    place: int,
+    due: bool,
+    error: float,
+    factor: float,
+    scale: float,
+) -> None:
+    """Learn from an ``error`` where one was ``due``, and keep the half-width issued at ``place``.
+
+    Of scored step ``a``, coverage ``c`` and target ``j``; it lies at ``at`` in the ring. ``factor``
+    is what a surge does.
+    """
+    reach, width, many = bands.reach, bands.width, len(plan.coverages)
+    w, r = a * many + c, at * many + c
+    if place == 0:
+        width[slot, w, j] = plan.initial[a, c, j]
+    elif due:
+        # there lies what was issued as many steps ago
+        if error <= reach[slot, r, j]:
+            width[slot, w, j] *= factor * (1.0 - RATE * (1.0 - plan.coverages[c]))
+        elif width[slot, w, j] > 0.0 and error > 0.0:
+            width[slot, w, j] *= factor * (1.0 + RATE * plan.coverages[c])
+        elif error >= 0.0:  # nothing to widen yet; NaN, after a gap, says nothing
+            width[slot, w, j] = error / scale
+    reach[slot, r, j] = np.float32(width[slot, w, j] * scale)
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, inline="always")
+def _issue(
+    plan: Plan,
+    bands: Bands,
+    slot: int,
+    c: int,
+    scale: NDArray[np.float64],
+    row: int,
+    point: NDArray[np.float64],
+    quantiles: NDArray[np.float64],
+    to: int,
+) -> None:
+    """Write the interval of coverage ``c``."""
+    width, many = bands.width, len(plan.coverages)
     for k in range(point.shape[1]):
-        for j in range(targets):
+        for j in range(point.shape[2]):
             half = np.nan
             if len(plan.steps):
-                a, share = plan.left[k], plan.share[k]
-                half = np.float64(width[slot, a, j])
+                w, share = plan.left[k] * many + c, plan.share[k]
+                half = np.float64(width[slot, w, j])
                 if share > 0.0:
-                    half += share * (width[slot, a + 1, j] - half)
-                half *= plan.shape[k, j] * scale[row, j]
-            quantiles[to, 0, k, j] = point[to, k, j] - half
-            quantiles[to, 1, k, j] = point[to, k, j] + half
+                    half += share * (width[slot, w + many, j] - half)
+                half *= plan.shape[c, k, j] * scale[row, j]
+            quantiles[to, 2 * c, k, j] = point[to, k, j] - half
+            quantiles[to, 2 * c + 1, k, j] = point[to, k, j] + half
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, inline="always")
+def _nest(ends: NDArray[np.float64], least: NDArray[np.float64], most: NDArray[np.float64]) -> None:
+    """Keep the ends of an interval, (horizon, targets), between those of others."""
+    for j in range(ends.shape[1]):
+        for k in range(ends.shape[0]):
+            ends[k, j] = _between(ends[k, j], least[k, j], most[k, j])
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, inline="always")
+def _between(number: float, least: float, most: float) -> float:
+    """A number within two bounds; one that is NaN, or the number itself, bounds nothing."""
+    return least if least > number else most if most < number else number
 
 
 def around(
     layout: Plan, place: NDArray[np.int64], y: NDArray[np.float64], point: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Lower and upper ends, (n, horizon), that one series would have had around any forecasts.
+) -> NDArray[np.float64]:
+    """Lower and upper ends, (n, 2 * coverages, horizon), that any forecasts of a series would get.
 
     ``place`` (n,) of each tick on its grid, ``y`` (n,), ``point`` (n, horizon) made there.
     """
     n, horizon = point.shape
     bands = placed(Bands(**records(bands_fields(layout), 1)))
-    quantiles = np.empty((n, 2, horizon, 1))
+    quantiles = np.empty((n, 2 * len(layout.coverages), horizon, 1))
     _around(placed(layout), bands, place, y[:, None], np.ones((1, 1)), point[:, :, None], quantiles)
-    return quantiles[:, 0, :, 0], quantiles[:, 1, :, 0]
+    return quantiles[..., 0]
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)

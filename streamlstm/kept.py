@@ -330,6 +330,8 @@ def engine_of(config: Config, model: Model) -> Engine:
         policies=Policies(**config.ticks.model_dump()),
         scored=config.engine.scored,
         learning=config.engine.learning,
+        watching=config.engine.watch,
+        telling=config.output.quality,
     )
 
 

@@ -31,6 +31,8 @@ COUNTERS: Mapping[str, str] = MappingProxyType(
         "ticks_warm": "Ticks that moved their series in silence.",
         "ticks_coalesced": "Ticks skipped because a later one of their series waited.",
         "series_started": "Series seen for the first time.",
+        "anomalies": "Ticks at which a series was anomalous: a likelihood of 0.99999 or more.",
+        "drifts": "Times that the errors of a series were found to have grown for good.",
         "series_quarantined": "Series begun anew since their state or forecast was not finite.",
         "input_gaps": "Ticks that came after at least one was missed.",
         "publisher_gaps": "Ticks that publishers numbered and that did not come.",
@@ -64,6 +66,7 @@ SCORES: Mapping[str, str] = MappingProxyType(
         "forecasts_covered": "Those of them whose tick lay within their interval.",
         "forecast_errors": "Sum of their absolute errors, in units of the scale of their series.",
         "last_value_errors": "The same, had the latest value been the forecast.",
+        "seasonal_naive_errors": "The same, had the value of the season before been the forecast.",
     }
 )
 """By step ahead."""

@@ -6,7 +6,7 @@ Two such runs are compared bit by bit, series by series, whatever slots they lie
 import argparse
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,7 +91,7 @@ class Run:
         self.ticks += self.engine.taken
         if self._keep:
             names = self.engine.series.keys(forecasts.slot)
-            slot, ts, seq, point, quantiles = forecasts
+            slot, ts, seq, point, quantiles, _ = forecasts
             kept = (slot.copy(), ts.copy(), seq.copy(), point.copy(), quantiles.copy())
             self.made.append(Made(names, Forecasts(*kept)))
 
@@ -220,7 +220,7 @@ def command(config: Config, options: argparse.Namespace) -> int:
     made = run(config, _source(options, name), keep)
     report = {"source": name, **_report(made)}
     if options.output:
-        _write(options.output, made.made)
+        _write(options.output, made.made, made.engine.coverages[1:])
     if options.compare:
         other = run(config, _source(options, options.compare), keep)
         said = difference(made.engine, other.engine)
@@ -279,9 +279,9 @@ def _print(report: dict[str, Any]) -> None:
         print(compared["difference"] or "the same, bit by bit")
 
 
-def _write(path: Path, made: list[Made]) -> None:
+def _write(path: Path, made: list[Made], further: Sequence[float]) -> None:
     """A row for each step of each forecast, in the order in which they were made."""
-    parts = [_frame(each) for each in made] or [_frame(_NONE)]
+    parts = [_frame(each, further) for each in made] or [_frame(_NONE, ())]
     frame = pd.concat(parts, ignore_index=True)
     if path.suffix == ".csv":
         frame.to_csv(path, index=False)  # the shortest text that is read as the same bits
@@ -298,11 +298,13 @@ _NONE = Made(
 )  # fmt: skip
 
 
-def _frame(made: Made) -> pd.DataFrame:
+def _frame(made: Made, further: Sequence[float]) -> pd.DataFrame:
+    """Of ``further`` coverages beside the main one the columns are named after them."""
     names, forecasts = made
     n, horizon, targets = forecasts.point.shape
     each = horizon * targets
-    lower, upper = forecasts.quantiles[:, 0], forecasts.quantiles[:, 1]
+    names_of = ("", *(f"_{coverage}" for coverage in further))
+    ends = [f"{end}{of}" for of in names_of for end in ("lower", "upper")]
     return pd.DataFrame({
         "unique_id": np.repeat(np.array([name.decode() for name in names], object), each),
         "ds": pd.to_datetime(np.repeat(forecasts.ts, each)),
@@ -310,6 +312,5 @@ def _frame(made: Made) -> pd.DataFrame:
         "step": np.tile(np.repeat(np.arange(1, horizon + 1), targets), n),
         "target": np.tile(np.arange(targets), n * horizon),
         "forecast": forecasts.point.ravel(),
-        "lower": lower.ravel(),
-        "upper": upper.ravel(),
+        **{end: forecasts.quantiles[:, level].ravel() for level, end in enumerate(ends)},
     })  # fmt: skip

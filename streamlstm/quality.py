@@ -1,8 +1,8 @@
 """How good the forecasts are, live: those whose tick has come, by step ahead.
 
-Beside their errors stand those that the latest value would have made, and whether the tick lay
-within the interval that was issued. Errors count in units of the scale of their series, so that
-those of many series add up.
+Beside their errors stand those of two naive forecasts, the latest value and that of the season
+before, and whether the tick lay within the interval that was issued. Errors count in units of the
+scale of their series, so that those of many series add up.
 """
 
 from typing import NamedTuple
@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from streamlstm.intervals import Bands, Plan
 from streamlstm.jit import njit
+from streamlstm.watch import ALARM, DRIFT, LIKELIHOOD, MEASURES, Watched, look
+from streamlstm.watch import ERROR as SIGNED
 
-ERROR, NAIVE, INSIDE = range(3)
+ERROR, NAIVE, SEASONAL, INSIDE = range(4)
 """What is marked of a forecast whose tick came."""
 
 
@@ -28,22 +30,31 @@ class Score(NamedTuple):
     """(scored,) sum of their absolute errors, in units of the scale of the series"""
     naive: NDArray[np.float64]
     """(scored,) the same of the value that was the latest when they were made"""
+    seasonal: NDArray[np.float64]
+    """(scored,) the same of the latest value at the phase of the season that they were for, or
+    of the latest where there was none"""
 
 
 class Quality(NamedTuple):
     """What is scored, and its sums."""
 
     marks: NDArray[np.float32]
-    """(n, scored, targets, 3) of the ticks of a batch; a NaN error where none was due"""
+    """(n, scored, targets, 4) of the ticks of a batch; a NaN error where none was due"""
+    measures: NDArray[np.float64]
+    """(n, measures) what is told of each, :data:`streamlstm.watch.MEASURES`"""
     sums: Score
+    alarms: NDArray[np.int64]
+    """(2,) ticks that were anomalies, drifts"""
 
     @classmethod
     def of(cls, plan: Plan, targets: int, n: int) -> "Quality":
         """Nothing scored yet; room for ``n`` ticks."""
         steps = len(plan.steps)
         return cls(
-            np.full((n, steps, targets, 3), np.nan, np.float32),
+            np.full((n, steps, targets, 4), np.nan, np.float32),
+            np.full((n, len(MEASURES)), np.nan),
             Score(*(np.zeros(steps) for _ in Score._fields)),
+            np.zeros(2, np.int64),
         )
 
 
@@ -53,6 +64,7 @@ def mark(
     plan: Plan,
     bands: Bands,
     past: NDArray[np.float64],
+    season: int,
     quality: Quality,
     slot: int,
     place: int,
@@ -65,9 +77,11 @@ def mark(
     """Look at the forecasts that were made for the tick at ``place``, ``steps`` after the latest.
 
     ``past`` (series, history, targets) is that of :class:`streamlstm.features.Memory`, the rest as
-    :func:`streamlstm.intervals.surround`, before which this is called, is given it.
+    :func:`streamlstm.intervals.surround`, before which this is called, is given it. The interval
+    looked at is the main one.
     """
     marks, history = quality.marks, past.shape[1]
+    quality.measures[tick, SIGNED] = np.nan
     for a in range(len(plan.steps)):
         k = plan.steps[a]
         at = plan.ring[a] + place % k
@@ -75,17 +89,45 @@ def mark(
             marks[tick, a, j, ERROR] = np.nan
             if place < k or steps > k:  # no forecast was made then
                 continue
-            value, reach = values[tick, j], np.float64(bands.reach[slot, at, j])
-            error = abs(value - bands.pending[slot, at, j])
+            value = values[tick, j]
+            reach = np.float64(bands.reach[slot, at * len(plan.coverages), j])
+            off = value - bands.pending[slot, at, j]
+            error = abs(off)
+            if a == j == 0:
+                quality.measures[tick, SIGNED] = off
             if not (error >= 0.0 and reach >= 0.0):
                 continue
             marks[tick, a, j, ERROR] = error / scale[row, j]
             marks[tick, a, j, INSIDE] = error <= reach
+            marks[tick, a, j, NAIVE] = np.nan
             if k < history:
                 latest = past[slot, (place - k) % history, j]
                 marks[tick, a, j, NAIVE] = abs(value - latest) / scale[row, j]
-            else:
-                marks[tick, a, j, NAIVE] = np.nan
+            marks[tick, a, j, SEASONAL] = marks[tick, a, j, NAIVE]
+            if season > 0:
+                back = season * ((k + season - 1) // season)
+                if place >= back and back < history:
+                    before = past[slot, (place - back) % history, j]
+                    marks[tick, a, j, SEASONAL] = abs(value - before) / scale[row, j]
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def judge(watched: Watched, quality: Quality, slot: int, tick: int, season: int) -> None:
+    """Let a series see what was marked of its tick, of the first scored step."""
+    marks, measures = quality.marks, quality.measures
+    error = last = seasonal = inside = 0.0
+    known = 0.0
+    for j in range(marks.shape[2]):
+        if marks[tick, 0, j, ERROR] >= 0.0:
+            known += 1.0
+            error += marks[tick, 0, j, ERROR]
+            last += marks[tick, 0, j, NAIVE]
+            seasonal += marks[tick, 0, j, SEASONAL]
+            inside += marks[tick, 0, j, INSIDE]
+    look(
+        watched, slot, error / known, last / known, seasonal / known, season > 0, inside / known,
+        measures, tick,
+    )  # fmt: skip
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
@@ -99,3 +141,8 @@ def tally(quality: Quality, tick: int) -> None:
                 quality.sums.covered[a] += marks[tick, a, j, INSIDE]
                 quality.sums.error[a] += marks[tick, a, j, ERROR]
                 quality.sums.naive[a] += marks[tick, a, j, NAIVE]
+                quality.sums.seasonal[a] += marks[tick, a, j, SEASONAL]
+    if quality.measures[tick, LIKELIHOOD] >= ALARM:
+        quality.alarms[0] += 1
+    if quality.measures[tick, DRIFT] > 0.0:
+        quality.alarms[1] += 1

@@ -35,10 +35,9 @@ class Fan:
     """coverage -> lower and upper, (horizon,)"""
 
     @classmethod
-    def of(cls, ts: int, actual: Actual, issued: dict[float, Issued], row: int) -> "Fan":
+    def of(cls, ts: int, actual: Actual, issued: Issued, row: int) -> "Fan":
         """Made at the tick of time ``ts``, that of the forecast in ``row``."""
-        some = next(iter(issued.values()))
-        place, horizon = int(some.place[row]), some.point.shape[1]
+        place, horizon = int(issued.place[row]), issued.point.shape[1]
         came = np.full(horizon, np.nan)
         known = actual.y[place + 1 : place + 1 + horizon]
         came[: len(known)] = known
@@ -46,8 +45,8 @@ class Fan:
             ts,
             actual.y[max(0, place - max(BACK, 3 * horizon)) : place + 1].copy(),
             came,
-            some.point[row].copy(),
-            {c: (of.lower[row].copy(), of.upper[row].copy()) for c, of in issued.items()},
+            issued.point[row].copy(),
+            {c: (low[row].copy(), high[row].copy()) for c, (low, high) in issued.intervals.items()},
         )
 
 
@@ -131,9 +130,9 @@ def _records(scores: Scores, coverage: float = 0.0) -> Iterator[tuple[int, dict[
                 yield k, {"forecast": name} | row
 
 
-def effort(series: Sequence[SeriesData], coverages: Sequence[float]) -> int:
-    """Ticks that a backtest passes through: of the model and two naive forecasts, per interval."""
-    return len(MODELS) * len(coverages) * sum(len(s.ts) for s in series)
+def effort(series: Sequence[SeriesData]) -> int:
+    """Ticks that a backtest passes through: of the model and two naive forecasts."""
+    return len(MODELS) * sum(len(s.ts) for s in series)
 
 
 def backtest(
@@ -148,8 +147,8 @@ def backtest(
 ) -> Backtest:
     """Judge ``model`` on all of each series but its first ``known`` ticks.
 
-    ``data`` says where they are from. The model runs once for each of ``coverages``: its forecasts
-    are the same, its intervals not. ``progress`` is told how many ticks of :func:`effort` are done.
+    ``data`` says where they are from; the first of ``coverages`` is that of the main interval.
+    ``progress`` is told how many ticks of :func:`effort` are done.
 
     Raises:
         BacktestError: no series is long enough, or one cannot be judged.
@@ -162,21 +161,18 @@ def backtest(
     for s, past in zip(series, known, strict=True):
         past, ticks = max(past, 1), len(s.ts)
         if past >= ticks:  # nothing comes after its first forecast
-            progress(effort([s], coverages))
+            progress(effort([s]))
             continue
-        issued = {}
-        for c in coverages:
-            issued[c] = run(model, s.ts, s.values, past, coverage=c, learning=learning)
-            progress(ticks)
+        issued = run(model, s.ts, s.values, past, coverage=coverages, learning=learning)
+        progress(ticks)
         actual = Actual.of(s.ts, s.values[:, 0], spec.step_ns, spec.season, past)
         scores = judge(actual, issued, functools.partial(progress, ticks))
-        some = issued[coverages[0]]
-        row = int(np.searchsorted(some.place, len(actual.y) - 1 - spec.horizon, side="right"))
+        row = int(np.searchsorted(issued.place, len(actual.y) - 1 - spec.horizon, side="right"))
         row = max(0, row - 1)
         fan = Fan.of(int(s.ts[past - 1 + row]), actual, issued, row)
         judged.append(Judged(s.name, scores.over_steps(), fan))
         total = total + scores if total else scores
-        first = first or (actual, some)
+        first = first or (actual, issued)
         period += [int(s.ts[past]), int(s.ts[-1])]
     if total is None or first is None:
         raise BacktestError(f"{data}: no series is long enough to be judged; raise --last")

@@ -123,7 +123,7 @@ def finish(work: Work, ticks: Ticks) -> int:
     taken, published, fate = 0, 0, work.schedule.fate
     forecasts = work.forecasts
     slot, ts, seq = forecasts.slot, forecasts.ts, forecasts.seq
-    point, quantiles = forecasts.point, forecasts.quantiles
+    point, quantiles, quality = forecasts.point, forecasts.quantiles, forecasts.quality
     for i in range(len(ticks.slot)):
         if fate[i] != TAKEN:
             continue
@@ -135,6 +135,8 @@ def finish(work: Work, ticks: Ticks) -> int:
             slot[published], ts[published], seq[published] = slot[i], ts[i], seq[i]
             _move_row(point.ctypes.data, point.strides[0], i, published)
             _move_row(quantiles.ctypes.data, quantiles.strides[0], i, published)
+            for k in range(quality.shape[1]):
+                quality[published, k] = quality[i, k]
         published += 1
     work.schedule.progress[COUNT] = taken
     return published

@@ -33,6 +33,7 @@ from streamlstm.security import SecurityError
 from streamlstm.segments import JournalError
 from streamlstm.snapshot import Snapshots
 from streamlstm.transport import TransportError
+from streamlstm.watch import MEASURES
 from streamlstm.web import MetricsError, Server, Tls, Users
 from streamlstm.wire.codec import Decoder, Encoder
 from streamlstm.wire.format import FormatError, Shape
@@ -465,6 +466,7 @@ class Service:
         self.metrics.evicted = self.engine.series.evicted
         values["series_started"] = self.engine.series.started
         values["input_gaps"] = self.engine.gaps
+        values["anomalies"], values["drifts"] = self.engine.alarms.values()
         values["series_quarantined"] = self.engine.quarantined
         values["subscriber_overflows"] = self.publisher.overflows
         for name, count in zip(COUNTS, self.decoder.publishers.counts.tolist(), strict=True):
@@ -519,6 +521,8 @@ def _open_encoders(config: Config, model: Model, boot: int) -> list[Encoder]:
         model.spec.targets,
         config.input.max_key,
         config.engine.max_batch,
+        config.interval.coverage[1:],
+        MEASURES if config.output.quality else (),
     )
     encoders = [Encoder(config.output.format, shape)]
     if config.output.batch and config.output.format != "arrow":

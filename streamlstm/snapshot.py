@@ -169,6 +169,7 @@ class Snapshots:
             work.latest.latest_seq[slots],
             latest[:, 0].copy(),
             latest[:, 1:].copy(),
+            work.latest.latest_quality[slots],
         )
         sent = 0
         while sent < len(slots):

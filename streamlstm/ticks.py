@@ -140,7 +140,10 @@ class Forecasts(NamedTuple):
     point: NDArray[np.float64]
     """(n, horizon, targets) raw units"""
     quantiles: NDArray[np.float64]
-    """(n, 2, horizon, targets): lower and upper end of the interval; NaN where not yet known"""
+    """(n, 2 * coverages, horizon, targets): lower and upper end of each interval, the main one
+    first; NaN where not yet known"""
+    quality: NDArray[np.float64] = np.zeros((0, 0))
+    """(n, measures) :data:`streamlstm.watch.MEASURES` of each tick; none where not asked for"""
 
 
 class Names(NamedTuple):
@@ -168,4 +171,5 @@ def first(forecasts: Forecasts, n: int) -> Forecasts:
         forecasts.seq[:n],
         forecasts.point[:n],
         forecasts.quantiles[:n],
+        forecasts.quality[:n],
     )

@@ -10,6 +10,7 @@ from streamlstm.index import Index
 from streamlstm.policies import Clock, Counts, Rules
 from streamlstm.quality import Quality
 from streamlstm.ticks import Forecasts, Ticks
+from streamlstm.watch import Watched
 
 DROPPED, FAULTY, TAKEN = range(3)
 """What becomes of a tick; ``FAULTY``: what it led to is not finite."""
@@ -79,7 +80,9 @@ class Latest(NamedTuple):
     latest_ts: NDArray[np.int64]
     """(series,)"""
     latest: NDArray[np.float64]
-    """(series, 3, horizon, targets): forecast, lower and upper end"""
+    """(series, 1 + 2 * coverages, horizon, targets): forecast, lower and upper ends"""
+    latest_quality: NDArray[np.float64]
+    """(series, measures) as :attr:`Forecasts.quality`"""
 
 
 class Recent(NamedTuple):
@@ -133,6 +136,7 @@ class Work(NamedTuple):
     """and then the ticks that the stages take"""
     counts: Counts
     quality: Quality
+    watched: Watched
     hashes: NDArray[np.uint64]
     """(n,) of the keys of a batch"""
     found: NDArray[np.int32]

@@ -46,6 +46,7 @@ class Oracle:
         self.place, self.seen, self.last = 0, 0, 0
         self.loc = np.zeros(self.spec["inputs"])
         self.var = np.zeros(self.spec["inputs"])
+        self.surges: dict[tuple[int, int], tuple[float, int]] = {}
         self.width: np.ndarray | None = None
         self.taught = self.taught_steps()
 
@@ -181,6 +182,7 @@ class Oracle:
                 "theta": np.zeros((T, 1 + D)),
                 "usual": np.zeros(T), "answers": np.zeros(T, int), "used": np.zeros(T),
                 "mean": np.zeros((T, 2)), "square": np.zeros((T, 2)),
+                "lately": np.zeros(T), "less": np.zeros(T), "fallen": np.zeros(T, bool),
             }  # fmt: skip
         return taught
 
@@ -196,8 +198,9 @@ class Oracle:
                     self.learn(of, j, y[j])
             guess = np.clip(of["theta"] @ z, -2 * of["usual"], 2 * of["usual"])
             if not of["example"] or self.place - of["example"][0] >= of["apart"]:
-                of["example"] = self.place, z, point[k - 1].copy(), scale.copy(), guess
-            amounts.append(of["used"] * guess * scale)
+                of["example"] = self.place, z, point[k - 1].copy(), scale.copy(), guess, y.copy()
+            latest = of["fallen"] & np.isfinite(y)
+            amounts.append(np.where(latest, y - point[k - 1], of["used"] * guess * scale))
         if not steps:
             return np.zeros_like(point)
         every = np.arange(1, len(point) + 1)
@@ -205,7 +208,7 @@ class Oracle:
 
     @staticmethod
     def learn(of: dict[str, Any], j: int, y: float) -> None:
-        _, z, frozen, scale, guess = of["example"]
+        _, z, frozen, scale, guess, before = of["example"]
         error = (y - frozen[j]) / scale[j]
         if not abs(error) < 1e9:
             return
@@ -219,6 +222,15 @@ class Oracle:
         def loss(e: float) -> float:
             return e * e / (2 * usual) if abs(e) <= usual else abs(e) - usual / 2
 
+        model, naive = abs(error - of["used"][j] * guess[j]), abs(y - before[j]) / scale[j]
+        if naive < 1e9:
+            share = 1 / min(of["answers"][j], 5)
+            of["lately"][j] += share * (model - of["lately"][j])
+            of["less"][j] += share * ((model - naive) / (model + naive) - of["less"][j])
+            if of["less"][j] <= 0:
+                of["fallen"][j] = False
+            elif n > 20 and of["lately"][j] > 3 * usual and of["less"][j] > 1 / 3:
+                of["fallen"][j] = True
         doubt = 1 if of["used"][j] else 2
         sure = []
         for n, share in enumerate((0.5, 1.0)):
@@ -229,6 +241,22 @@ class Oracle:
         of["used"][j] = (0.5, 1.0)[int(np.argmax(sure))] if max(sure) > 0 else 0.0
         left = np.clip(error - of["theta"][j] @ z, -usual, usual)
         of["theta"][j] += 0.001 * left * z / (1 + 0.001 * (z @ z))
+
+    def surge(self, k: int, j: int, error: float, half: float) -> float:
+        """What a surge multiplies a half-width by."""
+        times, run = self.surges.get((k, j), (1.0, 0))
+        rate, factor = 0.4 / k, 1.0
+        if error <= half:
+            run = 0
+            factor = max(1 - rate * (1 - self.coverage), 1 / times)
+        elif error > half:
+            run += 1
+            if times > 1 or run >= k * math.ceil(math.log(1e-4) / math.log(1 - self.coverage)):
+                factor = 1 + rate * self.coverage
+        times *= factor
+        times /= 1 + 0.03 * (times - 1) / times
+        self.surges[k, j] = times if times > 1.001 else 1.0, run
+        return factor
 
     def interval(self, y: np.ndarray, scale: np.ndarray) -> np.ndarray:
         """Half-widths (horizon, targets); learns from ``y`` first."""
@@ -246,6 +274,7 @@ class Oracle:
                 point, half = self.made[self.place - k]
                 for j, error in enumerate(abs(y - point[k - 1])):
                     w = self.width[a, j]
+                    w *= self.surge(k, j, error, half[k - 1, j])
                     if error <= half[k - 1, j]:
                         self.width[a, j] = w * (1 - rate * (1 - cover))
                     elif w > 0:

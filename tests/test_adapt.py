@@ -75,6 +75,24 @@ def test_what_was_learned_is_dropped_once_it_does_harm(model: Model) -> None:
     assert learned[N + 500 :].mean() < 1.02 * frozen[N + 500 :].mean()
 
 
+def test_after_a_shift_the_latest_value_serves_until_the_model_is_better() -> None:
+    """Of a model that says what was a season before. A single value far off changes nothing."""
+    model = random_model(directions=8, horizon=1, season=48, base="seasonal", lags=(1,))
+    n, shift, noise = 1200, 800, np.random.default_rng(0).normal(size=1200)
+    usual = 20 * np.sin(2 * np.pi * np.arange(n) / 48) + 0.1 * noise
+    shifted, spike = usual.copy(), usual.copy()
+    shifted[shift:] += 100
+    spike[shift] += 100
+    naive = np.abs(np.diff(shifted))
+    learned, frozen = (errors(model, shifted, learning) for learning in (True, False))
+    at_first, later = slice(shift + 8, shift + 45), slice(shift + 100, n)
+    assert frozen[at_first].mean() > 10 * naive[at_first].mean()
+    assert learned[at_first].mean() < 1.1 * naive[at_first].mean()
+    assert learned[later].mean() < 1.02 * min(frozen[later].mean(), naive[later].mean())
+    learned, frozen = (errors(model, spike, learning) for learning in (True, False))
+    assert learned[shift - 1 :].mean() < 1.02 * frozen[shift - 1 :].mean()
+
+
 def test_a_forecast_is_never_corrected_by_what_came_after_it(model: Model) -> None:
     y = autoregression((-0.7, -0.5), 1, 1500)
     other = y.copy()

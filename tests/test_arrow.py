@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamlstm.ticks import END, RESET, WARM, Arrivals, Forecasts, Messages, Names
+from streamlstm.watch import MEASURES
 from streamlstm.wire.codec import Decoder, Encoder
 from streamlstm.wire.format import FormatError, Shape, WireError
 from streamlstm.wire.peer import (
@@ -426,15 +427,18 @@ def test_no_bytes_raise_and_every_key_is_text_of_its_message(payloads: list[byte
 # predictions
 
 
-def forecasts(rows: int, horizon: int, targets: int, known: bool = True) -> Forecasts:
+def forecasts(
+    rows: int, horizon: int, targets: int, known: bool = True, coverages: int = 1, measures: int = 0
+) -> Forecasts:
     rng = np.random.default_rng(rows)
-    quantiles = rng.normal(size=(rows, 2, horizon, targets))
+    quantiles = rng.normal(size=(rows, 2 * coverages, horizon, targets))
     return Forecasts(
         rng.permutation(rows).astype(np.int32),
         rng.integers(-(2**62), 2**62, rows),
         rng.integers(1, 2**62, rows),
         rng.normal(size=(rows, horizon, targets)),
         quantiles if known else np.full_like(quantiles, np.nan),
+        rng.normal(size=(rows, measures)),
     )
 
 
@@ -446,10 +450,19 @@ def names(count: int) -> tuple[Names, list[str]]:
 
 @pytest.mark.parametrize(("horizon", "targets"), [(1, 1), (3, 1), (2, 3), (1, 2)])
 @pytest.mark.parametrize("known", [True, False])
-def test_predictions_as_pyarrow_reads_them(horizon: int, targets: int, known: bool) -> None:
-    encoder = Encoder("arrow", Shape("0123456789ab", 4_000_000_000, horizon, targets, 32, 16))
+@pytest.mark.parametrize(("further", "quality"), [((), ()), ((0.5, 0.95), ()), ((0.5,), MEASURES)])
+def test_predictions_as_pyarrow_reads_them(
+    horizon: int,
+    targets: int,
+    known: bool,
+    further: tuple[float, ...],
+    quality: tuple[str, ...],
+) -> None:
+    shape = Shape("0123456789ab", 4_000_000_000, horizon, targets, 32, 16, further, quality)
+    encoder, coverages = Encoder("arrow", shape), 1 + len(further)
     for count in (16, 1, 5):  # of one size after another: nothing of the last is left
-        out, (table_of_names, said) = forecasts(count, horizon, targets, known), names(count)
+        out = forecasts(count, horizon, targets, known, coverages, len(quality))
+        table_of_names, said = names(count)
         assert encoder.encode(out, table_of_names) == count
         assert encoder.count == 1
         topic, payload = encoder.messages.message(0)
@@ -461,7 +474,13 @@ def test_predictions_as_pyarrow_reads_them(horizon: int, targets: int, known: bo
         assert read.schema.field("ts").type == pa.timestamp("ns", "UTC")
         assert read["ts"].cast(pa.int64()).to_pylist() == out.ts.tolist()
         assert read["seq"].to_pylist() == out.seq.tolist()
-        wanted = {"forecast": out.point, "lower": out.quantiles[:, 0], "upper": out.quantiles[:, 1]}
+        ends = [f"{end}{of}" for of in ("", "_0.5", "_0.95") for end in ("lower", "upper")]
+        ends = ends[: 2 * coverages]
+        assert read.column_names == ["series", "ts", "forecast", *ends, *quality, "seq"]
+        for name, of in zip(quality, out.quality.T, strict=True):
+            assert read[name].to_pylist() == of.tolist()
+        wanted = {"forecast": out.point}
+        wanted |= {end: out.quantiles[:, level] for level, end in enumerate(ends)}
         for name, numbers in wanted.items():
             steps = np.array(read[name].to_pylist())
             assert steps.shape == (count, horizon) + (targets,) * (targets > 1)
@@ -471,6 +490,11 @@ def test_predictions_as_pyarrow_reads_them(horizon: int, targets: int, known: bo
             assert (one.model, one.boot) == ("0123456789ab", 4_000_000_000)
             assert np.array_equal(one.forecast, out.point[i])
             assert np.array_equal(one.upper, out.quantiles[i, 1], equal_nan=True)
+            assert list(one.quality.values()) == out.quality[i].tolist()
+            assert tuple(each.coverage for each in one.intervals) == further
+            for k, each in enumerate(one.intervals, 1):
+                found = each.lower, each.upper
+                assert np.array_equal(found, out.quantiles[i, 2 * k : 2 * k + 2], equal_nan=True)
 
 
 def test_more_predictions_than_a_message_takes_go_in_several() -> None:

@@ -28,6 +28,11 @@ def wave(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return hours * HOUR, 10 + np.sin(2 * np.pi * hours / 24) + 0.1 * rng.normal(size=n)
 
 
+def of_zeros(place: np.ndarray, horizon: int, *coverages: float) -> Issued:
+    nothing = np.zeros((len(place), horizon))
+    return Issued(place, nothing, dict.fromkeys(coverages or (0.9,), (nothing, nothing)))
+
+
 def test_it_is_the_live_engine_tick_by_tick() -> None:
     model = random_model(season=24, base="seasonal", horizon=5)
     ts, y = wave(400)
@@ -53,7 +58,8 @@ def test_scores_are_those_of_plain_loops(gap: bool) -> None:
     point = rng.normal(10, 1, (m, horizon))
     place = places(ts, HOUR)[known - 1 :]
     ends = {0.9: (1.0, 1.5), 0.5: (0.4, 0.3), 0.8: (0.8, 0.9)}
-    issued = {c: Issued(place, point, point - low, point + up) for c, (low, up) in ends.items()}
+    given = {c: (point - low, point + up) for c, (low, up) in ends.items()}
+    issued = Issued(place, point, given)
     scores = judge(Actual.of(ts, y, HOUR, season, known), issued)
 
     value = dict(zip((ts // HOUR).tolist(), y.tolist(), strict=True))
@@ -116,7 +122,7 @@ def test_scores_of_series_add_up() -> None:
     for seed, origins in ((0, 20), (1, 30)):
         ts, y = wave(100, seed)
         point = np.random.default_rng(seed).normal(10, 1, (origins, 2))
-        issued = Issued(np.arange(100 - origins, 100), point, point - 1, point + 1)
+        issued = Issued(np.arange(100 - origins, 100), point, {0.9: (point - 1, point + 1)})
         parts.append((Actual.of(ts, y, HOUR, 24, 101 - origins), issued))
     both, first, second = score(parts), score(parts[:1]), score(parts[1:])
     for measure, weight in (("mae", 1), ("rmse", 2), ("coverage", 1), ("winkler", 1)):
@@ -145,7 +151,7 @@ def test_first_middle_and_last_of_the_steps_that_came_are_shown() -> None:
     for apart, horizon, shown in ((1, 48, (1, 24, 48)), (1, 1, (1,)), (2, 5, (2, 4)), (9, 3, ())):
         few, some = ts[::apart], y[::apart]
         actual = Actual.of(few, some, HOUR, 0, 10)
-        issued = Issued(places(few, HOUR)[9:], *np.zeros((3, len(few) - 9, horizon)))
+        issued = of_zeros(places(few, HOUR)[9:], horizon)
         assert score([(actual, issued)]).shown == shown
 
 
@@ -157,7 +163,7 @@ def test_smape_of_nothing_is_nothing() -> None:
 def test_an_interval_that_is_not_known_covers_nothing() -> None:
     ts, y = wave(50)
     unknown = np.full((10, 1), np.nan)
-    issued = Issued(np.arange(39, 49), y[39:49, None], unknown, unknown)
+    issued = Issued(np.arange(39, 49), y[39:49, None], {0.9: (unknown, unknown)})
     scores = score([(Actual.of(ts, y, HOUR, 24, 40), issued)])
     assert scores.mean("coverage") == 0
     assert np.isnan(scores.mean("winkler"))
@@ -167,23 +173,31 @@ def test_an_interval_that_is_not_known_covers_nothing() -> None:
 def test_the_naive_intervals_learn_from_the_first_tick() -> None:
     """And know nothing of what comes: what is changed later changes none issued before."""
     ts, y = wave(400)
-    issued = Issued(np.arange(200, 400), *np.zeros((3, 200, 2)))
-    scores = score([(Actual.of(ts, y, HOUR, 24, 201), issued)], 0.8)
+    issued = of_zeros(np.arange(200, 400), 2, 0.8, 0.5)
+    scores = score([(Actual.of(ts, y, HOUR, 24, 201), issued)])
     for name in ("last_value", "seasonal_naive"):
-        assert scores.mean("coverage", name) == pytest.approx(0.8, abs=0.08)
+        for coverage in (0.8, 0.5):
+            found = scores.mean("coverage", name, coverage)
+            assert found == pytest.approx(coverage, abs=0.08)
 
 
 def test_all_coverages_share_their_forecasts() -> None:
     model = random_model(season=24, base="seasonal", horizon=5, directions=3)
     ts, y = wave(400)
-    narrow, wide = (run(model, ts, y[:, None], 300, coverage=c) for c in (0.5, 0.95))
-    np.testing.assert_array_equal(narrow.point, wide.point)
-    assert (wide.upper - wide.lower > narrow.upper - narrow.lower).all()
+    both = run(model, ts, y[:, None], 300, coverage=(0.95, 0.5))
+    assert list(both.intervals) == [0.95, 0.5]
+    widths = {}
+    for coverage in (0.95, 0.5):
+        alone = run(model, ts, y[:, None], 300, coverage=coverage)
+        np.testing.assert_array_equal(both.point, alone.point)
+        np.testing.assert_array_equal(both.intervals[coverage], alone.intervals[coverage])
+        widths[coverage] = alone.upper - alone.lower
+    assert (widths[0.95] > widths[0.5]).all()  # so none had to give way
 
 
 def test_without_a_season_the_seasonal_naive_is_the_last_value() -> None:
     ts, y = wave(100)
-    issued = Issued(np.arange(80, 100), *np.zeros((3, 20, 2)))
+    issued = of_zeros(np.arange(80, 100), 2)
     scores = score([(Actual.of(ts, y, HOUR, 0, 81), issued)])
     for measure in ("mae", "winkler"):
         last = scores.by_step(measure, "last_value")
@@ -220,7 +234,7 @@ def test_a_gap_that_would_fill_the_memory_is_refused() -> None:
 @pytest.mark.filterwarnings("error")
 def test_a_constant_series_has_no_mase_and_raises_no_warning() -> None:
     ts, _ = wave(60)
-    issued = Issued(np.arange(40, 60), *np.zeros((3, 20, 2)))
+    issued = of_zeros(np.arange(40, 60), 2)
     scores = score([(Actual.of(ts, np.zeros(60), HOUR, 0, 41), issued)])
     assert scores.mean("mae") == 0
     assert scores.mean("smape") == 0

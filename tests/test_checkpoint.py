@@ -55,6 +55,20 @@ def test_a_restart_goes_on_bit_for_bit(tmp_path: Path, kind: Kind) -> None:
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_intervals_of_several_coverages_go_on(tmp_path: Path) -> None:
+    options = {"coverage": (0.9, 0.5, 0.8), "keep_latest": True}
+    one, other = running(**options), fresh(**options)
+    checkpoint.save(one, tmp_path / "c")
+    assert checkpoint.load(other, tmp_path / "c") is not None
+    assert everything(one) == everything(other)
+    batch = ticks([0, 3], [40, 40], np.array([1.0, 2]))
+    ours, theirs = one.step(batch, 0), other.step(batch, 0)
+    assert ours.quantiles.shape[1] == 6
+    np.testing.assert_array_equal(ours.quantiles, theirs.quantiles)
+    with pytest.raises(CheckpointError, match=r"= \[0.9, 0.5, 0.8\], now \[0.9, 0.8, 0.5\]"):
+        checkpoint.load(fresh(coverage=(0.9, 0.8, 0.5)), tmp_path / "c")
+
+
 def test_none_there_is_no_error(tmp_path: Path) -> None:
     assert checkpoint.load(fresh(), tmp_path / "c") is None
 
@@ -146,6 +160,7 @@ def test_damage_anywhere_is_noticed(tmp_path: Path) -> None:
         ({"seed": 1}, "of model"),
         ({"max_series": 4}, "of 5 series, max_series is 4"),
         ({"coverage": 0.5}, r"made at interval.coverage = 0.9, now 0.5"),
+        ({"coverage": (0.9, 0.5)}, r"made at interval.coverage = 0.9, now \[0.9, 0.5\]"),
         ({"max_key": 2}, "has keys of 3 bytes, max_key is 2; raise it"),
     ],
 )

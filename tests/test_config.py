@@ -34,7 +34,7 @@ def test_flags_go_before_environment_before_file_before_default(tmp_path: Path) 
     config = load_config(path, {"metrics.host": "c", "metrics.enabled": "false"}, environ)
     assert (config.metrics.host, config.metrics.port, config.metrics.enabled) == ("c", 2, False)
     assert (config.engine.max_series, config.engine.max_batch) == (5, 1024)
-    assert config.interval.coverage == 0.5
+    assert config.interval.coverage == (0.5,)
 
 
 def test_without_a_file() -> None:
@@ -57,6 +57,30 @@ def test_lists_as_text(text: str, parts: tuple[str, ...]) -> None:
         None, {"model": "m", "output.connect": text}, {"STREAMLSTM_INPUT__TOPICS": text}
     )
     assert config.output.connect == config.input.topics == parts
+
+
+@pytest.mark.parametrize(
+    ("said", "text", "coverages"),
+    [
+        ("0.9", "0.9", (0.9,)),
+        ("[0.9]", "[0.9]", (0.9,)),
+        ("[0.9, 0.5, 0.99]", "0.9,0.5,0.99", (0.9, 0.5, 0.99)),
+        ("'0.5, 0.9'", "[0.5, 0.9]", (0.5, 0.9)),
+        ("0", "0", ()),
+        ("[]", "", ()),
+    ],
+)
+def test_one_coverage_or_several(
+    tmp_path: Path, said: str, text: str, coverages: tuple[float, ...]
+) -> None:
+    path = write(tmp_path, f'model = "m"\n[interval]\ncoverage = {said}\n')
+    assert load_config(path, environ={}).interval.coverage == coverages
+    environ = {"STREAMLSTM_INTERVAL__COVERAGE": text}
+    for sources in (({"interval.coverage": text}, {}), ({}, environ)):
+        assert load_config(path, *sources).interval.coverage == coverages
+    many = ",".join(f"0.{k}" for k in range(1, 10))
+    with pytest.raises(ConfigError, match=r"name 8 at most, each of them once"):
+        load_config(path, {"interval.coverage": many}, {})
 
 
 def test_connecting_leaves_out_the_default_bind(tmp_path: Path) -> None:
@@ -96,8 +120,11 @@ def test_a_config_does_not_change() -> None:
         ('model = "m"\n[engine]\nbackend = "tpu"', "backend: 'tpu' is unknown; there is: 'cpu'"),
         ('model = "m"\n[input]\nformat = "xml"', "there is: 'json', 'msgpack', 'binary' or"),
         ('model = "m"\n[metrics]\nport = 70000', "metrics.port: Input should be less than"),
-        ('model = "m"\n[interval]\ncoverage = 1.0', "interval.coverage: Input should be less"),
-        ('model = "m"\n[interval]\ncoverage = nan', "interval.coverage: "),
+        ('model = "m"\n[interval]\ncoverage = 1.0', "interval.coverage: 1.0 does not lie between"),
+        ('model = "m"\n[interval]\ncoverage = [0.9, 0]', "interval.coverage: 0.0 does not lie"),
+        ('model = "m"\n[interval]\ncoverage = [0.9, 0.9]', "interval.coverage: 0.9, 0.9: name 8"),
+        ('model = "m"\n[interval]\ncoverage = "wide"', "interval.coverage.0: Input should be"),
+        ('model = "m"\n[interval]\ncoverage = nan', "interval.coverage.0: "),
         ('model = "m"\n[input]\nbind = []', "input.bind and input.connect are both empty"),
         ('model = "m"\n[input]\nbind = [1]', "input.bind.0: "),
         ('model = "m"\ninput = 3', "input: "),

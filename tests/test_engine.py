@@ -176,6 +176,32 @@ def test_a_series_does_not_depend_on_the_others() -> None:
         np.testing.assert_array_equal(mine.quantiles[0], theirs.quantiles[at])
 
 
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_further_coverages_change_nothing_of_the_main_one(calibrated: bool) -> None:
+    model, n = random_model(calibrated=calibrated, **BLENDED), 150
+    values = np.random.default_rng(2).normal(5, 1, (n, 2))
+    coverages = (0.9, 0.5, 0.95)
+    together = opened(model, coverage=coverages, keep_latest=True)
+    alone = [opened(model, coverage=coverage, keep_latest=True) for coverage in coverages]
+    for i in range(n):
+        tick = ticks([i % 2], [i // 2], values[i])
+        ours = together.step(tick, 0)
+        theirs = [engine.step(tick, 0) for engine in alone]
+        np.testing.assert_array_equal(ours.point, theirs[0].point)
+        np.testing.assert_array_equal(ours.quantiles[:, :2], theirs[0].quantiles)
+        if calibrated and i < 20:  # the others too, as long as they need not give way
+            for c, other in enumerate(theirs):
+                np.testing.assert_array_equal(ours.quantiles[:, 2 * c : 2 * c + 2], other.quantiles)
+        latest = together.work.latest.latest[i % 2]
+        np.testing.assert_array_equal(
+            latest, np.concatenate([ours.point[0][None], ours.quantiles[0]])
+        )
+    np.testing.assert_equal(together.scores, alone[0].scores)
+    assert together.scores[1][0] > 200
+    mine, main = everything(together), everything(alone[0])
+    assert {name for name in mine if mine[name] != main[name]} == {"reach", "width", "latest"}
+
+
 def test_forecasts_come_in_order_of_arrival_with_their_numbers() -> None:
     engine = opened(random_model())
     slots, hours = [2, 1, 2, 2, 1], [1, 1, 2, 3, 2]

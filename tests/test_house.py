@@ -17,6 +17,7 @@ LEVELS = {
     "decimals": 0, "placed": 0, "security": 0, "logs": 0, "files": 0,
     "fit_options": 1, "features": 1, "kernels": 1, "hashing": 1, "transport": 1,
     "intervals": 1, "adapt": 1, "backlog": 1, "events": 1, "copy_on_write": 1, "web": 1,
+    "watch": 1,
     "golden": 2, "quality": 2, "ends": 2, "index": 2, "policies": 2, "segments": 2, "wire": 2,
     "series": 3, "journal": 3, "work": 3,
     "rounds": 4,

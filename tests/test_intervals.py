@@ -12,9 +12,9 @@ from streamlstm.model import Errors, Spec
 def run(
     y: np.ndarray, point: np.ndarray, plan: intervals.Plan, places: np.ndarray | None = None
 ) -> np.ndarray:
-    """Quantiles (n, 2, horizon) of one series y (n,) whose forecasts are point (n, horizon)."""
+    """(n, 2 * coverages, horizon) of one series y (n,) whose forecasts are point (n, horizon)."""
     places = np.arange(len(y)) if places is None else places
-    return np.stack(intervals.around(plan, places, y, point), axis=1)
+    return intervals.around(plan, places, y, point)
 
 
 def coverage(y: np.ndarray, quantiles: np.ndarray, k: int, skip: int) -> float:
@@ -34,10 +34,35 @@ def test_long_run_coverage_whatever_the_data(cover: float, noise: str) -> None:
         "shift": rng.normal(size=n) * np.where(np.arange(n) < n // 2, 1, 8),
     }[noise]
     quantiles = run(e, np.zeros((n, 3)), intervals.plan(3, 1, cover, None, (1, 2, 3)))
-    growth = {"growing": 20, "shift": 8}.get(noise, 1)
+    growth = 20 if noise == "growing" else 1
     chasing = np.log(growth) / (intervals.RATE * (n - skip))  # what the growth costs at most
     for k in (1, 2, 3):
         assert coverage(e, quantiles, k, skip) == pytest.approx(cover, abs=0.015 + chasing)
+
+
+@pytest.mark.parametrize("growth", [5, 50, 500])
+def test_intervals_follow_a_lasting_change_at_once(growth: float) -> None:
+    """One step ahead they are as wide as they have to be some 30 ticks later."""
+    n, change, copies = 900, 500, 40
+    found, width = [], []
+    for seed in range(copies):
+        e = np.random.default_rng(seed).normal(size=n)
+        e[change:] *= growth
+        quantiles = run(e, np.zeros((n, 1)), intervals.plan(1, 1, 0.9, None, (1,)))
+        found.append(np.abs(e[1:]) <= quantiles[:-1, 1, 0])
+        width.append(quantiles[:, 1, 0])
+    covered, width = np.mean(found, axis=0), np.median(width, axis=0)
+    assert covered[change + 30 : change + 80].mean() > 0.8
+    assert covered[change + 80 :].mean() == pytest.approx(0.9, abs=0.035)
+    assert width[change + 200 :].mean() == pytest.approx(1.645 * growth, rel=0.25)
+
+
+def test_a_short_outage_does_not_make_them_wide_for_long() -> None:
+    e = np.random.default_rng(0).normal(size=900)
+    e[500:510] *= 100
+    width = run(e, np.zeros((900, 1)), intervals.plan(1, 1, 0.9, None, (1,)))[:, 1, 0]
+    assert width[510] > 10 * width[499]
+    assert width[600] < 1.8 * width[499]
 
 
 def test_a_calibrated_model_covers_from_the_first_tick() -> None:
@@ -49,6 +74,97 @@ def test_a_calibrated_model_covers_from_the_first_tick() -> None:
     assert np.mean(first) == pytest.approx(0.9, abs=0.02)
 
 
+def plainly(y: np.ndarray, point: np.ndarray, coverages: tuple[float, ...]) -> np.ndarray:
+    """The same as :func:`run`, all steps scored, as the module says it: a loop for each number."""
+    n, horizon = point.shape
+    quantiles = np.full((n, 2 * len(coverages), horizon), np.nan)
+    half = np.full((n, len(coverages), horizon), np.nan)
+    width = np.full((len(coverages), horizon), np.nan)
+    for i in range(n):
+        for k in range(horizon):
+            for c, cover in enumerate(coverages):
+                if i > k:
+                    error = abs(y[i] - point[i - k - 1, k])
+                    if error <= half[i - k - 1, c, k]:
+                        width[c, k] *= 1 - 0.02 * (1 - cover)
+                    elif width[c, k] > 0 and error > 0:
+                        width[c, k] *= 1 + 0.02 * cover
+                    else:
+                        width[c, k] = error
+                before = range(c)
+                within = [half[i, d, k] for d in before if coverages[d] < cover]
+                beyond = [half[i, d, k] for d in before if coverages[d] > cover]
+                half[i, c, k] = min([max([width[c, k], *within]), *beyond])
+        quantiles[i, 0::2], quantiles[i, 1::2] = point[i] - half[i], point[i] + half[i]
+    return quantiles
+
+
+Several = st.lists(st.sampled_from([0.1, 0.3, 0.5, 0.8, 0.9, 0.95, 0.99]), min_size=2, unique=True)
+
+
+@given(Several.map(tuple), st.integers(0, 1000), st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_several_are_tracked_each_on_its_own_and_issued_nested(
+    coverages: tuple[float, ...], seed: int, calm: bool
+) -> None:
+    n, horizon, rng = 150, 3, np.random.default_rng(seed)
+    y = rng.normal(size=n) if calm else rng.standard_t(1, size=n)
+    point = rng.normal(size=(n, horizon))
+    quantiles = run(y, point, intervals.plan(horizon, 1, coverages, None, (1, 2, 3)))
+    np.testing.assert_allclose(quantiles, plainly(y, point, coverages), rtol=1e-4, atol=1e-6)
+    assert np.isfinite(quantiles[horizon:]).all()
+    for narrow in range(len(coverages)):
+        for wide in range(len(coverages)):
+            if coverages[narrow] < coverages[wide]:
+                known = quantiles[horizon:]
+                assert (known[:, 2 * narrow] >= known[:, 2 * wide]).all()
+                assert (known[:, 2 * narrow + 1] <= known[:, 2 * wide + 1]).all()
+    for few in range(1, len(coverages)):  # whatever is named after them
+        alone = run(y, point, intervals.plan(horizon, 1, coverages[:few], None, (1, 2, 3)))
+        np.testing.assert_array_equal(quantiles[:, : 2 * few], alone)
+
+
+def test_each_of_several_covers_in_the_long_run() -> None:
+    n, skip, rng = 6000, 500, np.random.default_rng(4)
+    y, coverages = rng.standard_t(3, size=n), (0.9, 0.5, 0.8, 0.95)
+    quantiles = run(y, np.zeros((n, 2)), intervals.plan(2, 1, coverages, None, (1, 2)))
+    for c, cover in enumerate(coverages):
+        for k in (1, 2):
+            found = coverage(y, quantiles[:, 2 * c : 2 * c + 2], k, skip)
+            assert found == pytest.approx(cover, abs=0.015)
+
+
+def test_between_scored_steps_several_are_nested_too() -> None:
+    """Though the model's errors on unseen data rise otherwise for each of them."""
+    rng = np.random.default_rng(5)
+    sizes = np.sort(rng.uniform(0.1, 3, (3, 9)), axis=0).astype(np.float32)
+    errors = Errors(np.array([0.5, 0.8, 0.9]), sizes)
+    y, point, scored = rng.standard_t(2, size=600), rng.normal(size=(600, 9)), (1, 4, 9)
+    quantiles = run(y, point, intervals.plan(9, 1, (0.8, 0.9, 0.5), errors, scored))
+    halves = (quantiles[:, 1::2] - quantiles[:, 0::2]) / 2
+    np.testing.assert_allclose(halves[0], sizes[[1, 2, 0]], rtol=1e-5)
+    assert (halves[:, 2] <= halves[:, 0]).all()
+    assert (halves[:, 0] <= halves[:, 1]).all()
+    touched = 0
+    for c, cover in enumerate((0.8, 0.9, 0.5)):
+        alone = run(y, point, intervals.plan(9, 1, cover, errors, scored))
+        same = (alone == quantiles[:, 2 * c : 2 * c + 2]).all(axis=1)
+        assert same.all() or c
+        touched += (~same).sum()
+    assert touched > 0
+
+
+def test_of_one_coverage_a_series_keeps_what_it_always_did() -> None:
+    """So that checkpoints of the time when there was only one are read."""
+    for coverage in (0.9, (0.9,), [0.9]):
+        plan = intervals.plan(5, 2, coverage, None, (1, 3, 5))
+        assert {name: shape for name, (_, shape) in intervals.bands_fields(plan).items()} == {
+            "pending": (9, 2),
+            "reach": (9, 2),
+            "width": (3, 2),
+        }
+
+
 def test_without_calibration_the_first_interval_is_unknown_not_invented() -> None:
     y = np.array([0.0, 2.0, 1.0])
     quantiles = run(y, np.zeros((3, 1)), intervals.plan(1, 1, 0.9, None, (1,)))
@@ -57,9 +173,12 @@ def test_without_calibration_the_first_interval_is_unknown_not_invented() -> Non
 
 
 def test_coverage_zero_means_no_intervals() -> None:
-    plan = intervals.plan(3, 1, 0.0, None, (1, 3))
-    assert intervals.bands_fields(plan)["pending"][1][0] == 0
-    assert np.isnan(run(np.ones(4), np.zeros((4, 3)), plan)).all()
+    for none in (0.0, 0, ()):
+        plan = intervals.plan(3, 1, none, None, (1, 3))
+        assert intervals.bands_fields(plan)["pending"][1][0] == 0
+        quantiles = run(np.ones(4), np.zeros((4, 3)), plan)
+        assert quantiles.shape == (4, 2, 3)
+        assert np.isnan(quantiles).all()
 
 
 def test_a_forecast_is_scored_against_its_own_tick_across_a_gap() -> None:

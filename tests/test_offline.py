@@ -108,7 +108,7 @@ def test_the_command_compares_and_writes(tmp_path: Path) -> None:
     one = table_file(tmp_path / "one.csv", ["a", "b"], 30)
     other = table_file(tmp_path / "other.parquet", ["a", "b"], 30)
     changed = table_file(tmp_path / "changed.csv", ["a", "b"], 30, last=1e-12)
-    of = ("--set", f"model={model}")
+    of = ("--set", f"model={model}", "--set", "interval.coverage=0.9,0.5")
     said = streamlstm("replay", one, *of, "--compare", other).stdout
     assert said.count("60 ticks stepped, 2 series, state ") == 2
     assert said.endswith("the same, bit by bit\n")
@@ -120,11 +120,15 @@ def test_the_command_compares_and_writes(tmp_path: Path) -> None:
     assert "1 of 2 series differ; the first, 'b'" in report["compared"]["difference"]
     assert report["sha256"] != report["compared"]["sha256"]
     frame = pd.read_csv(output, dtype=str)
-    made = run(config_of(model), read_table(one), keep=True).made
+    config = config_of(model, interval={"coverage": (0.9, 0.5)})
+    made = run(config, read_table(one), keep=True).made
     assert len(frame) == 60 * 3
     points = np.concatenate([part.forecasts.point.ravel() for part in made])
     assert np.array(list(map(float, frame["forecast"]))).tobytes() == points.tobytes()
     assert list(frame.columns[:4]) == ["unique_id", "ds", "seq", "step"]
+    for level, name in enumerate(("lower", "upper", "lower_0.5", "upper_0.5")):
+        ends = np.concatenate([part.forecasts.quantiles[:, level].ravel() for part in made])
+        np.testing.assert_array_equal(frame[name].astype(float), ends)
     assert frame["ds"][0] == str(pd.Timestamp(HOUR))
 
 

@@ -21,7 +21,7 @@ from streamlstm.checkpoint import load, save
 from streamlstm.client import Listener
 from streamlstm.engine import Engine
 from streamlstm.snapshot import Snapshots
-from streamlstm.ticks import Arrivals, Keys
+from streamlstm.ticks import Arrivals, Keys, Ticks
 from streamlstm.transport import REPLIES, Publisher, Responder, TransportError
 from streamlstm.wire.codec import Encoder
 from streamlstm.wire.format import JOINED, Format, Shape
@@ -34,7 +34,8 @@ Told = tuple[int, bytes]
 
 def told(prediction: Prediction) -> Told:
     """Its number and moment, and all its forecasts to the bit; of whatever boot."""
-    steps = (prediction.forecast, prediction.lower, prediction.upper)
+    steps = [prediction.forecast, prediction.lower, prediction.upper]
+    steps += (end for _, *ends in prediction.intervals for end in ends)
     bits = b"".join(np.ascontiguousarray(step, np.float64).tobytes() for step in steps)
     return prediction.seq, prediction.ts_ns.to_bytes(8, "little", signed=True) + bits
 
@@ -128,6 +129,7 @@ def test_after_a_kill_it_tells_what_was_published_last_to_the_bit(tmp_path: Path
     """Of some series from the checkpoint, of others from the journal, of others from both."""
     model = random_model_file(tmp_path, hidden=8)
     options = {"checkpoint.path": tmp_path / "state", "journal.durability": "strict"}
+    options |= {"interval.coverage": "0.9,0.5,0.8"}
     last: dict[str, Told] = {}
     tick = 0
     for which, end in ((range(40), signal.SIGTERM), (range(20, 60), signal.SIGKILL)):
@@ -145,6 +147,7 @@ def test_after_a_kill_it_tells_what_was_published_last_to_the_bit(tmp_path: Path
             os.kill(daemon.process.pid, end)
             daemon.process.wait(30)
     with running(tmp_path, model, **options) as daemon, Client(daemon, push=True) as client:
+        assert {len(bits) for _, bits in last.values()} == {8 + (1 + 3 * 2) * 3 * 8}
         assert len(last) == 60
         assert snapshot_of(daemon) == last
         assert client.silent(0)
@@ -154,20 +157,33 @@ def test_after_a_kill_it_tells_what_was_published_last_to_the_bit(tmp_path: Path
 
 def test_watch_begins_with_the_latest_and_goes_on_from_there(tmp_path: Path) -> None:
     model = random_model_file(tmp_path)
-    with running(tmp_path, model) as daemon, Client(daemon, push=True) as client:
+    options = {"interval.coverage": "0.9,0.5,0.99"}
+    with running(tmp_path, model, **options) as daemon, Client(daemon, push=True) as client:
         for each in range(6):
             client.send(*message(each, 0))
-        client.receive(6)
+        published = client.predictions(6)[1::2]
         command = [sys.executable, "-m", "streamlstm", "watch", daemon.output, "odd."]
         command += ["--snapshot", daemon.snapshot, "--json", "--count", "4"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching:
             assert watching.stdout is not None
             lines = [json.loads(watching.stdout.readline()) for _ in range(3)]
             client.send(*message(3, 1))
+            published += client.predictions(1)
             lines.append(json.loads(watching.stdout.readline()))
             assert watching.wait(30) == 0
     told = [(line["series"], line["seq"]) for line in lines]
     assert told == [("odd.1", 1), ("odd.3", 1), ("odd.5", 1), ("odd.3", 2)]
+    assert lines == published
+    engine = Engine(random_model(), max_series=2, coverage=(0.9, 0.5, 0.99))
+    engine.series.lookup(Keys.of([b"odd.3"]))
+    ts, values = np.array([1, 2]) * HOUR, np.sin(3 + 0.3 * np.array([[0.0], [1.0]]))
+    made = engine.step(Ticks(np.zeros(2, np.int32), ts, values, np.zeros(2, np.uint8)), 0)
+    ends = made.quantiles[1, :, :, 0].tolist()
+    assert [lines[-1]["lower"], lines[-1]["upper"]] == ends[:2]
+    assert lines[-1]["intervals"] == [
+        {"coverage": 0.5, "lower": ends[2], "upper": ends[3]},
+        {"coverage": 0.99, "lower": ends[4], "upper": ends[5]},
+    ]
 
 
 def ask(context: "zmq.Context[zmq.Socket[bytes]]", endpoint: str, *frames: bytes) -> Any:

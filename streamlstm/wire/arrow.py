@@ -36,7 +36,10 @@ batch, a row for each prediction:
 ``seq``       int64, counts the predictions of a series from 1
 ============  ======================================================================================
 
-The schema's metadata says ``model`` and ``boot``, as decimal digits.
+The schema's metadata says ``model`` and ``boot``, as decimal digits. Of each further coverage there
+are two columns like ``lower`` and ``upper``, named ``lower_0.5`` and ``upper_0.5`` where it is 0.5.
+Where the daemon says how good the forecasts are, there is a column of float64 for each of
+:data:`streamlstm.watch.MEASURES`.
 
 How: pyarrow finds where the columns lie, and compiled code reads them there: names stay in the
 message, numbers go straight to their rows. No object is made for a tick. Where pyarrow has read
@@ -52,7 +55,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from streamlstm.jit import njit
-from streamlstm.memory import copy, load_u32, store_u32, store_u64
+from streamlstm.memory import copy, load_u32, store_f64, store_u32, store_u64
 from streamlstm.ticks import Forecasts, Messages, Names
 from streamlstm.wire.format import (
     BATCH,
@@ -223,22 +226,21 @@ class ArrowWriter(Writer):
         if shape.targets > 1:
             step = pa.list_(step[0], shape.targets), [step[1]] * shape.targets
         steps, ones = pa.list_(step[0], shape.horizon), [step[1]] * shape.horizon
-        kinds = {
-            "series": pa.utf8(),
-            "ts": pa.timestamp("ns", "UTC"),
-            "forecast": steps,
-            "lower": steps,
-            "upper": steps,
-            "seq": pa.int64(),
-        }
+        ends = [f"{end}_{each}" for each in shape.further for end in ("lower", "upper")]
+        lists = ["forecast", "lower", "upper", *ends]
+        kinds = {"series": pa.utf8(), "ts": pa.timestamp("ns", "UTC")}
+        kinds |= dict.fromkeys(lists, steps) | dict.fromkeys(shape.quality, pa.float64())
+        kinds["seq"] = pa.int64()
         schema = pa.schema(kinds, {"model": shape.model, "boot": str(shape.boot)})
-        row = {"series": "1", "ts": 1, "forecast": ones, "lower": ones, "upper": ones, "seq": 1}
+        row = {"series": "1", "ts": 1, "seq": 1} | dict.fromkeys(lists, ones)
+        row |= dict.fromkeys(shape.quality, 1.0)
         batch = pa.RecordBatch.from_pylist([row], schema)
         begin = BATCH + schema.serialize().to_pybytes()
         message = np.frombuffer(bytearray(batch.serialize()), np.uint8)
         metadata = message[: places(message.ctypes.data).body].tobytes()
         head = begin + metadata
-        each = 4 + shape.max_key + 8 * (2 + 3 * shape.horizon * shape.targets)
+        numbers = 2 + len(shape.quality) + len(lists) * shape.horizon * shape.targets
+        each = 4 + shape.max_key + 8 * numbers
         super().__init__(shape, [], len(head) + shape.most * each + END, growth=0)
         self.messages.data[: len(head)] = np.frombuffer(head, np.uint8)
         self.messages.frames[1], self.messages.first[1] = len(BATCH), 2
@@ -442,8 +444,8 @@ def _write(
     copy(body + at, forecasts.ts.ctypes.data + 8 * begin, 8 * rows)
     at += 8 * rows
 
-    size = 8 * outputs
-    for part in range(3):
+    size, levels = 8 * outputs, forecasts.quantiles.shape[1]
+    for part in range(1 + levels):
         node, buffer = _pair(node, rows, 0), _pair(buffer, at, 0)
         if targets > 1:
             node, buffer = _pair(node, rows * horizon, 0), _pair(buffer, at, 0)
@@ -453,9 +455,15 @@ def _write(
             copy(body + at, forecasts.point.ctypes.data + size * begin, size * rows)
         else:
             for i in range(rows):
-                row = 2 * (begin + i) + part - 1
+                row = levels * (begin + i) + part - 1
                 copy(body + at + size * i, forecasts.quantiles.ctypes.data + size * row, size)
         at += size * rows
+
+    for k in range(forecasts.quality.shape[1]):
+        node, buffer = _pair(node, rows, 0), _pair(_pair(buffer, at, 0), at, 8 * rows)
+        for i in range(rows):
+            store_f64(body + at + 8 * i, forecasts.quality[begin + i, k])
+        at += 8 * rows
 
     _pair(node, rows, 0)
     _pair(_pair(buffer, at, 0), at, 8 * rows)

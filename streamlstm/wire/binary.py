@@ -28,13 +28,17 @@ offset  type     what
 1       uint8    version, 1
 2       uint16   horizon H: steps ahead
 4       uint16   targets T
-6       uint8    levels, 2: lower and upper follow the forecast
+6       uint8    levels: 2, lower and upper, and 2 more for each further coverage
 7       6 bytes  model; written as hexadecimal digits elsewhere
 13      uint32   boot
 17      uint64   seq
 25      int64    ts, Unix nanoseconds
 33      float64  forecast[H][T], then lower[H][T], then upper[H][T]; NaN where not known
 ======  =======  ===================================================================================
+
+Of each further coverage follow, float64 too, the coverage and then its lower[H][T] and upper[H][T].
+Where the daemon says how good the forecasts are, the frame ends with 7 more float64, those of
+:data:`streamlstm.watch.MEASURES`.
 """
 
 from typing import Any
@@ -97,11 +101,13 @@ class BinaryWriter(Writer):
     def __init__(self, shape: Shape) -> None:
         """Of one shape."""
         head = np.zeros(1, prediction_layout(0, 0))
-        head["version"], head["levels"], head["boot"] = VERSION, 2, shape.boot
+        head["version"], head["boot"] = VERSION, shape.boot
+        head["levels"] = 2 * (1 + len(shape.further))
         head["horizon"], head["targets"] = shape.horizon, shape.targets
         head["model"] = np.frombuffer(bytes.fromhex(shape.model), np.uint8)
-        numbers = 3 * VALUES * shape.horizon * shape.targets
-        super().__init__(shape, [TOPIC, head.tobytes()], numbers, growth=1)
+        lists, further = 3 + 2 * len(shape.further), np.array(shape.further, "<f8")
+        numbers = VALUES * (lists * shape.horizon * shape.targets + len(shape.quality))
+        super().__init__(shape, [TOPIC, head.tobytes(), further.tobytes()], numbers, growth=1)
 
     @property
     def compiled(self) -> Any:
@@ -109,8 +115,11 @@ class BinaryWriter(Writer):
         return _write
 
 
-def prediction_layout(horizon: int, targets: int) -> np.dtype[np.void]:
-    """What follows the topic in a prediction."""
+def prediction_layout(
+    horizon: int, targets: int, further: int = 0, measures: int = 0
+) -> np.dtype[np.void]:
+    """What follows the topic in a prediction of so many coverages beside the main one."""
+    interval = ("interval", "<f8", (2, horizon, targets))
     return np.dtype(
         [
             ("end", "u1"),
@@ -123,7 +132,9 @@ def prediction_layout(horizon: int, targets: int) -> np.dtype[np.void]:
             ("seq", "<u8"),
             ("ts", "<i8"),
             ("forecast", "<f8", (horizon, targets)),
-            ("interval", "<f8", (2, horizon, targets)),
+            interval,
+            ("further", [("coverage", "<f8"), interval], (further,)),
+            ("quality", "<f8", (measures,)),
         ]
     )
 
@@ -216,6 +227,7 @@ def _write(
 ) -> int:
     data, source, longest = messages.data.ctypes.data, names.text.ctypes.data, names.text.strides[0]
     horizon, targets = forecasts.point.shape[1], forecasts.point.shape[2]
+    levels = forecasts.quantiles.shape[1]
     labels = layout.labels.data.ctypes.data
     most = min(len(messages.first) - 1, len(forecasts.slot) - begin)
     at = 0
@@ -238,11 +250,17 @@ def _write(
             for t in range(targets):
                 store_f64(to, forecasts.point[row, k, t])
                 to += 8
-        for level in range(2):
+        for level in range(levels):
+            if level >= 2 and level % 2 == 0:
+                copy(to, labels + TOPIC_SIZE + HEAD + 4 * (level - 2), 8)
+                to += 8
             for k in range(horizon):
                 for t in range(targets):
                     store_f64(to, forecasts.quantiles[row, level, k, t])
                     to += 8
+        for k in range(forecasts.quality.shape[1]):
+            store_f64(to, forecasts.quality[row, k])
+            to += 8
         at = to - data
         messages.frames[m + 1], messages.first[m + 1] = at, m + 1
     return begin + most

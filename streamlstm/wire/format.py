@@ -160,6 +160,10 @@ class Shape(NamedTuple):
     """bytes of a name at most"""
     most: int
     """messages at once"""
+    further: tuple[float, ...] = ()
+    """coverages of the intervals beside the main one"""
+    quality: tuple[str, ...] = ()
+    """names of the numbers in :attr:`Forecasts.quality`"""
 
 
 class Layout(NamedTuple):

@@ -92,9 +92,19 @@ class JsonWriter(Writer):
         labels = [b",%s:" % _ENCODER.encode(name) for name in Prediction.__struct_fields__[:6]]
         labels[0] = b"{" + labels[0][1:]
         constant = _ENCODER.encode({"model": shape.model, "boot": shape.boot})[1:-1]
-        labels += [b',%s,"seq":' % constant, b"}"]
+        labels.append(b',%s,"seq":' % constant)
+        begins = [b'},{"coverage":%s,"lower":' % _ENCODER.encode(each) for each in shape.further]
+        for k, begin in enumerate(begins):
+            labels += [begin if k else b',"intervals":[' + begin[2:], labels[5]]
+        labels.append(b"}]" if begins else b"")
+        if shape.quality:
+            named = [b",%s:" % _ENCODER.encode(name) for name in shape.quality]
+            labels[-1] += b',"quality":{' + named[0][1:]
+            labels += [*named[1:], b"}"]
+        labels[-1] += b"}"
         outputs = shape.horizon * (shape.targets * (WIDEST + 1) + 2)
-        numbers = WIDEST + 2 * WIDEST_INT + 3 * (2 + outputs)
+        numbers = (1 + len(shape.quality)) * WIDEST + 2 * WIDEST_INT
+        numbers += (3 + 2 * len(begins)) * (2 + outputs)
         # a name is in the topic as it is, and quoted, with six bytes for one that is escaped
         super().__init__(shape, labels, 2 + numbers, growth=7)
 
@@ -328,6 +338,7 @@ def _write(
     begin: int,
 ) -> int:
     data, labels, at = messages.data, layout.labels, 0
+    levels = forecasts.quantiles.shape[1]
     most = min(len(messages.first) - 1, len(forecasts.slot) - begin)
     for m in range(most):
         row = begin + m
@@ -342,7 +353,11 @@ def _write(
         for level in range(2):
             at = _list(data, put(data, at, labels, 4 + level), forecasts.quantiles[row, level])
         at = write_int(data, put(data, at, labels, 6), forecasts.seq[row])
-        at = put(data, at, labels, 7)
+        for level in range(2, levels):
+            at = _list(data, put(data, at, labels, 5 + level), forecasts.quantiles[row, level])
+        at = put(data, at, labels, 5 + levels)
+        for k in range(forecasts.quality.shape[1]):
+            at = put(data, write(data, at, forecasts.quality[row, k]), labels, 6 + levels + k)
         messages.frames[2 * m + 2], messages.first[m + 1] = at, 2 * m + 2
     return begin + most
 

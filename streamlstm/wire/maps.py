@@ -28,7 +28,10 @@ decimal that denotes it. Fields of other names are ignored.
 (lists over the steps ahead; of lists where there are several targets; null, in msgpack NaN, where
 no interval is known), ``model``, ``boot`` (another number after each start of the daemon) and
 ``seq`` (counts the predictions of a series from 1). Element k (from 0) is for ts + (k + 1) * step
-of the model.
+of the model. Where there are intervals of further coverages, ``intervals`` is a list of maps with
+``coverage``, ``lower`` and ``upper``, in the order in which they were asked for. Where the daemon
+says how good the forecasts are, ``quality`` is a map of the numbers that :mod:`streamlstm.watch`
+explains (null, in msgpack NaN, where one is not known).
 """
 
 from abc import abstractmethod
@@ -97,7 +100,15 @@ class Fields(msgspec.Struct, gc=False, kw_only=True):
         return self.warm * int(WARM) | self.reset * int(RESET) | self.end * int(END)
 
 
-class Prediction(msgspec.Struct, gc=False):
+class Interval(msgspec.Struct, gc=False):
+    """An interval beside the main one, as a map says it."""
+
+    coverage: float
+    lower: list[Any]
+    upper: list[Any]
+
+
+class Prediction(msgspec.Struct, gc=False, omit_defaults=True):
     """A prediction as a map says it."""
 
     series: str
@@ -109,6 +120,8 @@ class Prediction(msgspec.Struct, gc=False):
     model: str
     boot: int
     seq: int
+    intervals: list[Interval] = []
+    quality: dict[str, float | None] = {}
 
 
 class MapReader(Reader):

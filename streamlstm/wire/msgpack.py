@@ -86,13 +86,22 @@ class MsgpackWriter(Writer):
 
     def __init__(self, shape: Shape) -> None:
         """As :class:`Writer`."""
-        names = Prediction.__struct_fields__
+        names, further, quality = Prediction.__struct_fields__, shape.further, shape.quality
         labels = [*map(_ENCODER.encode, names[:6])]
         constant = _ENCODER.encode({"model": shape.model, "boot": shape.boot})[1:]
-        labels[0] = bytes([0x80 | len(names)]) + labels[0]
+        fields = len(names) - (not further) - (not quality)
+        labels[0] = bytes([0x80 | fields]) + labels[0]
         labels.append(constant + _ENCODER.encode("seq"))
-        numbers = 3 * (_HEAD + shape.horizon * (_HEAD + _WIDE * shape.targets))
-        super().__init__(shape, labels, _HEAD + 3 * _WIDE + numbers, growth=2)
+        for k, coverage in enumerate(further):
+            begin = b"" if k else _ENCODER.encode("intervals") + bytes([0x90 | len(further)])
+            begin += b"\x83" + _ENCODER.encode({"coverage": coverage})[1:] + labels[4]
+            labels += [begin, labels[5]]
+        for k, name in enumerate(quality):
+            begin = b"" if k else _ENCODER.encode("quality") + bytes([0x80 | len(quality)])
+            labels.append(begin + _ENCODER.encode(name))
+        numbers = (3 + 2 * len(further)) * (_HEAD + shape.horizon * (_HEAD + _WIDE * shape.targets))
+        numbers += (3 + len(quality)) * _WIDE
+        super().__init__(shape, labels, _HEAD + numbers, growth=2)
 
     @property
     def compiled(self) -> Any:
@@ -353,6 +362,7 @@ def _write(
     begin: int,
 ) -> int:
     data, labels, at = messages.data, layout.labels, 0
+    levels = forecasts.quantiles.shape[1]
     most = min(len(messages.first) - 1, len(forecasts.slot) - begin)
     for m in range(most):
         row = begin + m
@@ -368,6 +378,11 @@ def _write(
         for level in range(2):
             at = _put_list(data, put(data, at, labels, 4 + level), forecasts.quantiles[row, level])
         at = _put_integer(data, put(data, at, labels, 6), forecasts.seq[row])
+        for level in range(2, levels):
+            at = _put_list(data, put(data, at, labels, 5 + level), forecasts.quantiles[row, level])
+        for k in range(forecasts.quality.shape[1]):
+            at = put(data, at, labels, 5 + levels + k)
+            at = _put_double(data, at, forecasts.quality[row, k])
         messages.frames[2 * m + 2], messages.first[m + 1] = at, 2 * m + 2
     return begin + most
 

@@ -4,16 +4,28 @@ No part of the daemon.
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from streamlstm.watch import MEASURES
 from streamlstm.wire import binary, maps
 from streamlstm.wire.binary import VERSION, prediction_layout
 from streamlstm.wire.format import BATCH, TOPIC, Format, WireError
+
+
+class Interval(NamedTuple):
+    """An interval beside the main one."""
+
+    coverage: float
+    lower: NDArray[np.float64]
+    """(horizon, targets); NaN where it is not known"""
+    upper: NDArray[np.float64]
+    """(horizon, targets); NaN where it is not known"""
 
 
 class Prediction(NamedTuple):
@@ -30,6 +42,10 @@ class Prediction(NamedTuple):
     model: str
     boot: int
     seq: int
+    intervals: tuple[Interval, ...] = ()
+    """of further coverages"""
+    quality: Mapping[str, float] = MappingProxyType({})
+    """numbers that :mod:`streamlstm.watch` explains, by name; NaN where one is not known"""
 
 
 def encode_tick(
@@ -130,19 +146,31 @@ def decode_predictions(format: Format, message: Sequence[bytes]) -> list[Predict
         table.validate(full=True)  # pyarrow believes what a damaged one says of itself
         table = table.combine_chunks()
         rows, said = table.num_rows, table.schema.metadata or {}
-        steps = (
-            pc.list_flatten(table[name], recursive=True).to_numpy()
-            for name in ("forecast", "lower", "upper")
-        )
         horizon = table.schema.field("forecast").type.list_size
-        forecast, lower, upper = (part.reshape(rows, horizon, -1) for part in steps)
+
+        def steps(name: str) -> NDArray[np.float64]:
+            numbers: NDArray[np.float64] = pc.list_flatten(table[name], recursive=True).to_numpy()
+            return numbers.reshape(rows, horizon, -1)
+
+        forecast, lower, upper = map(steps, ("forecast", "lower", "upper"))
+        further = [
+            (float(name[6:]), steps(name), steps(f"upper_{name[6:]}"))
+            for name in table.column_names
+            if name.startswith("lower_")
+        ]
+        measures = [name for name in MEASURES if name in table.column_names]
+        quality = {name: table[name].to_pylist() for name in measures}
         series, seq = table["series"].to_pylist(), table["seq"].to_pylist()
         ts_ns = table["ts"].cast(pa.int64()).to_pylist()
         model, boot = said[b"model"].decode(), int(said[b"boot"])
         return [
-            Prediction(series[i], ts_ns[i], forecast[i], lower[i], upper[i], model, boot, seq[i])
+            Prediction(
+                series[i], ts_ns[i], forecast[i], lower[i], upper[i], model, boot, seq[i],
+                tuple(Interval(each, low[i], high[i]) for each, low, high in further),
+                {name: of[i] for name, of in quality.items()},
+            )
             for i in range(rows)
-        ]
+        ]  # fmt: skip
     except (pa.ArrowException, OSError, ValueError, LookupError, AttributeError) as error:
         raise WireError(f"not predictions in arrow: {error}") from error
 
@@ -162,22 +190,29 @@ def decode_prediction(format: Format, message: Sequence[bytes]) -> Prediction:
         _, payload = message
         decoder = msgspec.json if format == "json" else msgspec.msgpack
         read = decoder.decode(payload, type=maps.Prediction)
-        steps = (np.array(part, np.float64) for part in (read.forecast, read.lower, read.upper))
-        forecast, lower, upper = (part.reshape(len(part), -1) for part in steps)
-        return Prediction(
-            read.series, read.ts_ns, forecast, lower, upper, read.model, read.boot, read.seq
-        )
+        forecast, lower, upper = map(_steps, (read.forecast, read.lower, read.upper))
+        further = (Interval(i.coverage, _steps(i.lower), _steps(i.upper)) for i in read.intervals)
+        quality = {name: np.nan if n is None else n for name, n in read.quality.items()}
+        said = read.model, read.boot, read.seq, tuple(further), quality
+        return Prediction(read.series, read.ts_ns, forecast, lower, upper, *said)
     except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
         raise WireError(f"not a prediction in {format}: {error}") from error
+
+
+def _steps(numbers: Sequence[Any]) -> NDArray[np.float64]:
+    """(horizon, targets) of a list, or a list of lists."""
+    return np.array(numbers, np.float64).reshape(len(numbers), -1)
 
 
 def _read_binary_prediction(frame: bytes) -> Prediction:
     topic, _, rest = frame.partition(b"\0")
     head = np.frombuffer(b"\0" + rest, prediction_layout(0, 0), count=1)[0]
-    if not topic.startswith(TOPIC) or head["version"] != VERSION or head["levels"] != 2:
+    pairs, odd = divmod(int(head["levels"]), 2)
+    if not topic.startswith(TOPIC) or head["version"] != VERSION or odd or not pairs:
         raise ValueError("another topic, version or number of levels")
-    whole = prediction_layout(int(head["horizon"]), int(head["targets"]))
-    (row,) = np.frombuffer(b"\0" + rest, whole)
+    shape = int(head["horizon"]), int(head["targets"]), pairs - 1
+    longer = 1 + len(rest) > prediction_layout(*shape).itemsize
+    (row,) = np.frombuffer(b"\0" + rest, prediction_layout(*shape, longer * len(MEASURES)))
     lower, upper = row["interval"]
     series = topic.removeprefix(TOPIC).decode()
     numbers = (int(row["boot"]), int(row["seq"]))
@@ -189,4 +224,6 @@ def _read_binary_prediction(frame: bytes) -> Prediction:
         upper,
         row["model"].tobytes().hex(),
         *numbers,
+        tuple(Interval(float(each["coverage"]), *each["interval"]) for each in row["further"]),
+        dict(zip(MEASURES, row["quality"].tolist(), strict=False)),
     )

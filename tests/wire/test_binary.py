@@ -38,3 +38,17 @@ def test_a_binary_prediction_as_the_table_says() -> None:
     assert head == (0, 1, 2, 3, 2, bytes.fromhex("0123456789ab"), 7, 2, -1)
     floats = np.frombuffer(rest[32:], "<f8").reshape(3, 2, 3)
     assert np.array_equal(floats, [rows.point[1], *rows.quantiles[1]])
+
+
+def test_further_intervals_follow_each_after_its_coverage() -> None:
+    (plain,) = encode("binary", *forecasts(2, 3))[1]
+    rows, names = forecasts(2, 3, coverages=3)
+    (frame,) = encode("binary", rows, names, further=(0.5, 0.95))[1]
+    rest, levels = frame.partition(b"\0")[2], 5
+    head = rest[:32]
+    assert head[:levels] + b"\2" + head[levels + 1 :] == plain.partition(b"\0")[2][:32]
+    assert head[levels] == 6
+    floats = np.frombuffer(rest[32:], "<f8")
+    main = np.array([rows.point[1], *rows.quantiles[1, :2]]).ravel()
+    first, second = (rows.quantiles[1, k : k + 2].ravel() for k in (2, 4))
+    assert np.array_equal(floats, [*main, 0.5, *first, 0.95, *second])

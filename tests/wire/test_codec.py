@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamlstm.ticks import END, FRAMES, RESET, WARM, Arrivals, Forecasts, Messages, Names
+from streamlstm.watch import MEASURES
 from streamlstm.wire.codec import Decoder, Encoder
 from streamlstm.wire.format import NUMBERED, REASONS, Shape, WireError
 from streamlstm.wire.maps import FIELDS
@@ -406,9 +407,11 @@ def test_fields_of_any_kind_raise_nothing(format: str, ticks: list[Any]) -> None
 # predictions
 
 
-def forecasts(horizon: int, targets: int, *, known: bool = True) -> tuple[Forecasts, list[bytes]]:
+def forecasts(
+    horizon: int, targets: int, *, known: bool = True, coverages: int = 1, measures: int = 0
+) -> tuple[Forecasts, list[bytes]]:
     rng = np.random.default_rng(horizon)
-    quantiles = rng.normal(size=(3, 2, horizon, targets))
+    quantiles = rng.normal(size=(3, 2 * coverages, horizon, targets))
     if not known:
         quantiles[:] = np.nan
     return Forecasts(
@@ -417,15 +420,24 @@ def forecasts(horizon: int, targets: int, *, known: bool = True) -> tuple[Foreca
         np.array([1, 2, 2**40]),
         rng.normal(size=(3, horizon, targets)),
         quantiles,
+        np.where(rng.random((3, measures)) < 0.2, np.nan, rng.normal(size=(3, measures))),
     ), [b"a", "é\n\"'".encode(), b"c"]
 
 
-def encode(format: str, rows: Forecasts, names: list[bytes], boot: int = 7) -> list[list[bytes]]:
+def encode(
+    format: str,
+    rows: Forecasts,
+    names: list[bytes],
+    boot: int = 7,
+    further: tuple[float, ...] = (),
+    quality: tuple[str, ...] = (),
+) -> list[list[bytes]]:
     width = 16
     text = np.frombuffer(bytearray().join(name.ljust(width, b"\0") for name in names), np.uint8)
     table = Names(text.reshape(-1, width), np.array([len(name) for name in names], np.uint16))
     horizon, targets = rows.point.shape[1:]
-    encoder = Encoder(format, Shape("0123456789ab", boot, horizon, targets, width, len(names)))
+    shape = Shape("0123456789ab", boot, horizon, targets, width, len(names), further, quality)
+    encoder = Encoder(format, shape)
     assert encoder.encode(rows, table) == len(names)
     return [encoder.messages.message(m) for m in range(len(names))]
 
@@ -433,9 +445,14 @@ def encode(format: str, rows: Forecasts, names: list[bytes], boot: int = 7) -> l
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("targets", [1, 2])
 @pytest.mark.parametrize("known", [True, False])
-def test_predictions_come_back_as_they_were(format: str, targets: int, known: bool) -> None:
-    rows, names = forecasts(4, targets, known=known)
-    messages = encode(format, rows, names, 4_000_000_000)
+@pytest.mark.parametrize("further", [(), (0.5,), (0.99, 1e-05, 0.8)])
+@pytest.mark.parametrize("quality", [(), MEASURES])
+def test_predictions_come_back_as_they_were(
+    format: str, targets: int, known: bool, further: tuple[float, ...], quality: tuple[str, ...]
+) -> None:
+    many = {"coverages": 1 + len(further), "measures": len(quality)}
+    rows, names = forecasts(4, targets, known=known, **many)
+    messages = encode(format, rows, names, 4_000_000_000, further, quality)
     assert len(messages) == 3
     for i, message in enumerate(messages):
         read = decode_prediction(format, message)
@@ -445,6 +462,12 @@ def test_predictions_come_back_as_they_were(format: str, targets: int, known: bo
         assert np.array_equal(read.forecast, rows.point[i])
         assert np.array_equal(read.lower, rows.quantiles[i, 0], equal_nan=True)
         assert np.array_equal(read.upper, rows.quantiles[i, 1], equal_nan=True)
+        assert tuple(interval.coverage for interval in read.intervals) == further
+        for k, interval in enumerate(read.intervals, 1):
+            ends = interval.lower, interval.upper
+            assert np.array_equal(ends, rows.quantiles[i, 2 * k : 2 * k + 2], equal_nan=True)
+        assert tuple(read.quality) == quality
+        assert np.array_equal([*read.quality.values()], rows.quality[i], equal_nan=True)
 
 
 def test_a_json_prediction_by_its_fields() -> None:
@@ -462,6 +485,21 @@ def test_a_json_prediction_by_its_fields() -> None:
         "boot": 7,
         "seq": 1,
     }
+
+
+def test_further_intervals_by_their_fields() -> None:
+    rows, names = forecasts(2, 1, coverages=3)
+    for format, read in (("json", json.loads), ("msgpack", msgspec.msgpack.decode)):
+        (_, payload), *_ = encode(format, rows, names, further=(0.5, 0.8))
+        said = read(payload)
+        assert said["upper"] == rows.quantiles[0, 1, :, 0].tolist()
+        ends = rows.quantiles[0, :, :, 0].tolist()
+        assert said["intervals"] == [
+            {"coverage": 0.5, "lower": ends[2], "upper": ends[3]},
+            {"coverage": 0.8, "lower": ends[4], "upper": ends[5]},
+        ]
+        (_, payload), *_ = encode(format, *forecasts(2, 1))
+        assert "intervals" not in read(payload)
 
 
 def test_an_unknown_interval_is_null_in_json() -> None:

@@ -300,15 +300,20 @@ def test_any_one_byte_changed_or_cut(format: Format, which: int) -> None:
 # predictions
 
 
-def shaped(horizon: int, targets: int, names: list[bytes]) -> Shape:
-    return Shape("0123456789ab", 4_000_000_000, horizon, targets, max(map(len, names)), len(names))
+FURTHER = (0.5, 1e-05, 0.123456789012345678)
+
+
+def shaped(rows: Forecasts, names: list[bytes]) -> Shape:
+    longest, further = max(map(len, names)), FURTHER[: rows.quantiles.shape[1] // 2 - 1]
+    horizon, targets = rows.point.shape[1:]
+    return Shape("0123456789ab", 4_000_000_000, horizon, targets, longest, len(names), further)
 
 
 def written(format: Format, rows: Forecasts, names: list[bytes], longest: int) -> list[list[bytes]]:
     """All messages, in as many goes as it takes."""
     text = np.frombuffer(bytearray().join(name.ljust(longest, b"\0") for name in names), np.uint8)
     table = Names(text.reshape(-1, longest), np.array([len(name) for name in names], np.uint16))
-    writer = WRITERS[format](shaped(*rows.point.shape[1:], names))
+    writer = WRITERS[format](shaped(rows, names))
     begin, messages = 0, []
     while begin < len(rows.slot):
         end = writer.write(rows, table, begin)
@@ -326,14 +331,17 @@ def expected(format: Format, rows: Forecasts, names: list[bytes]) -> list[list[b
         whole, nanos = divmod(int(rows.ts[i]), 10**9)
         exact = abs(int(rows.ts[i])) < 2**53
         parts = rows.point[i], *rows.quantiles[i]
+        parts = [(part[:, 0] if flat else part).tolist() for part in parts]
+        ends = zip(FURTHER, parts[3::2], parts[4::2], strict=False)
         prediction = maps.Prediction(
             names[slot].decode(),
             int(rows.ts[i]) / 1e9 if exact else whole + nanos / 1e9,
             int(rows.ts[i]),
-            *((part[:, 0] if flat else part).tolist() for part in parts),
+            *parts[:3],
             "0123456789ab",
             4_000_000_000,
             int(rows.seq[i]),
+            [maps.Interval(*each) for each in ends],
         )
         messages.append([b"prediction." + names[slot], PACK[format](prediction)])
     return messages
@@ -356,6 +364,7 @@ def expected(format: Format, rows: Forecasts, names: list[bytes]) -> list[list[b
         max_size=3,
     ),
     st.lists(st.floats(), min_size=1, max_size=7),
+    st.integers(1, 4),
 )
 def test_predictions_are_the_very_bytes_of_msgspec(
     format: Format,
@@ -363,24 +372,26 @@ def test_predictions_are_the_very_bytes_of_msgspec(
     targets: int,
     series: list[tuple[str, int, int]],
     numbers: list[float],
+    coverages: int,
 ) -> None:
     names = [name.encode() for name, _, _ in series]
     count = len(names)
-    cells = np.resize(numbers, (3, count, horizon, targets))
+    cells = np.resize(numbers, (count, 1 + 2 * coverages, horizon, targets))
     rows = Forecasts(
         np.arange(count, dtype=np.int32)[::-1].copy(),
         np.array([ts for _, ts, _ in series]),
         np.array([seq for _, _, seq in series]),
-        cells[0],
-        np.stack((cells[1], cells[2]), axis=1),
+        cells[:, 0].copy(),
+        cells[:, 1:].copy(),
     )
     assert written(format, rows, names, 160) == expected(format, rows, names)
 
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize(("horizon", "targets", "count"), [(40_000, 1, 2), (7, 500, 40)])
+@pytest.mark.parametrize("coverages", [1, 3])
 def test_the_longest_predictions_there_can_be_fit(
-    format: Format, horizon: int, targets: int, count: int
+    format: Format, horizon: int, targets: int, count: int, coverages: int
 ) -> None:
     """Also where all of them do not fit at once."""
     widest = -2.2250738585072014e-308
@@ -391,6 +402,6 @@ def test_the_longest_predictions_there_can_be_fit(
         np.full(count, -(2**63)),
         np.full(count, 2**63 - 1),
         np.full((count, horizon, targets), widest),
-        np.full((count, 2, horizon, targets), widest),
+        np.full((count, 2 * coverages, horizon, targets), widest),
     )
     assert written(format, rows, names, 300) == expected(format, rows, names)
