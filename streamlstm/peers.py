@@ -154,7 +154,7 @@ def compare(
         issued.append(_at(every, rows))
         progress(1)
     seconds = time.perf_counter() - began
-    found = score(list(zip(actual, issued, strict=True)), coverage)
+    found = score(list(zip(actual, issued, strict=True)))
     compared = [
         _row(name, found, name, seconds if name == "model" else np.nan, 0) for name in MODELS
     ]
@@ -163,9 +163,9 @@ def compare(
         began = time.perf_counter()
         with _quiet():
             peer = _MADE[name](model.spec, tasks, coverage, lambda: progress(1))
-            said = [Issued(task.origins, *peer(task)) for task in tasks]
+            said = [_by_peer(task.origins, peer(task), coverage) for task in tasks]
         failed = sum(int(np.isnan(of.point[:, 0]).sum()) for of in said)
-        scores = score(list(zip(actual, said, strict=True)), coverage)
+        scores = score(list(zip(actual, said, strict=True)))
         compared.append(_row(name, scores, "model", time.perf_counter() - began, failed))
     return Comparison(coverage, sum(len(task.origins) for task in tasks), compared)
 
@@ -178,7 +178,15 @@ def _rows(place: NDArray[np.int64], last: int, most: int) -> NDArray[np.int64]:
 
 
 def _at(issued: Issued, rows: NDArray[np.int64]) -> Issued:
-    return Issued(issued.place[rows], issued.point[rows], issued.lower[rows], issued.upper[rows])
+    ends = {c: (low[rows], high[rows]) for c, (low, high) in issued.intervals.items()}
+    return Issued(issued.place[rows], issued.point[rows], ends)
+
+
+def _by_peer(
+    place: NDArray[np.int64], said: tuple[Floats, Floats, Floats], coverage: float
+) -> Issued:
+    point, lower, upper = said
+    return Issued(place, point, {coverage: (lower, upper)})
 
 
 def _row(name: str, scores: Scores, column: str, seconds: float, failed: int) -> Compared:
