@@ -117,6 +117,12 @@ def _refit(options: argparse.Namespace) -> int:
     return refit.command(_load(options), options)
 
 
+def _forecast(options: argparse.Namespace) -> None:
+    from streamlstm import forecast
+
+    forecast.command(options)
+
+
 def _for_people(name: str) -> Callable[[argparse.Namespace], int | None]:
     def call(options: argparse.Namespace) -> int | None:
         from streamlstm import commands
@@ -180,6 +186,13 @@ def _parser() -> _Parser:
         metavar="SHARE",
         help="leave the latest share of each series unseen, to be backtested on (default: 0)",
     )
+    fit.add_argument(
+        "--budget",
+        type=_duration,
+        metavar="TIME",
+        help="look for better options than the defaults for so long in all, as 90s, 5m or 1h, then"
+        " fit with the best; those given here stay as they are",
+    )
     fit.add_argument("--quiet", action="store_true", help="no progress, no summary")
     _table_arguments(fit)
     _input_arguments(fit)
@@ -241,7 +254,59 @@ def _parser() -> _Parser:
         "--html", type=Path, metavar="FILE.html", help="write a report: tables and charts, one file"
     )
     backtest.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the first series too")
+    backtest.add_argument(
+        "--png", type=Path, metavar="FILE.png", help="draw the charts of the report in one picture"
+    )
+    backtest.add_argument(
+        "--peers",
+        type=_names,
+        default=(),
+        metavar="LIST",
+        help="compare with other forecasters too, on the same targets: autoets, autotheta, mstl"
+        " (fitted anew at each origin), lstm (fitted once); minutes on long series",
+    )
+    backtest.add_argument(
+        "--peer-origins",
+        type=_number,
+        default=20,
+        metavar="N",
+        help="origins of each series at which they are compared (default: 20)",
+    )
     _table_arguments(backtest)
+
+    forecast = command(
+        "forecast", _forecast, "forecast a table from the end of each of its series, into a table"
+    )
+    forecast.add_argument("model", type=Path)
+    forecast.add_argument("data", help="a CSV or Parquet file, or the name of a bundled series")
+    forecast.add_argument(
+        "--out", type=Path, metavar="FILE", help="a .csv or .parquet (default: CSV to stdout)"
+    )
+    forecast.add_argument(
+        "--horizon",
+        type=_number,
+        metavar="STEPS",
+        help="steps ahead (default: those of the model); beyond them the model goes on from its own"
+        " forecasts",
+    )
+    forecast.add_argument(
+        "--coverage", type=_part, default=0.9, help="of the interval (default: 0.9)"
+    )
+    forecast.add_argument(
+        "--paths",
+        type=_number,
+        metavar="N",
+        help="write N ways in which each series may go on, drawn by lot, instead of forecasts",
+    )
+    forecast.add_argument(
+        "--seed", type=_count, default=0, help="of what is drawn by lot (default: 0)"
+    )
+    forecast.add_argument(
+        "--no-learning",
+        action="store_true",
+        help="the model as it stands: series learn nothing from their own errors",
+    )
+    _table_arguments(forecast)
 
     inspect = command("inspect", _for_people("inspect"), "say what a model file holds")
     inspect.add_argument("model", type=Path, nargs="?")
@@ -408,6 +473,16 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _number(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 1 or more")
+    return int(text)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
 def _share(text: str) -> float:
     try:
         share = float(text)
@@ -435,6 +510,14 @@ def _seconds(text: str) -> float:
         seconds = -1.0
     if not 0 <= seconds <= 1e6:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, 0 or more")
+    return seconds
+
+
+def _duration(text: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d*)?)([smh]?)", text)
+    seconds = float(found[1]) * {"m": 60, "h": 3600}.get(found[2], 1) if found else 0.0
+    if not seconds:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time above 0; write 90, 90s, 5m or 1h")
     return seconds
 
 

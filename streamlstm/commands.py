@@ -5,9 +5,7 @@ import collections
 import getpass
 import itertools
 import json
-import os
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,8 @@ from streamlstm import adapt, intervals, rolling, speed
 from streamlstm import demo as demonstration
 from streamlstm.client import LINGER, Continuity, Feed, Listener, Pace, in_time_order
 from streamlstm.config import ConfigError
-from streamlstm.datasets.bundled import DATASETS, HOW, table, table_for
+from streamlstm.console import LeavingConsole, check_out, how, print_lines, say, spacing
+from streamlstm.datasets.bundled import DATASETS, table, table_for
 from streamlstm.datasets.frames import SeriesData
 from streamlstm.datasets.inputs import Columns
 from streamlstm.engine import state_fields
@@ -33,14 +32,18 @@ from streamlstm.fit_options import FitOptions
 from streamlstm.golden import check_golden, network_of
 from streamlstm.kernels import cpu
 from streamlstm.model import Model, Spec, load_model, save_model
-from streamlstm.plot import check_plot, plot_forecasts
-from streamlstm.report import write_report
+from streamlstm.peers import Comparison, check_peers, compare
+from streamlstm.peers import effort as peers_effort
+from streamlstm.plot import check_plot, plot_charts, plot_forecasts
+from streamlstm.report import charts_by_step, charts_of_series, write_report
+from streamlstm.search import search
 from streamlstm.security import make_keys
 from streamlstm.series import bytes_per_series
 from streamlstm.terminal import (
     FitBar,
     fan_chart,
     intervals_line,
+    peers_table,
     printable,
     scores_table,
     series_table,
@@ -58,30 +61,6 @@ LIVE_SECONDS = 12.0
 """How long the demo takes over the unseen ticks where someone looks on."""
 
 
-class _Console(Console):
-    """A console whose reader may leave: that is for :func:`streamlstm.cli.main` to settle."""
-
-    def on_broken_pipe(self) -> None:
-        """Called where Rich would leave with 1."""
-        raise BrokenPipeError
-
-
-def _print(console: Console, text: str, style: str = "") -> None:
-    """Print lines as they stand: names and paths hold neither markup nor control sequences."""
-    for line in text.split("\n"):
-        console.print(Text(printable(line), style), soft_wrap=True)
-
-
-def _say(console: Console, notes: list[str]) -> None:
-    for note in notes:
-        _print(console, f"note: {note}", "dim")
-
-
-def _how(options: argparse.Namespace) -> dict[str, Any]:
-    """How a table is to be read."""
-    return {name: getattr(options, name) for name in HOW}
-
-
 def _cut(series: list[SeriesData], share: float) -> list[int]:
     """How many ticks of each series come before its latest ``share``."""
     return [len(s.ts) - round(share * len(s.ts)) for s in series]
@@ -91,28 +70,9 @@ def _list(text: str) -> list[str]:
     return [] if text in ("", "none") else text.split(",")
 
 
-def _check_out(flag: str, path: Path, suffix: str = "") -> None:
-    """Refuse before long work what could not be written after it."""
-    if suffix and path.suffix != suffix:
-        raise ConfigError(f"{flag} {path}: name a file that ends in {suffix}")
-    if path.is_dir():
-        raise ConfigError(f"{flag} {path}: is a folder; name a file in it")
-    if not path.parent.is_dir():
-        raise ConfigError(f"{flag} {path}: its folder does not exist; make it")
-    if path.exists() and not os.access(path, os.W_OK):
-        raise ConfigError(f"{flag} {path}: may not be written to; choose another")
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"{flag} {path}: its folder cannot be written to ({error.strerror}); choose another"
-        ) from None
-
-
 def _check_plot(path: Path) -> None:
     check_plot()
-    _check_out("--plot", path, ".png")
+    check_out("--plot", path, ".png")
 
 
 # --- fit, inspect, backtest -----------------------------------------------------------------------
@@ -120,7 +80,7 @@ def _check_plot(path: Path) -> None:
 
 def fit(options: argparse.Namespace) -> None:
     """``streamlstm fit``."""
-    console = _Console(stderr=True, quiet=options.quiet)
+    console = LeavingConsole(stderr=True, quiet=options.quiet)
     given = {
         name: _list(value) if name in ("lags", "calendar") else value
         for name in FitOptions.model_fields
@@ -132,7 +92,7 @@ def fit(options: argparse.Namespace) -> None:
         first = error.errors()[0]
         flag = f"--{str(first['loc'][0]).replace('_', '-')}"
         raise ConfigError(f"{flag} {first['input']}: {first['msg']}") from None
-    _check_out("--out", options.out)
+    check_out("--out", options.out)
     columns = Columns.named(
         targets=_list(options.targets),
         features=_list(options.features),
@@ -140,18 +100,29 @@ def fit(options: argparse.Namespace) -> None:
         static=_list(options.static),
         horizon=chosen.horizon,
     )
-    data = table(options.data, columns, **_how(options))
-    _say(console, data.notes)
+    data = table(options.data, columns, **how(options))
+    say(console, data.notes)
     series = [
         SeriesData(s.name, s.ts[:n], s.values[:n])
         for s, n in zip(data.series, _cut(data.series, options.holdout), strict=True)
     ]
     with FitBar(console) as bar:
-        model, report = fit_model(series, chosen, bar, name=data.name, inputs=data.inputs)
+        if options.budget:
+            model, report = search(
+                series,
+                chosen,
+                options.budget,
+                bar,
+                lambda tried: print_lines(console, str(tried)),
+                name=data.name,
+                inputs=data.inputs,
+            )
+        else:
+            model, report = fit_model(series, chosen, bar, name=data.name, inputs=data.inputs)
     save_model(model, options.out)
-    _say(console, report.notes)
+    say(console, report.notes)
     if report.interrupted:
-        _print(console, "interrupted: the best weights so far were kept", "yellow")
+        print_lines(console, "interrupted: the best weights so far were kept", "yellow")
     shown = demonstration.steps_shown(model.spec.horizon)
     targets = model.spec.targets
     names = [f"{each.name} " for each in model.spec.of_role("target")] if targets > 1 else [""]
@@ -159,7 +130,7 @@ def fit(options: argparse.Namespace) -> None:
         name + ", ".join(f"{report.skill[(k - 1) * targets + j]:.3f} at {k}" for k in shown)
         for j, name in enumerate(names)
     )
-    _print(
+    print_lines(
         console,
         f"{options.out}: model {model.id} of {report.series:,} series, {report.ticks:,} ticks,"
         f" {report.updates} updates in {report.seconds:.1f} s\n"
@@ -194,7 +165,7 @@ def inspect(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(report))
         return
-    console = _Console()
+    console = LeavingConsole()
     console.print(_about(model, report))
     memory = RichTable(title="memory per series", show_footer=True)
     memory.add_column("state", "total")
@@ -216,7 +187,7 @@ def _inspect_kernels(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(report))
         return
-    console = _Console()
+    console = LeavingConsole()
     table = RichTable(show_header=False, box=None)
     table.add_column(style="dim")
     table.add_row("cpu", f"{host.cpu}, {host.cores} cores")
@@ -254,7 +225,9 @@ def _about(model: Model, report: dict[str, Any]) -> RichTable:
         if model.errors
         else "learned on the stream",
         **{
-            f"· {name}": str(value) for name, value in model.provenance.items() if name != "options"
+            f"· {name}": str(value)
+            for name, value in model.provenance.items()
+            if name not in ("options", "search")
         },
     }
     table = RichTable(show_header=False, box=None)
@@ -278,23 +251,23 @@ def _inputs(spec: Spec) -> str:
 
 def backtest(options: argparse.Namespace) -> None:
     """``streamlstm backtest``."""
-    console = _Console(stderr=True, quiet=options.json)
+    console = LeavingConsole(stderr=True, quiet=options.json)
+    check_peers(options.peers)
     if options.plot:
         _check_plot(options.plot)
+    if options.png:
+        check_plot()
+        check_out("--png", options.png, ".png")
     if options.html:
-        _check_out("--html", options.html, ".html")
+        check_out("--html", options.html, ".html")
     model = load_model(options.model)
-    spec = model.spec
-    data = table_for(spec, options.data, **_how(options))
-    _say(console, data.notes)
-    if data.step_ns and spec.step_ns and not 0.5 < data.step_ns / spec.step_ns < 2:
-        _say(console, [
-            f"the table's ticks are {data.step_ns / 1e9:g} s apart,"
-            f" the model was made for {spec.step_ns / 1e9:g} s"
-        ])  # fmt: skip
+    check_peers(options.peers, model.spec)
+    data = table_for(model.spec, options.data, **how(options))
+    say(console, data.notes)
+    say(console, spacing(data, model.spec))
     coverages = tuple(dict.fromkeys((options.coverage, *options.levels)))
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("backtest", total=rolling.effort(data.series, spec.targets))
+        task = bar.add_task("backtest", total=rolling.effort(data.series, model.spec.targets))
         found = rolling.backtest(
             model,
             options.data,
@@ -305,23 +278,48 @@ def backtest(options: argparse.Namespace) -> None:
             progress=lambda ticks: bar.advance(task, ticks),
         )
     if found.skipped:
-        _say(console, [f"{found.skipped:,} of {len(data.series):,} series skipped: too short"])
+        say(console, [f"{found.skipped:,} of {len(data.series):,} series skipped: too short"])
+    peers = _compare(options, console, model, data.series) if options.peers else None
     unit = DATASETS[options.data].unit if options.data in DATASETS else ""
     if options.plot:
         name = found.series[0].name
         plot_forecasts(options.plot, name, unit, *found.first, found.scores)
-        _print(console, f"drawn: {options.plot}")
+        print_lines(console, f"drawn: {options.plot}")
+    if options.png:
+        plot_charts(options.png, [*charts_by_step(found, unit), *charts_of_series(found)])
+        print_lines(console, f"drawn: {options.png}")
     if options.html:
-        write_report(options.html, found, unit)
-        _print(console, f"written: {options.html}")
+        write_report(options.html, found, unit, peers)
+        print_lines(console, f"written: {options.html}")
     if options.json:
-        print(msgspec.json.encode(found.as_json()).decode())  # NaN is null
+        beside = {"peers": peers.as_json()} if peers else {}
+        print(msgspec.json.encode(found.as_json() | beside).decode())  # NaN is null
         return
-    out = _Console()
+    out = LeavingConsole()
     out.print(scores_table(found.scores, unit))
     if options.by_series:
         out.print(series_table(found.worst_first()))
-    _print(out, intervals_line(found.scores))
+    print_lines(out, intervals_line(found.scores))
+    if peers:
+        out.print(peers_table(peers, unit))
+
+
+def _compare(
+    options: argparse.Namespace, console: Console, model: Model, series: list[SeriesData]
+) -> Comparison:
+    effort = peers_effort(series, options.peers, options.peer_origins)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("peers", total=effort)
+        return compare(
+            model,
+            series,
+            _cut(series, options.last),
+            options.peers,
+            origins=options.peer_origins,
+            coverage=options.coverage,
+            learning=not options.no_learning,
+            progress=lambda done: bar.advance(task, done),
+        )
 
 
 # --- publish and watch ----------------------------------------------------------------------------
@@ -329,12 +327,12 @@ def backtest(options: argparse.Namespace) -> None:
 
 def publish(options: argparse.Namespace) -> None:
     """``streamlstm publish``."""
-    console = _Console(stderr=True)
+    console = LeavingConsole(stderr=True)
     if options.model is None:
-        data = table(options.data, **_how(options))
+        data = table(options.data, **how(options))
     else:
-        data = table_for(load_model(options.model).spec, options.data, **_how(options))
-    _say(console, data.notes)
+        data = table_for(load_model(options.model).spec, options.data, **how(options))
+    say(console, data.notes)
     which, rows = in_time_order(data.series)
     warm = np.array([round(options.warm * len(s.ts)) for s in data.series])
     feed = Feed(
@@ -383,7 +381,7 @@ def publish(options: argparse.Namespace) -> None:
         feed.close(linger)
         if linger:
             seconds = time.monotonic() - began
-            _print(console, f"{sent:,} of {len(which):,} ticks published in {seconds:.1f} s")
+            print_lines(console, f"{sent:,} of {len(which):,} ticks published in {seconds:.1f} s")
 
 
 def watch(options: argparse.Namespace) -> None:
@@ -446,7 +444,7 @@ def _watch_table(listener: Listener, options: argparse.Namespace, first: list[Pr
     latest: dict[str, Prediction] = {}
     continuity = Continuity()
     count, began = 0, time.monotonic()
-    with Live(console=_Console(), refresh_per_second=8, transient=False) as live:
+    with Live(console=LeavingConsole(), refresh_per_second=8, transient=False) as live:
         while not options.count or count < options.count:
             for prediction in itertools.chain(first, listener.receive(0.1)):
                 _warn(continuity.broken(prediction))
@@ -480,8 +478,8 @@ def keys(options: argparse.Namespace) -> None:
         _hash_password(options.name)
         return
     public, secret = make_keys(Path(options.name))
-    _print(
-        _Console(),
+    print_lines(
+        LeavingConsole(),
         f"{secret}: secret, stays with whom it belongs to\n"
         f"{public}: public, to be given to the other side\n"
         f"of a daemon: security.secret_key = {json.dumps(str(secret.absolute()))},"
@@ -502,7 +500,9 @@ def _hash_password(name: str) -> None:
         raise ConfigError("--password: an empty one keeps nobody out; type one, or pipe it in")
     line = f"{json.dumps(name)} = {json.dumps(hash_password(password))}"
     if sys.stdout.isatty():
-        _print(_Console(stderr=True), "for streamlstm.toml, under [metrics.users]:", "dim")
+        print_lines(
+            LeavingConsole(stderr=True), "for streamlstm.toml, under [metrics.users]:", "dim"
+        )
     print(line)
 
 
@@ -511,16 +511,16 @@ def _hash_password(name: str) -> None:
 
 def demo(options: argparse.Namespace) -> None:
     """``streamlstm demo``."""
-    console = _Console(stderr=options.json)
-    show = _Console(stderr=True, quiet=True) if options.json else console
+    console = LeavingConsole(stderr=options.json)
+    show = LeavingConsole(stderr=True, quiet=True) if options.json else console
     if options.plot:
         _check_plot(options.plot)
     known = DATASETS.get(options.data)
-    data = table(options.data, **_how(options))
+    data = table(options.data, **how(options))
     unit = known.unit if known else ""
     season = options.season if options.season is not None else known.season if known else None
-    _print(show, known.title if known else options.data, "bold")
-    _say(show, data.notes)
+    print_lines(show, known.title if known else options.data, "bold")
+    say(show, data.notes)
     live = Live(console=show, refresh_per_second=8, transient=True)
     watching = show.is_terminal and not options.json
     unseen = sum(len(s.ts) for s in data.series) * demonstration.UNSEEN
@@ -528,8 +528,8 @@ def demo(options: argparse.Namespace) -> None:
 
     def on_fitted(made: demonstration.Fitted) -> None:
         bar.__exit__(None, None, None)
-        _say(show, made.notes)
-        _print(
+        say(show, made.notes)
+        print_lines(
             show,
             f"fitted in {made.seconds:.1f} s; its error is {made.skill:.0%} of the naive"
             " forecast's on data it did not learn from; starting the daemon",
@@ -597,7 +597,7 @@ def _print_summary(
     latency = ", ".join(
         f"{name} {1e6 * seconds:,.0f} us" for name, seconds in summary.latency.items()
     )
-    _print(
+    print_lines(
         console,
         f"{intervals_line(summary.scores)}\n"
         f"{summary.ticks:,} ticks sent, {summary.predictions:,} predictions received,"
@@ -618,7 +618,7 @@ def _keep_running(console: Console, stream: demonstration.Stream, reached: dict[
     again = len(series.ts) - season * max(1, min(4, len(series.ts) // season - 1))
     ts = int(series.ts[-1])
     try:
-        _print(
+        print_lines(
             console,
             f"the daemon goes on until Ctrl-C: streamlstm watch {output}, or see {metrics}/metrics",
         )

@@ -1,11 +1,16 @@
 """Pictures of forecasts, as PNG; needs matplotlib (the extra ``plot``)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from streamlstm.backtest import MODELS, Actual, Issued, Scores
+from streamlstm.svg import Chart
 from streamlstm.terminal import TITLES
+
+ACROSS = 3
+"""Charts in a row."""
 
 
 class PlotError(RuntimeError):
@@ -22,6 +27,37 @@ def check_plot() -> None:
         import matplotlib  # noqa: F401
     except ImportError:
         raise PlotError("pictures need matplotlib: pip install 'streamlstm[plot]'") from None
+
+
+def plot_charts(path: Path, charts: Sequence[Chart]) -> None:
+    """Draw the charts of a report, three a row."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    rows = -(-len(charts) // ACROSS)
+    figure = Figure(figsize=(5.4 * ACROSS, 3.8 * rows), layout="constrained")
+    grid = figure.subplots(rows, ACROSS, squeeze=False).ravel()
+    for axes, chart in zip(grid, charts, strict=False):
+        for x, lower, upper, colour, how in chart.curves:
+            if how == "band":
+                axes.fill_between(x, lower, upper, color=colour, alpha=0.22, linewidth=0)
+            else:
+                axes.plot(x, upper, color=colour, linewidth=1.2, linestyle="--" if how else "-")
+        handles = [
+            Patch(color=colour, alpha=0.5, label=label)
+            if filled
+            else Line2D([], [], color=colour, label=label)
+            for label, colour, filled in chart.legend
+        ]
+        axes.legend(handles=handles, fontsize=8, frameon=False)
+        axes.set_title(chart.title, fontsize=10, parse_math=False)
+        axes.set_xlabel(chart.x_label)
+        if chart.from_zero:
+            axes.set_ylim(bottom=0)
+    for axes in grid[len(charts) :]:
+        axes.set_axis_off()
+    figure.savefig(path, dpi=110)
 
 
 def plot_forecasts(

@@ -1,12 +1,13 @@
 """A backtest as one HTML file that needs nothing beside it: no network, no script, no library."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 
 import numpy as np
 
 from streamlstm.backtest import ENOUGH, MODELS, Scores
+from streamlstm.peers import Comparison
 from streamlstm.rolling import Backtest, Judged
 from streamlstm.svg import Chart
 from streamlstm.terminal import TITLES, printable, when
@@ -45,27 +46,30 @@ svg { width: 100%; height: auto; }
 """
 
 
-def write_report(path: Path, found: Backtest, unit: str = "") -> None:
+def write_report(
+    path: Path, found: Backtest, unit: str = "", peers: Comparison | None = None
+) -> None:
     """Write it.
 
     Raises:
         OSError: it cannot be written.
     """
-    path.write_text(report(found, unit), encoding="utf-8")
+    path.write_text(report(found, unit, peers), encoding="utf-8")
 
 
-def report(found: Backtest, unit: str = "") -> str:
+def report(found: Backtest, unit: str = "", peers: Comparison | None = None) -> str:
     """The whole page; ``unit`` is that of the values."""
     sections = (
         _about(found),
         "<h2>All steps ahead</h2>",
         _overall(found.scores),
         f'<p class="small">{_explained(found)}</p>',
+        _peers(peers) if peers else "",
         "<h2>By step ahead</h2>",
-        f'<div class="charts">{"".join(_charts(found, unit))}</div>',
+        _drawn(charts_by_step(found, unit)),
         _by_step(found.scores),
         "<h2>The latest forecast of some series</h2>",
-        f'<div class="charts">{"".join(_fans(found))}</div>',
+        _drawn(charts_of_series(found)),
         "<h2>By series, the worst first</h2>",
         _by_series(found),
     )
@@ -195,7 +199,35 @@ def _by_series(found: Backtest) -> str:
     return table
 
 
-def _charts(found: Backtest, unit: str) -> Iterable[str]:
+def _peers(found: Comparison) -> str:
+    columns = ("mae", "mase", "coverage", "winkler", "seconds")
+    best = {of: _best([getattr(row, of) for row in found.rows], of) for of in columns[:-1]}
+    heads = "".join(f"<th>{escape(MEASURES.get(of, of))}</th>" for of in (*columns, "failed"))
+    rows = [
+        f'<td class="name">{escape(TITLES.get(row.name, row.name))}</td>'
+        + "".join(
+            f'<td class="{"best" * (best.get(of, -1) == i)}">{_number(getattr(row, of), of)}</td>'
+            for of in columns
+        )
+        + f"<td>{row.failed or ''}</td>"
+        for i, row in enumerate(found.rows)
+    ]
+    return (
+        "<h2>Beside other forecasters</h2>"
+        + _table([f'<th class="name">forecast</th>{heads}'], rows)
+        + f'<p class="small">All at the same {found.origins:,} origins, all steps ahead; intervals'
+        f" of {found.coverage:.4g}. Seconds: of all these forecasts, fitting included but for the"
+        " model, which was fitted before; failed: origins without a forecast, which its figures"
+        " leave out.</p>"
+    )
+
+
+def _drawn(charts: Iterable[Chart]) -> str:
+    return f'<div class="charts">{"".join(chart.svg() for chart in charts)}</div>'
+
+
+def charts_by_step(found: Backtest, unit: str) -> Iterator[Chart]:
+    """Errors by step ahead, and how many targets lay within the intervals."""
     scores, ahead = found.scores, "steps ahead"
     steps = np.arange(1.0, scores.horizon + 1)
     units = f", {unit}" if unit else ""
@@ -206,12 +238,12 @@ def _charts(found: Backtest, unit: str) -> Iterable[str]:
         chart = Chart(title, ahead, from_zero=True)
         for name in reversed(MODELS):
             chart.line(steps, scores.by_step(measure, name), COLOURS[name], TITLES[name])
-        yield chart.svg()
+        yield chart
     chart = Chart("Coverage of the intervals, and what was promised", ahead)
     for c, colour in zip(sorted(scores.coverages), _shades(len(scores.coverages)), strict=True):
         chart.line(steps, np.full(len(steps), c), colour, dashes="3 3")
         chart.line(steps, scores.by_step("coverage", "model", c), colour, f"{c:.4g}")
-    yield chart.svg()
+    yield chart
 
 
 def _shades(count: int) -> list[str]:
@@ -229,7 +261,8 @@ def _chosen(found: Backtest) -> dict[str, Judged]:
     return chosen
 
 
-def _fans(found: Backtest) -> Iterable[str]:
+def charts_of_series(found: Backtest) -> Iterator[Chart]:
+    """The latest forecast of the best, the median and the worst series."""
     chosen = _chosen(found)
     for what, one in chosen.items():
         fan, name = one.fan, printable(one.name)
@@ -250,4 +283,4 @@ def _fans(found: Backtest) -> Iterable[str]:
             "actual",
         )
         chart.line(ahead, fan.point, COLOURS["model"], "forecast")
-        yield chart.svg()
+        yield chart

@@ -25,34 +25,41 @@ def round_numbers(low: float, high: float, most: int) -> list[float]:
 
 
 class Chart:
-    """Curves over one axis; what is not finite is left out of them."""
+    """Curves over one axis; what is not finite is left out of them.
+
+    Attributes:
+        title, x_label, from_zero: as given.
+        curves: (n,) places along the axis, lower and upper ends, the same of a line; colour; and
+            how it is drawn: ``band``, or the dashes of a line.
+        legend: label, colour, and whether it is of a band.
+    """
 
     def __init__(self, title: str, x_label: str, *, from_zero: bool = False) -> None:
         """``from_zero``: the vertical axis begins there."""
-        self._title, self._x_label, self._from_zero = title, x_label, from_zero
-        self._curves: list[tuple[Floats, Floats, Floats, str, str]] = []
-        self._legend: list[tuple[str, str, bool]] = []
+        self.title, self.x_label, self.from_zero = title, x_label, from_zero
+        self.curves: list[tuple[Floats, Floats, Floats, str, str]] = []
+        self.legend: list[tuple[str, str, bool]] = []
 
     def line(self, x: Floats, y: Floats, colour: str, label: str = "", dashes: str = "") -> None:
         """Join points (n,) that follow one another; ``dashes`` as ``stroke-dasharray`` has them."""
-        self._curves.append((x, y, y, colour, dashes))
+        self.curves.append((x, y, y, colour, dashes))
         if label:
-            self._legend.append((label, colour, False))
+            self.legend.append((label, colour, False))
 
     def band(self, x: Floats, lower: Floats, upper: Floats, colour: str, label: str = "") -> None:
         """Fill between two curves (n,)."""
-        self._curves.append((x, lower, upper, colour, "band"))
+        self.curves.append((x, lower, upper, colour, "band"))
         if label:
-            self._legend.append((label, colour, True))
+            self.legend.append((label, colour, True))
 
     def svg(self) -> str:
         """The element."""
-        x = np.concatenate([curve[0] for curve in self._curves])
-        y = np.concatenate([part for curve in self._curves for part in curve[1:3]])
+        x = np.concatenate([curve[0] for curve in self.curves])
+        y = np.concatenate([part for curve in self.curves for part in curve[1:3]])
         (left, right), (low, high) = _range(x), _range(y)
-        low = min(low, 0.0) if self._from_zero else low
+        low = min(low, 0.0) if self.from_zero else low
         margin = 0.04 * (high - low)
-        low, high = low if self._from_zero and low == 0 else low - margin, high + margin
+        low, high = low if self.from_zero and low == 0 else low - margin, high + margin
         across, down = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 
         def at_x(value: Floats | float) -> Floats:
@@ -62,9 +69,9 @@ class Chart:
             return np.asarray(TOP + (high - value) / (high - low) * down)
 
         parts = [
-            f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(self._title)}"'
+            f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(self.title)}"'
             ' font-family="sans-serif" font-size="11">',
-            _text(LEFT, 15, self._title, "start", ' font-size="13" font-weight="600"'),
+            _text(LEFT, 15, self.title, "start", ' font-size="13" font-weight="600"'),
         ]
         for value in round_numbers(low, high, 6):
             to = at_y(value)
@@ -74,8 +81,8 @@ class Chart:
             )
         for value in round_numbers(left, right, 8):
             parts.append(_text(at_x(value), HEIGHT - BOTTOM + 16, f"{value:,.5g}", "middle"))
-        parts.append(_text(LEFT + across / 2, HEIGHT - BOTTOM + 32, self._x_label, "middle"))
-        for xs, lower, upper, colour, how in self._curves:
+        parts.append(_text(LEFT + across / 2, HEIGHT - BOTTOM + 32, self.x_label, "middle"))
+        for xs, lower, upper, colour, how in self.curves:
             for run in _runs(np.isfinite(lower) & np.isfinite(upper)):
                 points = _points(at_x(xs[run]), at_y(upper[run]))
                 if how == "band":
@@ -93,7 +100,7 @@ class Chart:
                         f' points="{points}"/>'
                     )
         begin = float(LEFT)
-        for label, colour, filled in self._legend:
+        for label, colour, filled in self.legend:
             height, band = (9, ' fill-opacity="0.5"') if filled else (3, "")
             parts.append(
                 f'<rect x="{begin:.0f}" y="{HEIGHT - 10 - height / 2}" width="14"'

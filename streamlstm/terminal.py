@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from streamlstm.backtest import MODELS, Scores
+from streamlstm.peers import Comparison
 from streamlstm.rolling import Judged
 
 Floats = NDArray[np.float64]
@@ -187,6 +188,36 @@ def intervals_line(scores: Scores) -> str:
         if of in scores.measures
     ]
     return line + "; ".join(told)
+
+
+def peers_table(found: Comparison, unit: str) -> Table:
+    """All forecasters at the same origins, over all steps; the least error of each kind stands out.
+
+    Figures of a forecaster that failed at some origins are of the others.
+    """
+    rows = found.rows
+    table = Table(title=f"at the same {found.origins:,} origins{f', {unit}' if unit else ''}")
+    table.add_column("forecast")
+    within = f"within the {found.coverage:.0%} interval"
+    for title in ("MAE", "MASE", within, "Winkler score", "seconds", "failed"):
+        table.add_column(title, justify="right")
+    for row in rows:
+        told: tuple[tuple[float, str, list[float]], ...] = (
+            (row.mae, ",.4g", [other.mae for other in rows]),
+            (row.mase, ".3f", []),
+            (row.coverage, ".1%", []),
+            (row.winkler, ",.4g", [other.winkler for other in rows]),
+            (row.seconds, ",.1f", []),
+        )
+        cells = []
+        for value, how, all_of_them in told:
+            best = value == min(filter(np.isfinite, all_of_them), default=np.nan)
+            text = format(value, how) if np.isfinite(value) else "–"
+            cells.append(Text(text, "bold green" if best else ""))
+        table.add_row(
+            TITLES.get(row.name, row.name), *cells, f"{row.failed:,}" if row.failed else ""
+        )
+    return table
 
 
 def series_table(series: Sequence[Judged], most: int = 10) -> Table:

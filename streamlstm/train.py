@@ -98,8 +98,50 @@ def fit(
         DataError: no series is long enough.
         KeyboardInterrupt: before the first update.
     """
+    tried = attempt(series, options or FitOptions(), progress, inputs=inputs, like=like)
+    return finish(tried, progress, name=name)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """The first of a fit's two trainings, on the earlier part of the time span, and its judgement.
+
+    Its ``skill`` says on the rest of the span how good its options are.
+    """
+
+    options: FitOptions
+    spec: Spec
+    directions: int | None
+    """that are wanted; None: as many as there is room for"""
+    exact: bool
+    """whether so many are needed, where fewer are found"""
+    series: Sequence[SeriesData]
+    """learned from"""
+    skipped: int
+    stage: "_Stage"
+    trust: Trust
+    errors: Errors
+    skill: Floats
+    """(outputs,) as :class:`FitReport` has it"""
+    interrupted: bool
+    seconds: float
+    notes: list[str]
+
+
+def attempt(
+    series: Sequence[SeriesData],
+    options: FitOptions,
+    progress: Progress | None = None,
+    *,
+    inputs: Sequence[Input] = (),
+    like: Spec | None = None,
+) -> Attempt:
+    """Train on the earlier part of the time span and judge on the rest; otherwise as :func:`fit`.
+
+    Raises:
+        DataError, KeyboardInterrupt: as :func:`fit`.
+    """
     began = time.perf_counter()
-    options = options or FitOptions()
     notes: list[str] = []
     if like is None:
         spec, directions = infer_spec(series, options, notes, inputs), options.directions
@@ -107,36 +149,52 @@ def fit(
         spec, directions = like.model_copy(update={"directions": 0}), like.directions
     long = _long_enough(series, spec, notes)
     used = _within_budget(long, spec, options.seed, notes)
-    pairs = [(s.ts, s.values) for s in used]
-    counts = [len(s.ts) for s in used]
-    cuts = [n - max(1, round(options.validation * n)) for n in counts]
+    cuts = [len(s.ts) - max(1, round(options.validation * len(s.ts))) for s in used]
+    stage = _Stage(spec, _pairs(used), cuts, options, options.updates)
+    finished = stage.train(progress, 0, 2 * options.updates)
+    trust, errors, skill = stage.judge()
+    seconds = time.perf_counter() - began
+    skipped = len(series) - len(long)
+    return Attempt(
+        options, spec, directions, like is not None, used, skipped, stage, trust, errors, skill,
+        not finished, seconds, notes,
+    )  # fmt: skip
 
-    first = _Stage(spec, pairs, cuts, options, options.updates)
-    finished = first.train(progress, 0, 2 * options.updates)
-    trust, errors, skill = first.judge()
-    last, updates = first, first.done
+
+def finish(
+    tried: Attempt, progress: Progress | None = None, *, name: str = "data"
+) -> tuple[Model, FitReport]:
+    """Train with the same options on all of the span; an interrupted attempt stays as it is."""
+    began = time.perf_counter()
+    first, used, options = tried.stage, tried.series, tried.options
+    pairs, counts = _pairs(used), [len(s.ts) for s in used]
+    last, updates, finished = first, first.done, not tried.interrupted
     if finished:
-        second = _Stage(spec, pairs, counts, options, first.kept)
+        second = _Stage(tried.spec, pairs, counts, options, first.kept)
         if finished := second.train(progress, options.updates, 2 * options.updates):
             last = second
         updates += second.done
-    spec, weights = trust.fold(last.start, last.weights())
-    spec, weights = with_directions(spec, weights, pairs, directions, exact=like is not None)
+    spec, weights = tried.trust.fold(last.start, last.weights())
+    spec, weights = with_directions(spec, weights, pairs, tried.directions, exact=tried.exact)
     golden = make_golden(spec, weights, options.seed)
-    model = Model(spec, weights, golden, errors, _provenance(name, used, options))
+    model = Model(spec, weights, golden, tried.errors, _provenance(name, used, options))
     report = FitReport(
         series=len(used),
-        skipped=len(series) - len(long),
+        skipped=tried.skipped,
         ticks=sum(counts),
         updates=updates,
         loss=last.loss,
-        skill=skill,
-        trust=trust,
-        seconds=time.perf_counter() - began,
+        skill=tried.skill,
+        trust=tried.trust,
+        seconds=tried.seconds + time.perf_counter() - began,
         interrupted=not finished,
-        notes=notes,
+        notes=tried.notes,
     )
     return model, report
+
+
+def _pairs(series: Sequence[SeriesData]) -> Pairs:
+    return [(s.ts, s.values) for s in series]
 
 
 def _long_enough(

@@ -24,20 +24,9 @@ from tests.daemon import Client, start
 from tests.models import random_model_file
 
 COMMANDS = (
-    *(
-        "demo",
-        "fit",
-        "backtest",
-        "inspect",
-        "run",
-        "check",
-        "replay",
-        "refit",
-        "publish",
-        "watch",
-        "keys",
-    ),
-)
+    "demo", "fit", "backtest", "forecast", "inspect", "run", "check", "replay", "refit", "publish",
+    "watch", "keys",
+)  # fmt: skip
 
 
 def streamlstm(*arguments: object, code: int = 0) -> "subprocess.CompletedProcess[str]":
@@ -104,6 +93,7 @@ def test_help_names_every_command_and_each_explains_itself() -> None:
         (["backtest", "m", "x.csv", "--last", "2"], "'2' is not a share"),
         (["backtest", "m", "x.csv", "--last", "0"], "'0' is not a share above 0"),
         (["backtest", "m", "x.csv", "--levels", "0.5,50"], "'50' is not a share from 0"),
+        (["fit", "x.csv", "--budget", "5d"], "'5d' is not a time above 0; write 90, 90s, 5m or 1h"),
         (["watch", "--wait", "-1"], "'-1' is not a number of seconds, 0 or more"),
         (["fit", "x.csv", "--horizon", "many"], "--horizon many: "),
         (["fit", "x.csv", "--floor", "low"], "--floor low: "),

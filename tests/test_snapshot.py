@@ -130,7 +130,7 @@ def test_how_good_forecasts_are_is_told_with_them_and_later_too(tmp_path: Path) 
     """Also after a kill."""
     model = random_model_file(tmp_path, hidden=8)
     options = {"checkpoint.path": tmp_path / "state", "journal.durability": "strict"}
-    options |= {"output.quality": "true"}
+    options |= {"output.quality": "true", "input.format": "json"}
     with running(tmp_path, model, **options) as daemon, Client(daemon, push=True) as client:
         for hour in range(6):
             client.tick("a", ts=3600 * hour, value=10 + hour % 3)

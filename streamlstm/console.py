@@ -1,0 +1,70 @@
+"""What the commands that people look at share: the console, how tables are read, checks of files."""
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from streamlstm.config import ConfigError
+from streamlstm.datasets.bundled import HOW
+from streamlstm.datasets.frames import Table
+from streamlstm.model import Spec
+from streamlstm.terminal import printable
+
+
+class LeavingConsole(Console):
+    """A console whose reader may leave: that is for :func:`streamlstm.cli.main` to settle."""
+
+    def on_broken_pipe(self) -> None:
+        """Called where Rich would leave with 1."""
+        raise BrokenPipeError
+
+
+def print_lines(console: Console, text: str, style: str = "") -> None:
+    """Print lines as they stand: names and paths hold neither markup nor control sequences."""
+    for line in text.split("\n"):
+        console.print(Text(printable(line), style), soft_wrap=True)
+
+
+def say(console: Console, notes: list[str]) -> None:
+    """Print notes, one a line."""
+    for note in notes:
+        print_lines(console, f"note: {note}", "dim")
+
+
+def how(options: argparse.Namespace) -> dict[str, Any]:
+    """How a table is to be read."""
+    return {name: getattr(options, name) for name in HOW}
+
+
+def spacing(table: Table, spec: Spec) -> list[str]:
+    """A note where a table's ticks are not as far apart as a model's steps."""
+    if table.step_ns and spec.step_ns and not 0.5 < table.step_ns / spec.step_ns < 2:
+        return [
+            f"the table's ticks are {table.step_ns / 1e9:g} s apart,"
+            f" the model was made for {spec.step_ns / 1e9:g} s"
+        ]
+    return []
+
+
+def check_out(flag: str, path: Path, suffix: str = "") -> None:
+    """Refuse before long work what could not be written after it."""
+    if suffix and path.suffix != suffix:
+        raise ConfigError(f"{flag} {path}: name a file that ends in {suffix}")
+    if path.is_dir():
+        raise ConfigError(f"{flag} {path}: is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{flag} {path}: its folder does not exist; make it")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise ConfigError(f"{flag} {path}: may not be written to; choose another")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{flag} {path}: its folder cannot be written to ({error.strerror}); choose another"
+        ) from None

@@ -1,0 +1,405 @@
+"""``streamlstm forecast``: what comes after the end of each series of a table, by the live engine.
+
+All series pass through one engine, and what it says at the last tick of each is the forecast. What
+lies beyond the model's horizon is rolled forward on copies of their states: a copy is fed the
+forecasts up to the horizon, and from there its own for the next step, again and again. (Taking the
+next whole horizon at once instead erred about as much: less on electricity, more on weather.)
+
+What may come instead, paths tell: copies that at each step are fed their forecast and an error,
+drawn as the model's errors one step ahead lie on data that it had not seen, and as wide as the
+series' own interval is by then. How paths hang together is theirs; how far they spread is measured
+already, by the intervals: so at each step they are moved to lie around the forecast and stretched
+to its interval, and beyond the horizon by as much as at its end. (Left as they are, nearly all of
+what came lay within their nine tenths on water, and less than eight tenths on the sea.)
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from rich.progress import Progress
+
+from streamlstm.client import in_time_order
+from streamlstm.config import ConfigError
+from streamlstm.console import LeavingConsole, check_out, how, print_lines, say, spacing
+from streamlstm.datasets.bundled import table_for
+from streamlstm.datasets.frames import SeriesData
+from streamlstm.engine import Engine
+from streamlstm.model import Model, load_model
+from streamlstm.ticks import WARM, Keys, Ticks
+
+Floats = NDArray[np.float64]
+Told = Callable[[int], None]
+"""Called with the ticks done since the last time."""
+BATCH = 1024
+CROWD = 4096
+"""Copies of series that are rolled forward together, unless one series alone has more."""
+PATHS = 200
+"""From which the intervals beyond the horizon are taken."""
+OUTPUTS = (".csv", ".parquet")
+
+
+class ForecastError(ValueError):
+    """What cannot be forecast; the message is one line and says the mend."""
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Forecasts from the end of each of n series, and the states that they were made from."""
+
+    model: Model
+    coverage: float
+    learning: bool
+    names: list[str]
+    ts: NDArray[np.int64]
+    """(n,) of the last tick of each, ns"""
+    step: NDArray[np.int64]
+    """(n,) ns from one forecast to the next"""
+    point: Floats
+    """(n, horizon) NaN where there is no forecast"""
+    lower: Floats
+    """(n, horizon) NaN where there is no interval"""
+    upper: Floats
+    """(n, horizon)"""
+    records: NDArray[np.uint8]
+    recurrent: NDArray[np.float32]
+
+    @property
+    def horizon(self) -> int:
+        """Steps ahead."""
+        return self.point.shape[1]
+
+    def times(self) -> NDArray[np.int64]:
+        """(n, horizon) what each forecast is for, ns."""
+        return self.ts[:, None] + self.step[:, None] * np.arange(1, self.horizon + 1)
+
+
+# --- forecasts ------------------------------------------------------------------------------------
+
+
+def at_the_end(
+    model: Model,
+    series: Sequence[SeriesData],
+    *,
+    coverage: float = 0.9,
+    learning: bool = True,
+    progress: Told = lambda ticks: None,
+) -> Ends:
+    """Run each of ``series`` through the live engine, and keep the forecast at its last tick.
+
+    Ticks of the time that the model was fitted on are history: intervals do not learn from them.
+
+    Raises:
+        ForecastError: the model takes other values than the series have, or a tick was dropped.
+        ModelError: they do not fit in memory.
+    """
+    spec, n = model.spec, len(series)
+    if (has := series[0].values.shape[1]) != spec.inputs:
+        raise ForecastError(
+            f"the table has {has} value{'s' * (has > 1)} a tick, the model takes {spec.inputs}"
+        )
+    names = [s.name.encode() for s in series]
+    engine = _engine(model, n, coverage, learning, max(map(len, names)))
+    slots = engine.series.lookup(Keys.of(names))
+    lengths = np.array([len(s.ts) for s in series])
+    which, rows = in_time_order(series)
+    at = (np.cumsum(lengths) - lengths)[which] + rows
+    ts = np.concatenate([s.ts for s in series])[at]
+    values = np.concatenate([s.values for s in series])[at]
+    ending = rows == lengths[which] - 1
+    flags = np.where((ts <= _fitted_until(model)) & ~ending, WARM, 0).astype(np.uint8)
+    last = np.array([s.ts[-1] for s in series])
+    by_slot = np.empty(n, np.int64)
+    by_slot[slots] = np.arange(n)
+    found = np.full((3, n, spec.horizon), np.nan)
+    for begin in range(0, len(ts), engine.max_batch):
+        cut = slice(begin, begin + engine.max_batch)
+        out = engine.step(Ticks(slots[which[cut]], ts[cut], values[cut], flags[cut]), 0)
+        row = by_slot[out.slot]
+        made = out.ts == last[row]
+        found[0, row[made]] = out.point[made, :, 0]
+        found[1:, row[made]] = out.quantiles[made, :, :, 0].swapaxes(0, 1)
+        progress(len(ts[cut]))
+    if dropped := sum(engine.drops.values()):
+        reasons = ", ".join(f"{count:,} {of}" for of, count in engine.drops.items() if count)
+        raise ForecastError(f"the engine dropped {dropped:,} of {len(ts):,} ticks ({reasons})")
+    if spec.step_ns:
+        step = np.full(n, spec.step_ns)
+    else:
+        step = np.array([np.median(np.diff(s.ts)) if len(s.ts) > 1 else 0 for s in series])
+    return Ends(
+        model, coverage, learning, [s.name for s in series], last, step.astype(np.int64),
+        found[0], found[1], found[2], *engine.records(slots),
+    )  # fmt: skip
+
+
+def _fitted_until(model: Model) -> int:
+    """The end of what the model was fitted on, ns; before all times where it does not say."""
+    try:
+        said = datetime.fromisoformat(str(model.provenance["to"]))
+        return int(said.timestamp()) * 1_000_000_000 + 999_999_999
+    except (KeyError, ValueError):
+        return np.iinfo(np.int64).min
+
+
+def _engine(model: Model, n: int, coverage: float, learning: bool, max_key: int = 8) -> Engine:
+    return Engine(
+        model, max_series=n, max_batch=min(max(n, 256), BATCH), coverage=coverage,
+        learning=learning, max_key=max_key,
+    )  # fmt: skip
+
+
+def extend(ends: Ends, horizon: int, *, seed: int = 0, progress: Told = lambda ticks: None) -> Ends:
+    """The same with another ``horizon``, of which what is beyond the model's is rolled forward.
+
+    The intervals there are those of ``PATHS`` paths.
+
+    Raises:
+        ForecastError: what comes in cannot be rolled forward.
+    """
+    direct = ends.horizon
+    if horizon <= direct:
+        point, lower, upper = (part[:, :horizon] for part in (ends.point, ends.lower, ends.upper))
+        return replace(ends, point=point, lower=lower, upper=upper)
+    further = ((0, 0), (0, horizon - direct))
+    point, lower, upper = (np.pad(part, further) for part in (ends.point, ends.lower, ends.upper))
+    for sample in simulate(ends, horizon, PATHS, seed=seed, progress=progress):
+        point[sample.rows] = sample.point
+        outer = np.quantile(sample.paths[:, :, direct:], _tails(ends.coverage), axis=1)
+        lower[sample.rows, direct:], upper[sample.rows, direct:] = outer
+    return replace(ends, point=point, lower=lower, upper=upper)
+
+
+class Sample(NamedTuple):
+    """Ways in which m series may go on."""
+
+    rows: slice
+    """which"""
+    point: Floats
+    """(m, horizon) their forecasts"""
+    paths: Floats
+    """(m, count, horizon)"""
+
+
+def simulate(
+    ends: Ends, horizon: int, count: int, *, seed: int = 0, progress: Told = lambda ticks: None
+) -> Iterator[Sample]:
+    """Sample ``count`` paths of all series, some series at a time.
+
+    The k-th series of a table has the same paths at the same ``seed``, whatever the others are.
+
+    Raises:
+        ForecastError: what comes in cannot be rolled forward.
+    """
+    if (inputs := ends.model.spec.inputs) > 1:
+        raise ForecastError(
+            f"the model takes {inputs} values a tick, whose future is not known; ask for --horizon"
+            f" {ends.horizon} or less, and no paths"
+        )
+    levels, sizes = _errors(ends.model, ends.coverage)
+    drawn = max(count, PATHS)  # of fewer it is not known how far they spread
+    rolling = _Rolling(ends, horizon, drawn, progress)
+    for rows in rolling.parts():
+        lots = np.stack([
+            np.random.default_rng([seed, k]).uniform(-1, 1, (drawn, horizon))
+            for k in range(rows.start, rows.stop)
+        ])  # fmt: skip
+        point, paths = rolling.on(rows, np.sign(lots) * np.interp(np.abs(lots), levels, sizes))
+        reach = (ends.upper - ends.lower)[rows, :horizon] / 2
+        yield Sample(rows, point, _fitted(paths, point, reach, ends.coverage)[:, :count])
+
+
+def _fitted(paths: Floats, point: Floats, reach: Floats, coverage: float) -> Floats:
+    """Paths (m, count, horizon) around ``point``, that spread as ``reach`` (m, direct) says.
+
+    All NaN where that is not known.
+    """
+    low, high = _tails(coverage)
+    below, middle, above = np.quantile(paths, (low, 0.5, high), axis=1)
+    spread, direct = (above - below) / 2, reach.shape[1]
+    stretch = np.ones_like(spread)
+    known = spread[:, :direct] > 0
+    np.divide(reach, spread[:, :direct], out=stretch[:, :direct], where=known)
+    stretch[:, direct:] = stretch[:, direct - 1 : direct]
+    stretch[np.isnan(reach).any(axis=1)] = np.nan
+    moved: Floats = point[:, None] + stretch[:, None] * (paths - middle[:, None])
+    return moved
+
+
+def _tails(coverage: float) -> tuple[float, float]:
+    return (1 - coverage) / 2, (1 + coverage) / 2
+
+
+def _errors(model: Model, coverage: float) -> tuple[Floats, Floats]:
+    """Levels, and the errors one step ahead there, in units of that at ``coverage``."""
+    if model.errors is not None and (unit := float(model.errors.at(coverage)[0])) > 0:
+        levels, sizes = model.errors.levels, model.errors.quantiles[:, 0] / unit
+    else:  # nothing known: as if they were normal
+        levels = np.linspace(0.01, 0.99, 99)
+        normal = [NormalDist().inv_cdf((1 + level) / 2) for level in (*levels, coverage)]
+        sizes = np.array(normal[:-1]) / normal[-1]
+    return np.concatenate([[0.0], levels]), np.concatenate([[0.0], sizes])
+
+
+class _Rolling:
+    """Copies of the states of series, that are fed what is made up."""
+
+    def __init__(self, ends: Ends, horizon: int, paths: int, progress: Told) -> None:
+        """Of each series one for each of so many ``paths``, and one for the forecast."""
+        self._ends, self._horizon, self._copies, self._progress = ends, horizon, paths + 1, progress
+        self._each = max(1, min(CROWD // self._copies, len(ends.ts)))
+        crowd = self._each * self._copies
+        self._engine = _engine(ends.model, crowd, ends.coverage, ends.learning)
+        self._slots = self._engine.series.lookup(Keys.of([b"%d" % i for i in range(crowd)]))
+
+    def parts(self) -> Iterator[slice]:
+        """All series, so many as can be rolled forward together."""
+        n = len(self._ends.ts)
+        for begin in range(0, n, self._each):
+            yield slice(begin, min(begin + self._each, n))
+
+    def on(self, rows: slice, errors: Floats) -> tuple[Floats, Floats]:
+        """Roll these m series forward: their forecasts, (m, horizon), and paths as ``errors`` are.
+
+        Those, (m, paths, horizon), are in units of the half-width of the interval then issued; it
+        counts as 0 where there is none. All is NaN where there is no forecast.
+        """
+        ends, copies, horizon = self._ends, self._copies, self._horizon
+        known = np.isfinite(ends.point[rows, 0])
+        which = np.repeat(np.arange(rows.start, rows.stop)[known], copies)
+        plain = slice(copies - 1, None, copies)  # the copies that no error befalls
+        slots = self._slots[: len(which)]
+        self._engine.set_records(slots, ends.records[which], ends.recurrent[which])
+        off = np.pad(errors[known], ((0, 0), (0, 1), (0, 0))).reshape(-1, horizon)
+        point, half = ends.point[which, 0], (ends.upper - ends.lower)[which, 0] / 2
+        fed = np.empty((len(which), horizon))
+        for k in range(horizon):
+            fed[:, k] = point + off[:, k] * np.nan_to_num(half)
+            if k < ends.horizon:
+                fed[plain, k] = ends.point[rows, k][known]
+            if k < horizon - 1:
+                ts = ends.ts[which] + (k + 1) * ends.step[which]
+                point, half = self._move(slots, ts, fed[:, k : k + 1])
+            self._progress(len(which))
+        rolled = np.full((len(known), copies, horizon), np.nan)
+        rolled[known] = fed.reshape(-1, copies, horizon)
+        return rolled[:, -1], rolled[:, :-1]
+
+    def _move(
+        self, slots: NDArray[np.int32], ts: NDArray[np.int64], values: Floats
+    ) -> tuple[Floats, Floats]:
+        """Forecast one step ahead and half-width, (n,) each, after one tick more of each."""
+        engine = self._engine
+        point, half = np.empty(len(slots)), np.empty(len(slots))
+        for begin in range(0, len(slots), engine.max_batch):
+            cut = slice(begin, begin + engine.max_batch)
+            quiet = np.zeros(len(slots[cut]), np.uint8)
+            out = engine.step(Ticks(slots[cut], ts[cut], values[cut].copy(), quiet), 0)
+            if len(out.slot) < len(quiet):
+                raise ForecastError(
+                    "forecasts fed on forecasts grow without bound; ask for a shorter --horizon"
+                )
+            point[cut] = out.point[:, 0, 0]
+            half[cut] = (out.quantiles[:, 1, 0, 0] - out.quantiles[:, 0, 0, 0]) / 2
+        return point, half
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def command(options: argparse.Namespace) -> None:
+    """``streamlstm forecast``."""
+    console = LeavingConsole(stderr=True)
+    if options.out:
+        if options.out.suffix not in OUTPUTS:
+            raise ConfigError(f"--out {options.out}: name a file that ends in .csv or .parquet")
+        check_out("--out", options.out)
+        _check_parquet(options.out)
+    model = load_model(options.model)
+    table = table_for(model.spec, options.data, **how(options))
+    say(console, table.notes + spacing(table, model.spec))
+    horizon = options.horizon or model.spec.horizon
+    ticks = sum(len(s.ts) for s in table.series)
+    rolled = options.paths or horizon > model.spec.horizon
+    copies = max(options.paths or 0, PATHS) + 1 if rolled else 0
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("forecast", total=ticks + copies * horizon * len(table.series))
+
+        def progress(done: int) -> None:
+            bar.advance(task, done)
+
+        ends = at_the_end(
+            model, table.series, coverage=options.coverage, learning=not options.no_learning,
+            progress=progress,
+        )  # fmt: skip
+        if options.paths:
+            parts = simulate(ends, horizon, options.paths, seed=options.seed, progress=progress)
+            frames = (paths_frame(ends, part, options.timezone) for part in parts)
+            _write(frames, options.out)
+        else:
+            whole = extend(ends, horizon, seed=options.seed, progress=progress)
+            _write(iter([forecasts_frame(whole, options.timezone)]), options.out)
+    none = int(np.isnan(ends.point[:, 0]).sum())
+    if none:
+        say(console, [f"{none:,} of {len(ends.ts):,} series have no forecast that is finite"])
+    if options.out:
+        print_lines(console, f"written: {options.out}")
+
+
+def forecasts_frame(ends: Ends, timezone: str = "UTC") -> pd.DataFrame:
+    """A row a forecast: unique_id, ds, forecast, lower, upper."""
+    return pd.DataFrame({
+        "unique_id": np.repeat(np.array(ends.names, object), ends.horizon),
+        "ds": _stamps(ends.times(), timezone),
+        "forecast": ends.point.ravel(),
+        "lower": ends.lower.ravel(),
+        "upper": ends.upper.ravel(),
+    })  # fmt: skip
+
+
+def paths_frame(ends: Ends, sample: Sample, timezone: str = "UTC") -> pd.DataFrame:
+    """A row a value of a path: unique_id, ds, path (from 1), value."""
+    rows, paths = sample.rows, sample.paths
+    n, count, horizon = paths.shape
+    ahead = ends.step[rows, None] * np.arange(1, horizon + 1)
+    times = np.broadcast_to((ends.ts[rows, None] + ahead)[:, None], paths.shape)
+    return pd.DataFrame({
+        "unique_id": np.repeat(np.array(ends.names[rows], object), count * horizon),
+        "ds": _stamps(times, timezone),
+        "path": np.tile(np.repeat(np.arange(1, count + 1), horizon), n),
+        "value": paths.ravel(),
+    })  # fmt: skip
+
+
+def _stamps(ts: NDArray[np.int64], timezone: str) -> pd.DatetimeIndex:
+    """Plain where in UTC, else with what it is off from that, so that no hour is meant twice."""
+    stamps = pd.DatetimeIndex(pd.to_datetime(ts.ravel()))
+    return stamps if timezone == "UTC" else stamps.tz_localize("UTC").tz_convert(timezone)
+
+
+def _check_parquet(path: Path) -> None:
+    if path.suffix == ".parquet":
+        try:
+            import pyarrow  # noqa: F401
+        except ImportError:
+            raise ConfigError(
+                f"--out {path}: Parquet needs pyarrow; pip install 'streamlstm[parquet]'"
+            ) from None
+
+
+def _write(frames: Iterator[pd.DataFrame], path: Path | None) -> None:
+    """To ``path``, or as CSV to stdout."""
+    if path and path.suffix == ".parquet":
+        pd.concat(frames, ignore_index=True).to_parquet(path, index=False)
+        return
+    for number, frame in enumerate(frames):
+        to = path or sys.stdout
+        frame.to_csv(to, index=False, header=not number, mode="a" if number else "w")
