@@ -1,4 +1,4 @@
-"""What the commands that people look at share: the console, how tables are read, checks of files."""
+"""What the commands that people look at share: the console, how to read a table, where to write."""
 
 import argparse
 import os

@@ -95,10 +95,12 @@ def test_a_shorter_horizon_is_its_beginning() -> None:
 
 
 def test_paths_of_the_last_value_are_random_walks() -> None:
-    ends = at_the_end(last_value(), [series()])
+    steps = np.random.default_rng(0).normal(size=100)  # of which the model knows the size
+    walk = SeriesData("walk", HOUR * np.arange(100), np.cumsum(steps)[:, None])
+    ends = at_the_end(last_value(), [walk])
     ((rows, point, paths),) = simulate(ends, 9, 5000)
     assert rows == slice(0, 1)
-    np.testing.assert_array_equal(point[0], np.full(9, series().values[-1, 0]))
+    np.testing.assert_array_equal(point[0], np.full(9, walk.values[-1, 0]))
     spread = (paths[0] - ends.point[0, 0]).std(axis=0)
     np.testing.assert_allclose(spread / spread[0], np.sqrt(np.arange(1, 10)), rtol=0.06)
     half = (ends.upper - ends.lower)[0, 0] / 2

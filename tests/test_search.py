@@ -46,7 +46,9 @@ class Hill:
         off = abs(math.log2(options.rate / 0.024)) + abs(math.log2(options.hidden / 128))
         return 0.5 + 0.05 * off
 
-    def attempt(self, series: object, options: FitOptions, progress: room._Pace) -> Attempt:
+    def attempt(
+        self, series: object, options: FitOptions, progress: room._Pace, *, inputs: object
+    ) -> Attempt:
         self.attempts.append(options)
         if len(self.attempts) == self._interrupted:
             raise KeyboardInterrupt
@@ -57,7 +59,7 @@ class Hill:
         skill = np.array([self.error(options), np.nan])
         none = SimpleNamespace()
         return Attempt(
-            options, SPEC, [], 0, none, none, none, skill, False, self.now - began, []
+            options, SPEC, None, False, [], 0, none, none, none, skill, False, self.now - began, []
         )  # type: ignore[arg-type]  # fmt: skip
 
     def finish(self, tried: Attempt, progress: object, *, name: str) -> tuple[Model, FitReport]:
