@@ -211,7 +211,7 @@ def _pace(
     pace, k, reach = bands.pace, plan.steps[a], bands.reach[slot, at * len(plan.coverages), j]
     if place == 0:
         pace[slot, a, j, 0] = pace[slot, a, j, 1] = 0.0
-    elif due:
+    elif due and error >= 0.0:  # NaN, after a gap, says nothing
         run = pace[slot, a, j, 1]
         if error <= reach:
             run = max(run, np.float32(0.0)) + np.float32(1.0)
