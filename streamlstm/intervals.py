@@ -55,8 +55,8 @@ class Plan(NamedTuple):
     """(horizon,) index of the scored step at or below each step"""
     share: NDArray[np.float64]
     """(horizon,) weight of the scored step after that one"""
-    runs: tuple[int, int]
-    """hits, and misses, in a row, over k, after which the rate rises"""
+    runs: NDArray[np.int64]
+    """(coverages, 2) hits, and misses, in a row, over k, after which the rate rises"""
     shape: NDArray[np.float64]
     """(coverages, horizon, targets) half-width over what the line says"""
     initial: NDArray[np.float32]
@@ -78,8 +78,8 @@ class Bands(NamedTuple):
     width: NDArray[np.float32]
     """(series, scored * coverages, targets) half-widths over scale"""
     pace: NDArray[np.float32]
-    """(series, scored, targets, 2) a rate that rose, else less than ``RATE``; hits in a row, or
-    less the misses"""
+    """(series, scored * coverages, targets, 2) a rate that rose, else less than ``RATE``; hits in a
+    row, or less the misses"""
 
 
 def bands_fields(plan: Plan) -> Fields:
@@ -90,7 +90,7 @@ def bands_fields(plan: Plan) -> Fields:
         "pending": (np.float64, (pending, targets)),
         "reach": (np.float32, (pending * coverages, targets)),
         "width": (np.float32, (scored * coverages, targets)),
-        "pace": (np.float32, (scored, targets, 2)),
+        "pace": (np.float32, (scored * coverages, targets, 2)),
     }
 
 
@@ -122,7 +122,7 @@ def plan(
             np.divide(known, line, out=shape[c], where=(line > 0) & (known > 0))
     ring = np.concatenate(([0], np.cumsum(scored)))
     narrower, wider = _beside(coverages), _beside(-coverages)
-    runs = _seldom(coverages[0]), _seldom(1.0 - coverages[0])
+    runs = np.array([[_seldom(level), _seldom(1.0 - level)] for level in coverages.tolist()])
     return Plan(coverages, narrower, wider, scored, ring, left, share, runs, shape, initial)
 
 
@@ -179,10 +179,9 @@ def surround(
             error, due = abs(values[tick, j] - pending[slot, at, j]), place >= k
             due = due and not (warm and plan.initial[a, 0, j] >= 0.0)
             pending[slot, at, j] = point[to, k - 1, j]
-            rate = _pace(plan, bands, slot, a, at, j, place, due, error)
-            _track(plan, bands, slot, a, at, 0, j, place, due, error, rate, scale[row, j])
+            _track(plan, bands, slot, a, at, 0, j, place, due, error, scale[row, j])
             for c in range(1, many):
-                _track(plan, bands, slot, a, at, c, j, place, due, error, rate, scale[row, j])
+                _track(plan, bands, slot, a, at, c, j, place, due, error, scale[row, j])
                 r, within, beyond = at * many, plan.narrower[c], plan.wider[c]
                 reach[slot, r + c, j] = _between(
                     reach[slot, r + c, j], reach[slot, r + within, j], reach[slot, r + beyond, j]
@@ -197,32 +196,21 @@ def surround(
 
 @njit(cache=True, error_model="numpy", _nrt=False, inline="always")
 def _pace(
-    plan: Plan,
-    bands: Bands,
-    slot: int,
-    a: int,
-    at: int,
-    j: int,
-    place: int,
-    due: bool,
-    error: float,
+    plan: Plan, bands: Bands, slot: int, a: int, c: int, j: int, error: float, reach: float
 ) -> float:
     """The rate at which half-widths move now; otherwise as :func:`_track`."""
-    pace, k, reach = bands.pace, plan.steps[a], bands.reach[slot, at * len(plan.coverages), j]
-    if place == 0:
-        pace[slot, a, j, 0] = pace[slot, a, j, 1] = 0.0
-    elif due and error >= 0.0:  # NaN, after a gap, says nothing
-        run = pace[slot, a, j, 1]
-        if error <= reach:
-            run = max(run, np.float32(0.0)) + np.float32(1.0)
-        elif error > reach:
-            run = min(run, np.float32(0.0)) - np.float32(1.0)
-        pace[slot, a, j, 1] = run
-        if run >= plan.runs[0] * k or -run >= plan.runs[1] * k:
-            pace[slot, a, j, 0] = FAST / k
-        elif pace[slot, a, j, 0] > RATE:
-            pace[slot, a, j, 0] *= 1.0 - DECAY / k
-    return max(np.float64(pace[slot, a, j, 0]), RATE)
+    pace, k, w = bands.pace, plan.steps[a], a * len(plan.coverages) + c
+    run = pace[slot, w, j, 1]
+    if error <= reach:
+        run = max(run, np.float32(0.0)) + np.float32(1.0)
+    elif error > reach:
+        run = min(run, np.float32(0.0)) - np.float32(1.0)
+    pace[slot, w, j, 1] = run
+    if run >= plan.runs[c, 0] * k or -run >= plan.runs[c, 1] * k:
+        pace[slot, w, j, 0] = FAST / k
+    elif pace[slot, w, j, 0] > RATE:
+        pace[slot, w, j, 0] *= 1.0 - DECAY / k
+    return max(np.float64(pace[slot, w, j, 0]), RATE)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, inline="always")
@@ -244,7 +232,6 @@ def _track(
     place: int,
     due: bool,
     error: float,
-    rate: float,
     scale: float,
 ) -> None:
     """Learn from an ``error`` where one was ``due``, and keep the half-width issued at ``place``.
@@ -255,13 +242,15 @@ def _track(
     w, r = a * many + c, at * many + c
     if place == 0:
         width[slot, w, j] = plan.initial[a, c, j]
-    elif due:
+        bands.pace[slot, w, j, 0] = bands.pace[slot, w, j, 1] = 0.0
+    elif due and error >= 0.0:  # NaN, after a gap, says nothing
         # there lies what was issued as many steps ago
+        rate = _pace(plan, bands, slot, a, c, j, error, reach[slot, r, j])
         if error <= reach[slot, r, j]:
             width[slot, w, j] *= _exp(rate * (plan.coverages[c] - 1.0))
         elif width[slot, w, j] > 0.0 and error > 0.0:
             width[slot, w, j] *= _exp(rate * plan.coverages[c])
-        elif error >= 0.0:  # nothing to widen yet; NaN, after a gap, says nothing
+        else:  # nothing to widen yet
             width[slot, w, j] = error / scale
     reach[slot, r, j] = np.float32(width[slot, w, j] * scale)
 

@@ -96,16 +96,15 @@ def plainly(y: np.ndarray, point: np.ndarray, coverages: tuple[float, ...]) -> n
     quantiles = np.full((n, 2 * len(coverages), horizon), np.nan)
     half = np.full((n, len(coverages), horizon), np.nan)
     width = np.full((len(coverages), horizon), np.nan, np.float32)
-    paces = [(0.0, 0)] * horizon
+    paces = {}
     for i in range(n):
         for k in range(horizon):
-            if i > k:
-                error, reach = abs(y[i] - point[i - k - 1, k]), half[i - k - 1, 0, k]
-                paces[k] = moved(*paces[k], k + 1, error, reach, coverages[0])
-                rate = max(0.02, paces[k][0])
             for c, cover in enumerate(coverages):
                 if i > k:
-                    error = abs(y[i] - point[i - k - 1, k])
+                    error, reach = abs(y[i] - point[i - k - 1, k]), half[i - k - 1, c, k]
+                    pace = paces.get((c, k), (0.0, 0))
+                    paces[c, k] = moved(*pace, k + 1, error, reach, cover)
+                    rate = max(0.02, paces[c, k][0])
                     if error <= half[i - k - 1, c, k]:
                         width[c, k] = float(width[c, k]) * np.exp(-rate * (1 - cover))
                     elif width[c, k] > 0 and error > 0:
