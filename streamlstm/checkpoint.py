@@ -14,7 +14,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -349,10 +349,9 @@ def _refuse_settings(path: Path, row: np.dtype[np.void], engine: Engine) -> None
     """Refuse rows that lie otherwise, but for keys of another width, and latest predictions."""
     kinds, wanted = _kinds(row["record"]), _kinds(engine.series.table.dtype)
     kinds["name"] = wanted["name"]
-    for name in Latest._fields:
-        if name not in kinds or name not in wanted:
-            kinds.pop(name, None)
-            wanted.pop(name, None)
+    for name in _other_latest(kinds, wanted):
+        kinds.pop(name, None)
+        wanted.pop(name, None)
     found, ours = kinds.get("recent", wanted["name"]), wanted["recent"]
     if found.base == ours.base and found.shape[1:] == ours.shape[1:]:  # more ticks, or fewer
         kinds["recent"] = ours
@@ -361,6 +360,15 @@ def _refuse_settings(path: Path, row: np.dtype[np.void], engine: Engine) -> None
         other.append("state")
     if other:
         raise _refused(path, f"made with other settings ({other[0]})")
+
+
+_LATEST = tuple(name for name in Latest._fields if name != "kept")
+
+
+def _other_latest(kinds: Mapping[str, object], wanted: Mapping[str, object]) -> tuple[str, ...]:
+    """The fields of the latest prediction where they are not all there and of one kind."""
+    same = all(name in kinds and kinds[name] == wanted.get(name) for name in _LATEST)
+    return () if same else _LATEST
 
 
 def _kinds(record: np.dtype[Any]) -> dict[str, np.dtype[Any]]:
@@ -445,13 +453,15 @@ def _verify(path: Path, file: BufferedReader, header: _Header, engine: Engine) -
 
 def _restore(path: Path, file: BufferedReader, header: _Header, engine: Engine) -> None:
     shape = _record_shape(engine)
+    found, wanted = _kinds(header.row["record"]), _kinds(engine.series.table.dtype)
+    skipped = _other_latest(found, wanted)
     for rows in _pieces(path, file, header):
         slots, records = rows["slot"].astype(np.int32), rows["record"]
         engine.series.restore(records["name"], records["length"], slots)
         for name, array in engine.series.state.items():
             if name == "recent":
                 array[slots] = _ring(records, engine.history)
-            elif name in (records.dtype.names or ()):
+            elif name in found and name not in skipped:
                 array[slots] = records[name]
         states = np.ascontiguousarray(rows["state"]).reshape(len(rows), *shape)
         engine.kernels.from_host(engine.buffers, slots, states)

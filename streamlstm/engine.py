@@ -327,7 +327,7 @@ class Engine:
         """What a state is of: another engine's can be taken over where this is the same."""
         spec, state = self.model.spec, self.series.state
         fields = [(name, array.dtype.str, array.shape[1:]) for name, array in state.items()]
-        named = [(each.name, each.role) for each in spec.roles]
+        named = [(each.name, each.role, each.scale > 0) for each in spec.roles]
         grid = spec.step_ns, spec.season, spec.scaling.kind, *named
         recurrent = spec.cell, spec.layers, spec.hidden, spec.window, self.work.told.shape[1]
         return *self.coverages, *grid, *recurrent, *fields

@@ -9,10 +9,10 @@ a share 1 - coverage of what was issued misses, whatever the data do. Half-width
 the series' scale, so they follow it. Steps between two scored ones take the line between theirs,
 bent as the model's errors on unseen data rise between them.
 
-After a change of the data that is too slow. So where so many ticks in a row lay outside, or inside,
-as seldom do by chance (``RARE``; k times as many, since forecasts k ahead err together), the rate
-rises to ``FAST`` / k and falls back by and by. So a lasting change soon makes the intervals as wide
-as they have to be, and an outage of a few ticks not for long.
+After a change of the data that is too slow. So where so many ticks in a row lay outside as seldom
+do by chance (``RARE``; k times as many, since forecasts k ahead err together), the rate rises to
+``FAST`` / k, where that is more, and falls back by and by. So a lasting change soon makes the
+intervals as wide as they have to be, and an outage of a few ticks not for long.
 
 Of several coverages each is tracked on its own. What is issued is nested: an interval gives way to
 those of the coverages named before it, so that whoever names another changes nothing of these.
@@ -33,9 +33,11 @@ from streamlstm.placed import placed
 RATE = 0.02
 """By how much the logarithm of a half-width moves at a miss (times coverage)."""
 RARE = 1e-4
-"""Probability of so many misses in a row, or hits, after which the rate rises."""
+"""Probability of so many misses in a row, after which the rate rises."""
 FAST, DECAY = 0.4, 0.02
 """Rate to which it rises one step ahead, and the share of itself by which it falls at each tick."""
+LEAST = 1e-9
+"""Less than that of the scale is no width: the next error is one."""
 
 
 class Plan(NamedTuple):
@@ -56,7 +58,7 @@ class Plan(NamedTuple):
     share: NDArray[np.float64]
     """(horizon,) weight of the scored step after that one"""
     runs: NDArray[np.int64]
-    """(coverages, 2) hits, and misses, in a row, over k, after which the rate rises"""
+    """(coverages,) misses in a row, over k, after which the rate rises"""
     shape: NDArray[np.float64]
     """(coverages, horizon, targets) half-width over what the line says"""
     initial: NDArray[np.float32]
@@ -78,8 +80,8 @@ class Bands(NamedTuple):
     width: NDArray[np.float32]
     """(series, scored * coverages, targets) half-widths over scale"""
     pace: NDArray[np.float32]
-    """(series, scored * coverages, targets, 2) a rate that rose, else less than ``RATE``; hits in a
-    row, or less the misses"""
+    """(series, scored * coverages, targets, 2) a rate that rose, else less than ``RATE``; misses in
+    a row"""
 
 
 def bands_fields(plan: Plan) -> Fields:
@@ -122,7 +124,7 @@ def plan(
             np.divide(known, line, out=shape[c], where=(line > 0) & (known > 0))
     ring = np.concatenate(([0], np.cumsum(scored)))
     narrower, wider = _beside(coverages), _beside(-coverages)
-    runs = np.array([[_seldom(level), _seldom(1.0 - level)] for level in coverages.tolist()])
+    runs = np.array([_seldom(1.0 - level) for level in coverages.tolist()])
     return Plan(coverages, narrower, wider, scored, ring, left, share, runs, shape, initial)
 
 
@@ -200,13 +202,11 @@ def _pace(
 ) -> float:
     """The rate at which half-widths move now; otherwise as :func:`_track`."""
     pace, k, w = bands.pace, plan.steps[a], a * len(plan.coverages) + c
-    run = pace[slot, w, j, 1]
     if error <= reach:
-        run = max(run, np.float32(0.0)) + np.float32(1.0)
+        pace[slot, w, j, 1] = 0.0
     elif error > reach:
-        run = min(run, np.float32(0.0)) - np.float32(1.0)
-    pace[slot, w, j, 1] = run
-    if run >= plan.runs[c, 0] * k or -run >= plan.runs[c, 1] * k:
+        pace[slot, w, j, 1] += 1.0
+    if pace[slot, w, j, 1] >= plan.runs[c] * k:
         pace[slot, w, j, 0] = FAST / k
     elif pace[slot, w, j, 0] > RATE:
         pace[slot, w, j, 0] *= 1.0 - DECAY / k
@@ -248,10 +248,12 @@ def _track(
         rate = _pace(plan, bands, slot, a, c, j, error, reach[slot, r, j])
         if error <= reach[slot, r, j]:
             width[slot, w, j] *= _exp(rate * (plan.coverages[c] - 1.0))
-        elif width[slot, w, j] > 0.0 and error > 0.0:
-            width[slot, w, j] *= _exp(rate * plan.coverages[c])
-        else:  # nothing to widen yet
+            if width[slot, w, j] < LEAST:
+                width[slot, w, j] = 0.0
+        elif not width[slot, w, j] > 0.0:  # nothing to widen yet
             width[slot, w, j] = error / scale
+        elif error > reach[slot, r, j]:
+            width[slot, w, j] *= _exp(rate * plan.coverages[c])
     reach[slot, r, j] = np.float32(width[slot, w, j] * scale)
 
 

@@ -32,7 +32,7 @@ COUNTERS: Mapping[str, str] = MappingProxyType(
         "ticks_coalesced": "Ticks skipped because a later one of their series waited.",
         "series_started": "Series seen for the first time.",
         "anomalies": "Ticks at which a series was anomalous: a likelihood of 0.99999 or more.",
-        "drifts": "Times that the errors of a series were found to have grown for good.",
+        "drifts": "Times that the forecasts of a series lost ground to its latest value for good.",
         "series_quarantined": "Series begun anew since their state or forecast was not finite.",
         "input_gaps": "Ticks that came after at least one was missed.",
         "publisher_gaps": "Ticks that publishers numbered and that did not come.",
@@ -152,7 +152,8 @@ class Metrics(Collector):
         for column, (name, help) in enumerate(SCORES.items()):
             counter = CounterMetricFamily(PREFIX + name, help, labels=["step"])
             for step, score in self.scores.items():
-                counter.add_metric([str(step)], score[column])
+                if not math.isnan(score[column]):  # so far back no value is kept
+                    counter.add_metric([str(step)], score[column])
             yield counter
         for name, help in GAUGES.items():
             if not math.isnan(values[name]):

@@ -125,7 +125,7 @@ def judge(watched: Watched, quality: Quality, slot: int, tick: int, season: int)
             seasonal += marks[tick, 0, j, SEASONAL]
             inside += marks[tick, 0, j, INSIDE]
     look(
-        watched, slot, error / known, last / known, seasonal / known, season > 0, inside / known,
+        watched, slot, error / known, last / known, seasonal / known, season, inside / known,
         measures, tick,
     )  # fmt: skip
 

@@ -68,12 +68,12 @@ class _Reader:
             self._owner[:] = NOBODY
         self._number = entry.number
         slot, ts, values, flags = entry.ticks
-        if values.shape[1] != self._inputs:
-            return
         self._grow(max([int(slot.max(initial=-1)), *(event.slot for event in entry.events)]) + 1)
         for event in entry.events:
             if event.kind in (CREATE, UNPARK):
                 self._owner[event.slot] = checksum(event.name)
+        if values.shape[1] != self._inputs:
+            return
         for unknown in np.unique(slot[self._owner[slot] == NOBODY]).tolist():
             self._owner[unknown] = checksum(b"%d since %d" % (unknown, self._number))
         if self._used + len(ts) > len(self._room):

@@ -379,12 +379,12 @@ class Service:
         before, engine = self.engine, handover.new
         if engine is not before:
             self.kept.adopt(engine)
+            handover.settle()  # first, so that no scrape sees counters fall
             self.engine = engine
             self.encoders = _open_encoders(self.config, engine.model, self._boot)
             if self.snapshots:
                 self.snapshots.serve_from(engine, self.encoders[0])
             self._make_loop(self.loop.pending)
-            handover.settle()
             self._describe()
             self.metrics.values["model_reloads"] += 1
         logs.event(

@@ -8,8 +8,10 @@ it usually is, and how far it usually strays from that, over ``MEMORY``: ``likel
 of the normal distribution below m, as anomaly likelihood has it (Ahmad, Lavin, Purdy & Agha 2017,
 section 3.2, whose bounds on mean and variance are taken too); from ``ALARM`` on it counts as one.
 
-``drift`` says that the errors have grown for good: what they exceed the usual one by, and half of
-it, adds up (CUSUM, Page 1954) to more than ``LIMIT``. With it, what is usual is learned anew.
+``drift`` says that the forecasts lost ground to the latest value for good: what their errors exceed
+those that go with the latest value's, and half of these, adds up (CUSUM, Page 1954) to more than
+``LIMIT`` usual ones. Hours in which all errs more are none, and may hide one. With it, what is
+usual is learned anew.
 
 ``coverage`` is the share of ticks within their interval, ``over_last_value`` and
 ``over_seasonal_naive`` are the mean error over those of two naive forecasts, of the latest
@@ -41,10 +43,10 @@ ALARM = 1 - 1e-5
 """Likelihood that counts as an anomaly, as in the Numenta Anomaly Benchmark."""
 LEAST_MEAN, LEAST_VARIANCE = 0.03, 0.0003
 """Of the averaged anomaly; less is taken for these."""
-CAPPED, TOLERATED, LIMIT = 4.0, 1.5, 25.0
-"""Usual errors that one counts for at most, that are no drift, and that they may exceed these by
-in sum. Of errors that are independent, each exponentially distributed, one in a million is taken
-for a drift."""
+CAPPED, TOLERATED, LIMIT = 4.0, 1.5, 45.0
+"""Usual errors that one counts for at most; times the error that goes with the latest value's, that
+is no drift; usual errors that they may exceed that by in sum. Of independent errors, of both
+distributed exponentially, one in a million is taken for a drift."""
 USUAL, LATELY, MEAN, VARIANCE, EXCESS, MODEL, LAST, SEASONAL, INSIDE = range(9)
 """What is averaged: e; the anomaly over ``SHORT``, the mean of that and its variance; the sum for
 the drift; errors of the model and both naive forecasts, each where all are known; within interval
@@ -76,7 +78,7 @@ def look(
     error: float,
     last: float,
     seasonal: float,
-    seasons: bool,
+    season: int,
     inside: float,
     measures: NDArray[np.float64],
     tick: int,
@@ -84,15 +86,18 @@ def look(
     """Take in the errors of a tick, and write what they say to ``measures`` (n, 7) at ``tick``.
 
     ``error`` is the absolute one of the forecast, ``last`` and ``seasonal`` those of the naive
-    forecasts, in units of the scale; NaN where there was none. Whether it has ``seasons`` is the
-    model's affair. ``inside``: whether the tick lay within its interval. ``measures[tick, ERROR]``
-    is left as it is.
+    forecasts, in units of the scale; NaN where there was none. ``season`` is the model's, in steps;
+    0: none. ``inside``: whether the tick lay within its interval. ``measures[tick, ERROR]`` is left
+    as it is.
     """
     count, averages = watched.watched, watched.averages
     measures[tick, ANOMALY] = measures[tick, LIKELIHOOD] = np.nan
     measures[tick, DRIFT] = 0.0
     if error < np.inf:  # a number, then
-        _usual(watched, slot, error, measures, tick)
+        beside = np.nan  # the error that usually goes with such a one of the latest value
+        if count[slot, 1] >= ENOUGH and averages[slot, LAST] > 0.0:
+            beside = last * averages[slot, MODEL] / averages[slot, LAST]
+        _usual(watched, slot, error, beside, measures, tick)
         _average(averages, slot, INSIDE, inside, count[slot, 2])
         count[slot, 2] = min(count[slot, 2] + 1, MEMORY)
         if last + seasonal < np.inf:
@@ -102,14 +107,20 @@ def look(
             count[slot, 1] = min(count[slot, 1] + 1, MEMORY)
     model, some = np.float64(averages[slot, MODEL]), count[slot, 1] > 0
     measures[tick, COVERAGE] = averages[slot, INSIDE] if count[slot, 2] > 0 else np.nan
-    measures[tick, OVER_LAST] = model / averages[slot, LAST] if some else np.nan
-    some &= seasons
-    measures[tick, OVER_SEASONAL] = model / averages[slot, SEASONAL] if some else np.nan
+    last, seasonal = np.float64(averages[slot, LAST]), np.float64(averages[slot, SEASONAL])
+    measures[tick, OVER_LAST] = model / last if some and last > 0.0 else np.nan
+    some &= season > 0 and seasonal > 0.0
+    measures[tick, OVER_SEASONAL] = model / seasonal if some else np.nan
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _usual(
-    watched: Watched, slot: int, error: float, measures: NDArray[np.float64], tick: int
+    watched: Watched,
+    slot: int,
+    error: float,
+    beside: float,
+    measures: NDArray[np.float64],
+    tick: int,
 ) -> None:
     """Compare an error with what is usual, and let it count for that."""
     averages, count = watched.averages, float(watched.watched[slot, 0])
@@ -124,11 +135,14 @@ def _usual(
             sigma = np.sqrt(max(variance, LEAST_VARIANCE))
             off = (lately - max(mean, LEAST_MEAN)) / sigma
             measures[tick, LIKELIHOOD] = 1.0 - 0.5 * erfc(off / np.sqrt(2.0))
-            excess = averages[slot, EXCESS] + min(error / usual, CAPPED) - TOLERATED
+        if beside < np.inf:
+            excess = (min(error, CAPPED * usual) - TOLERATED * beside) / usual
+            excess = max(0.0, excess + averages[slot, EXCESS])
             if excess > LIMIT:
                 measures[tick, DRIFT] = 1.0
                 excess, count = np.float64(0.0), 0.0
-            averages[slot, EXCESS] = max(0.0, excess)
+                watched.watched[slot, 1] = 0
+            averages[slot, EXCESS] = excess
         off = lately - mean
         share = 1.0 / min(max(count, 1.0), MEMORY)
         averages[slot, LATELY] = lately

@@ -245,13 +245,8 @@ class Oracle:
     def pace(self, k: int, j: int, error: float, half: float) -> float:
         """The rate at which a half-width moves."""
         rate, run = self.paces.get((k, j), (0.0, 0))
-        if error <= half:
-            run = max(run, 0) + 1
-        elif error > half:
-            run = min(run, 0) - 1
-        chances = self.coverage, 1 - self.coverage
-        hits, misses = (math.ceil(math.log(1e-4) / math.log(p) - 1e-9) for p in chances)
-        if run >= hits * k or -run >= misses * k:
+        run = 0 if error <= half else run + (error > half)
+        if run >= k * math.ceil(math.log(1e-4) / math.log(1 - self.coverage) - 1e-9):
             rate = 0.4 / k
         elif rate > 0.02:
             rate *= 1 - 0.02 / k
@@ -276,11 +271,12 @@ class Oracle:
                     w = self.width[a, j]
                     rate = self.pace(k, j, error, half[k - 1, j])
                     if error <= half[k - 1, j]:
-                        self.width[a, j] = w * math.exp(rate * (cover - 1))
-                    elif w > 0:
-                        self.width[a, j] = w * math.exp(rate * cover)
-                    else:
+                        w *= math.exp(rate * (cover - 1))
+                        self.width[a, j] = w if w >= 1e-9 else 0.0
+                    elif not w > 0:
                         self.width[a, j] = error / scale[j]
+                    elif error > half[k - 1, j]:
+                        self.width[a, j] = w * math.exp(rate * cover)
         every = np.arange(1, K + 1)
         half = np.stack([np.interp(every, steps, self.width[:, j]) for j in range(T)], axis=1)
         if "errors.levels" in self.w:

@@ -65,6 +65,16 @@ def test_a_short_outage_does_not_make_them_wide_for_long() -> None:
     assert width[600] < 2 * width[499]
 
 
+def test_after_a_long_time_without_errors_the_first_ones_count_at_once() -> None:
+    for cover in (0.5, 0.9):
+        e = np.random.default_rng(0).normal(size=8000)
+        e[1000:5000] = 0.0
+        width = run(e, np.zeros((8000, 1)), intervals.plan(1, 1, cover, None, (1,)))[:, 1, 0]
+        found = np.abs(e[1:]) <= width[:-1]
+        assert found[5050:5500].mean() > cover - 0.1
+        assert found[5500:].mean() == pytest.approx(cover, abs=0.03)
+
+
 def test_a_calibrated_model_covers_from_the_first_tick() -> None:
     rng = np.random.default_rng(2)
     errors = Errors(np.array([0.8, 0.9]), np.array([[1.2816] * 2, [1.6449] * 2], np.float32))
@@ -77,13 +87,9 @@ def test_a_calibrated_model_covers_from_the_first_tick() -> None:
 def moved(
     rate: float, run: int, k: int, error: float, reach: float, cover: float
 ) -> tuple[float, int]:
-    """The rate for k ahead, and hits in a row, or less the misses."""
-    if error <= reach:
-        run = max(run, 0) + 1
-    elif error > reach:
-        run = min(run, 0) - 1
-    hits, misses = (np.ceil(np.log(1e-4) / np.log(p) - 1e-9) for p in (cover, 1 - cover))
-    if run >= hits * k or -run >= misses * k:
+    """The rate for k ahead, and misses in a row."""
+    run = 0 if error <= reach else run + (error > reach)
+    if run >= np.ceil(np.log(1e-4) / np.log(1 - cover) - 1e-9) * k:
         rate = 0.4 / k
     elif rate > 0.02:
         rate *= 1 - 0.02 / k
@@ -105,12 +111,13 @@ def plainly(y: np.ndarray, point: np.ndarray, coverages: tuple[float, ...]) -> n
                     pace = paces.get((c, k), (0.0, 0))
                     paces[c, k] = moved(*pace, k + 1, error, reach, cover)
                     rate = max(0.02, paces[c, k][0])
-                    if error <= half[i - k - 1, c, k]:
+                    if error <= reach:
                         width[c, k] = float(width[c, k]) * np.exp(-rate * (1 - cover))
-                    elif width[c, k] > 0 and error > 0:
-                        width[c, k] = float(width[c, k]) * np.exp(rate * cover)
-                    else:
+                        width[c, k] *= width[c, k] >= 1e-9
+                    elif not width[c, k] > 0:
                         width[c, k] = error
+                    elif error > reach:
+                        width[c, k] = float(width[c, k]) * np.exp(rate * cover)
                 before = range(c)
                 within = [half[i, d, k] for d in before if coverages[d] < cover]
                 beyond = [half[i, d, k] for d in before if coverages[d] > cover]

@@ -14,13 +14,13 @@ Floats = NDArray[np.float64]
 
 
 def watch(
-    error: Floats, last: Floats, seasonal: Floats, inside: Floats, *, seasons: bool = True
+    error: Floats, last: Floats, seasonal: Floats, inside: Floats, *, season: int = 1
 ) -> dict[str, Floats]:
     """What is said of each tick of one series."""
     watched = placed(Watched(True, *records(watched_fields(), 1).values()))
     measures = np.full((len(error), len(MEASURES)), np.nan)
     for i in range(len(error)):
-        look(watched, 0, error[i], last[i], seasonal[i], seasons, inside[i], measures, i)
+        look(watched, 0, error[i], last[i], seasonal[i], season, inside[i], measures, i)
     return dict(zip(MEASURES, measures.T, strict=True))
 
 
@@ -48,8 +48,10 @@ def test_all_is_as_the_text_says() -> None:
                 sigma = max(variance, 0.0003) ** 0.5
                 likely = NormalDist().cdf((lately - max(mean, 0.03)) / sigma)
                 assert found["likelihood"][i] == pytest.approx(likely, abs=1e-4)
-                excess = max(0.0, excess + min(error[i] / usual, 4) - 1.5)
-                assert excess < 25
+                before = known[:i].nonzero()[0]
+                beside = last[i] * error[before].sum() / last[before].sum()
+                excess = max(0.0, excess + min(error[i] / usual, 4) - 1.5 * beside / usual)
+                assert excess < 45
             else:
                 assert np.isnan(found["likelihood"][i])
             share = 1 / count
@@ -86,9 +88,23 @@ def test_errors_that_grow_for_good_are_a_drift_once_and_then_the_usual() -> None
     assert abs(after.mean() - before.mean()) < 0.01
 
 
+@pytest.mark.parametrize("active", [0.25, 0.5])
+def test_hours_in_which_all_errs_more_are_no_drift(active: float) -> None:
+    """Five-minute ticks whose errors are twenty times as large by day, day after day."""
+    day = 288
+    course = np.where(np.arange(100 * day) % day < active * day, 1, 0.05)
+    error, last = exponential(100 * day) * course, 3 * exponential(100 * day, 1) * course
+    ones = np.ones(len(error))
+    assert not watch(error, last, ones, ones)["drift"].any()
+    error[50 * day :] *= 4
+    found = watch(error, last, ones, ones)["drift"]
+    assert not found[: 50 * day].any()
+    assert found[50 * day : 52 * day].any() or active < 0.5
+
+
 def test_without_a_season_there_is_no_such_naive_forecast() -> None:
     ones = np.ones(10)
-    found = watch(2 * ones, ones, ones, ones, seasons=False)
+    found = watch(2 * ones, ones, ones, ones, season=0)
     assert np.isnan(found["over_seasonal_naive"]).all()
     assert (found["over_last_value"] == 2).all()
 
