@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from benchmarks import coverage
 from streamlstm.backtest import Actual, Issued, run, targets
-from streamlstm.datasets.frames import SeriesData
+from streamlstm.datasets.frames import SeriesData, heads
 from streamlstm.directions import with_directions
 from streamlstm.golden import make_golden
 from streamlstm.model import Model
@@ -104,8 +104,7 @@ def forecast(model: Model, series: SeriesData, first: int, learning: bool = True
 
 def known_part(task: Task) -> list[SeriesData]:
     """What there is to learn from."""
-    pairs = zip(task.series, task.known, strict=True)
-    return [SeriesData(s.name, s.ts[:n], s.values[:n]) for s, n in pairs]
+    return heads(task.series, task.known)
 
 
 def without_lstm(task: Task, seed: int, settings: Settings) -> Model:

@@ -227,9 +227,6 @@ def _parser() -> _Parser:
         help="share of each series, its latest, to forecast (default: 0.2)",
     )
     backtest.add_argument(
-        "--coverage", type=_part, default=0.9, help="of the interval (default: 0.9)"
-    )
-    backtest.add_argument(
         "--levels",
         type=_parts,
         default=(0.2, 0.5, 0.8, 0.95),
@@ -237,11 +234,7 @@ def _parser() -> _Parser:
         help="coverages of further intervals to judge; with two or more the CRPS is approximated"
         " from them all; or none (default: 0.2,0.5,0.8,0.95)",
     )
-    backtest.add_argument(
-        "--no-learning",
-        action="store_true",
-        help="judge the model as it stands: series learn nothing from their own errors",
-    )
+    _engine_arguments(backtest)
     backtest.add_argument(
         "--by-series", action="store_true", help="list the series with the largest errors"
     )
@@ -290,9 +283,6 @@ def _parser() -> _Parser:
         " forecasts",
     )
     forecast.add_argument(
-        "--coverage", type=_part, default=0.9, help="of the interval (default: 0.9)"
-    )
-    forecast.add_argument(
         "--paths",
         type=_number,
         metavar="N",
@@ -301,11 +291,7 @@ def _parser() -> _Parser:
     forecast.add_argument(
         "--seed", type=_count, default=0, help="of what is drawn by lot (default: 0)"
     )
-    forecast.add_argument(
-        "--no-learning",
-        action="store_true",
-        help="the model as it stands: series learn nothing from their own errors",
-    )
+    _engine_arguments(forecast)
     _table_arguments(forecast)
 
     inspect = command("inspect", _for_people("inspect"), "say what a model file holds")
@@ -435,6 +421,18 @@ def _replay_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     _table_arguments(parser)
+
+
+def _engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """How the live engine is to run offline."""
+    parser.add_argument(
+        "--coverage", type=_part, default=0.9, help="of the interval (default: 0.9)"
+    )
+    parser.add_argument(
+        "--no-learning",
+        action="store_true",
+        help="the model as it stands: series learn nothing from their own errors",
+    )
 
 
 def _table_arguments(parser: argparse.ArgumentParser) -> None:

@@ -25,7 +25,7 @@ from streamlstm.client import LINGER, Continuity, Feed, Listener, Pace, in_time_
 from streamlstm.config import ConfigError
 from streamlstm.console import LeavingConsole, check_out, how, print_lines, say, spacing
 from streamlstm.datasets.bundled import DATASETS, table, table_for
-from streamlstm.datasets.frames import SeriesData
+from streamlstm.datasets.frames import SeriesData, heads
 from streamlstm.datasets.inputs import Columns
 from streamlstm.engine import state_fields
 from streamlstm.fit_options import FitOptions
@@ -102,10 +102,7 @@ def fit(options: argparse.Namespace) -> None:
     )
     data = table(options.data, columns, **how(options))
     say(console, data.notes)
-    series = [
-        SeriesData(s.name, s.ts[:n], s.values[:n])
-        for s, n in zip(data.series, _cut(data.series, options.holdout), strict=True)
-    ]
+    series = heads(data.series, _cut(data.series, options.holdout))
     with FitBar(console) as bar:
         if options.budget:
             model, report = search(

@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from streamlstm.backtest import MODELS, Actual, Issued, Scores, mean, places, score
 from streamlstm.client import Feed, Listener, in_time_order
-from streamlstm.datasets.frames import SeriesData, Table
+from streamlstm.datasets.frames import SeriesData, Table, heads
 from streamlstm.model import Model, save_model
 from streamlstm.train import FitOptions, Progress, fit
 
@@ -97,9 +97,7 @@ def steps_shown(horizon: int) -> tuple[int, ...]:
 def fitted(table: Table, season: int | None, progress: Progress | None) -> Fitted:
     """Fit a small model on all but the latest part of each series."""
     known = [len(s.ts) - round(UNSEEN * len(s.ts)) for s in table.series]
-    past = [
-        SeriesData(s.name, s.ts[:n], s.values[:n]) for s, n in zip(table.series, known, strict=True)
-    ]
+    past = heads(table.series, known)
     horizon = max(1, min(HORIZON, min(map(len, (s.ts for s in table.series))) // 10))
     began = time.perf_counter()
     model, report = fit(past, FitOptions(horizon=horizon, season=season), progress, name=table.name)

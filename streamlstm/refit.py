@@ -23,7 +23,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from streamlstm import rolling
 from streamlstm.backtest import places, sparse
 from streamlstm.config import Config, ConfigError
-from streamlstm.datasets.frames import SeriesData
+from streamlstm.datasets.frames import SeriesData, heads
 from streamlstm.datasets.times import DataError
 from streamlstm.files import sync_folder
 from streamlstm.fit_options import FitOptions
@@ -80,7 +80,8 @@ def command(config: Config, options: argparse.Namespace) -> int:
     # one tick dated far ahead is not to be in the way of all
     series = [s for s in series if not sparse(places(s.ts, old.spec.step_ns))]
     known = before_latest(series, asked.holdout)
-    new = _fit(old, chosen, folder, _heads(series, known), console)
+    past = [s for s in heads(series, known) if len(s.ts)]
+    new = _fit(old, chosen, folder, past, console)
     judged = judge(old, new, folder, series, known, config.engine.learning, console)
     won = judged.error <= 1 - asked.margin
     if won and not options.dry_run:
@@ -168,12 +169,6 @@ def relative_error(before: Backtest, after: Backtest) -> float:
         return math.nan
     weights, logs = np.array(found).T
     return float(np.exp(np.average(np.clip(logs, -FAR, FAR), weights=weights)))
-
-
-def _heads(series: Sequence[SeriesData], known: Sequence[int]) -> list[SeriesData]:
-    """What comes before the part held out."""
-    pairs = zip(series, known, strict=True)
-    return [SeriesData(s.name, s.ts[:n], s.values[:n]) for s, n in pairs if n]
 
 
 def _fit(

@@ -45,8 +45,8 @@ LEAST_MEAN, LEAST_VARIANCE = 0.03, 0.0003
 """Of the averaged anomaly; less is taken for these."""
 CAPPED, TOLERATED, LIMIT = 4.0, 1.5, 45.0
 """Usual errors that one counts for at most; times the error that goes with the latest value's, that
-is no drift; usual errors that they may exceed that by in sum. Of independent errors, of both
-distributed exponentially, one in a million is taken for a drift."""
+is no drift; usual errors that they may exceed that by in sum. In nine million independent errors
+of both, distributed exponentially, no drift was seen."""
 USUAL, LATELY, MEAN, VARIANCE, EXCESS, MODEL, LAST, SEASONAL, INSIDE = range(9)
 """What is averaged: e; the anomaly over ``SHORT``, the mean of that and its variance; the sum for
 the drift; errors of the model and both naive forecasts, each where all are known; within interval

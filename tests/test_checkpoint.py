@@ -184,6 +184,21 @@ def test_more_of_the_latest_ticks_are_to_be_kept_or_fewer(tmp_path: Path, histor
             np.testing.assert_array_equal(ours, theirs[max(0, len(theirs) - history) :])
 
 
+def test_what_is_said_with_the_latest_prediction_may_change(tmp_path: Path) -> None:
+    """It is forgotten until the next one; all else goes on."""
+    engine = running(keep_latest=True)
+    assert engine.work.latest.latest_seq[engine.series.slots].any()
+    checkpoint.save(engine, tmp_path / "c")
+    other = fresh(keep_latest=True, telling=True)
+    assert checkpoint.load(other, tmp_path / "c") is not None
+    assert not other.work.latest.latest_seq[other.series.slots].any()
+    batch = ticks([0, 3], [40, 40], np.array([1.0, 2]))
+    ours, theirs = other.step(batch, 0), engine.step(batch, 0)
+    np.testing.assert_array_equal(ours.point, theirs.point)
+    np.testing.assert_array_equal(ours.quantiles, theirs.quantiles)
+    assert ours.quality.shape[1] > 0
+
+
 # beside the loop, by a thread
 
 

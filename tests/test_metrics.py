@@ -47,6 +47,19 @@ def step(metrics: Metrics, **changed: Any) -> None:
     stepped(metrics.values, *(batch | changed).values())
 
 
+def test_a_sum_that_is_not_known_is_left_out() -> None:
+    metrics = Metrics()
+    metrics.scores = {1: (5.0, 4.0, 2.0, 3.0, 2.5), 24: (5.0, 4.0, 2.0, float("nan"), 2.5)}
+    found = {
+        (sample.name, sample.labels.get("step"))
+        for family in metrics.collect()
+        for sample in family.samples
+    }
+    assert ("streamlstm_last_value_errors_total", "1") in found
+    assert ("streamlstm_last_value_errors_total", "24") not in found
+    assert ("streamlstm_seasonal_naive_errors_total", "24") in found
+
+
 TIMES = st.sampled_from((*LATENCIES, *np.nextafter(LATENCIES, 99), 0.0, 1e-9, 20.0, 1e9))
 
 

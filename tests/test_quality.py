@@ -8,7 +8,7 @@ from streamlstm.features import features_of
 from streamlstm.handover import Handover
 from streamlstm.policies import Policies
 from streamlstm.ticks import WARM, Keys, Ticks
-from streamlstm.watch import MEASURES
+from streamlstm.watch import ALARM, MEASURES
 from tests.models import HOUR, random_model
 
 HORIZON, SEASON = 5, 6
@@ -63,7 +63,7 @@ def _grid(place: np.ndarray, y: np.ndarray, history: int) -> np.ndarray:
 
 
 def test_forecasts_say_what_is_known_of_their_series() -> None:
-    """The same whether a tick comes alone or with others; what it tells, a checkpoint keeps."""
+    """The same whether a tick comes alone or with others."""
     model = random_model(horizon=HORIZON, lags=(1, 2, 8), season=SEASON)
     rng, n = np.random.default_rng(0), 300
     y, flags = rng.normal(size=n), np.zeros(n, np.uint8)
@@ -81,7 +81,7 @@ def test_forecasts_say_what_is_known_of_their_series() -> None:
             assert len(out.quality) == len(out.slot)
             parts.append((out.quality.copy(), out.point.copy()))
         told.append([np.concatenate(each) for each in zip(*parts, strict=True)])
-        assert engine.alarms["anomaly"] >= 0
+        assert engine.alarms == alarms_of(told[-1][0])
     (quality, point), (other, _) = told
     np.testing.assert_array_equal(quality, other)
     of = dict(zip(MEASURES, quality.T, strict=True))
@@ -91,6 +91,26 @@ def test_forecasts_say_what_is_known_of_their_series() -> None:
     assert of["over_last_value"][-1] == pytest.approx(error / naive, rel=1e-4)
     assert of["over_seasonal_naive"][-1] == pytest.approx(error / seasonal, rel=1e-4)
     assert np.isfinite(of["likelihood"][100:]).all()
+
+
+def alarms_of(quality: np.ndarray) -> dict[str, int]:
+    of = dict(zip(MEASURES, quality.T, strict=True))
+    return {"anomaly": int((of["likelihood"] >= ALARM).sum()), "drift": int(of["drift"].sum())}
+
+
+def test_anomalies_and_drifts_are_counted() -> None:
+    """A season that is no more what the one before was, of a model that repeats it."""
+    model = random_model(horizon=1, lags=(1,), season=24, base="seasonal")
+    y = 20 * np.sin(2 * np.pi * np.arange(900) / 24) + np.random.default_rng(0).normal(size=900)
+    y[600:] *= -1
+    engine = Engine(model, max_series=1, max_batch=900, telling=True)
+    engine.series.lookup(Keys.of([b"a"]))
+    nothing = np.zeros(900, np.uint8)
+    out = engine.step(
+        Ticks(nothing.astype(np.int32), HOUR * np.arange(900), y[:, None], nothing), 0
+    )
+    assert engine.alarms == alarms_of(out.quality)
+    assert min(engine.alarms.values()) > 0
 
 
 def test_series_that_are_not_watched_cost_nothing() -> None:

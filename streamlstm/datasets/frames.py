@@ -53,6 +53,12 @@ class SeriesData:
     """(n, inputs) finite, in the series' own unit, as :class:`streamlstm.model.Input` says"""
 
 
+def heads(series: Sequence[SeriesData], counts: Sequence[int]) -> list[SeriesData]:
+    """The first ticks of each series, so many."""
+    pairs = zip(series, counts, strict=True)
+    return [SeriesData(s.name, s.ts[:n], s.values[:n]) for s, n in pairs]
+
+
 @dataclass(frozen=True)
 class Table:
     """The series of one file, and what a reader of the file should know."""
