@@ -21,7 +21,7 @@ answered, so many that they do not keep to one phase of a season. Steps between 
 are corrected by the line between theirs. All is in units of the scale of the series.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import gcd
 from typing import NamedTuple
 
@@ -134,17 +134,6 @@ def learned_fields(plan: Plan, spec: Spec) -> Fields:
     }
 
 
-def without_directions(
-    spec: Spec, weights: Mapping[str, NDArray[np.float32]]
-) -> tuple[Spec, dict[str, NDArray[np.float32]]]:
-    """Of a network that gives its forecasts alone, for who learns nothing."""
-    few = {
-        name: array[: spec.outputs] if name.startswith("head.") else array
-        for name, array in weights.items()
-    }
-    return spec.model_copy(update={"directions": 0}), few
-
-
 # _nrt=False: nothing here owns an array, and reference counts would cost more than the work.
 # Sums keep their order: what a series learns is the same bits everywhere.
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
@@ -164,7 +153,7 @@ def correct(
     """Learn from the tick at ``place``, then correct the forecast ``point[to]`` made there.
 
     ``values`` (n, at least targets) at ``tick`` are raw, NaN where missing. At ``row`` lie the
-    ``scale`` (n, targets) and the network's ``outputs`` (n, horizon * targets + directions).
+    ``scale`` (n, targets) and the network's ``outputs`` (n, answers).
     """
     targets, size = scale.shape[1], 4 * learned.example.shape[2]
     # the directions are the last of the outputs

@@ -197,12 +197,13 @@ def _parser() -> _Parser:
     _table_arguments(fit)
     _input_arguments(fit)
     for name, field in FitOptions.model_fields.items():
-        if name == "elapsed":
+        if name in ("elapsed", "spread"):
+            usual = "True" if field.default else "where ticks are missing"
             fit.add_argument(
-                "--elapsed",
-                dest="fit_elapsed",
+                f"--{name}",
+                dest=f"fit_{name}",
                 action=argparse.BooleanOptionalAction,
-                help=f"{field.description} (default: where ticks are missing)",
+                help=f"{field.description} (default: {usual})",
             )
         elif name != "timezone":  # that of the table
             about = "" if field.default is None else f" (default: {field.default})"

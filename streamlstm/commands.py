@@ -147,7 +147,9 @@ def inspect(options: argparse.Namespace) -> None:
     model = load_model(options.model)
     check_golden(model, cpu)
     spec = model.spec
-    bands = intervals.plan(spec.horizon, spec.targets, 0.9, model.errors, spec.scored)
+    bands = intervals.plan(
+        spec.horizon, spec.targets, 0.9, model.errors, spec.scored, spread=spec.spread
+    )
     fields = state_fields(spec, bands, adapt.plan(spec, spec.scored))
     per_series = {"recurrent": cpu.bytes_per_series(network_of(spec, model.weights))}
     per_series |= bytes_per_series(fields, SERIES, KEY)

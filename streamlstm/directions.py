@@ -18,6 +18,7 @@ from streamlstm.model import Spec
 from streamlstm.samples import Pairs
 
 Singles = NDArray[np.float32]
+Floats = NDArray[np.float64]
 BYTES = 1024
 """Of a series that what it learns may take, unless more directions are asked for."""
 MOST = 64
@@ -49,11 +50,7 @@ def with_directions(
     few = np.linspace(0, len(pairs) - 1, min(len(pairs), SERIES)).astype(int)
     known = np.concatenate([_known(spec, weights, *pairs[i]) for i in few])
     known = known[np.linspace(0, len(known) - 1, min(ROWS, len(known))).astype(int)]
-    mean, deviation = known.mean(axis=0), known.std(axis=0) + 1e-9
-    standard = (known - mean) / deviation
-    variance, vectors = np.linalg.eigh(standard.T @ standard / len(standard))
-    taken = np.flatnonzero(variance > LEAST * variance[-1])[::-1][:most]
-    rows = (vectors[:, taken] / np.sqrt(variance[taken]) / deviation[:, None]).T
+    mean, rows = components(known, most)
     if exact:
         rows = np.pad(rows, ((0, most - len(rows)), (0, 0)))
     parts = {
@@ -64,6 +61,18 @@ def with_directions(
     joined = {name: np.concatenate([weights[name], part]) for name, part in parts.items()}
     singles = {name: part.astype(np.float32) for name, part in joined.items()}
     return spec.model_copy(update={"directions": len(rows)}), weights | singles
+
+
+def components(known: Floats, most: int) -> tuple[Floats, Floats]:
+    """Mean (n,) of rows (rows, n), and (components, n) what makes of them their components.
+
+    The principal components, scaled to variance 1, the largest first, ``most`` at most.
+    """
+    mean, deviation = known.mean(axis=0), known.std(axis=0) + 1e-9
+    standard = (known - mean) / deviation
+    variance, vectors = np.linalg.eigh(standard.T @ standard / len(standard))
+    taken = np.flatnonzero(variance > LEAST * variance[-1])[::-1][:most]
+    return mean, (vectors[:, taken] / np.sqrt(variance[taken]) / deviation[:, None]).T
 
 
 def room(spec: Spec) -> int:
@@ -84,11 +93,16 @@ def _known(
 ) -> NDArray[np.float64]:
     """(ticks, width + hidden) input vector and last state at each tick past the first history."""
     x = features_of(spec, ts, values).x
+    early = min(spec.history, len(x) // 3)
+    return np.concatenate([x, state_of(spec, weights, x)], axis=1)[early:].astype(np.float64)
+
+
+def state_of(spec: Spec, weights: dict[str, Singles], x: Singles) -> Singles:
+    """(ticks, hidden) last layer's state at each of a series' input vectors (ticks, width)."""
     n, units = len(x), spec.hidden
     shown = np.zeros((units, spec.width), np.float32)
     head = Head(np.eye(units, dtype=np.float32), np.zeros(units, np.float32), shown, "linear")
     network = network_of(spec, weights)._replace(head=head)
     state = np.empty((n, units), np.float32)
     cpu.step(cpu.allocate(network, 1, 1), np.zeros(n, np.int32), x, np.arange(n + 1), state)
-    early = min(spec.history, n // 3)
-    return np.concatenate([x, state], axis=1)[early:].astype(np.float64)
+    return state

@@ -39,7 +39,7 @@ from streamlstm.memory import (
     records,
     store_f64,
 )
-from streamlstm.model import Model, ModelError, Spec
+from streamlstm.model import Model, ModelError, Spec, without
 from streamlstm.placed import address_of_placed, placed, rewrite
 from streamlstm.policies import (
     AS_THEY_COME,
@@ -138,10 +138,11 @@ class Engine:
         self.max_batch, self.policies = max_batch, policies
         self.history = history
         spec, weights = model.spec, model.weights
-        if not learning:
-            spec, weights = adapt.without_directions(spec, weights)
+        spec, weights = without(spec, weights, spread=not np.any(coverage), directions=not learning)
         steps = _scored(spec, scored)
-        bands = intervals.plan(spec.horizon, spec.targets, coverage, model.errors, steps)
+        bands = intervals.plan(
+            spec.horizon, spec.targets, coverage, model.errors, steps, spread=spec.spread
+        )
         watching &= len(bands.steps) > 0
         self.coverages = tuple(bands.coverages.tolist())
         latest = latest_fields(spec, bands, telling)
@@ -707,6 +708,7 @@ def _forecast(work: Work, given: Given, start: int, stop: int) -> None:
             given.observed,
             i,
             rows.scale,
+            outputs,
             j,
             point,
             forecasts.quantiles,

@@ -46,6 +46,7 @@ class FitOptions(BaseModel):
         le=4096,
         description="numbers that a series learns from on the stream; 0: it learns nothing",
     )
+    spread: bool = Field(default=True, description="say with each forecast how far it may err")
     loss: Literal["mse", "mae", "huber"] = Field(default="mae", description="mse, mae or huber")
     updates: int = Field(default=600, ge=1, description="updates of the weights, at most")
     batch: int = Field(default=64, ge=1, le=65536, description="spans an update learns from")

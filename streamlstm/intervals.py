@@ -14,6 +14,13 @@ do by chance (``RARE``; k times as many, since forecasts k ahead err together), 
 ``FAST`` / k, where that is more, and falls back by and by. So a lasting change soon makes the
 intervals as wide as they have to be, and an outage of a few ticks not for long.
 
+A network may say with each forecast how far it may err: the logarithm of its spread, which differs
+by day and by night, say. Half-widths are then in units of the scale times that spread to the power
+of a share, between 0 and 1, that is learned as the half-widths are: at a miss it moves by ``TILT *
+coverage`` times that logarithm up, else by ``TILT * (1 - coverage)`` times it down. Both together
+are online quantile regression on a constant and that logarithm (Koenker & Bassett 1978): where the
+spread says nothing, the share goes to 0.
+
 Of several coverages each is tracked on its own. What is issued is nested: an interval gives way to
 those of the coverages named before it, so that whoever names another changes nothing of these.
 """
@@ -36,6 +43,12 @@ RARE = 1e-4
 """Probability of so many misses in a row, after which the rate rises."""
 FAST, DECAY = 0.4, 0.02
 """Rate to which it rises one step ahead, and the share of itself by which it falls at each tick."""
+TILT = 0.05
+"""How fast the share of the spread moves."""
+SHARE = 0.5
+"""That a series begins with."""
+MOST = 1.5
+"""Largest logarithm of a spread; a larger one is taken for that."""
 LEAST = 1e-9
 """Less than that of the scale is no width: the next error is one."""
 
@@ -64,6 +77,8 @@ class Plan(NamedTuple):
     initial: NDArray[np.float32]
     """(scored, coverages, targets) half-widths of a new series, in units of its scale; NaN: not
     known"""
+    spread: int
+    """where the spreads begin in the network's answers; 0: it gives none"""
 
 
 class Bands(NamedTuple):
@@ -82,17 +97,25 @@ class Bands(NamedTuple):
     pace: NDArray[np.float32]
     """(series, scored * coverages, targets, 2) a rate that rose, else less than ``RATE``; misses in
     a row"""
+    told: NDArray[np.float32]
+    """(series, sum of scored steps, targets) logarithms of the spreads that came with these, where
+    there are any"""
+    share: NDArray[np.float32]
+    """(series, scored * coverages, targets) of the spread that is used, likewise"""
 
 
 def bands_fields(plan: Plan) -> Fields:
     """Name, dtype and shape of one series' row of :class:`Bands`."""
     scored, coverages, targets = plan.initial.shape
     pending = int(plan.ring[-1])
+    told, share = (pending, scored * coverages) if plan.spread else (0, 0)
     return {
         "pending": (np.float64, (pending, targets)),
         "reach": (np.float32, (pending * coverages, targets)),
         "width": (np.float32, (scored * coverages, targets)),
         "pace": (np.float32, (scored * coverages, targets, 2)),
+        "told": (np.float32, (told, targets)),
+        "share": (np.float32, (share, targets)),
     }
 
 
@@ -102,10 +125,13 @@ def plan(
     coverage: float | Sequence[float],
     errors: Errors | None,
     steps: Sequence[int],
+    *,
+    spread: bool = False,
 ) -> Plan:
     """Lay out the scoring of ``steps`` ahead, rising, for one ``coverage`` or several.
 
-    Several are distinct, the main one first; 0 or none at all turns intervals off.
+    Several are distinct, the main one first; 0 or none at all turns intervals off. ``spread``: the
+    network gives one with each forecast.
     """
     coverages = np.array(coverage or 0.0, np.float64).reshape(-1)
     scored = np.array(steps if coverages[0] else (), np.int64)
@@ -125,7 +151,8 @@ def plan(
     ring = np.concatenate(([0], np.cumsum(scored)))
     narrower, wider = _beside(coverages), _beside(-coverages)
     runs = np.array([_seldom(1.0 - level) for level in coverages.tolist()])
-    return Plan(coverages, narrower, wider, scored, ring, left, share, runs, shape, initial)
+    column = horizon * targets if spread and count else 0
+    return Plan(coverages, narrower, wider, scored, ring, left, share, runs, shape, initial, column)
 
 
 def _seldom(probability: float) -> int:
@@ -154,6 +181,7 @@ def surround(
     values: NDArray[np.float64],
     tick: int,
     scale: NDArray[np.float64],
+    answers: NDArray[np.float32],
     row: int,
     point: NDArray[np.float64],
     quantiles: NDArray[np.float64],
@@ -165,8 +193,9 @@ def surround(
     The tick came ``steps`` after the one before it; at ``place`` 0 the series begins anew. A
     ``warm`` one is history, maybe that which the model was fitted on: it teaches only where the
     model brings no errors on unseen data to start from. All are raw: its ``values`` (n, at least
-    targets) at ``tick``, ``scale`` (n, targets) at ``row``, ``point`` (n, horizon, targets) and the
-    ``quantiles`` (n, 2 * coverages, horizon, targets) to be written at ``to``.
+    targets) at ``tick``, ``scale`` (n, targets) and what the network ``answers`` (n, N) at ``row``,
+    ``point`` (n, horizon, targets) and the ``quantiles`` (n, 2 * coverages, horizon, targets) to be
+    written at ``to``.
     """
     pending, reach, targets = bands.pending, bands.reach, scale.shape[1]
     many = len(plan.coverages)
@@ -181,16 +210,21 @@ def surround(
             error, due = abs(values[tick, j] - pending[slot, at, j]), place >= k
             due = due and not (warm and plan.initial[a, 0, j] >= 0.0)
             pending[slot, at, j] = point[to, k - 1, j]
-            _track(plan, bands, slot, a, at, 0, j, place, due, error, scale[row, j])
+            said = told = 0.0
+            if plan.spread > 0:
+                said = np.float64(bands.told[slot, at, j])
+                told = _told(plan, answers, row, (k - 1) * targets + j)
+                bands.told[slot, at, j] = told
+            _track(plan, bands, slot, a, at, 0, j, place, due, error, scale[row, j], said, told)
             for c in range(1, many):
-                _track(plan, bands, slot, a, at, c, j, place, due, error, scale[row, j])
+                _track(plan, bands, slot, a, at, c, j, place, due, error, scale[row, j], said, told)
                 r, within, beyond = at * many, plan.narrower[c], plan.wider[c]
                 reach[slot, r + c, j] = _between(
                     reach[slot, r + c, j], reach[slot, r + within, j], reach[slot, r + beyond, j]
                 )
-    _issue(plan, bands, slot, 0, scale, row, point, quantiles, to)
+    _issue(plan, bands, slot, 0, scale, answers, row, point, quantiles, to)
     for c in range(1, many):
-        _issue(plan, bands, slot, c, scale, row, point, quantiles, to)
+        _issue(plan, bands, slot, c, scale, answers, row, point, quantiles, to)
         within, beyond = 2 * plan.narrower[c], 2 * plan.wider[c]
         _nest(quantiles[to, 2 * c], quantiles[to, beyond], quantiles[to, within])
         _nest(quantiles[to, 2 * c + 1], quantiles[to, within + 1], quantiles[to, beyond + 1])
@@ -221,6 +255,13 @@ def _exp(x: float) -> float:
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, inline="always")
+def _told(plan: Plan, answers: NDArray[np.float32], row: int, at: int) -> float:
+    """The logarithm of the spread of a forecast; of what is no number 0."""
+    told = np.float64(answers[row, plan.spread + at])
+    return min(max(told, -MOST), MOST) if told == told else 0.0
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, inline="always")
 def _track(
     plan: Plan,
     bands: Bands,
@@ -233,19 +274,28 @@ def _track(
     due: bool,
     error: float,
     scale: float,
+    said: float,
+    told: float,
 ) -> None:
     """Learn from an ``error`` where one was ``due``, and keep the half-width issued at ``place``.
 
-    Of scored step ``a``, coverage ``c`` and target ``j``; it lies at ``at`` in the ring.
+    Of scored step ``a``, coverage ``c`` and target ``j``; it lies at ``at`` in the ring. The
+    logarithm of the spread was ``said`` with what is scored, and is ``told`` with what is issued.
     """
     reach, width, many = bands.reach, bands.width, len(plan.coverages)
     w, r = a * many + c, at * many + c
     if place == 0:
         width[slot, w, j] = plan.initial[a, c, j]
         bands.pace[slot, w, j, 0] = bands.pace[slot, w, j, 1] = 0.0
+        if plan.spread > 0:
+            bands.share[slot, w, j] = SHARE
     elif due and error >= 0.0:  # NaN, after a gap, says nothing
         # there lies what was issued as many steps ago
         rate = _pace(plan, bands, slot, a, c, j, error, reach[slot, r, j])
+        if plan.spread > 0 and reach[slot, r, j] >= 0.0:
+            missed = plan.coverages[c] - (1.0 if error <= reach[slot, r, j] else 0.0)
+            share = bands.share[slot, w, j] + TILT * missed * said
+            bands.share[slot, w, j] = min(max(share, 0.0), 1.0)
         if error <= reach[slot, r, j]:
             width[slot, w, j] *= _exp(rate * (plan.coverages[c] - 1.0))
             if width[slot, w, j] < LEAST:
@@ -254,6 +304,8 @@ def _track(
             width[slot, w, j] = error / scale
         elif error > reach[slot, r, j]:
             width[slot, w, j] *= _exp(rate * plan.coverages[c])
+    if plan.spread > 0:
+        scale *= _exp(bands.share[slot, w, j] * told)
     reach[slot, r, j] = np.float32(width[slot, w, j] * scale)
 
 
@@ -264,6 +316,7 @@ def _issue(
     slot: int,
     c: int,
     scale: NDArray[np.float64],
+    answers: NDArray[np.float32],
     row: int,
     point: NDArray[np.float64],
     quantiles: NDArray[np.float64],
@@ -280,6 +333,11 @@ def _issue(
                 if share > 0.0:
                     half += share * (width[slot, w + many, j] - half)
                 half *= plan.shape[c, k, j] * scale[row, j]
+                if plan.spread > 0:
+                    used = np.float64(bands.share[slot, w, j])
+                    if share > 0.0:
+                        used += share * (bands.share[slot, w + many, j] - used)
+                    half *= _exp(used * _told(plan, answers, row, k * point.shape[2] + j))
             quantiles[to, 2 * c, k, j] = point[to, k, j] - half
             quantiles[to, 2 * c + 1, k, j] = point[to, k, j] + half
 
@@ -299,16 +357,24 @@ def _between(number: float, least: float, most: float) -> float:
 
 
 def around(
-    layout: Plan, place: NDArray[np.int64], y: NDArray[np.float64], point: NDArray[np.float64]
+    layout: Plan,
+    place: NDArray[np.int64],
+    y: NDArray[np.float64],
+    point: NDArray[np.float64],
+    told: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float64]:
     """Lower and upper ends, (n, 2 * coverages, horizon), that any forecasts of a series would get.
 
-    ``place`` (n,) of each tick on its grid, ``y`` (n,), ``point`` (n, horizon) made there.
+    ``place`` (n,) of each tick on its grid, ``y`` (n,), ``point`` (n, horizon) made there, and the
+    logarithms of the spreads ``told`` (n, horizon) with them, if the layout is of such.
     """
     n, horizon = point.shape
     bands = placed(Bands(**records(bands_fields(layout), 1)))
     quantiles = np.empty((n, 2 * len(layout.coverages), horizon, 1))
-    _around(placed(layout), bands, place, y[:, None], np.ones((1, 1)), point[:, :, None], quantiles)
+    told = np.zeros((n, 0), np.float32) if told is None else told
+    answers = np.concatenate([np.zeros((n, layout.spread), np.float32), told], axis=1)
+    values, forecasts = y[:, None], point[:, :, None]
+    _around(placed(layout), bands, place, values, np.ones((n, 1)), answers, forecasts, quantiles)
     return quantiles[..., 0]
 
 
@@ -319,13 +385,14 @@ def _around(
     place: NDArray[np.int64],
     values: NDArray[np.float64],
     scale: NDArray[np.float64],
+    answers: NDArray[np.float32],
     point: NDArray[np.float64],
     quantiles: NDArray[np.float64],
 ) -> None:
     before = place[0] - 1 if len(place) else 0
     for i in range(len(place)):
         surround(
-            plan, bands, 0, place[i], place[i] - before, values, i, scale, 0, point, quantiles, i,
-            False,
+            plan, bands, 0, place[i], place[i] - before, values, i, scale, answers, i, point,
+            quantiles, i, False,
         )  # fmt: skip
         before = place[i]

@@ -4,7 +4,7 @@ This room only parses and writes. That the weights do what the file says is prov
 :mod:`streamlstm.golden`, each time an engine opens the model.
 
 Tensors, all little endian (H = hidden, I = length of the input vector, O = horizon * targets
-forecasts, N = O + directions):
+forecasts, N = O + directions, or 2 O + directions with a spread):
 
 ==========================  ==========  ============================================================
 ``lstm.weight_ih_l{n}``     (4H, I|H)   float32, gate order i, f, g, o, as PyTorch
@@ -19,7 +19,9 @@ forecasts, N = O + directions):
 ``rnn.weight_hh_l{n}``      (H, H)      float32
 ``rnn.bias_l{n}``           (H,)        float32, PyTorch's two biases summed
 ``head.weight``             (N, H)      float32, row ``k * targets + j``: step k, target j; then
-                                        the directions (:mod:`streamlstm.adapt`)
+                                        their spreads in the same order, if any
+                                        (:mod:`streamlstm.intervals`); then the directions
+                                        (:mod:`streamlstm.adapt`)
 ``head.bias``               (N,)        float32
 ``head.skip``               (N, I)      float32, the linear shortcut from the input vector
 ``golden.inputs``           (T, I)      float32
@@ -27,7 +29,8 @@ forecasts, N = O + directions):
 ``golden.h``, ``golden.c``  (layers, H) float32, after the last input; ``c`` of an LSTM alone,
                                         neither where the model has a ``window``
 ``errors.levels``           (Q,)        float64, optional: probabilities, rising
-``errors.quantiles``        (Q, O)      float32: quantiles of |error| / scale, unseen data
+``errors.quantiles``        (Q, O)      float32: quantiles of |error| / scale, unseen data; with
+                                        a spread, of that over its root
 ==========================  ==========  ============================================================
 
 The metadata key ``streamlstm`` holds JSON: ``format`` (version), ``spec``, ``provenance``. Where a
@@ -192,6 +195,9 @@ class Spec(BaseModel):
     directions: int = Field(
         default=0, ge=0, le=4096, description="numbers a series learns from on the stream"
     )
+    spread: bool = Field(
+        default=False, description="say with each forecast how far it may err: a logarithm"
+    )
     roles: tuple[Input, ...] = Field(
         default=(),
         description="of the values of a tick, in the order of ROLES; none: they have no names, the"
@@ -247,8 +253,8 @@ class Spec(BaseModel):
 
     @property
     def answers(self) -> int:
-        """Length N of the network's output vector: the forecasts, then the directions."""
-        return self.outputs + self.directions
+        """Length N of the network's output vector: forecasts, their spreads, directions."""
+        return self.outputs * (1 + self.spread) + self.directions
 
     @property
     def scored(self) -> tuple[int, ...]:
@@ -280,7 +286,7 @@ class Spec(BaseModel):
         spec: dict[str, Any] = handler(self)
         if self.cell != "gru":
             del spec["reset_after"]
-        for name in ("window", "directions", "roles", "elapsed_ns"):
+        for name in ("window", "directions", "spread", "roles", "elapsed_ns"):
             if not spec[name]:
                 del spec[name]
         if spec["floor"] is None:
@@ -296,8 +302,8 @@ class Spec(BaseModel):
         for what, numbers in (("inputs and lags", self.width), ("forecasts", self.answers)):
             if numbers > WIDEST:
                 raise ValueError(f"{numbers:,} {what} a tick; {WIDEST:,} at most")
-        if self.directions and self.head_activation != "linear":
-            raise ValueError("directions need a linear head_activation")
+        if (self.directions or self.spread) and self.head_activation != "linear":
+            raise ValueError("directions and spread need a linear head_activation")
         if self.base == "seasonal" and not self.season:
             raise ValueError("base 'seasonal' needs a season of at least 1 step")
         if (self.base == "blend") != (self.blend is not None):
@@ -338,6 +344,22 @@ class Spec(BaseModel):
         return shapes | {"head.weight": (N, H), "head.bias": (N,), "head.skip": (N, I)}
 
 
+def without(
+    spec: Spec, weights: Mapping[str, NDArray[np.float32]], *, spread: bool, directions: bool
+) -> tuple[Spec, dict[str, NDArray[np.float32]]]:
+    """Of a network that gives no spreads, or no directions: those that are not wanted are True."""
+    kept = np.ones(spec.answers, np.bool_)
+    if spread and spec.spread:
+        kept[spec.outputs : 2 * spec.outputs] = False
+    if directions:
+        kept[spec.answers - spec.directions :] = False
+    fewer = {
+        name: array[kept] if name.startswith("head.") else array for name, array in weights.items()
+    }
+    left = {"spread": spec.spread and not spread, "directions": spec.directions * (not directions)}
+    return spec.model_copy(update=left), fewer
+
+
 @dataclass(frozen=True)
 class Golden:
     """A run of the network from a zero state that every backend must repeat."""
@@ -357,7 +379,7 @@ class Errors:
     levels: NDArray[np.float64]
     """(Q,) rising probabilities"""
     quantiles: NDArray[np.float32]
-    """(Q, O) quantiles of |error| in units of the series' scale"""
+    """(Q, O) quantiles of |error| in units of the series' scale; with a spread, over its root"""
 
     def at(self, level: float) -> NDArray[np.float32]:
         """(O,) the quantile at ``level``, linear between the levels kept."""

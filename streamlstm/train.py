@@ -26,10 +26,12 @@ from streamlstm.directions import with_directions
 from streamlstm.fit_options import FitOptions, ticks_needed
 from streamlstm.golden import make_golden
 from streamlstm.infer import infer_spec
+from streamlstm.intervals import MOST, SHARE
 from streamlstm.linear import Floats, linear_start
 from streamlstm.mixture import Trust, student, trusted
 from streamlstm.model import Errors, Input, Model, Spec
 from streamlstm.samples import Pairs, draw, gather, lanes
+from streamlstm.spread import spread_of, with_spread
 
 __all__ = ["FitOptions", "FitReport", "Progress", "fit"]
 
@@ -115,6 +117,8 @@ class Attempt:
     """that are wanted; None: as many as there is room for"""
     exact: bool
     """whether so many are needed, where fewer are found"""
+    spread: bool
+    """whether one is wanted"""
     series: Sequence[SeriesData]
     """learned from"""
     skipped: int
@@ -145,19 +149,21 @@ def attempt(
     notes: list[str] = []
     if like is None:
         spec, directions = infer_spec(series, options, notes, inputs), options.directions
+        spread = options.spread
     else:
-        spec, directions = like.model_copy(update={"directions": 0}), like.directions
+        spec = like.model_copy(update={"directions": 0, "spread": False})
+        directions, spread = like.directions, like.spread
     long = _long_enough(series, spec, notes)
     used = _within_budget(long, spec, options.seed, notes)
     cuts = [len(s.ts) - max(1, round(options.validation * len(s.ts))) for s in used]
     stage = _Stage(spec, _pairs(used), cuts, options, options.updates)
     finished = stage.train(progress, 0, 2 * options.updates)
-    trust, errors, skill = stage.judge()
+    trust, errors, skill = stage.judge(spread)
     seconds = time.perf_counter() - began
     skipped = len(series) - len(long)
     return Attempt(
-        options, spec, directions, like is not None, used, skipped, stage, trust, errors, skill,
-        not finished, seconds, notes,
+        options, spec, directions, like is not None, spread, used, skipped, stage, trust, errors,
+        skill, not finished, seconds, notes,
     )  # fmt: skip
 
 
@@ -175,6 +181,8 @@ def finish(
             last = second
         updates += second.done
     spec, weights = tried.trust.fold(last.start, last.weights())
+    if tried.spread:
+        spec, weights = with_spread(spec, weights, pairs)
     spec, weights = with_directions(spec, weights, pairs, tried.directions, exact=tried.exact)
     golden = make_golden(spec, weights, options.seed)
     model = Model(spec, weights, golden, tried.errors, _provenance(name, used, options))
@@ -357,8 +365,11 @@ class _Stage:
         """The weights kept: those at the end, or with patience the best on the unseen span."""
         return bptt.unpack(self.spec, self.best)
 
-    def judge(self) -> tuple[Trust, Errors, Floats]:
-        """What of the model can be trusted, its errors on the unseen span, and its skill there."""
+    def judge(self, spread: bool) -> tuple[Trust, Errors, Floats]:
+        """What of the model can be trusted, its errors on the unseen span, and its skill there.
+
+        With a ``spread`` the errors are what they are over its root: an interval's first share.
+        """
         pool, prediction = self.pool, np.full_like(self.pool.target, np.nan)
         self.judged(self.best, prediction, series=1024)
         late = pool.after_cut()
@@ -380,7 +391,18 @@ class _Stage:
             known = np.isfinite(errors)
             if known.any():
                 skill[k] = errors[known].mean() / max(np.abs(off_naive[known, k]).mean(), 1e-12)
+        if spread:
+            off /= np.exp(SHARE * np.clip(self._spread(trust)[late], -MOST, MOST))
         return trust, Errors(LEVELS, error_quantiles(off, block)), skill
+
+    def _spread(self, trust: Trust) -> NDArray[np.float32]:
+        """(N, outputs) the logarithm of the spread after the cut."""
+        spec, weights = trust.fold(self.start, self.weights())
+        rows = spread_of(spec, weights, self._pairs, list(self._cuts))
+        said = np.full_like(self.pool.target, np.nan)
+        # the same network with that head
+        self.judged(bptt.pack(self.spec, self.weights() | rows), said, series=1024)
+        return said
 
     def _linear(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """(rows, outputs) what the linear start answers."""

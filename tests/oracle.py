@@ -42,7 +42,7 @@ class Oracle:
         self.h, self.c = np.zeros((L, H)), np.zeros((L, H))
         self.inputs: list[np.ndarray] = []  # the last of them, where there is a window
         self.grid: dict[int, np.ndarray] = {}  # place -> raw targets
-        self.made: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # place -> forecast, half-width
+        self.made: dict[int, tuple[np.ndarray, ...]] = {}  # place -> forecast, half-width, spread
         self.place, self.seen, self.last = 0, 0, 0
         self.loc = np.zeros(self.spec["inputs"])
         self.var = np.zeros(self.spec["inputs"])
@@ -53,6 +53,7 @@ class Oracle:
     def step(self, ts_ns: int, values: list[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         spec, y = self.spec, np.array(values, float)
         T, K, S = spec["targets"], spec["horizon"], spec["season"]
+        D = spec.get("directions", 0)
         if self.seen:
             steps = 1
             if spec["step_ns"]:
@@ -75,7 +76,10 @@ class Oracle:
             turn = 2 * math.pi * (local % PERIOD[name]) / PERIOD[name]
             x += [math.sin(turn), math.cos(turn), math.sin(2 * turn), math.cos(2 * turn)]
         answers = self.network(np.hstack(x))
-        out, directions = answers[: K * T].reshape(K, T), answers[K * T :]
+        out, directions = answers[: K * T].reshape(K, T), answers[len(answers) - D :]
+        told = np.zeros((K, T))
+        if spec.get("spread"):
+            told = np.clip(answers[K * T : 2 * K * T].reshape(K, T), -1.5, 1.5)
 
         self.grid[self.place] = y[:T]
         base = np.empty((K, T))
@@ -88,8 +92,8 @@ class Oracle:
                 base[k] = self.grid.get(back, y[:T])
         point = base + scale[:T] * out
         point = point + self.correction(y[:T], point, scale[:T], directions)
-        half = self.interval(y[:T], scale[:T]) * scale[:T]
-        self.made[self.place] = point, half
+        half = self.interval(y[:T], scale[:T], told) * scale[:T]
+        self.made[self.place] = point, half, told
         return point, point - half, point + half
 
     def blended(self, k: int, y: np.ndarray) -> np.ndarray:
@@ -253,12 +257,13 @@ class Oracle:
         self.paces[k, j] = rate, run
         return max(rate, 0.02)
 
-    def interval(self, y: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    def interval(self, y: np.ndarray, scale: np.ndarray, told: np.ndarray) -> np.ndarray:
         """Half-widths (horizon, targets); learns from ``y`` first."""
         K, T, cover = self.spec["horizon"], self.spec["targets"], self.coverage
         steps = sorted({1, (K + 1) // 2, K})
         if self.width is None:
             self.width = np.full((len(steps), T), np.nan)
+            self.share = np.full((len(steps), T), 0.5)
             if "errors.levels" in self.w:
                 for a, k in enumerate(steps):
                     for j in range(T):
@@ -266,10 +271,14 @@ class Oracle:
                         self.width[a, j] = np.interp(cover, self.w["errors.levels"], column)
         for a, k in enumerate(steps):
             if self.place - k in self.made:
-                point, half = self.made[self.place - k]
+                point, half, said = self.made[self.place - k]
                 for j, error in enumerate(abs(y - point[k - 1])):
                     w = self.width[a, j]
                     rate = self.pace(k, j, error, half[k - 1, j])
+                    if not math.isnan(half[k - 1, j]):
+                        missed = cover - (error <= half[k - 1, j])
+                        share = self.share[a, j] + 0.05 * missed * said[k - 1, j]
+                        self.share[a, j] = min(max(share, 0), 1)
                     if error <= half[k - 1, j]:
                         w *= math.exp(rate * (cover - 1))
                         self.width[a, j] = w if w >= 1e-9 else 0.0
@@ -288,4 +297,5 @@ class Oracle:
                     ])  # fmt: skip
                     line = np.interp(k + 1, steps, known[np.array(steps) - 1])
                     half[k, j] *= known[k] / line
-        return half
+        used = np.stack([np.interp(every, steps, self.share[:, j]) for j in range(T)], axis=1)
+        return half * np.exp(used * told)

@@ -25,6 +25,7 @@ RICH = {
     "calendar": ("hour", "week", "year"),
     "timezone": "Europe/Berlin",
     "directions": 6,
+    "spread": True,
 }
 
 BLENDED = {
@@ -34,6 +35,7 @@ BLENDED = {
     "season": 6,
     "lags": (1, 7),
     "directions": 3,
+    "spread": True,
     "base": "blend",
     "blend": {
         "short": 3,

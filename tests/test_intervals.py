@@ -10,11 +10,15 @@ from streamlstm.model import Errors, Spec
 
 
 def run(
-    y: np.ndarray, point: np.ndarray, plan: intervals.Plan, places: np.ndarray | None = None
+    y: np.ndarray,
+    point: np.ndarray,
+    plan: intervals.Plan,
+    places: np.ndarray | None = None,
+    told: np.ndarray | None = None,
 ) -> np.ndarray:
     """(n, 2 * coverages, horizon) of one series y (n,) whose forecasts are point (n, horizon)."""
     places = np.arange(len(y)) if places is None else places
-    return intervals.around(plan, places, y, point)
+    return intervals.around(plan, places, y, point, told)
 
 
 def coverage(y: np.ndarray, quantiles: np.ndarray, k: int, skip: int) -> float:
@@ -96,9 +100,13 @@ def moved(
     return float(np.float32(rate)), run
 
 
-def plainly(y: np.ndarray, point: np.ndarray, coverages: tuple[float, ...]) -> np.ndarray:
+def plainly(
+    y: np.ndarray, point: np.ndarray, coverages: tuple[float, ...], told: np.ndarray
+) -> np.ndarray:
     """The same as :func:`run`, all steps scored, as the module says it: a loop for each number."""
     n, horizon = point.shape
+    share = np.full((len(coverages), horizon), 0.5)
+    told = np.clip(told, -1.5, 1.5)
     quantiles = np.full((n, 2 * len(coverages), horizon), np.nan)
     half = np.full((n, len(coverages), horizon), np.nan)
     width = np.full((len(coverages), horizon), np.nan, np.float32)
@@ -111,6 +119,10 @@ def plainly(y: np.ndarray, point: np.ndarray, coverages: tuple[float, ...]) -> n
                     pace = paces.get((c, k), (0.0, 0))
                     paces[c, k] = moved(*pace, k + 1, error, reach, cover)
                     rate = max(0.02, paces[c, k][0])
+                    if reach >= 0:
+                        missed = cover - (error <= reach)
+                        share[c, k] += 0.05 * missed * told[i - k - 1, k]
+                        share[c, k] = min(max(share[c, k], 0), 1)
                     if error <= reach:
                         width[c, k] = float(width[c, k]) * np.exp(-rate * (1 - cover))
                         width[c, k] *= width[c, k] >= 1e-9
@@ -121,7 +133,8 @@ def plainly(y: np.ndarray, point: np.ndarray, coverages: tuple[float, ...]) -> n
                 before = range(c)
                 within = [half[i, d, k] for d in before if coverages[d] < cover]
                 beyond = [half[i, d, k] for d in before if coverages[d] > cover]
-                half[i, c, k] = min([max([width[c, k], *within]), *beyond])
+                wide = width[c, k] * np.exp(share[c, k] * told[i, k])
+                half[i, c, k] = min([max([wide, *within]), *beyond])
         quantiles[i, 0::2], quantiles[i, 1::2] = point[i] - half[i], point[i] + half[i]
     return quantiles
 
@@ -129,16 +142,23 @@ def plainly(y: np.ndarray, point: np.ndarray, coverages: tuple[float, ...]) -> n
 Several = st.lists(st.sampled_from([0.1, 0.3, 0.5, 0.8, 0.9, 0.95, 0.99]), min_size=2, unique=True)
 
 
-@given(Several.map(tuple), st.integers(0, 1000), st.booleans())
+@given(Several.map(tuple), st.integers(0, 1000), st.booleans(), st.booleans())
 @settings(max_examples=40, deadline=None)
 def test_several_are_tracked_each_on_its_own_and_issued_nested(
-    coverages: tuple[float, ...], seed: int, calm: bool
+    coverages: tuple[float, ...], seed: int, calm: bool, spread: bool
 ) -> None:
     n, horizon, rng = 150, 3, np.random.default_rng(seed)
     y = rng.normal(size=n) if calm else rng.standard_t(1, size=n)
     point = rng.normal(size=(n, horizon))
-    quantiles = run(y, point, intervals.plan(horizon, 1, coverages, None, (1, 2, 3)))
-    np.testing.assert_allclose(quantiles, plainly(y, point, coverages), rtol=1e-4, atol=1e-5)
+    told = rng.normal(size=(n, horizon)).astype(np.float32) * spread
+
+    def of(coverages: tuple[float, ...]) -> np.ndarray:
+        plan = intervals.plan(horizon, 1, coverages, None, (1, 2, 3), spread=spread)
+        return run(y, point, plan, told=told)
+
+    quantiles = of(coverages)
+    plain = plainly(y, point, coverages, told)
+    np.testing.assert_allclose(quantiles, plain, rtol=1e-4, atol=1e-5)
     assert np.isfinite(quantiles[horizon:]).all()
     for narrow in range(len(coverages)):
         for wide in range(len(coverages)):
@@ -147,8 +167,38 @@ def test_several_are_tracked_each_on_its_own_and_issued_nested(
                 assert (known[:, 2 * narrow] >= known[:, 2 * wide]).all()
                 assert (known[:, 2 * narrow + 1] <= known[:, 2 * wide + 1]).all()
     for few in range(1, len(coverages)):  # whatever is named after them
-        alone = run(y, point, intervals.plan(horizon, 1, coverages[:few], None, (1, 2, 3)))
+        alone = of(coverages[:few])
         np.testing.assert_array_equal(quantiles[:, : 2 * few], alone)
+
+
+@pytest.mark.parametrize("honest", [True, False])
+def test_a_spread_is_believed_as_far_as_it_is_right(honest: bool) -> None:
+    """Errors are three times as large by day; another series is told so of nights by chance."""
+    n, skip, rng = 6000, 2000, np.random.default_rng(3)
+    day = np.arange(n) % 24 < 12
+    size = np.where(day, 3.0, 1.0)
+    e, point = rng.normal(size=n) * size, np.zeros((n, 1))
+    log = np.log(np.roll(size, -1) / np.sqrt(3)) if honest else rng.normal(size=n)
+    told = log[:, None].astype(np.float32)
+    plan = intervals.plan(1, 1, 0.9, None, (1,))
+    spread = intervals.plan(1, 1, 0.9, None, (1,), spread=True)
+    plain, with_it = run(e, point, plan)[:, 1, 0], run(e, point, spread, told=told)[:, 1, 0]
+    inside = [np.abs(e[skip:]) <= half[skip - 1 : -1] for half in (plain, with_it)]
+    for found in inside:
+        assert found.mean() == pytest.approx(0.9, abs=0.015)
+    losses = [
+        np.mean(
+            2 * half[skip - 1 : -1] + 20 * np.maximum(np.abs(e[skip:]) - half[skip - 1 : -1], 0)
+        )
+        for half in (plain, with_it)
+    ]
+    if honest:
+        assert losses[1] < 0.9 * losses[0]
+        assert inside[1][day[skip:]].mean() == pytest.approx(0.9, abs=0.03)
+        assert inside[0][day[skip:]].mean() < 0.85
+        assert with_it[skip:][np.roll(day, -1)[skip:]].mean() == pytest.approx(3 * 1.645, rel=0.1)
+    else:
+        assert losses[1] < 1.05 * losses[0]
 
 
 def test_each_of_several_covers_in_the_long_run() -> None:
