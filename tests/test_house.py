@@ -30,7 +30,8 @@ LEVELS = {
     # the side rooms: nothing of the daemon may import them
     "datasets": 11, "samples": 11, "speed": 11, "precision": 11, "backtest": 11,
     "svg": 11,
-    "client": 12, "importers": 12, "directions": 12, "rolling": 12, "peers": 12, "linear": 12, "gradient": 12,
+    "client": 12, "directions": 12, "rolling": 12, "peers": 12, "linear": 12, "gradient": 12,
+    "importers": 12,
     "terminal": 13, "mixture": 13, "spread": 13, "bptt": 13, "infer": 13, "recorded": 13,
     "plot": 14, "report": 14, "offline": 14,
     "train": 14,
