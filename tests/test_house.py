@@ -34,10 +34,10 @@ LEVELS = {
     "importers": 12,
     "terminal": 13, "mixture": 13, "spread": 13, "bptt": 13, "infer": 13, "recorded": 13,
     "plot": 14, "report": 14, "offline": 14,
-    "train": 14,
+    "train": 14, "sequential": 14,
     "console": 14,
     "demo": 15, "refit": 15, "search": 15, "forecast": 15,
-    "commands": 16,
+    "commands": 16, "forecaster": 16,
     "cli": 17,
     "__main__": 18,
 }  # fmt: skip

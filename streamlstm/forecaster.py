@@ -1,0 +1,228 @@
+"""Forecasts from Python, without a daemon: for a notebook, a script, a test.
+
+    forecaster = Forecaster.fit("history.csv", horizon=24, season=24)
+    forecaster.predict("history.csv")               # a DataFrame: what comes after it
+    forecaster.step(412.5, ts="2026-01-05 10:00")   # a tick at a time, as the daemon would
+    forecaster.save("model.safetensors")            # and the daemon runs the same
+
+Data is in the long format of forecasting (``unique_id``, ``ds``, ``y``), a DataFrame or a file.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from streamlstm.client import in_time_order
+from streamlstm.datasets.bundled import table
+from streamlstm.datasets.frames import Table, from_frame
+from streamlstm.datasets.inputs import Columns
+from streamlstm.engine import Engine
+from streamlstm.fit_options import FitOptions
+from streamlstm.forecast import at_the_end, extend, forecasts_frame
+from streamlstm.model import Model, load_model, save_model
+from streamlstm.ticks import WARM, Arrivals, Keys
+from streamlstm.train import FitReport
+from streamlstm.train import fit as fit_model
+
+Data = pd.DataFrame | str | Path
+"""A DataFrame, a CSV or Parquet file, or the name of a bundled series."""
+ROOM = 256
+"""Ticks that are stepped at once."""
+
+
+class Prediction(NamedTuple):
+    """What follows a tick."""
+
+    series: str
+    ts: NDArray[np.datetime64]
+    """(horizon,) what each forecast is for, UTC; all the tick's own where the model does not know
+    how far ticks are apart"""
+    forecast: NDArray[np.float64]
+    """(horizon,), or (horizon, targets) of several targets"""
+    lower: NDArray[np.float64]
+    """The lower end of the interval, likewise; NaN where it is not yet known"""
+    upper: NDArray[np.float64]
+    """The upper end"""
+
+
+class Forecaster:
+    """A model, and the states of the series that it has seen.
+
+    Attributes:
+        model: what was fitted or loaded.
+        report: how the fit went; None where the model was loaded.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        coverage: float = 0.9,
+        learning: bool = True,
+        max_series: int = 1000,
+        report: FitReport | None = None,
+    ) -> None:
+        """Open ``model`` for up to ``max_series``.
+
+        ``coverage`` is the share of values to fall within the interval, 0: no intervals;
+        ``learning``: whether series learn from their own errors.
+
+        Raises:
+            ModelError: the model does not compute what its file says, or there is no room.
+        """
+        self.model, self.report = model, report
+        self._coverage, self._learning = coverage, learning
+        self._engine = Engine(
+            model, max_series=max_series, max_batch=ROOM, coverage=coverage, learning=learning
+        )
+
+    @classmethod
+    def load(cls, path: str | Path, **options: Any) -> Self:
+        """Open a model file; ``options`` as of the class.
+
+        Raises:
+            ModelError, OSError: it is none, or cannot be read.
+        """
+        return cls(load_model(Path(path)), **options)
+
+    @classmethod
+    def fit(
+        cls,
+        data: Data,
+        *,
+        horizon: int = 24,
+        targets: Sequence[str] = (),
+        features: Sequence[str] = (),
+        known: Sequence[str] = (),
+        static: Sequence[str] = (),
+        read: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> Self:
+        """Fit a model to ``data`` and open it.
+
+        Args:
+            data: in the long format.
+            horizon: steps ahead to forecast.
+            targets, features, known, static: names of columns, as ``streamlstm fit`` takes them.
+            read: how to read the table otherwise than by its names: ``id``, ``ds``, ``y``,
+                ``wide``, ``timezone`` and so on, as :func:`.datasets.frames.read_table`.
+            options: of :class:`.fit_options.FitOptions`.
+
+        Raises:
+            DataError: the data is not as described, or too short.
+            pydantic.ValidationError: there is no such option.
+        """
+        chosen = FitOptions.model_validate({"horizon": horizon} | options)
+        columns = Columns.named(
+            targets=targets, features=features, known=known, static=static, horizon=horizon
+        )
+        found = _table(data, columns, read or {})
+        model, report = fit_model(found.series, chosen, name=found.name, inputs=found.inputs)
+        return cls(model, report=report)
+
+    def save(self, path: str | Path) -> None:
+        """Write the model file, which the daemon runs; states are not in it."""
+        save_model(self.model, Path(path))
+
+    def step(
+        self,
+        value: float | Sequence[float],
+        ts: Any = None,
+        series: str = "series",
+    ) -> Prediction:
+        """Move a series by a tick, and forecast what follows.
+
+        Args:
+            value: of the tick, or its values.
+            ts: its time, as pandas reads times (UTC where it has no zone); None: now.
+            series: its name; a new one begins anew.
+
+        Raises:
+            ValueError: the tick is refused (not after the one before, not finite, not as many
+                values as the model takes, no room for a further series); nothing has changed.
+        """
+        values = np.atleast_1d(np.asarray(value, np.float64))
+        at = time.time_ns() if ts is None else _nanoseconds(ts)
+        spec, engine = self.model.spec, self._engine
+        if values.shape != (spec.inputs,):
+            raise ValueError(f"{values.size} values; the model takes {spec.inputs} a tick")
+        before = engine.drops
+        keys = Keys.of([series.encode()])
+        arrivals = Arrivals(keys, np.array([at]), values[None], np.zeros(1, np.uint8))
+        made = engine.step(engine.place(arrivals), at)
+        if not len(made.slot):
+            reasons = [of for of, count in engine.drops.items() if count > before[of]]
+            raise ValueError(f"the tick of {series!r} is refused: {', '.join(reasons)}")
+        ahead = np.arange(1, spec.horizon + 1) * spec.step_ns
+        parts = (made.point[0], made.quantiles[0, 0], made.quantiles[0, 1])
+        point, lower, upper = (p[:, 0].copy() if spec.targets == 1 else p.copy() for p in parts)
+        return Prediction(series, (at + ahead).astype("datetime64[ns]"), point, lower, upper)
+
+    def update(self, data: Data, *, warm: bool = False, **read: Any) -> int:
+        """Move all series by all ticks of ``data``, in the order of their times.
+
+        ``warm``: they are history, maybe that which the model was fitted on; intervals do not learn
+        from it. Returns how many ticks were taken: those that are too late are left out.
+
+        Raises:
+            DataError: the data is not as described.
+            ValueError: its values are not those that the model takes.
+        """
+        found = self._table(data, read)
+        names = [series.name.encode() for series in found.series]
+        which, rows = in_time_order(found.series)
+        at = np.cumsum([0, *(len(series.ts) for series in found.series)])[which] + rows
+        ts = np.concatenate([series.ts for series in found.series])[at]
+        values = np.concatenate([series.values for series in found.series])[at]
+        packed, begin, end = Keys.of(names)
+        flags = np.full(len(at), WARM if warm else 0, np.uint8)
+        arrivals = Arrivals(Keys(packed, begin[which], end[which]), ts, values, flags)
+        taken = 0
+        for part in arrivals.parts(self._engine.max_batch):
+            self._engine.step(self._engine.place(part), int(part.ts[-1]))
+            taken += self._engine.taken
+        return taken
+
+    def predict(
+        self, data: Data, horizon: int | None = None, *, timezone: str = "UTC", **read: Any
+    ) -> pd.DataFrame:
+        """What comes after the end of each series: unique_id, ds, forecast, lower, upper.
+
+        The series are run from their beginning, on states of their own: those of :meth:`step` stay.
+        Steps beyond the model's horizon are rolled forward.
+
+        Raises:
+            DataError: the data is not as described.
+            ForecastError: what cannot be forecast.
+            ValueError: its values are not those that the model takes.
+        """
+        found = self._table(data, read)
+        ends = at_the_end(
+            self.model, found.series, coverage=self._coverage, learning=self._learning
+        )
+        return forecasts_frame(extend(ends, horizon or self.model.spec.horizon), timezone)
+
+    def _table(self, data: Data, read: dict[str, Any]) -> Table:
+        found = _table(data, Columns.of_model(self.model.spec), read)
+        has, takes = found.series[0].values.shape[1], self.model.spec.inputs
+        if has != takes:
+            raise ValueError(f"{found.name}: {has} values a tick; the model takes {takes}")
+        return found
+
+
+def _table(data: Data, columns: Columns | None, read: dict[str, Any]) -> Table:
+    if isinstance(data, pd.DataFrame):
+        return from_frame(data, "data", columns=columns, **read)
+    return table(str(data), columns, **read)
+
+
+def _nanoseconds(ts: Any) -> int:
+    stamp = pd.Timestamp(ts)
+    if pd.isna(stamp):
+        raise ValueError(f"{ts!r} is no time")
+    return int((stamp if stamp.tzinfo else stamp.tz_localize("UTC")).as_unit("ns").value)

@@ -1,0 +1,106 @@
+"""The Python interface: the same forecasts as the engine's, a tick or a table at a time."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from streamlstm.backtest import run_all
+from streamlstm.datasets.times import DataError
+from streamlstm.forecaster import Forecaster
+from streamlstm.model import save_model
+from tests.models import HOUR, random_model
+
+SMALL = {"season": 24, "hidden": 4, "updates": 20, "batch": 8, "chunk": 24}
+
+
+def long(n: int = 600, names: tuple[str, ...] = ("a", "b")) -> pd.DataFrame:
+    ts = pd.date_range("2026-01-01", periods=n, freq="h")
+    rng = np.random.default_rng(0)
+    parts = []
+    for name in names:
+        y = 100 + 20 * np.sin(2 * np.pi * np.arange(n) / 24) + rng.normal(size=n)
+        parts.append(pd.DataFrame({"unique_id": name, "ds": ts, "y": y}))
+    return pd.concat(parts, ignore_index=True)
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Forecaster:
+    return Forecaster.fit(long(), horizon=6, **SMALL)
+
+
+def test_a_fit_forecasts_the_next_hours_of_each_series(fitted: Forecaster) -> None:
+    assert fitted.report is not None
+    assert fitted.report.series == 2
+    frame = fitted.predict(long())
+    assert list(frame.columns) == ["unique_id", "ds", "forecast", "lower", "upper"]
+    assert frame.groupby("unique_id").size().to_dict() == {"a": 6, "b": 6}
+    first = frame[frame.unique_id == "b"]
+    assert first.ds.iloc[0] == pd.Timestamp("2026-01-26 00:00")
+    hours = np.arange(600, 606)
+    np.testing.assert_allclose(first.forecast, 100 + 20 * np.sin(2 * np.pi * hours / 24), atol=4)
+    assert (first.lower < first.forecast).all()
+    assert (first.forecast < first.upper).all()
+    assert len(fitted.predict(long(), horizon=9)) == 18
+
+
+def test_tick_by_tick_it_says_what_a_whole_run_says(tmp_path: Path) -> None:
+    model = random_model(season=24, base="seasonal", directions=2)
+    save_model(model, tmp_path / "m.safetensors")
+    frame = long(80, ("a",))
+    stepped = Forecaster.load(tmp_path / "m.safetensors")
+    for ts, y in zip(frame.ds[:-1], frame.y[:-1], strict=True):
+        stepped.step(y, ts, "a")
+    made = stepped.step(frame.y.iloc[-1], frame.ds.iloc[-1], "a")
+    ns = frame.ds.astype("datetime64[ns]").astype("int64").to_numpy()
+    (issued,) = run_all(model, ns, frame.y.to_numpy()[:, None], 1, coverage=(0.9,))
+    np.testing.assert_array_equal(made.forecast, issued.point[-1])
+    np.testing.assert_array_equal(made.lower, issued.lower[-1])
+    np.testing.assert_array_equal(made.upper, issued.upper[-1])
+    assert made.ts[0] == np.datetime64(int(ns[-1] + HOUR), "ns")
+    taught = Forecaster(model)
+    assert taught.update(frame[:-1]) == 79
+    again = taught.step(frame.y.iloc[-1], str(frame.ds.iloc[-1]), "a")
+    np.testing.assert_array_equal(again.forecast, made.forecast)
+
+
+def test_what_is_saved_says_the_same(fitted: Forecaster, tmp_path: Path) -> None:
+    fitted.save(tmp_path / "m.safetensors")
+    long(50).to_csv(tmp_path / "data.csv", index=False)
+    loaded = Forecaster.load(tmp_path / "m.safetensors")
+    assert loaded.report is None
+    pd.testing.assert_frame_equal(
+        loaded.predict(tmp_path / "data.csv"), fitted.predict(long(50)), check_dtype=False
+    )
+
+
+def test_a_tick_that_is_refused_changes_nothing() -> None:
+    forecaster = Forecaster(random_model())
+    forecaster.step(1.0, "2026-01-01 00:00", "a")
+    for value, ts, said in (
+        (2.0, "2026-01-01 00:00", "duplicate"),
+        (2.0, "2025-12-31", "late"),
+        ([1.0, 2.0], "2026-01-01 01:00", "2 values; the model takes 1"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            forecaster.step(value, ts, "a")
+    other = Forecaster(random_model())
+    other.step(1.0, "2026-01-01 00:00", "a")
+    assert (
+        forecaster.step(3.0, "2026-01-01 01:00", "a").forecast.tolist()
+        == other.step(3.0, "2026-01-01 01:00", "a").forecast.tolist()
+    )
+    with pytest.raises(ValueError, match="time"):
+        forecaster.step(1.0, "soon", "a")
+    with pytest.raises(ValueError, match="NaT"):
+        forecaster.step(1.0, "NaT", "a")
+
+
+def test_data_that_is_not_as_described_says_what(fitted: Forecaster) -> None:
+    with pytest.raises(DataError, match="no rows"):
+        fitted.predict(long(5)[:0])
+    with pytest.raises(ValueError, match="hiden"):
+        Forecaster.fit(long(), horizon=3, hiden=4)
+    with pytest.raises(ValueError, match="the model takes 2"):
+        Forecaster(random_model(inputs=2)).predict(long(5))
