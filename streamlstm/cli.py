@@ -123,6 +123,16 @@ def _forecast(options: argparse.Namespace) -> None:
     forecast.command(options)
 
 
+def _exchange(name: str) -> Callable[[argparse.Namespace], None]:
+    def call(options: argparse.Namespace) -> None:
+        from streamlstm import exchange
+
+        command: Callable[[argparse.Namespace], None] = getattr(exchange, name)
+        command(options)
+
+    return call
+
+
 def _for_people(name: str) -> Callable[[argparse.Namespace], int | None]:
     def call(options: argparse.Namespace) -> int | None:
         from streamlstm import commands
@@ -214,6 +224,65 @@ def _parser() -> _Parser:
                 metavar="VALUE",
                 help=f"{field.description}{about}",
             )
+
+    bring = command(
+        "import", _exchange("import_model"), "make a model of one from Keras, PyTorch or ONNX"
+    )
+    bring.add_argument(
+        "model",
+        type=Path,
+        help="a .keras or .h5 file, a state_dict (.pt, .safetensors) or an .onnx file",
+    )
+    bring.add_argument(
+        "--from",
+        dest="framework",
+        choices=("keras", "torch", "onnx"),
+        help="whose it is, where the name of the file does not say it",
+    )
+    bring.add_argument(
+        "--out",
+        type=Path,
+        default=Path("model.safetensors"),
+        metavar="FILE",
+        help="the model file to write (default: model.safetensors)",
+    )
+    bring.add_argument(
+        "--step",
+        type=_duration,
+        default=0.0,
+        metavar="TIME",
+        help="between ticks, as 30s, 15m or 1h, so that gaps are seen (default: not known)",
+    )
+    bring.add_argument(
+        "--targets",
+        type=_number,
+        default=1,
+        metavar="COUNT",
+        help="values of a tick that are forecast, its first ones; the outputs are all of them one"
+        " step ahead, then two, and so on (default: 1)",
+    )
+    bring.add_argument(
+        "--window",
+        type=_count,
+        metavar="TICKS",
+        help="run the last so many ticks from a zero state at each tick; 0: the state runs on"
+        " (default: as the file says)",
+    )
+    bring.add_argument(
+        "--activation",
+        choices=("tanh", "relu"),
+        help="of a PyTorch RNN, whose file does not say it (default: tanh)",
+    )
+
+    export = command("export", _exchange("export_model"), "write a model for another framework")
+    export.add_argument("model", type=Path)
+    export.add_argument(
+        "--to",
+        choices=("onnx", "torch"),
+        required=True,
+        help="onnx: an .onnx file; torch: a state_dict and a module that loads it",
+    )
+    export.add_argument("--out", type=Path, required=True, metavar="FILE")
 
     backtest = command(
         "backtest", _for_people("backtest"), "judge a model on the latest part of a table"

@@ -159,6 +159,7 @@ def inspect(options: argparse.Namespace) -> None:
         "weights": {name: list(weight.shape) for name, weight in model.weights.items()},
         "parameters": sum(weight.size for weight in model.weights.values()),
         "bytes_per_series": per_series | {"total": sum(per_series.values())},
+        "million_steps_per_second": speed.million_steps_per_second(model),
         "provenance": dict(model.provenance),
     }
     if options.json:
@@ -220,6 +221,10 @@ def _about(model: Model, report: dict[str, Any]) -> RichTable:
         + "s" * (spec.targets > 1),
         "corrects": base.get(spec.base, "nothing"),
         **({} if spec.floor is None else {"floor": f"no forecast lies below {spec.floor:g}"}),
+        "speed here": "; ".join(
+            f"{rate:.3g} million steps/s in batches of {batch:,}"
+            for batch, rate in report["million_steps_per_second"].items()
+        ),
         "interval": "starts from errors on unseen data"
         if model.errors
         else "learned on the stream",

@@ -36,6 +36,7 @@ LEVELS = {
     "plot": 14, "report": 14, "offline": 14,
     "train": 14, "sequential": 14,
     "console": 14,
+    "exchange": 15,
     "demo": 15, "refit": 15, "search": 15, "forecast": 15,
     "commands": 16, "forecaster": 16,
     "cli": 17,
