@@ -44,6 +44,8 @@ FIRST = (
     "test_engine.py",
     "test_train.py",
     "test_service.py",
+    "test_replay.py",
+    "test_snapshot.py",
     "test_policies.py",
     "test_hostile.py",
     "test_arrow.py",
