@@ -25,6 +25,7 @@ from numba.extending import (
     register_model,
     unbox,
 )
+from numpy.typing import NDArray
 
 T = TypeVar("T")
 
@@ -41,7 +42,7 @@ class Placed:
         self._memory = np.zeros((), _layout(value))
         _write(self._memory, value)
         self.address = self._memory.ctypes.data
-        self._numba_type_ = At(typeof(value))
+        self._numba_type_ = At(_kind(value))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._value, name)
@@ -70,6 +71,27 @@ def rewrite(value: Any, **fields: Any) -> None:
         _write(at._memory[f"{at._value._fields.index(name)}"], member)
     at._value = at._value._replace(**fields)
     vars(at).update(fields)
+
+
+def _kind(value: Any) -> Any:
+    """What a value is to compiled code: the same whatever the lengths.
+
+    Numpy calls a field of records contiguous where it has no elements, or no other field lies
+    beside it. It would be of another type to Numba then, and all that looks at it compiled again.
+    """
+    match value:
+        case np.ndarray() if _is_field(value):
+            return typeof(value).copy(layout="A")
+        case tuple():
+            return types.BaseTuple.from_types([_kind(each) for each in value], type(value))
+    return typeof(value)
+
+
+def _is_field(array: NDArray[Any]) -> bool:
+    """Whether it is a field of records, rather than the bytes of them or an array of its own."""
+    fields = getattr(array.base, "dtype", array.dtype).fields or {}
+    like = array.dtype, array.shape[1:]
+    return any((kind.base, kind.shape) == like for kind, *_ in fields.values())
 
 
 def _layout(value: Any) -> np.dtype[Any]:

@@ -34,10 +34,31 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
     return report
 
 
-FIRST = ("test_cuda.py", "test_jit.py")
-"""What takes longest, one of them to compile most of what others need."""
+FIRST = (
+    "test_jit.py",  # compiles what a daemon needs
+    "test_house.py",  # needs none of it meanwhile
+    "test_cpu.py",  # compiles kernels of its own
+    "test_cuda.py",
+    "test_crash.py",
+    "test_cli.py",
+    "test_engine.py",
+    "test_train.py",
+    "test_service.py",
+    "test_replay.py",
+    "test_snapshot.py",
+    "test_policies.py",
+    "test_hostile.py",
+    "test_arrow.py",
+    "test_schemas.py",
+    "test_refit.py",
+    "test_codec.py",
+    "test_demo.py",
+    "test_overload.py",
+)
+"""What takes longest. Whatever two workers need at once, both would compile."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The long ones first, so that two workers that take a file each end together."""
-    items.sort(key=lambda item: item.path.name not in FIRST)
+    place = {name: number for number, name in enumerate(FIRST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(FIRST)))

@@ -408,8 +408,10 @@ class Victim:
         over = threading.Event()
 
         def feed() -> None:
-            while not over.wait(0.001 if do[0] == math.inf else 0.01):
-                self.send(client, 50)
+            # what comes around a reload is compared for each tick at which it may have been
+            pause, count = (0.001, 50) if do[0] == math.inf else (0.01, 20)
+            while not over.wait(pause):
+                self.send(client, count)
 
         def take(milliseconds: float) -> bool:
             if there := client.sink.poll(milliseconds):

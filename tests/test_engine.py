@@ -2,11 +2,13 @@
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba import typeof
 
 from streamlstm.engine import Engine
 from streamlstm.model import Model, ModelError, save_model
@@ -176,6 +178,18 @@ def test_a_series_does_not_depend_on_the_others() -> None:
         at = int(np.flatnonzero(theirs.slot == 0)[0])
         np.testing.assert_array_equal(mine.point[0], theirs.point[at])
         np.testing.assert_array_equal(mine.quantiles[0], theirs.quantiles[at])
+
+
+def test_what_is_compiled_serves_every_model() -> None:
+    """Of whatever spec it is and whatever is kept: all have one type of work."""
+    telling: dict[str, Any] = {"keep_latest": True, "telling": True, "history": 0}
+    engines = [
+        opened(random_model()),
+        opened(random_model(**RICH)),
+        opened(random_model(inputs=2, lags=(1, 3), window=2), coverage=0, learning=False),
+        opened(random_model(directions=6), watching=False, max_series=10, **telling),
+    ]
+    assert len({typeof(engine.work) for engine in engines}) == 1
 
 
 @pytest.mark.parametrize("calibrated", [True, False])

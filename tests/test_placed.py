@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit, typeof
 
-from streamlstm.memory import address_of, call_for_int
+from streamlstm.memory import address_of, call_for_int, records
 from streamlstm.placed import At, address_of_placed, placed, replace, rewrite, whole
 
 
@@ -131,3 +131,17 @@ def test_what_lies_otherwise_is_of_another_type() -> None:
     assert typeof(placed(one)) == typeof(placed(same)) == At(typeof(one))
     assert typeof(placed(one)) != typeof(placed(other))
     assert look(placed(same))[1] == (2.0, 22.0, 2, 3)
+
+
+def test_fields_of_records_are_of_one_type_whatever_their_lengths() -> None:
+    """Numpy calls contiguous what has no elements, or no other field beside it."""
+
+    def kind(n: int, k: int) -> Any:
+        fields = records({"first": (np.int64, ()), "second": (np.float32, (k, 2))}, n)
+        return typeof(placed(Pair(**fields)))
+
+    assert kind(9, 0) == kind(9, 1) == kind(9, 3) == kind(1, 3) == kind(1, 0)
+    whole_records = records({"first": (np.int64, ())}, 9)["first"].base
+    assert whole_records is not None
+    of_their_bytes = placed(Pair(whole_records.view(np.uint8).reshape(9, 8), np.arange(3)))
+    assert [each.layout for each in typeof(of_their_bytes).of.types] == ["C", "C"]

@@ -329,7 +329,7 @@ def test_weights_begin_as_the_textbooks_say() -> None:
 def test_electricity_is_forecast_better_than_last_week() -> None:
     (series,) = load("electricity").series
     seen = SeriesData(series.name, series.ts[:3225], series.values[:3225])
-    model, _ = fit([seen], FitOptions(horizon=48, updates=200))
+    model, _ = fit([seen], FitOptions(horizon=48, updates=60))
     assert (model.spec.season, model.spec.base) == (336, "blend")
     # on the last fifth, by the engine's own kernel over the whole history
     rows = features_of(model.spec, series.ts, series.values)

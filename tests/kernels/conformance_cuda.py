@@ -176,7 +176,7 @@ def test_an_engine_forecasts_as_it_does_on_the_cpu():
 
 # --- the same bits --------------------------------------------------------------------------------
 
-SERIES, TICKS = 10, 3
+SERIES, TICKS = 10, 2
 KINDS = {**CELLS, "window": {"window": 2}}
 STREAM = np.random.default_rng(5).standard_normal((SERIES, TICKS, 3)).astype(np.float32)
 

@@ -298,22 +298,25 @@ def lstm_narrow(plan, worker, ticks, start, stop, last):
     tiles.run_rows(simd.tile(3, 4, 4), kind, plan, worker, ticks, start, stop, last)
 
 
+# of one row, which is all that these need to compile: how rows are grouped is nothing of the cell's
+
+
 @njit(cache=True)
 def gru_narrow(plan, worker, ticks, start, stop, last):
     kind = simd.function(layers.gru)
-    tiles.run_rows(simd.tile(3, 4, 4), kind, plan, worker, ticks, start, stop, last)
+    tiles.run_rows(simd.tile(1, 4, 4), kind, plan, worker, ticks, start, stop, last)
 
 
 @njit(cache=True)
 def gru_before_narrow(plan, worker, ticks, start, stop, last):
     kind = simd.function(layers.gru_before)
-    tiles.run_rows(simd.tile(3, 4, 4), kind, plan, worker, ticks, start, stop, last)
+    tiles.run_rows(simd.tile(1, 4, 4), kind, plan, worker, ticks, start, stop, last)
 
 
 @njit(cache=True)
 def rnn_narrow(plan, worker, ticks, start, stop, last):
     kind = simd.function(layers.rnn)
-    tiles.run_rows(simd.tile(3, 4, 4), kind, plan, worker, ticks, start, stop, last)
+    tiles.run_rows(simd.tile(1, 4, 4), kind, plan, worker, ticks, start, stop, last)
 
 
 WIDTHS = {
