@@ -43,16 +43,17 @@ FIRST = (
     "test_cli.py",
     "test_engine.py",
     "test_train.py",
+    "test_demo.py",
     "test_service.py",
     "test_replay.py",
     "test_snapshot.py",
+    "test_reload.py",
     "test_policies.py",
     "test_hostile.py",
     "test_arrow.py",
     "test_schemas.py",
     "test_refit.py",
     "test_codec.py",
-    "test_demo.py",
     "test_overload.py",
 )
 """What takes longest. Whatever two workers need at once, both would compile."""

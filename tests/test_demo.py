@@ -16,7 +16,7 @@ from tests.test_cli import series_file, streamlstm
 
 @pytest.fixture(scope="module")
 def report() -> dict:
-    return json.loads(streamlstm("demo", "--json").stdout)
+    return json.loads(streamlstm("demo", "--json", alone=True).stdout)
 
 
 def test_it_beats_both_naive_forecasts_near_and_far(report: dict) -> None:
@@ -45,7 +45,9 @@ def test_every_tick_is_accounted_for(report: dict) -> None:
 def test_a_file_of_ones_own_and_a_picture(tmp_path: Path) -> None:
     picture = tmp_path / "p.png"
     data = series_file(tmp_path, 400)
-    done = streamlstm("demo", "--data", data, "--season", "24", "--json", "--plot", picture)
+    done = streamlstm(
+        "demo", "--data", data, "--season", "24", "--json", "--plot", picture, alone=True
+    )
     report = json.loads(done.stdout)
     assert report["ticks"] == 800
     assert report["predictions"] == 2 * 81
@@ -62,7 +64,7 @@ def test_keep_running_leaves_the_daemon_up_until_interrupted(tmp_path: Path) -> 
     assert process.stdout is not None
     said = next(line for line in process.stdout if "goes on until Ctrl-C" in line)
     endpoint = next(word for word in said.split() if word.startswith("tcp://")).rstrip(",")
-    seen = streamlstm("watch", endpoint, "--json", "--count", "2").stdout.splitlines()
+    seen = streamlstm("watch", endpoint, "--json", "--count", "2", alone=True).stdout.splitlines()
     first, second = map(json.loads, seen)
     assert second["seq"] == first["seq"] + 1
     process.send_signal(2)
@@ -73,7 +75,7 @@ def test_keep_running_leaves_the_daemon_up_until_interrupted(tmp_path: Path) -> 
 def test_a_table_too_short_is_told(tmp_path: Path) -> None:
     data = tmp_path / "short.csv"
     data.write_text("ds,y\n2024-01-01,1\n2024-01-02,2\n")
-    done = streamlstm("demo", "--data", data, code=1)
+    done = streamlstm("demo", "--data", data, code=1, alone=True)
     assert "long enough" in done.stderr
 
 
