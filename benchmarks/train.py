@@ -7,7 +7,7 @@ compared, so that what is timed is the same work. An update is forward, backward
 called as a Python caller calls it. Competitors alternate within one run; PyTorch runs once with all
 threads and once with one; figures are medians over repeats of the mean time of an update. Apart,
 from process start to prediction, in processes of their own: an LSTM of 50 relu cells, 10 epochs
-over 1,000 windows of 10, the same lines of code in Keras and here; ours with an empty cache of
+over 50 windows of 10, the same lines of code in Keras and here; ours with an empty cache of
 compiled code and with a filled one.
 """
 
@@ -174,7 +174,7 @@ GUIDE = """
 import numpy as np
 {imports}
 
-x, y = np.random.random((1000, 10)), np.random.random((1000, 1))
+x, y = np.random.random((50, 10)), np.random.random((50, 1))
 model = Sequential()
 model.add(LSTM(50, activation="relu", input_shape=(10, 1)))
 model.add(Dense(1))
@@ -192,7 +192,7 @@ from keras.layers import LSTM, Dense"""
 def from_process_start() -> dict[str, float]:
     """Seconds from process start to the prediction of the guide's example, the best of three.
 
-    1,000 windows of 10, ten epochs, as the text of the example has it.
+    50 windows of 10, ten epochs, as the text has it.
     """
     root = Path(__file__).parents[1]
 
