@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,7 +131,7 @@ def raw_outputs(model: Model, inputs: NDArray[np.float32]) -> NDArray[np.float64
     Of a model without lags, calendar and base, as imported ones are.
     """
     spec, scaling = model.spec, model.spec.scaling
-    z = np.asarray(inputs, np.float64)
+    z: NDArray[Any] = np.asarray(inputs, np.float64)
     loc, scale = np.zeros(spec.inputs), np.ones(spec.inputs)
     if scaling.kind == "fixed":
         loc, scale = np.array(scaling.loc), np.array(scaling.scale)

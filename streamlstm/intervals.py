@@ -15,11 +15,12 @@ do by chance (``RARE``; k times as many, since forecasts k ahead err together), 
 intervals as wide as they have to be, and an outage of a few ticks not for long.
 
 A network may say with each forecast how far it may err: the logarithm of its spread, which differs
-by day and by night, say. Half-widths are then in units of the scale times that spread to the power
-of a share, between 0 and 1, that is learned as the half-widths are: at a miss it moves by ``TILT *
-coverage`` times that logarithm up, else by ``TILT * (1 - coverage)`` times it down. Both together
-are online quantile regression on a constant and that logarithm (Koenker & Bassett 1978): where the
-spread says nothing, the share goes to 0.
+by day and by night, say. What counts is how it differs from its own mean of late, over ``MEMORY``
+ticks: how wide intervals are on the whole is learned. Half-widths are then in units of the scale
+times that spread to the power of a share, between 0 and 1, that is learned as the half-widths are:
+at a miss it moves by ``TILT * coverage`` times that logarithm up, else by ``TILT * (1 - coverage)``
+times it down. Both together are online quantile regression on a constant and that logarithm
+(Koenker & Bassett 1978): where the spread says nothing, the share goes to 0.
 
 Of several coverages each is tracked on its own. What is issued is nested: an interval gives way to
 those of the coverages named before it, so that whoever names another changes nothing of these.
@@ -49,6 +50,8 @@ SHARE = 0.5
 """That a series begins with."""
 MOST = 1.5
 """Largest logarithm of a spread; a larger one is taken for that."""
+MEMORY, FEW = 150, 30
+"""Ticks over which the mean of a logarithm is taken, and how many of 0 it begins with."""
 LEAST = 1e-9
 """Less than that of the scale is no width: the next error is one."""
 
@@ -98,14 +101,17 @@ class Bands(NamedTuple):
     """(series, scored * coverages, targets, 2) a rate that rose, else less than ``RATE``; misses in
     a row"""
     told: NDArray[np.float32]
-    """(series, sum of scored steps, targets) logarithms of the spreads that came with these, where
-    there are any"""
+    """(series, sum of scored steps, targets) logarithms of the spreads that came with these, less
+    their means, where there are any"""
+    mean: NDArray[np.float32]
+    """(series, horizon, targets) those means, likewise"""
     share: NDArray[np.float32]
     """(series, scored * coverages, targets) of the spread that is used, likewise"""
 
 
 def bands_fields(plan: Plan) -> Fields:
     """Name, dtype and shape of one series' row of :class:`Bands`."""
+    horizon = plan.shape.shape[1] if plan.spread else 0
     scored, coverages, targets = plan.initial.shape
     pending = int(plan.ring[-1])
     told, share = (pending, scored * coverages) if plan.spread else (0, 0)
@@ -115,6 +121,7 @@ def bands_fields(plan: Plan) -> Fields:
         "width": (np.float32, (scored * coverages, targets)),
         "pace": (np.float32, (scored * coverages, targets, 2)),
         "told": (np.float32, (told, targets)),
+        "mean": (np.float32, (horizon, targets)),
         "share": (np.float32, (share, targets)),
     }
 
@@ -199,6 +206,8 @@ def surround(
     """
     pending, reach, targets = bands.pending, bands.reach, scale.shape[1]
     many = len(plan.coverages)
+    if plan.spread > 0:
+        _centre(plan, bands, slot, place, answers, row)
     # the main one apart: where there is no other, nothing is paid for others
     for a in range(len(plan.steps)):
         k, ring = plan.steps[a], plan.ring[a]
@@ -213,7 +222,7 @@ def surround(
             said = told = 0.0
             if plan.spread > 0:
                 said = np.float64(bands.told[slot, at, j])
-                told = _told(plan, answers, row, (k - 1) * targets + j)
+                told = np.float64(answers[row, plan.spread + (k - 1) * targets + j])
                 bands.told[slot, at, j] = told
             _track(plan, bands, slot, a, at, 0, j, place, due, error, scale[row, j], said, told)
             for c in range(1, many):
@@ -255,10 +264,22 @@ def _exp(x: float) -> float:
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, inline="always")
-def _told(plan: Plan, answers: NDArray[np.float32], row: int, at: int) -> float:
-    """The logarithm of the spread of a forecast; of what is no number 0."""
-    told = np.float64(answers[row, plan.spread + at])
-    return min(max(told, -MOST), MOST) if told == told else 0.0
+def _centre(
+    plan: Plan, bands: Bands, slot: int, place: int, answers: NDArray[np.float32], row: int
+) -> None:
+    """Take from the logarithms of the spreads their means, in place; those learn of them first.
+
+    What is no number counts as 0.
+    """
+    for k in range(bands.mean.shape[1]):
+        for j in range(bands.mean.shape[2]):
+            at = plan.spread + k * bands.mean.shape[2] + j
+            log = np.float64(answers[row, at])
+            log = np.float64(min(max(log, -MOST), MOST) if log == log else 0.0)
+            mean = np.float64(bands.mean[slot, k, j]) if place > 0 else 0.0
+            mean += (log - mean) / min(place + 1 + FEW, MEMORY)
+            bands.mean[slot, k, j] = mean
+            answers[row, at] = min(max(log - mean, -MOST), MOST)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, inline="always")
@@ -337,7 +358,7 @@ def _issue(
                     used = np.float64(bands.share[slot, w, j])
                     if share > 0.0:
                         used += share * (bands.share[slot, w + many, j] - used)
-                    half *= _exp(used * _told(plan, answers, row, k * point.shape[2] + j))
+                    half *= _exp(used * answers[row, plan.spread + k * point.shape[2] + j])
             quantiles[to, 2 * c, k, j] = point[to, k, j] - half
             quantiles[to, 2 * c + 1, k, j] = point[to, k, j] + half
 

@@ -392,7 +392,8 @@ class _Stage:
             if known.any():
                 skill[k] = errors[known].mean() / max(np.abs(off_naive[known, k]).mean(), 1e-12)
         if spread:
-            off /= np.exp(SHARE * np.clip(self._spread(trust)[late], -MOST, MOST))
+            said = np.clip(self._spread(trust)[late], -MOST, MOST)
+            off /= np.exp(SHARE * (said - np.nanmean(said, axis=0)))
         return trust, Errors(LEVELS, error_quantiles(off, block)), skill
 
     def _spread(self, trust: Trust) -> NDArray[np.float32]:

@@ -106,7 +106,10 @@ def plainly(
     """The same as :func:`run`, all steps scored, as the module says it: a loop for each number."""
     n, horizon = point.shape
     share = np.full((len(coverages), horizon), 0.5)
-    told = np.clip(told, -1.5, 1.5)
+    told, mean = np.clip(told, -1.5, 1.5), np.zeros(horizon)
+    for i in range(n):
+        mean += (told[i] - mean) / min(i + 31, 150)
+        told[i] = np.clip(told[i] - mean, -1.5, 1.5)
     quantiles = np.full((n, 2 * len(coverages), horizon), np.nan)
     half = np.full((n, len(coverages), horizon), np.nan)
     width = np.full((len(coverages), horizon), np.nan, np.float32)
