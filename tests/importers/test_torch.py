@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from streamlstm.features import features_of
 from streamlstm.golden import network_of
-from streamlstm.importers.parts import RefusedError, Wanted
+from streamlstm.importers.parts import Dense, Parts, Recurrent, RefusedError, Wanted, assemble
 from streamlstm.importers.state_dict import read_state_dict, unpickled
 from streamlstm.importers.torch import UNSAID, convert, read, run
 from streamlstm.kernels import cpu, reference
@@ -219,6 +220,31 @@ def test_modules_follow_each_other_as_their_widths_say(tmp_path: Path) -> None:
         named = {k: both[k] for prefix in order for k in both if k.startswith(prefix)}
         write(tmp_path / "state.pt", named)
         assert [layer.name + "." for layer in read(tmp_path / "state.pt").layers] == order
+
+
+@pytest.mark.parametrize("head", ["linear", "sigmoid"])
+def test_a_scaling_goes_through_the_way_past_the_layers_too(head: str) -> None:
+    rng = np.random.default_rng(0)
+    w, u, v, skip = (
+        rng.normal(size=s).astype(np.float32) for s in ((3, 2), (3, 3), (2, 3), (2, 2))
+    )
+    b, c = rng.normal(size=3).astype(np.float32), rng.normal(size=2).astype(np.float32)
+    loc, scale = np.array([5.0, -3.0]), np.array([2.0, 0.5])
+    out_loc, out_scale = np.array([1.0, 2.0]), np.array([3.0, 4.0])
+    parts = Parts([Recurrent("r", "rnn", w, u, b)], Dense("d", v, c, head, skip), loc, scale)
+    if head == "linear":
+        parts = parts._replace(out_loc=out_loc, out_scale=out_scale)
+    model = assemble(parts, Wanted(targets=2))
+
+    x = (loc + scale * rng.normal(size=(50, 2))).astype(np.float32)
+    h, wanted = np.zeros(3), []
+    for row in (x - loc) / scale:
+        h = np.tanh(w @ row + u @ h + b)
+        out = v @ h + skip @ row + c
+        wanted.append(out_loc + out_scale * out if head == "linear" else 1 / (1 + np.exp(-out)))
+    rows = features_of(model.spec, np.arange(50), x.astype(np.float64))
+    ours = rows.base + rows.scale * outputs_of(model, rows.x)
+    np.testing.assert_allclose(ours, wanted, atol=1e-5)
 
 
 # --- the files of torch.save, and what only looks like one
