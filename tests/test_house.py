@@ -31,7 +31,7 @@ LEVELS = {
     "datasets": 11, "samples": 11, "speed": 11, "precision": 11, "backtest": 11,
     "svg": 11,
     "client": 12, "directions": 12, "rolling": 12, "peers": 12, "linear": 12, "gradient": 12,
-    "importers": 12,
+    "importers": 12, "exporters": 12,
     "terminal": 13, "mixture": 13, "spread": 13, "bptt": 13, "infer": 13, "recorded": 13,
     "plot": 14, "report": 14, "offline": 14,
     "train": 14, "sequential": 14,
@@ -50,8 +50,12 @@ WITHIN_WIRE = {
     "format": 0, "big_endian": 0, "publishers": 0, "binary": 1, "maps": 1, "layout": 1,
     "json": 2, "msgpack": 2, "schemas": 2, "arrow": 3, "codec": 4, "peer": 4,
 }  # fmt: skip
-WITHIN_IMPORTERS = {"parts": 0, "keras": 1, "torch": 1, "onnx": 1}
-WITHIN = {"kernels": WITHIN_KERNELS, "wire": WITHIN_WIRE, "importers": WITHIN_IMPORTERS}
+WITHIN_IMPORTERS = {"parts": 0, "state_dict": 1, "keras": 2, "torch": 2, "onnx": 2}
+WITHIN_EXPORTERS = {"pipeline": 0, "torch": 1, "onnx": 1}
+WITHIN = {
+    "kernels": WITHIN_KERNELS, "wire": WITHIN_WIRE, "importers": WITHIN_IMPORTERS,
+    "exporters": WITHIN_EXPORTERS,
+}  # fmt: skip
 
 
 def modules() -> list[Path]:

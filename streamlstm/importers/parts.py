@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from streamlstm.golden import make_golden
 from streamlstm.kernels.cell import ACTIVATIONS
@@ -43,7 +44,7 @@ class Recurrent(NamedTuple):
 
 
 class Dense(NamedTuple):
-    """activation(weight @ h + bias)."""
+    """activation(weight @ h + skip @ x + bias)."""
 
     name: str
     weight: Singles
@@ -51,6 +52,8 @@ class Dense(NamedTuple):
     bias: Singles
     """(O,)"""
     activation: str = "linear"
+    skip: Singles | None = None
+    """(O, I) what the input gives beside the layers; None: nothing"""
 
 
 class Parts(NamedTuple):
@@ -115,32 +118,37 @@ def assemble(parts: Parts, wanted: Wanted) -> Model:
         raise RefusedError(
             f"{wanted.targets} targets, but a tick has {inputs} value{'s' * (inputs > 1)}"
         )
+    scaling, folded = _scaled(parts, head, wanted.targets)
+    try:
+        spec = Spec(
+            cell=first.cell,  # type: ignore[arg-type]
+            reset_after=first.bias_hh is not None or first.cell != "gru",
+            layers=len(layers),
+            hidden=hidden,
+            activation=first.activation,  # type: ignore[arg-type]
+            recurrent_activation=first.recurrent_activation,  # type: ignore[arg-type]
+            head_activation=head.activation,  # type: ignore[arg-type]
+            window=parts.window if wanted.window is None else wanted.window,
+            inputs=inputs,
+            targets=wanted.targets,
+            step_ns=wanted.step_ns,
+            horizon=outputs // wanted.targets,
+            base="none",
+            scaling=scaling,
+        )
+    except ValidationError as error:
+        issue = error.errors()[0]
+        where = ".".join(map(str, issue["loc"])) or "the network"
+        raise RefusedError(f"{where}: {issue['msg']}") from error
     weights: dict[str, Singles] = {}
     for n, layer in enumerate(layers):
         weights |= _padded(n, layer, hidden, hidden if n else inputs)
-    scaling, folded = _scaled(parts, head, wanted.targets)
-    skip = np.zeros((outputs, inputs), np.float32)
     wide = np.zeros((outputs, hidden), np.float32)
     wide[:, :units] = folded.weight
+    skip = np.zeros((outputs, inputs), np.float32) if folded.skip is None else folded.skip
     weights |= {"head.weight": wide, "head.bias": folded.bias, "head.skip": skip}
     if scaling.kind == "none" and parts.loc is not None:
         _fold_into_inputs(weights, layers, parts)
-    spec = Spec(
-        cell=first.cell,  # type: ignore[arg-type]
-        reset_after=first.bias_hh is not None or first.cell != "gru",
-        layers=len(layers),
-        hidden=hidden,
-        activation=first.activation,  # type: ignore[arg-type]
-        recurrent_activation=first.recurrent_activation,  # type: ignore[arg-type]
-        head_activation=head.activation,  # type: ignore[arg-type]
-        window=parts.window if wanted.window is None else wanted.window,
-        inputs=inputs,
-        targets=wanted.targets,
-        step_ns=wanted.step_ns,
-        horizon=outputs // wanted.targets,
-        base="none",
-        scaling=scaling,
-    )
     return Model(spec, weights, make_golden(spec, weights))
 
 
@@ -233,20 +241,22 @@ def _scaled(parts: Parts, head: Dense, targets: int) -> tuple[Scaling, Dense]:
                 " leave the scaling out"
             )
         return Scaling(kind="none"), head
-    weight = head.weight * (out_scale / target_scale)[:, None]
+    factor = out_scale / target_scale
     bias = (head.bias * out_scale + out_loc - target_loc) / target_scale
-    return scaling, head._replace(weight=weight.astype(np.float32), bias=bias.astype(np.float32))
+    weight = (head.weight * factor[:, None]).astype(np.float32)
+    skip = None if head.skip is None else (head.skip * factor[:, None]).astype(np.float32)
+    return scaling, head._replace(weight=weight, bias=bias.astype(np.float32), skip=skip)
 
 
 def _fold_into_inputs(
     weights: dict[str, Singles], layers: Sequence[Recurrent], parts: Parts
 ) -> None:
-    """W (x - loc) / scale + b = (W / scale) x + (b - W loc / scale), in the first layer."""
+    """W (x - loc) / scale + b = (W / scale) x + (b - W loc / scale), wherever x goes."""
     assert parts.loc is not None
     assert parts.scale is not None
     cell = layers[0].cell
-    name = f"{cell}.weight_ih_l0"
-    bias = f"{cell}.bias_{'ih_' * (layers[0].bias_hh is not None)}l0"
-    weight = weights[name].astype(np.float64) / parts.scale
-    weights[name] = weight.astype(np.float32)
-    weights[bias] = (weights[bias] - weight @ parts.loc).astype(np.float32)
+    first = f"{cell}.bias_{'ih_' * (layers[0].bias_hh is not None)}l0"
+    for name, bias in ((f"{cell}.weight_ih_l0", first), ("head.skip", "head.bias")):
+        weight = weights[name].astype(np.float64) / parts.scale
+        weights[name] = weight.astype(np.float32)
+        weights[bias] = (weights[bias] - weight @ parts.loc).astype(np.float32)

@@ -1,0 +1,1 @@
+"""Fitted models, written for other software: a module for each kind of file."""
