@@ -31,7 +31,7 @@ LEVELS = {
     "datasets": 11, "samples": 11, "speed": 11, "precision": 11, "backtest": 11,
     "svg": 11,
     "client": 12, "directions": 12, "rolling": 12, "peers": 12, "linear": 12, "gradient": 12,
-    "importers": 12,
+    "importers": 12, "exporters": 12,
     "terminal": 13, "mixture": 13, "spread": 13, "bptt": 13, "infer": 13, "recorded": 13,
     "plot": 14, "report": 14, "offline": 14,
     "train": 14,
@@ -49,7 +49,10 @@ WITHIN_WIRE = {
     "format": 0, "big_endian": 0, "publishers": 0, "binary": 1, "maps": 1, "layout": 1,
     "json": 2, "msgpack": 2, "schemas": 2, "arrow": 3, "codec": 4, "peer": 4,
 }  # fmt: skip
-WITHIN_IMPORTERS = {"parts": 0, "keras": 1, "torch": 1, "onnx": 1}
+WITHIN_IMPORTERS = {
+    "parts": 0, "keras": 1, "torch": 1, "onnx_graph": 1, "onnx_cells": 2, "onnx_trace": 3,
+    "onnx": 4,
+}  # fmt: skip
 WITHIN = {"kernels": WITHIN_KERNELS, "wire": WITHIN_WIRE, "importers": WITHIN_IMPORTERS}
 
 

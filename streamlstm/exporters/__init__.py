@@ -1,0 +1,1 @@
+"""Models made for other frameworks: a module for each."""
