@@ -132,6 +132,27 @@ def test_so_does_the_daemons_kernel(tmp_path: Path, kind: Kind) -> None:
     np.testing.assert_allclose(found, outputs_of(file, kind, inputs), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("numbers", [None, (SIXTH, 0.5), (0.2, 0.5), (0.25, 0.4)], ids=str)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        Kind(activations=("HardSigmoid", "Tanh", "Tanh")),
+        Kind(cell="GRU", activations=("HardSigmoid", "HardSigmoid")),
+        Kind(cell="GRU", activations=("HardSigmoid", "HardSigmoid"), reset_after=0),
+        Kind(cell="RNN", activations=("HardSigmoid",)),
+    ],
+    ids=lambda kind: f"{kind.cell} {kind.reset_after}",
+)
+def test_hard_sigmoids_of_any_slope(
+    tmp_path: Path, kind: Kind, numbers: tuple[float, float] | None
+) -> None:
+    kind = replace(kind, alpha_beta=numbers, end="HardSigmoid")
+    file, inputs = write(kind), sequence(kind, 30)
+    model = importer.convert(saved(file, tmp_path), Wanted())
+    truth = outputs_of(file, kind, inputs)
+    np.testing.assert_allclose(after(model, inputs), truth, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("last", ["slice", "gather", "state", "all"])
 @pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
 def test_a_node_with_the_series_first(tmp_path: Path, cell: str, last: str) -> None:
@@ -392,9 +413,10 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
         importer.read(saved(file, tmp_path))
 
 
-def test_a_network_read_wrongly_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("how", ["script", "fixed"])
+def test_a_network_read_wrongly_is_noticed(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """Each file is run beside what was made of it."""
-    path = saved(write(Kind(cell="GRU")), tmp_path)
+    path = GOLDENS / f"gru_tanh.{how}.onnx"
     monkeypatch.setitem(importer.cells.__globals__["GATES"], "GRU", (0, 1, 2))
     with pytest.raises(RefusedError, match="gives other numbers than the file itself"):
         importer.read(path)
