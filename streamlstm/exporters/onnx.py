@@ -64,7 +64,8 @@ def export(model: Model, path: Path) -> None:
         "streamlstm",
         [
             described("x", steps, "batch", spec.width),
-            # one series' zeros are what they are, if they are not given
+            # a constant of the same name is what an input is if it is not given: one series'
+            # zeros, so that its second dimension has to be open
             *(described(f"{name}0", spec.layers, f"{name}0_batch", spec.hidden) for name in states),
         ],
         [

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -222,10 +221,3 @@ def outputs_of(model: Any, kind: Kind, inputs: Array) -> Array:
     y: Array = session.run(None, feeds)[0]
     width = kind.widths[-1] if kind.head == "none" else kind.outputs
     return y.reshape(-1)[-width:]
-
-
-def initial_values(model: Any) -> dict[str, Array]:
-    return {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
-
-
-__all__ = ["Kind", "initial_values", "onnx", "outputs_of", "write"]
