@@ -1,0 +1,239 @@
+"""ONNX files, of any exporter: PyTorch's two, tf2onnx' and Keras', and streamlstm's own.
+
+A network that can be run is a chain: input, perhaps scaled; layers of LSTM, GRU or RNN cells; a
+dense head and its activation; output, perhaps scaled. Between these, exporters put nodes that only
+move numbers: transposed, reshaped, the last step taken out. Which number lies where is not guessed
+from their names; the graph is run with numbers that say where they came from (:class:`Trace`).
+In the end the model made is compared with the graph itself, run by onnx' own evaluator.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamlstm.golden import make_golden, network_of
+from streamlstm.importers.onnx_cells import Cells, cells, constant
+from streamlstm.importers.onnx_graph import Graph
+from streamlstm.importers.onnx_trace import Trace, open_shape
+from streamlstm.importers.parts import (
+    Floats,
+    Parts,
+    Recurrent,
+    RefusedError,
+    Wanted,
+    assemble,
+)
+from streamlstm.kernels import cell, reference
+from streamlstm.model import FORMAT, Model, Spec
+
+TOLERANCE = 1e-4
+COARSE = 2e-2
+"""Of numbers of 16 bits."""
+SIZES = (7, 4), (3, 5)
+"""For dimensions that the file leaves open. Two, so that no step is by chance the last."""
+
+
+def read(path: Path) -> Parts:
+    """What there is in the file at ``path``.
+
+    Raises:
+        RefusedError: it cannot be read, or there is a node in it that cannot be run, by its name.
+    """
+    with _refusing():
+        return _read(Graph(path))
+
+
+def convert(path: Path, wanted: Wanted) -> Model:
+    """The model in the file at ``path``; of one that streamlstm made, that which it was made of.
+
+    Raises:
+        RefusedError: as by :func:`read` and by ``assemble``.
+    """
+    with _refusing():
+        graph = Graph(path)
+        if "streamlstm" in graph.metadata:
+            return _own(graph, wanted)
+        return assemble(_read(graph), wanted)
+
+
+def run(path: Path, inputs: NDArray[np.float32]) -> Floats | None:
+    """(O,) what the network itself gives after all ``inputs`` (T, I), by onnxruntime.
+
+    From a zero state; a file that takes a fixed number of steps is given the last so many. None
+    where there is nothing to compare with: no onnxruntime, or it cannot run the file, or the file
+    takes a step at a time.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    graph = Graph(path)
+    first = Trace(graph, open_shape(graph, SIZES[0]))
+    trace = Trace(graph, first.shape_for(len(inputs)))
+    steps = trace.signal[0]
+    if trace.stateful and steps < len(inputs):
+        return None
+    if len(inputs) < steps:
+        raise RefusedError(f"takes {steps} steps at a time, {len(inputs)} are given")
+    feeds = trace.feeds(inputs[-steps:])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+        result = session.run(graph.outputs[:1], feeds)[0]
+    except Exception:
+        return None
+    return np.asarray(result).reshape(-1)[trace.picked].astype(np.float64)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """What is no ONNX graph at all may fail anywhere."""
+    try:
+        yield
+    except RefusedError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, MemoryError) as error:
+        raise RefusedError(f"is damaged, or no graph that can be read ({error!r})") from error
+
+
+def _read(graph: Graph) -> Parts:
+    trace = Trace(graph, open_shape(graph, SIZES[0]))
+    _check(trace)
+    if (shape := open_shape(graph, SIZES[1])) != trace.shape:
+        _check(Trace(graph, shape))
+    return trace.parts()
+
+
+def _check(trace: Trace) -> None:
+    """Run the graph and the model made of it over some steps, and compare.
+
+    Raises:
+        RefusedError: they differ.
+    """
+    parts = trace.parts()
+    T, _, width = trace.entry.shape
+    x = np.random.default_rng(0).normal(size=(T, width))
+    if parts.loc is not None and parts.scale is not None:
+        x = parts.loc + parts.scale * x
+    feeds = trace.feeds(x)
+    x = feeds[trace.source].reshape(-1)[trace.entry[:, 0]].astype(np.float64)
+    theirs = _output(trace.graph, trace.layers, feeds).reshape(-1)[trace.picked]
+    _compare(trace.graph, _after(assemble(parts, Wanted()), x), theirs)
+
+
+def _output(
+    graph: Graph, layers: Sequence[tuple[Any, Cells]], feeds: dict[str, NDArray[Any]]
+) -> Floats:
+    """What the graph gives, by onnx' own evaluator wherever it can be trusted."""
+    known = dict(feeds)
+    for node, found in layers:
+        if not found.plain:
+            known |= _computed(graph, node, found, known)
+    return graph.value(graph.outputs[0], known).astype(np.float64)
+
+
+def _compare(graph: Graph, ours: Floats, theirs: Floats) -> None:
+    worst = float(np.max(np.abs(ours - theirs) / (1 + np.abs(theirs))))
+    if not worst <= (COARSE if graph.coarse else TOLERANCE):
+        raise RefusedError(
+            f"the model read from it gives other numbers than the file itself, by {worst:.2g}; it"
+            " does something that was not understood"
+        )
+
+
+def _computed(
+    graph: Graph, node: Any, found: Cells, known: dict[str, NDArray[Any]]
+) -> dict[str, NDArray[Any]]:
+    """The outputs of a node that onnx' evaluator does not compute as onnxruntime does."""
+    x = graph.value(node.input[0], known)
+    y = _states(found.layer, x.swapaxes(0, 1) if found.batch_first else x).astype(x.dtype)
+    outputs = [y[:, None], y[-1:]]
+    if found.batch_first:
+        outputs = [y.swapaxes(0, 1)[:, :, None], y[-1][:, None]]
+    return dict(zip(node.output, outputs, strict=False))
+
+
+def _states(layer: Recurrent, x: NDArray[Any]) -> Floats:
+    """(T, B, H) of a layer over (T, B, I), float64."""
+    ours = cell.Layer(
+        layer.weight_ih,
+        layer.weight_hh,
+        layer.bias,
+        layer.activation,
+        layer.recurrent_activation,
+        layer.cell,
+        layer.bias_hh is not None,
+        cell.NO_BIAS if layer.bias_hh is None else layer.bias_hh,
+    )
+    h = np.zeros((x.shape[1], layer.weight_hh.shape[1]))
+    c = h
+    found = []
+    for inputs in x.astype(np.float64):
+        if layer.cell == "lstm":
+            h, c = reference.lstm(ours, inputs, h, c)
+        else:
+            h = (reference.gru if layer.cell == "gru" else reference.rnn)(ours, inputs, h)
+        found.append(h)
+    return np.array(found)
+
+
+def _after(model: Model, x: Floats) -> Floats:
+    """(O,) what a model of one target gives after raw inputs (T, I), by the float64 reference."""
+    spec = model.spec
+    loc, scale = np.zeros(1), np.ones(1)
+    if spec.scaling.kind == "fixed":
+        loc, scale = np.array(spec.scaling.loc), np.array(spec.scaling.scale)
+    return _last(spec, model, (x - loc) / scale) * scale[0] + loc[0]
+
+
+def _last(spec: Spec, model: Model, x: Floats) -> Floats:
+    """(N,) of the network after input vectors (T, I)."""
+    network = network_of(spec, model.weights)._replace(window=0)
+    buffers = reference.allocate(network, 1)
+    out = np.zeros((len(x), spec.answers))
+    reference.step(buffers, np.zeros(len(x), np.int32), x, np.arange(len(x) + 1), out)  # type: ignore[arg-type]
+    return out[-1]
+
+
+def _own(graph: Graph, wanted: Wanted) -> Model:
+    """A file of :mod:`streamlstm.exporters.onnx`: it says what model it was made of."""
+    try:
+        said = json.loads(graph.metadata["streamlstm"])
+        if said["format"] != FORMAT:
+            raise RefusedError(f"its spec is of format {said['format']}; export it again")
+        spec = Spec.model_validate(said["spec"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RefusedError(f"its spec cannot be read ({error!r}); export it again") from error
+    if wanted.window is not None:
+        spec = spec.model_copy(update={"window": wanted.window})
+    weights = {}
+    layers = [(node, cells(graph, node)) for node in graph.recurrent()]
+    for n, (_, (layer, *_)) in enumerate(layers):
+        apart = layer.bias_hh is not None
+        weights[f"{spec.cell}.weight_ih_l{n}"] = layer.weight_ih
+        weights[f"{spec.cell}.weight_hh_l{n}"] = layer.weight_hh
+        weights[f"{spec.cell}.bias_{'ih_' * apart}l{n}"] = layer.bias
+        if layer.bias_hh is not None:
+            weights[f"{spec.cell}.bias_hh_l{n}"] = layer.bias_hh
+    for name in ("head.weight", "head.skip", "head.bias"):
+        if name in graph.constants:
+            found = constant(graph, "head", name)
+            weights[name] = np.ascontiguousarray(found.T.astype(np.float32))
+        elif name == "head.skip":
+            weights[name] = np.zeros((spec.answers, spec.width), np.float32)
+    shapes = {name: array.shape for name, array in weights.items()}
+    if shapes != spec.weight_shapes():
+        raise RefusedError("its weights are not those that its spec asks for; export it again")
+    model = Model(spec, weights, make_golden(spec, weights))
+    x = np.random.default_rng(0).normal(size=(spec.window or 6, spec.width)).astype(np.float32)
+    theirs = _output(graph, layers, {graph.source(): x[:, None]})[-1, 0]
+    _compare(graph, _last(spec, model, x.astype(np.float64)), theirs)
+    return model
