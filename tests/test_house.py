@@ -50,7 +50,7 @@ WITHIN_WIRE = {
     "format": 0, "big_endian": 0, "publishers": 0, "binary": 1, "maps": 1, "layout": 1,
     "json": 2, "msgpack": 2, "schemas": 2, "arrow": 3, "codec": 4, "peer": 4,
 }  # fmt: skip
-WITHIN_IMPORTERS = {"parts": 0, "keras": 1, "torch": 1, "onnx": 1}
+WITHIN_IMPORTERS = {"parts": 0, "keras_file": 1, "keras": 2, "torch": 1, "onnx": 1}
 WITHIN = {"kernels": WITHIN_KERNELS, "wire": WITHIN_WIRE, "importers": WITHIN_IMPORTERS}
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from streamlstm.golden import make_golden
 from streamlstm.kernels.cell import ACTIVATIONS
@@ -125,22 +126,27 @@ def assemble(parts: Parts, wanted: Wanted) -> Model:
     weights |= {"head.weight": wide, "head.bias": folded.bias, "head.skip": skip}
     if scaling.kind == "none" and parts.loc is not None:
         _fold_into_inputs(weights, layers, parts)
-    spec = Spec(
-        cell=first.cell,  # type: ignore[arg-type]
-        reset_after=first.bias_hh is not None or first.cell != "gru",
-        layers=len(layers),
-        hidden=hidden,
-        activation=first.activation,  # type: ignore[arg-type]
-        recurrent_activation=first.recurrent_activation,  # type: ignore[arg-type]
-        head_activation=head.activation,  # type: ignore[arg-type]
-        window=parts.window if wanted.window is None else wanted.window,
-        inputs=inputs,
-        targets=wanted.targets,
-        step_ns=wanted.step_ns,
-        horizon=outputs // wanted.targets,
-        base="none",
-        scaling=scaling,
-    )
+    try:
+        spec = Spec(
+            cell=first.cell,  # type: ignore[arg-type]
+            reset_after=first.bias_hh is not None or first.cell != "gru",
+            layers=len(layers),
+            hidden=hidden,
+            activation=first.activation,  # type: ignore[arg-type]
+            recurrent_activation=first.recurrent_activation,  # type: ignore[arg-type]
+            head_activation=head.activation,  # type: ignore[arg-type]
+            window=parts.window if wanted.window is None else wanted.window,
+            inputs=inputs,
+            targets=wanted.targets,
+            step_ns=wanted.step_ns,
+            horizon=outputs // wanted.targets,
+            base="none",
+            scaling=scaling,
+        )
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        where = ".".join(map(str, wrong["loc"])) or "model"
+        raise RefusedError(f"{where} {wrong['input']}: {wrong['msg']}") from error
     return Model(spec, weights, make_golden(spec, weights))
 
 
