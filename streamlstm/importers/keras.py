@@ -20,6 +20,7 @@ from streamlstm.importers.keras_file import (
     RUNS,
     Layer,
     bare_layers,
+    class_of,
     layers_of,
     major_of,
     opened,
@@ -206,8 +207,8 @@ def _walk(layers: Sequence[Layer], old: bool) -> Parts:
             _dense(walk, layer, old)
         elif layer.kind == "TimeDistributed":
             inner = config["layer"]
-            if inner["class_name"] != "Dense":
-                raise layer.refused(f"of {inner['class_name']}; it has to be of Dense")
+            if class_of(inner) != "Dense":
+                raise layer.refused(f"of {class_of(inner)}; it has to be of Dense")
             _dense(walk, layer._replace(config=inner["config"]), old)
         elif layer.kind in ("Activation", "ReLU"):
             _activation(walk, layer, old)
@@ -259,9 +260,9 @@ def _cells(walk: _Walk, layer: Layer, old: bool) -> None:
     stacked = cell["class_name"] == "StackedRNNCells"
     arrays = list(layer.arrays)
     for each in cell["config"]["cells"] if stacked else [cell]:
-        kind = each["class_name"].removesuffix("Cell")
-        if kind not in GATES or each["class_name"] == kind:
-            raise layer.refused(f"cells of the class {each['class_name']}; {RUNS}")
+        kind = class_of(each).removesuffix("Cell")
+        if kind not in GATES:
+            raise layer.refused(f"cells of the class {class_of(each)}; {RUNS}")
         _cell(walk, layer, kind, each["config"], arrays, old)
     _end_of(walk, layer, arrays)
 

@@ -172,10 +172,10 @@ def layers_of(file: File) -> list[Layer]:
     Raises:
         RefusedError: the model is no chain of layers.
     """
-    kind, config = file.config["class_name"], file.config["config"]
-    if kind not in ("Sequential", "Functional", "Model"):
+    whole, config = file.config["class_name"], file.config["config"]
+    if whole not in ("Sequential", "Functional", "Model"):
         raise RefusedError(
-            f"a model of the class {kind}, whose code no file holds; build it as Sequential or"
+            f"a model of the class {whole}, whose code no file holds; build it as Sequential or"
             " Functional and set its weights"
         )
     # Keras before 2.2.3 wrote the layers of a Sequential model alone
@@ -184,16 +184,20 @@ def layers_of(file: File) -> list[Layer]:
     arrays = _named(file.root["model_weights"]) if legacy else _placed(file.root)
     layers, numbers = [], dict[str, int]()
     for each in listed:
-        name, own = each["config"]["name"], each["class_name"]
-        place = _snake_case(own)
+        name, kind = each["config"]["name"], each["class_name"]
+        place = _snake_case(kind)
         number = numbers[place] = numbers.get(place, -1) + 1
         key = name if legacy else f"{place}_{number}" if number else place
-        module = str(each.get("module") or "keras").split(".")[0]
-        if module not in ("keras", "tf_keras", "tensorflow"):
-            own = f"{own} of your own"
         nodes = each.get("inbound_nodes", ())
-        layers.append(Layer(name, own, each["config"], arrays.get(key, ()), nodes))
-    return layers if kind == "Sequential" else _chain(config, layers)
+        layers.append(Layer(name, class_of(each), each["config"], arrays.get(key, ()), nodes))
+    return layers if whole == "Sequential" else _chain(config, layers)
+
+
+def class_of(item: Mapping[str, Any]) -> str:
+    """The class of a layer or cell, if Keras' own; else it is marked as the user's."""
+    module = str(item.get("module") or "keras").split(".")[0]
+    ours = module in ("keras", "tf_keras", "tensorflow")
+    return item["class_name"] if ours else f"{item['class_name']} of your own"
 
 
 def _snake_case(name: str) -> str:
