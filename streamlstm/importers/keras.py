@@ -50,7 +50,7 @@ REASONS = {
     "CuDNNLSTM": "load it, build it anew of LSTM layers and set their weights",
     "CuDNNGRU": "load it, build it anew of GRU layers and set their weights",
 }
-BARE = "weights alone: activations are taken to be Keras' defaults, a Dense layer's linear"
+BARE = "weights alone: taken to be a plain stack with the activations that Keras has by default"
 DAMAGED = (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError)
 """What a file that is not as Keras writes it, or h5py, raises."""
 OLD_SLOPE = 1.2
@@ -77,7 +77,8 @@ def read(path: Path) -> Parts:
         RefusedError: it cannot be read, or has a layer that streamlstm does not run.
     """
     try:
-        with opened(path) as file:
+        # numbers that overflow are refused, not warned of
+        with np.errstate(all="ignore"), opened(path) as file:
             old = file.major < 3
             if file.config is not None:
                 return _walk(layers_of(file), old)
@@ -372,8 +373,8 @@ def _dense(walk: _Walk, layer: Layer, old: bool) -> None:
 def _activation(walk: _Walk, layer: Layer, old: bool) -> None:
     config = layer.config
     if layer.kind == "ReLU":
-        changed = [config.get(name) for name in ("max_value", "negative_slope", "threshold")]
-        if any(changed):
+        slanted = config.get("negative_slope") or config.get("threshold")
+        if slanted or config.get("max_value") is not None:
             raise layer.refused("it has options of its own; only plain ReLU can be run")
     activation = "relu" if layer.kind == "ReLU" else _name(config["activation"])
     if activation == "linear":

@@ -274,7 +274,12 @@ def bare_layers(file: File) -> list[Layer]:
     if len(heads) > 1:
         names = ", ".join(layer.name for layer in heads)
         raise RefusedError(f"weights alone, which say no activations of {names}; {MEND_WHOLE}")
-    # Keras 3 has layers by class, not in the order of the data
+    # Keras 3 has layers by class and number, not in the order of the data
+    classes = {re.sub(r"_\d+$", "", layer.name) for layer in layers if layer.kind != "Dense"}
+    if "layers" in file.root and len(classes) > 1:
+        raise RefusedError(
+            f"weights alone, which say no order of {' and '.join(sorted(classes))}; {MEND_WHOLE}"
+        )
     layers.sort(key=lambda layer: layer.kind == "Dense")
     return layers
 

@@ -178,7 +178,7 @@ def sources(draw: st.DrawFn, kind: str) -> dict[str, Any]:
     if draw(st.booleans()):
         calls = "\n".join(f"x = {layer}(x)" for layer in layers)
         chained = f"i = x = keras.Input(({window}, {inputs}))\n{calls}\nmodel = keras.Model(i, x)"
-    return {"source": chained, "gain": 0.3 if grows else 1.0, "window": window, "units": units}
+    return {"source": chained, "gain": 0.3 if grows else 1.0, "window": window}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -188,7 +188,7 @@ def test_any_stack_computes_what_keras_computes(
     seen = []
 
     @settings(
-        max_examples=6,
+        max_examples=5,
         derandomize=True,
         deadline=None,
         database=None,
@@ -209,8 +209,6 @@ def test_any_stack_computes_what_keras_computes(
         for name, weights in model.weights.items():
             assert np.array_equal(legacy.weights[name], weights), name
         assert worst(outputs_of(model, inputs), truth) < 1e-5
-        if len(drawn["units"]) == 1:
-            assert worst(outputs_of(model, inputs, cpu), truth) < 1e-5
         seen.append(drawn["source"])
 
     check()
@@ -224,6 +222,13 @@ def stack(*layers: str) -> str:
 LSTM = "L.LSTM(3, name='state')"
 OVER_TIME = "L.LSTM(3, return_sequences=True, name='state')"
 HEAD = "L.Dense(4, name='head')"
+
+
+def test_the_backend_of_the_daemon_computes_it_too(keras: Keras, tmp_path: Path) -> None:
+    """In float32; that it computes what the oracle does is held to elsewhere."""
+    path = keras.build(tmp_path, stack("L.Normalization()", LSTM, HEAD), steps=1000)
+    model, inputs = convert(path, STATEFUL), np.load(tmp_path / "inputs.npy")
+    assert worst(outputs_of(model, inputs, cpu), np.load(tmp_path / "outputs.npy")) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -314,6 +319,7 @@ def test_keras_itself_is_never_imported(keras: Keras, tmp_path: Path) -> None:
         (("L.LSTM(3, activation=mine, name='x')",), r"x: activation mine of your own cannot"),
         ((OVER_TIME, "L.GRU(3, name='x')"), r"x is of GRU cells, state of LSTM"),
         (("L.Normalization(axis=1, name='x')", LSTM), r"x \(Normalization\): axis \[1\]; it can"),
+        (("L.Normalization(mean=0, variance=-1, name='x')", LSTM), r"x .*: its numbers are not"),
         (("L.Rescaling(0.0)", LSTM), r"an input is scaled by 0"),
         ((LSTM, "L.Dense(2, activation='relu', name='x')", "L.Rescaling(2.0)"), r"x: its outputs"),
         (("keras.Sequential([L.LSTM(3)], name='x')", HEAD), r"x \(Sequential\): .*inside a model"),
@@ -410,8 +416,7 @@ def test_weights_alone_say_what_they_are_by_their_shapes(
     for name, weights in whole.weights.items():
         assert np.array_equal(alone.weights[name], weights), name
     assert (
-        "activations are taken to be Keras' defaults"
-        in read(tmp_path / "model.weights.h5").notes[0]
+        "the activations that Keras has by default" in read(tmp_path / "model.weights.h5").notes[0]
     )
 
 
@@ -422,6 +427,7 @@ def test_weights_alone_say_what_they_are_by_their_shapes(
         ((LSTM, HEAD, "L.Dense(2)"), "say no activations of dense, dense_1"),
         (("L.Normalization()", LSTM), "do not say what normalization is"),
         (("L.GRU(3, use_bias=False)",), "do not say what gru is"),
+        (("L.RNN(L.LSTMCell(3), return_sequences=True)", LSTM), "say no order of lstm and rnn"),
     ],
 )
 def test_weights_alone_that_say_too_little_are_refused(
