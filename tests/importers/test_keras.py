@@ -259,6 +259,15 @@ def test_what_only_changes_the_form_of_a_model(
     assert worst(outputs_of(model, inputs)[-1], np.load(tmp_path / "last.npy")) < 1e-5
 
 
+def test_where_keras_cannot_tell_there_is_no_output(keras: Keras, tmp_path: Path) -> None:
+    """Of weights alone it has no model; of Keras 2 it computes another hard_sigmoid."""
+    keras.build(tmp_path, stack(LSTM, HEAD), (".h5", ".weights.h5"), steps=10)
+    with h5py.File(tmp_path / "model.h5", "a") as file:
+        file.attrs["keras_version"] = "2.15.0"
+    for name in ("model.h5", "model.weights.h5"):
+        assert not keras.ask(path=str(tmp_path / name), folder=str(tmp_path))
+
+
 def test_a_stateful_model_has_no_window(keras: Keras, tmp_path: Path) -> None:
     source = (
         "model = keras.Sequential([keras.Input(batch_shape=(4, 10, 2)),"
@@ -404,6 +413,7 @@ def test_inputs_without_steps_are_refused(keras: Keras, tmp_path: Path) -> None:
         ("L.GRU(3)", HEAD),
         ("L.GRU(3, reset_after=False)",),
         ("L.SimpleRNN(3, use_bias=False)", "L.Dense(1, use_bias=False)"),
+        (*["L.SimpleRNN(2, return_sequences=True)"] * 12, HEAD),  # their order is no text's
     ],
 )
 def test_weights_alone_say_what_they_are_by_their_shapes(
