@@ -99,7 +99,7 @@ def run(path: Path, inputs: NDArray[np.float32]) -> NDArray[np.float32] | None:
     """Keras' own output (O,) after the last of inputs (T, I), from a zero state.
 
     None where Keras is not installed, or is not of the major version that wrote the file (their
-    hard_sigmoid differ), or where the file holds weights alone.
+    hard_sigmoid differ), or cannot load the file, or where that holds weights alone.
     """
     with opened(path) as file:
         bare, major = file.config is None, file.major
@@ -109,7 +109,10 @@ def run(path: Path, inputs: NDArray[np.float32]) -> NDArray[np.float32] | None:
         return None
     if bare or major != major_of(keras.__version__):
         return None
-    model = keras.saving.load_model(path, compile=False)
+    try:
+        model = keras.saving.load_model(path, compile=False)
+    except (TypeError, ValueError):  # another 3.x wrote it, with options that this one lacks
+        return None
     # layer by layer, since a model holds its inputs to the length that it was built for
     rows = model.input_shape[0] or 1
     x: Any = np.repeat(np.asarray(inputs, np.float32)[None], rows, axis=0)

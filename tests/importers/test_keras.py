@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -260,11 +261,20 @@ def test_what_only_changes_the_form_of_a_model(
 
 
 def test_where_keras_cannot_tell_there_is_no_output(keras: Keras, tmp_path: Path) -> None:
-    """Of weights alone it has no model; of Keras 2 it computes another hard_sigmoid."""
+    """Of weights alone it has no model; of Keras 2 it computes another hard_sigmoid.
+
+    And a class that a later Keras may have is not known to this one.
+    """
     keras.build(tmp_path, stack(LSTM, HEAD), (".h5", ".weights.h5"), steps=10)
+    with h5py.File(tmp_path / "model.h5") as file:
+        config = file.attrs["model_config"].replace("GlorotUniform", "Later")
+    shutil.copy(tmp_path / "model.h5", tmp_path / "later.h5")
+    with h5py.File(tmp_path / "later.h5", "a") as file:
+        file.attrs["model_config"] = config
     with h5py.File(tmp_path / "model.h5", "a") as file:
         file.attrs["keras_version"] = "2.15.0"
-    for name in ("model.h5", "model.weights.h5"):
+    for name in ("model.h5", "model.weights.h5", "later.h5"):
+        read(tmp_path / name)
         assert not keras.ask(path=str(tmp_path / name), folder=str(tmp_path))
 
 
