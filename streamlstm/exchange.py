@@ -79,35 +79,37 @@ def bring(
         RefusedError: what of it cannot be run, by name; or it does not do what the framework does.
         ModelError, OSError: it cannot be read.
     """
-    parts = _read(path, kind, activation)
-    model = assemble(parts, wanted or Wanted())
-    origin = {
+    if kind == "onnx" and onnx.is_ours(path):
+        model, notes = onnx.convert(path, wanted or Wanted()), ["an export of streamlstm's"]
+        inputs = _drawn(model.spec.window or STEPS, model.spec.width)
+        ours = _network_outputs(model, inputs)
+    else:
+        parts = _read(path, kind, activation)
+        model, notes = assemble(parts, wanted or Wanted()), list(parts.notes)
+        inputs, ours = _compared(model)
+    provenance = {
         "imported": path.name,
-        "from": FRAMEWORKS[kind] if kind != "onnx" else "ONNX",
+        "from": "ONNX" if kind == "onnx" else FRAMEWORKS[kind],
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "streamlstm": version("streamlstm"),
         "numpy": np.__version__,
     }
-    inputs = sample(model, model.spec.window or STEPS)
-    run: dict[str, Callable[[], NDArray[np.float32] | None]] = {
+    run: dict[str, Callable[[], NDArray[Any] | None]] = {
         "keras": lambda: keras.run(path, inputs),
         "torch": lambda: torch.run(path, inputs, activation),
         "onnx": lambda: onnx.run(path, inputs),
     }
-    theirs = run[kind]()
-    deviation = None
+    theirs, deviation = run[kind](), None
     if theirs is not None:
-        ours = raw_outputs(model, inputs)[-1]
-        off = np.abs(ours - np.asarray(theirs, np.float64).reshape(-1)) / (1 + np.abs(ours))
-        deviation = float(off.max())
-        origin["parity"] = f"{deviation:.1e} from {FRAMEWORKS[kind]}, {len(inputs)} random steps"
+        deviation = float((np.abs(ours[-1] - theirs.reshape(-1)) / (1 + np.abs(ours[-1]))).max())
+        provenance["parity"] = f"{FRAMEWORKS[kind]}, {len(inputs)} random steps: {deviation:.1e}"
         if not deviation <= TOLERANCE:
             raise RefusedError(
                 f"{path}: {FRAMEWORKS[kind]} gives something else for the same inputs, by"
                 f" {deviation:.2g}; it was not understood, and is not imported"
             )
-    return Imported(replace(model, provenance=origin), list(parts.notes), deviation)
+    return Imported(replace(model, provenance=provenance), notes, deviation)
 
 
 def _read(path: Path, kind: str, activation: str | None) -> Parts:
@@ -116,34 +118,28 @@ def _read(path: Path, kind: str, activation: str | None) -> Parts:
     return keras.read(path) if kind == "keras" else onnx.read(path)
 
 
-def sample(model: Model, steps: int) -> NDArray[np.float32]:
-    """(steps, inputs) raw values such as the model is given."""
-    inputs = np.random.default_rng(SEED).normal(size=(steps, model.spec.inputs))
-    scaling = model.spec.scaling
-    if scaling.kind == "fixed":
-        inputs = np.array(scaling.loc) + np.array(scaling.scale) * inputs
-    return inputs.astype(np.float32)
+def _drawn(steps: int, width: int) -> NDArray[np.float32]:
+    return np.random.default_rng(SEED).normal(size=(steps, width)).astype(np.float32)
 
 
-def raw_outputs(model: Model, inputs: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(T, outputs) in raw units at each of ``inputs`` (T, inputs), from a zero state, in float64.
-
-    Of a model without lags, calendar and base, as imported ones are.
-    """
+def _compared(model: Model) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Values of random ticks (T, inputs), and the outputs (T, outputs) in raw units at each."""
     spec, scaling = model.spec, model.spec.scaling
-    z: NDArray[Any] = np.asarray(inputs, np.float64)
     loc, scale = np.zeros(spec.inputs), np.ones(spec.inputs)
     if scaling.kind == "fixed":
         loc, scale = np.array(scaling.loc), np.array(scaling.scale)
-    z = (z - loc) / scale
-    outputs = np.zeros((len(z), spec.answers))
-    buffers = reference.allocate(network_of(spec, model.weights), 1)
-    slots = np.zeros(len(z), np.int32)
-    reference.step(buffers, slots, z, np.arange(len(z) + 1), outputs)
-    back = (np.tile(part[: spec.targets], spec.horizon) for part in (loc, scale))
-    center, unit = back
-    raw: NDArray[np.float64] = center + unit * outputs[:, : spec.outputs]
-    return raw
+    inputs = (loc + scale * _drawn(spec.window or STEPS, spec.inputs)).astype(np.float32)
+    z = ((inputs - loc) / scale).astype(np.float32)
+    center, unit = (np.tile(part[: spec.targets], spec.horizon) for part in (loc, scale))
+    return inputs, center + unit * _network_outputs(model, z)
+
+
+def _network_outputs(model: Model, x: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(T, outputs) at each of the input vectors ``x`` (T, width), from a zero state, in float64."""
+    outputs = np.zeros((len(x), model.spec.answers))
+    buffers = reference.allocate(network_of(model.spec, model.weights), 1)
+    reference.step(buffers, np.zeros(len(x), np.int32), x, np.arange(len(x) + 1), outputs)
+    return outputs[:, : model.spec.outputs]
 
 
 # --- the commands ---------------------------------------------------------------------------------

@@ -61,6 +61,12 @@ def convert(path: Path, wanted: Wanted) -> Model:
         return assemble(_read(graph), wanted)
 
 
+def is_ours(path: Path) -> bool:
+    """Whether streamlstm made the file: its input is that of the network, not a tick's values."""
+    with _refusing():
+        return "streamlstm" in Graph(path).metadata
+
+
 def run(path: Path, inputs: NDArray[np.float32]) -> Floats | None:
     """(O,) what the network itself gives after all ``inputs`` (T, I), by onnxruntime.
 
