@@ -50,7 +50,7 @@ SHARE = 0.5
 """That a series begins with."""
 MOST = 1.5
 """Largest logarithm of a spread; a larger one is taken for that."""
-MEMORY, FEW = 150, 30
+MEMORY, FEW = 50, 10
 """Ticks over which the mean of a logarithm is taken, and how many of 0 it begins with."""
 LEAST = 1e-9
 """Less than that of the scale is no width: the next error is one."""

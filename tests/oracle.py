@@ -81,7 +81,7 @@ class Oracle:
         told = np.zeros((K, T))
         if spec.get("spread"):
             told = np.clip(answers[K * T : 2 * K * T].reshape(K, T), -1.5, 1.5)
-            self.mean = self.mean + (told - self.mean) / min(self.place + 31, 150)
+            self.mean = self.mean + (told - self.mean) / min(self.place + 11, 50)
             told = np.clip(told - self.mean, -1.5, 1.5)
 
         self.grid[self.place] = y[:T]

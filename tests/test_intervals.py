@@ -108,7 +108,7 @@ def plainly(
     share = np.full((len(coverages), horizon), 0.5)
     told, mean = np.clip(told, -1.5, 1.5), np.zeros(horizon)
     for i in range(n):
-        mean += (told[i] - mean) / min(i + 31, 150)
+        mean += (told[i] - mean) / min(i + 11, 50)
         told[i] = np.clip(told[i] - mean, -1.5, 1.5)
     quantiles = np.full((n, 2 * len(coverages), horizon), np.nan)
     half = np.full((n, len(coverages), horizon), np.nan)
