@@ -79,13 +79,21 @@ def bring(
         RefusedError: what of it cannot be run, by name; or it does not do what the framework does.
         ModelError, OSError: it cannot be read.
     """
+    try:
+        return _bring(path, kind, wanted or Wanted(), activation)
+    except RefusedError as error:
+        said = str(error)
+        raise RefusedError(said if said.startswith(str(path)) else f"{path}: {said}") from error
+
+
+def _bring(path: Path, kind: str, wanted: Wanted, activation: str | None) -> Imported:
     if kind == "onnx" and onnx.is_ours(path):
-        model, notes = onnx.convert(path, wanted or Wanted()), ["an export of streamlstm's"]
+        model, notes = onnx.convert(path, wanted), ["an export of streamlstm's"]
         inputs = _drawn(model.spec.window or STEPS, model.spec.width)
         ours = _network_outputs(model, inputs)
     else:
         parts = _read(path, kind, activation)
-        model, notes = assemble(parts, wanted or Wanted()), list(parts.notes)
+        model, notes = assemble(parts, wanted), list(parts.notes)
         inputs, ours = _compared(model)
     provenance = {
         "imported": path.name,
@@ -106,7 +114,7 @@ def bring(
         provenance["parity"] = f"{FRAMEWORKS[kind]}, {len(inputs)} random steps: {deviation:.1e}"
         if not deviation <= TOLERANCE:
             raise RefusedError(
-                f"{path}: {FRAMEWORKS[kind]} gives something else for the same inputs, by"
+                f"{FRAMEWORKS[kind]} gives something else for the same inputs, by"
                 f" {deviation:.2g}; it was not understood, and is not imported"
             )
     return Imported(replace(model, provenance=provenance), notes, deviation)
@@ -159,7 +167,7 @@ def import_model(options: argparse.Namespace) -> None:
     spec = found.model.spec
     say(console, found.notes)
     if found.deviation is None:
-        compared = f"not compared: {FRAMEWORKS[kind]} is not installed here"
+        compared = f"not compared: no {FRAMEWORKS[kind]} here that runs the file"
     else:
         compared = f"{FRAMEWORKS[kind]} gives the same, within {found.deviation:.1e}"
     how = f"the last {spec.window} ticks, afresh" if spec.window else "a state that runs on"

@@ -5,9 +5,11 @@ units). What lies in front of the layers and behind the head, such as a Normaliz
 apart as scaling; a Dense layer behind a linear one is multiplied into it.
 """
 
+import os
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,10 +101,14 @@ def run(path: Path, inputs: NDArray[np.float32]) -> NDArray[np.float32] | None:
     """Keras' own output (O,) after the last of inputs (T, I), from a zero state.
 
     None where Keras is not installed, or is not of the major version that wrote the file (their
-    hard_sigmoid differ), or cannot load the file, or where that holds weights alone.
+    hard_sigmoid differ), or cannot load the file, or where that holds weights alone. It computes
+    with the backend of KERAS_BACKEND, or else with one that is installed.
     """
     with opened(path) as file:
         bare, major = file.config is None, file.major
+    if "KERAS_BACKEND" not in os.environ:  # TensorFlow unless told, whether it is here or not
+        here = [name for name in ("tensorflow", "jax", "torch") if find_spec(name)]
+        os.environ["KERAS_BACKEND"] = here[0] if here else "numpy"
     try:
         import keras
     except ImportError:

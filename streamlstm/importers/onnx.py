@@ -79,6 +79,9 @@ def run(path: Path, inputs: NDArray[np.float32]) -> Floats | None:
     except ImportError:
         return None
     graph = Graph(path)
+    if "streamlstm" in graph.metadata:
+        found = _by_onnxruntime(onnxruntime, path, graph, {"x": inputs[:, None]})
+        return None if found is None else found[-1, 0].astype(np.float64)
     first = Trace(graph, open_shape(graph, SIZES[0]))
     trace = Trace(graph, first.shape_for(len(inputs)))
     steps = trace.signal[0]
@@ -86,17 +89,21 @@ def run(path: Path, inputs: NDArray[np.float32]) -> Floats | None:
         return None
     if len(inputs) < steps:
         raise RefusedError(f"takes {steps} steps at a time, {len(inputs)} are given")
-    feeds = trace.feeds(inputs[-steps:])
+    found = _by_onnxruntime(onnxruntime, path, graph, trace.feeds(inputs[-steps:]))
+    return None if found is None else found.reshape(-1)[trace.picked].astype(np.float64)
+
+
+def _by_onnxruntime(onnxruntime: Any, path: Path, graph: Graph, feeds: Any) -> NDArray[Any] | None:
+    """The first output, by onnxruntime; None where it cannot run the file."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     try:
         session = onnxruntime.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"]
         )
-        result = session.run(graph.outputs[:1], feeds)[0]
+        return np.asarray(session.run(graph.outputs[:1], feeds)[0])
     except Exception:
         return None
-    return np.asarray(result).reshape(-1)[trace.picked].astype(np.float64)
 
 
 @contextmanager
