@@ -742,5 +742,5 @@ def test_more_than_a_model_may_have_is_refused(tmp_path: Path) -> None:
     cell = {"units": 1, "activation": "tanh", "use_bias": False, "return_sequences": True}
     layers = [("SimpleRNN", cell | {"name": f"l{k}"}, THREE[:2]) for k in range(17)]
     write_keras_2(tmp_path / "big.h5", layers, [np.ones((1, 1))] * 34, "2.15.0")
-    with pytest.raises(RefusedError, match="layers: .* less than or equal to 16"):
+    with pytest.raises(RefusedError, match=r"layers: .* less than or equal to 16"):
         convert(tmp_path / "big.h5", Wanted())
