@@ -5,6 +5,7 @@ through both. The golden trajectory, which each start repeats, is in the file ei
 """
 
 import argparse
+import contextlib
 import hashlib
 import zipfile
 from collections.abc import Callable
@@ -56,9 +57,9 @@ def kind_of(path: Path) -> str:
         ConfigError: it cannot be told.
     """
     kind = SUFFIXES.get(path.suffix.lower())
-    if kind is None and zipfile.is_zipfile(path):
-        names = zipfile.ZipFile(path).namelist()
-        kind = "keras" if "config.json" in names else "torch"
+    if kind is None:
+        with contextlib.suppress(zipfile.BadZipFile, OSError), zipfile.ZipFile(path) as archive:
+            kind = "keras" if "config.json" in archive.namelist() else "torch"
     if kind is None:
         raise ConfigError(f"{path}: whose file is this? Say it with --from keras, torch or onnx")
     return kind
@@ -95,6 +96,11 @@ def _bring(path: Path, kind: str, wanted: Wanted, activation: str | None) -> Imp
         parts = _read(path, kind, activation)
         model, notes = assemble(parts, wanted), list(parts.notes)
         inputs, ours = _compared(model)
+        if not model.spec.window and wanted.window is None:
+            notes.append(
+                "the file names no number of steps, so the state runs on from tick to tick; give"
+                " --window W if the model was trained on windows of W"
+            )
     provenance = {
         "imported": path.name,
         "from": "ONNX" if kind == "onnx" else FRAMEWORKS[kind],
@@ -145,7 +151,8 @@ def _compared(model: Model) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
 def _network_outputs(model: Model, x: NDArray[np.float32]) -> NDArray[np.float64]:
     """(T, outputs) at each of the input vectors ``x`` (T, width), from a zero state, in float64."""
     outputs = np.zeros((len(x), model.spec.answers))
-    buffers = reference.allocate(network_of(model.spec, model.weights), 1)
+    network = network_of(model.spec, model.weights)._replace(window=0)  # x is no longer than it
+    buffers = reference.allocate(network, 1)
     reference.step(buffers, np.zeros(len(x), np.int32), x, np.arange(len(x) + 1), outputs)
     return outputs[:, : model.spec.outputs]
 
@@ -156,10 +163,8 @@ def _network_outputs(model: Model, x: NDArray[np.float32]) -> NDArray[np.float64
 def import_model(options: argparse.Namespace) -> None:
     """``streamlstm import``."""
     console = LeavingConsole(stderr=True)
-    check_out("--out", options.out)
     path: Path = options.model
-    if not path.exists():
-        raise ConfigError(f"{path}: no such file")
+    _check_paths(path, options.out)
     kind = options.framework or kind_of(path)
     wanted = Wanted(options.targets, round(options.step * 1e9), options.window)
     found = bring(path, kind, wanted, options.activation)
@@ -181,10 +186,18 @@ def import_model(options: argparse.Namespace) -> None:
     )
 
 
+def _check_paths(path: Path, out: Path) -> None:
+    check_out("--out", out)
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file")
+    if out.exists() and out.samefile(path):
+        raise ConfigError(f"--out {out}: that is the model itself; name another file")
+
+
 def export_model(options: argparse.Namespace) -> None:
     """``streamlstm export``."""
     console = LeavingConsole(stderr=True)
-    check_out("--out", options.out)
+    _check_paths(options.model, options.out)
     model = load_model(options.model)
     {"onnx": to_onnx, "torch": to_torch}[options.to].export(model, options.out)
     print_lines(console, f"written: {options.out}")

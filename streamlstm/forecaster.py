@@ -110,14 +110,16 @@ class Forecaster:
             horizon: steps ahead to forecast.
             targets, features, known, static: names of columns, as ``streamlstm fit`` takes them.
             read: how to read the table otherwise than by its names: ``id``, ``ds``, ``y``,
-                ``wide``, ``timezone`` and so on, as :func:`.datasets.frames.read_table`.
+                ``wide``, ``timezone`` (the calendar's too) and so on, as
+                :func:`.datasets.frames.read_table`.
             options: of :class:`.fit_options.FitOptions`.
 
         Raises:
             DataError: the data is not as described, or too short.
             pydantic.ValidationError: there is no such option.
         """
-        chosen = FitOptions.model_validate({"horizon": horizon} | options)
+        zone = {"timezone": read["timezone"]} if read and "timezone" in read else {}
+        chosen = FitOptions.model_validate({"horizon": horizon} | zone | options)
         columns = Columns.named(
             targets=targets, features=features, known=known, static=static, horizon=horizon
         )
@@ -144,7 +146,8 @@ class Forecaster:
 
         Raises:
             ValueError: the tick is refused (not after the one before, not finite, not as many
-                values as the model takes, no room for a further series); nothing has changed.
+                values as the model takes, no room for a further series), and nothing has changed;
+                or the forecast would not be finite, and the series begins anew.
         """
         values = np.atleast_1d(np.asarray(value, np.float64))
         at = time.time_ns() if ts is None else _nanoseconds(ts)
@@ -152,12 +155,14 @@ class Forecaster:
         if values.shape != (spec.inputs,):
             raise ValueError(f"{values.size} values; the model takes {spec.inputs} a tick")
         before = engine.drops
-        keys = Keys.of([series.encode()])
+        keys = Keys.of(self._names([series]))
         arrivals = Arrivals(keys, np.array([at]), values[None], np.zeros(1, np.uint8))
         made = engine.step(engine.place(arrivals), at)
         if not len(made.slot):
             reasons = [of for of, count in engine.drops.items() if count > before[of]]
-            raise ValueError(f"the tick of {series!r} is refused: {', '.join(reasons)}")
+            if reasons:
+                raise ValueError(f"the tick of {series!r} is refused: {', '.join(reasons)}")
+            raise ValueError(f"{series!r} has no finite forecast at {value}: it begins anew")
         ahead = np.arange(1, spec.horizon + 1) * spec.step_ns
         parts = (made.point[0], made.quantiles[0, 0], made.quantiles[0, 1])
         point, lower, upper = (p[:, 0].copy() if spec.targets == 1 else p.copy() for p in parts)
@@ -167,14 +172,15 @@ class Forecaster:
         """Move all series by all ticks of ``data``, in the order of their times.
 
         ``warm``: they are history, maybe that which the model was fitted on; intervals do not learn
-        from it. Returns how many ticks were taken: those that are too late are left out.
+        from it. Returns how many ticks were taken: left out are those that are late, or not finite,
+        and of more series than there is room for.
 
         Raises:
             DataError: the data is not as described.
             ValueError: its values are not those that the model takes.
         """
         found = self._table(data, read)
-        names = [series.name.encode() for series in found.series]
+        names = self._names([series.name for series in found.series])
         which, rows = in_time_order(found.series)
         at = np.cumsum([0, *(len(series.ts) for series in found.series)])[which] + rows
         ts = np.concatenate([series.ts for series in found.series])[at]
@@ -193,19 +199,30 @@ class Forecaster:
     ) -> pd.DataFrame:
         """What comes after the end of each series: unique_id, ds, forecast, lower, upper.
 
-        The series are run from their beginning, on states of their own: those of :meth:`step` stay.
-        Steps beyond the model's horizon are rolled forward.
+        Of several targets it is the first. Times without a zone are read in ``timezone``, and those
+        forecast are given in it. The series are run from their beginning, on states of their own:
+        those of :meth:`step` stay. Steps beyond the model's horizon are rolled forward.
 
         Raises:
             DataError: the data is not as described.
             ForecastError: what cannot be forecast.
             ValueError: its values are not those that the model takes.
         """
-        found = self._table(data, read)
+        if horizon is not None and horizon < 1:
+            raise ValueError(f"a horizon of {horizon} steps; 1 at least")
+        found = self._table(data, read | {"timezone": timezone})
         ends = at_the_end(
             self.model, found.series, coverage=self._coverage, learning=self._learning
         )
         return forecasts_frame(extend(ends, horizon or self.model.spec.horizon), timezone)
+
+    def _names(self, series: Sequence[str]) -> list[bytes]:
+        """Names as the engine takes them."""
+        names, most = [name.encode() for name in series], self._engine.series.index.names.shape[1]
+        for name, encoded in zip(series, names, strict=True):
+            if not 0 < len(encoded) <= most or 0 in encoded:
+                raise ValueError(f"{name!r}: a series has a name of 1 to {most} bytes without NUL")
+        return names
 
     def _table(self, data: Data, read: dict[str, Any]) -> Table:
         found = _table(data, Columns.of_model(self.model.spec), read)

@@ -323,6 +323,8 @@ def _track(
                 width[slot, w, j] = 0.0
         elif not width[slot, w, j] > 0.0:  # nothing to widen yet
             width[slot, w, j] = error / scale
+            if plan.spread > 0:
+                width[slot, w, j] /= _exp(bands.share[slot, w, j] * said)
         elif error > reach[slot, r, j]:
             width[slot, w, j] *= _exp(rate * plan.coverages[c])
     if plan.spread > 0:

@@ -83,6 +83,10 @@ class Sequential:
                 raise ValueError("an LSTM layer below another needs return_sequences=True")
             if isinstance(layer, Dense) and before.return_sequences:
                 raise ValueError("the last LSTM layer needs return_sequences=False")
+            # narrower layers are filled up with units that stay 0, unless their activation is not
+            unlike = isinstance(layer, LSTM) and layer.units != before.units
+            if unlike and before.activation in ("sigmoid", "hard_sigmoid"):
+                raise ValueError(f"layers of {before.activation} need to be of one width")
         self.layers.append(layer)
         self._weights += self._initial(layer, len(self.layers))
         self._trainer = None
@@ -123,22 +127,22 @@ class Sequential:
             )
         if not (np.isfinite(windows).all() and np.isfinite(wanted).all()):
             raise ValueError("x and y have to be finite; leave out windows with gaps")
-        if self._trainer is None or self._trainer.batch < min(batch_size, len(windows)):
-            self._trainer = _Trainer(self._model(), min(batch_size, len(windows)), self._seed)
+        trainer = self._trainer = self._trainer or _Trainer(self._model(), self._seed)
+        trainer.make_room(min(batch_size, len(windows)))
         history = []
-        for epoch in range(epochs):
-            losses = self._trainer.epoch(
-                windows, wanted, batch_size, shuffle, self._loss, self._rate
-            )
-            history.append(losses)
-            progress(epoch + 1, losses)
-        self._take(self._trainer.weights())
+        try:
+            for epoch in range(epochs):
+                loss = trainer.epoch(windows, wanted, batch_size, shuffle, self._loss, self._rate)
+                history.append(loss)
+                progress(epoch + 1, loss)
+        finally:  # an interrupt leaves what was learned so far
+            self._take(trainer.weights())
         return History({"loss": history})
 
     def predict(self, x: ArrayLike) -> Singles:
         """(n, outputs) what follows windows ``x`` (n, steps[, values])."""
         windows = self._windows(x)
-        trainer = self._trainer or _Trainer(self._model(), 1, self._seed)
+        trainer = self._trainer or _Trainer(self._model(), self._seed)
         return trainer.predict(windows, self._outputs)
 
     def get_weights(self) -> list[Singles]:
@@ -201,6 +205,8 @@ class Sequential:
         return [kernel, square.T.astype(np.float32), bias]
 
     def _model(self, wanted: Wanted | None = None) -> Model:
+        if not isinstance(self.layers[-1], Dense):
+            raise ValueError("a Dense head is missing; add one")
         found, weights = list[Recurrent](), iter(self._weights)
         head: Head | None = None
         for n, layer in enumerate(self.layers):
@@ -241,15 +247,20 @@ class Sequential:
 class _Trainer:
     """A network in training: windows laid end to end, each from a zero state."""
 
-    def __init__(self, model: Model, batch: int, seed: int) -> None:
-        self.spec, self.batch = model.spec, batch
+    def __init__(self, model: Model, seed: int) -> None:
+        self.spec = model.spec
         self._net = bptt.net_of(model.spec)
         self._theta = bptt.pack(model.spec, model.weights)
         self._adam = bptt.adam(self._net)
-        self._work = bptt.allocate(self._net, batch, model.spec.window, dropout=False)
+        self.make_room(1)
         self._rng, self._done = np.random.default_rng(seed), 0
         head = 3 * model.spec.layers
         self._skip = slice(self._net.at[head + 2], self._net.at[head + 3])
+
+    def make_room(self, batch: int) -> None:
+        """For batches of so many windows."""
+        self.batch = batch
+        self._work = bptt.allocate(self._net, batch, self.spec.window, dropout=False)
 
     def epoch(
         self, x: Singles, y: Singles, batch: int, shuffle: bool, loss: str, rate: float

@@ -45,14 +45,20 @@ def spread_of(
     few = np.linspace(0, len(pairs) - 1, min(len(pairs), SERIES)).astype(int)
     past = [(pairs[i][0][: cuts[i]], pairs[i][1][: cuts[i]]) for i in few]
     pool = gather(spec, past, [len(ts) for ts, _ in past])
-    known = np.concatenate([
-        np.concatenate([pool.x[a:b], state_of(spec, weights, pool.x[a:b])], axis=1)
-        for a, b, _ in pool.bounds
-    ])  # fmt: skip
     asked = np.flatnonzero(np.isfinite(pool.target).any(axis=1))
+    if not len(asked):
+        return {
+            name: np.zeros((spec.outputs, *shape[1:]), np.float32)
+            for name, shape in spec.weight_shapes().items()
+            if name.startswith("head.")
+        }
     rows = min(ROWS, max(NUMBERS // spec.outputs, 4 * COMPONENTS))
     taken = asked[np.linspace(0, len(asked) - 1, min(len(asked), rows)).astype(int)]
-    known = known[taken].astype(np.float64)
+    states = [
+        state_of(spec, weights, pool.x[a:b])[taken[(taken >= a) & (taken < b)] - a]
+        for a, b, _ in pool.bounds
+    ]
+    known = np.concatenate([pool.x[taken], np.concatenate(states)], axis=1).astype(np.float64)
     head = np.concatenate([weights["head.skip"], weights["head.weight"]], axis=1)
     off = np.abs(pool.target[taken] - known @ head.T - weights["head.bias"])
     mean, vectors = components(known, COMPONENTS)

@@ -22,14 +22,15 @@ from numpy.typing import NDArray
 from streamlstm import bptt
 from streamlstm.datasets.frames import SeriesData
 from streamlstm.datasets.times import DataError
+from streamlstm.directions import MOST as MOST_DIRECTIONS
 from streamlstm.directions import with_directions
 from streamlstm.fit_options import FitOptions, ticks_needed
 from streamlstm.golden import make_golden
 from streamlstm.infer import infer_spec
-from streamlstm.intervals import MOST, SHARE
+from streamlstm.intervals import MEMORY, MOST, SHARE
 from streamlstm.linear import Floats, linear_start
 from streamlstm.mixture import Trust, student, trusted
-from streamlstm.model import Errors, Input, Model, Spec
+from streamlstm.model import WIDEST, Errors, Input, Model, Spec
 from streamlstm.samples import Pairs, draw, gather, lanes
 from streamlstm.spread import spread_of, with_spread
 
@@ -149,7 +150,11 @@ def attempt(
     notes: list[str] = []
     if like is None:
         spec, directions = infer_spec(series, options, notes, inputs), options.directions
-        spread = options.spread
+        spread = options.spread and 2 * spec.outputs + MOST_DIRECTIONS <= WIDEST
+        if options.spread and not spread:
+            notes.append(
+                f"{spec.outputs:,} forecasts a tick are too many to say a spread with each"
+            )
     else:
         spec = like.model_copy(update={"directions": 0, "spread": False})
         directions, spread = like.directions, like.spread
@@ -392,17 +397,19 @@ class _Stage:
             if known.any():
                 skill[k] = errors[known].mean() / max(np.abs(off_naive[known, k]).mean(), 1e-12)
         if spread:
-            said = np.clip(self._spread(trust)[late], -MOST, MOST)
-            off /= np.exp(SHARE * (said - np.nanmean(said, axis=0)))
+            off /= np.exp(SHARE * self._spread(trust)[late])
         return trust, Errors(LEVELS, error_quantiles(off, block)), skill
 
     def _spread(self, trust: Trust) -> NDArray[np.float32]:
-        """(N, outputs) the logarithm of the spread after the cut."""
+        """(N, outputs) the logarithm of the spread after the cut, less its mean of late."""
         spec, weights = trust.fold(self.start, self.weights())
         rows = spread_of(spec, weights, self._pairs, list(self._cuts))
         said = np.full_like(self.pool.target, np.nan)
         # the same network with that head
         self.judged(bptt.pack(self.spec, self.weights() | rows), said, series=1024)
+        np.clip(said, -MOST, MOST, out=said)
+        for _, cut, end in self.pool.bounds:
+            said[cut:end] -= mean_of_late(said[cut:end], MEMORY)
         return said
 
     def _linear(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -423,6 +430,15 @@ class _Stage:
             prediction = np.zeros((0, self.spec.outputs), np.float32)
         pool = self.pool
         return bptt.Chunk(self.steps, pool.x, pool.target, self.weight, rows, state, prediction)
+
+
+def mean_of_late(numbers: NDArray[np.float32], many: int) -> NDArray[np.float32]:
+    """(n, outputs) of each row and those just before it, up to so ``many`` in all."""
+    sums = np.cumsum(np.pad(numbers, ((1, 0), (0, 0))), axis=0, dtype=np.float64)
+    row = np.arange(1, len(numbers) + 1)
+    first = np.maximum(row - many, 0)
+    mean: NDArray[np.float64] = (sums[row] - sums[first]) / (row - first)[:, None]
+    return mean.astype(np.float32)
 
 
 def error_quantiles(off: NDArray[np.float32], block: NDArray[np.int64]) -> NDArray[np.float32]:

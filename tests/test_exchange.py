@@ -107,3 +107,31 @@ def test_a_state_dict_is_written_with_a_module_that_runs_it(tmp_path: Path) -> N
     again = load_model(tmp_path / "back.safetensors")
     for name in ("lstm.weight_ih_l0", "lstm.weight_hh_l0", "lstm.bias_l0"):
         np.testing.assert_array_equal(again.weights[name], model.weights[name])
+
+
+def test_no_command_writes_over_what_it_reads(
+    state_dict: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "model.safetensors"
+    shutil.copy(state_dict.with_suffix(".safetensors"), mine)
+    before = mine.read_bytes()
+    assert main(["import", str(mine), "--out", str(tmp_path / "." / "model.safetensors")]) == 2
+    assert main(["export", str(mine), "--to", "onnx", "--out", str(mine)]) == 2
+    assert capsys.readouterr().err.count("name another file") == 2
+    assert mine.read_bytes() == before
+
+
+def test_what_looks_like_an_archive_and_is_none_is_no_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = tmp_path / "odd"
+    odd.write_bytes(b"x" * 50 + b"PK\x05\x06" + b"\xff" * 16 + b"\0\0")
+    assert main(["import", str(odd), "--out", str(tmp_path / "m")]) == 2
+    assert "whose file is this" in capsys.readouterr().err
+
+
+def test_that_a_state_runs_on_is_said_where_the_file_does_not_say(state_dict: Path) -> None:
+    told = exchange.bring(state_dict, "torch")
+    assert any("--window W" in note for note in told.notes)
+    chosen = exchange.bring(state_dict, "torch", exchange.Wanted(window=0))
+    assert not any("--window W" in note for note in chosen.notes)

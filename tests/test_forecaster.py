@@ -104,3 +104,31 @@ def test_data_that_is_not_as_described_says_what(fitted: Forecaster) -> None:
         Forecaster.fit(long(), horizon=3, hiden=4)
     with pytest.raises(ValueError, match="the model takes 2"):
         Forecaster(random_model(inputs=2)).predict(long(5))
+
+
+@pytest.mark.parametrize("name", ["", "x" * 65, "a\0b"])
+def test_a_name_that_no_series_can_have_is_refused(name: str) -> None:
+    forecaster = Forecaster(random_model())
+    with pytest.raises(ValueError, match="1 to 64 bytes"):
+        forecaster.step(1.0, "2026-01-01", name)
+    if name:
+        with pytest.raises(ValueError, match="1 to 64 bytes"):
+            forecaster.update(long(5, (name,)))
+    assert forecaster.step(1.0, "2026-01-01", "ä" * 32).forecast.shape == (3,)
+
+
+def test_times_without_a_zone_are_of_the_one_asked_for() -> None:
+    forecaster = Forecaster(random_model())
+    frame = forecaster.predict(long(5, ("a",)), timezone="Europe/Berlin")
+    assert frame.ds.iloc[0] == pd.Timestamp("2026-01-01 05:00", tz="Europe/Berlin")
+    with pytest.raises(ValueError, match="1 at least"):
+        forecaster.predict(long(5), horizon=0)
+
+
+def test_a_forecast_that_is_not_finite_begins_a_series_anew() -> None:
+    forecaster = Forecaster(random_model(activation="relu", scaling={"kind": "none"}))
+    forecaster.step(1.0, "2026-01-01 00:00", "a")
+    with pytest.raises(ValueError, match="begins anew"):
+        forecaster.step(1e308, "2026-01-01 01:00", "a")
+    again = forecaster.step(1.0, "2026-01-01 02:00", "a")
+    assert np.isfinite(again.forecast).all()

@@ -97,6 +97,16 @@ def test_a_batch_that_is_not_full_counts_by_its_windows() -> None:
         (lambda: built().fit(np.ones((0, 10)), np.ones((0, 1))), "empty"),
         (lambda: built().set_weights([np.ones(3)]), "shapes"),
         (lambda: Sequential().predict(np.ones((1, 10))), "no layers"),
+        (lambda: Sequential([LSTM(3, input_shape=(10, 1))]).predict(np.ones((1, 10))), "Dense"),
+        (
+            lambda: Sequential(
+                [
+                    LSTM(8, "sigmoid", input_shape=(10, 1), return_sequences=True),
+                    LSTM(4, "sigmoid"),
+                ]
+            ),
+            "one width",
+        ),
         (
             lambda: built().save("m.safetensors", targets=2),
             "1 outputs are no whole steps of 2 targets",
@@ -106,3 +116,30 @@ def test_a_batch_that_is_not_full_counts_by_its_windows() -> None:
 def test_what_is_not_here_is_an_error_that_says_so(make: object, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         make()  # type: ignore[operator]
+
+
+def test_an_interrupted_fit_keeps_what_was_learned() -> None:
+    x, y = windows()
+    model, whole = built(), built()
+
+    def stop(epoch: int, loss: float) -> None:
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(x, y, epochs=9, progress=stop)
+    whole.fit(x, y, epochs=2)
+    for ours, theirs in zip(model.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(model.predict(x), whole.predict(x))
+
+
+def test_a_later_fit_goes_on_with_a_larger_batch_too() -> None:
+    """Adam remembers: the same as if there had been one fit with those batches."""
+    x, y = windows(64)
+    model = built()
+    model.fit(x[:16], y[:16], shuffle=False)
+    done = model._trainer
+    model.fit(x, y, batch_size=64, shuffle=False)
+    assert model._trainer is done
+    assert done._done == 2

@@ -22,6 +22,7 @@ from streamlstm.train import (
     error_quantiles,
     fit,
     initial_weights,
+    mean_of_late,
 )
 
 HOUR, DAY = 3_600_000_000_000, 86_400_000_000_000
@@ -355,3 +356,12 @@ def test_a_model_like_another_goes_on_with_its_states() -> None:
     assert not new.weights["head.skip"][-1].any()
     issued = run(new, still.ts, still.values, 100)
     np.testing.assert_allclose(issued.point, 5.0, atol=1e-6)
+
+
+def test_the_mean_of_late_is_of_the_rows_before() -> None:
+    rng = np.random.default_rng(0)
+    numbers = rng.normal(size=(30, 2)).astype(np.float32)
+    found = mean_of_late(numbers, 7)
+    for i in range(30):
+        np.testing.assert_allclose(found[i], numbers[max(0, i - 6) : i + 1].mean(axis=0), atol=1e-6)
+    assert mean_of_late(numbers[:0], 7).shape == (0, 2)

@@ -6,6 +6,7 @@ apart as scaling; a Dense layer behind a linear one is multiplied into it.
 """
 
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -39,6 +40,8 @@ from streamlstm.importers.parts import (
 )
 from streamlstm.model import Model
 
+SAFE = (3, 12)
+"""Version of Keras before which a file's own code may be run by loading it."""
 LARGEST = 1 << 26
 """Numbers in one array at most: those of 4096 units of an LSTM over 4096 inputs."""
 REASONS = {
@@ -97,12 +100,17 @@ def read(path: Path) -> Parts:
         ) from error
 
 
+def _number(version: str) -> tuple[int, int]:
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
 def run(path: Path, inputs: NDArray[np.float32]) -> NDArray[np.float32] | None:
     """Keras' own output (O,) after the last of inputs (T, I), from a zero state.
 
-    None where Keras is not installed, or is not of the major version that wrote the file (their
-    hard_sigmoid differ), or cannot load the file, or where that holds weights alone. It computes
-    with the backend of KERAS_BACKEND, or else with one that is installed.
+    None where Keras is not installed, or one older than ``SAFE``, or is not of the major version
+    that wrote the file (their hard_sigmoid differ), or cannot load the file, or where that holds
+    weights alone. It computes with the backend of KERAS_BACKEND, else with one that is installed.
     """
     with opened(path) as file:
         bare, major = file.config is None, file.major
@@ -113,11 +121,11 @@ def run(path: Path, inputs: NDArray[np.float32]) -> NDArray[np.float32] | None:
         import keras
     except ImportError:
         return None
-    if bare or major != major_of(keras.__version__):
+    if bare or major != major_of(keras.__version__) or _number(keras.__version__) < SAFE:
         return None
     try:
         model = keras.saving.load_model(path, compile=False)
-    except (TypeError, ValueError):  # another 3.x wrote it, with options that this one lacks
+    except Exception:  # another 3.x wrote it, say, with options that this one lacks
         return None
     # layer by layer, since a model holds its inputs to the length that it was built for
     rows = model.input_shape[0] or 1

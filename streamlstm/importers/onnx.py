@@ -113,7 +113,10 @@ def _refusing() -> Iterator[None]:
         yield
     except RefusedError:
         raise
-    except (ValueError, TypeError, LookupError, AttributeError, MemoryError) as error:
+    except (
+        ValueError, TypeError, LookupError, AttributeError, MemoryError, RuntimeError,
+        ArithmeticError,
+    ) as error:  # fmt: skip
         raise RefusedError(f"is damaged, or no graph that can be read ({error!r})") from error
 
 

@@ -195,6 +195,8 @@ class Trace:
                 size if isinstance(size, int) and size > 0 else (size and said.get(size)) or batch
                 for size in self.graph.shape(name)
             ]
+            if np.prod(shape, dtype=float) > LARGEST:
+                raise RefusedError(f"{name}: a state of the shape {shape}")
             self.states[name] = -_numbered(shape, 1)
             self.known[name] = self.states[name]
 

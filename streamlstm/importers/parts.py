@@ -118,8 +118,8 @@ def assemble(parts: Parts, wanted: Wanted) -> Model:
         raise RefusedError(
             f"{wanted.targets} targets, but a tick has {inputs} value{'s' * (inputs > 1)}"
         )
-    scaling, folded = _scaled(parts, head, wanted.targets)
     try:
+        scaling, folded = _scaled(parts, head, wanted.targets)
         spec = Spec(
             cell=first.cell,  # type: ignore[arg-type]
             reset_after=first.bias_hh is not None or first.cell != "gru",

@@ -78,7 +78,7 @@ def read_state_dict(path: Path) -> dict[str, Array]:
     if not path.is_file():
         raise RefusedError("no such file")
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             return _of_safetensors(path)
         return _of_zip(path)
     except RefusedError:
@@ -165,7 +165,7 @@ def _chosen(saved: Any) -> dict[str, Tensor]:
 
 def state_dict_in(saved: Any, tensor: type) -> dict[str, Any] | None:
     """The tensors by name in a state_dict, or in what training loops wrap around one."""
-    parts = [saved, *(saved.get(key) for key in WRAPPERS)] if isinstance(saved, dict) else []
+    parts = [*(saved.get(key) for key in WRAPPERS), saved] if isinstance(saved, dict) else []
     for part in parts:
         if isinstance(part, dict):
             found = {str(k): value for k, value in part.items() if isinstance(value, tensor)}

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import permutations
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -133,10 +134,13 @@ def run(path: Path, inputs: Singles, activation: str | None = None) -> Singles |
         return None
     network = _network(path)
     nonlinearity = _nonlinearity(network.modules[0], activation)
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         saved = load_file(path)
     else:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, OSError, EOFError, UnpicklingError):  # of entries not needed here
+            return None
         saved = state_dict_in(loaded, torch.Tensor) or {}
 
     def filled(module: Any, prefix: str, suffix: str = "") -> Any:
@@ -171,7 +175,7 @@ def _names(module: Any, suffix: str) -> list[str]:
 def _network(path: Path) -> Network:
     try:
         # a .safetensors has its tensors sorted: only numbers in names say what follows what
-        return _told(read_state_dict(path), ordered=path.suffix != ".safetensors")
+        return _told(read_state_dict(path), ordered=path.suffix.lower() != ".safetensors")
     except RefusedError as error:
         raise RefusedError(f"{path}: {error}") from error
 
@@ -202,6 +206,10 @@ def _told(tensors: dict[str, Array], ordered: bool) -> Network:
     modules = _in_sequence(modules, None if head is None else head.weight.shape[1], ordered)
     if len(modules) > 1:
         notes.append("taken to follow each other: " + ", ".join(module.name for module in modules))
+    if head is not None and len(head.weight) == modules[0].inputs:
+        order, recurrent = list(tensors), tensors.keys() - rest.keys()
+        if order.index(f"{head.prefix}weight") < min(order.index(each) for each in recurrent):
+            notes.append(f"{head.name} is taken to be the head, though it stands first")
     if head is not None and head.bias is None:
         notes.append(f"{head.name} has no bias: taken to be nn.Linear(bias=False)")
     if skip is not None and skip.weight.shape != (len(linears[0].weight), modules[0].inputs):
