@@ -286,7 +286,8 @@ class Oracle:
                         w *= math.exp(rate * (cover - 1))
                         self.width[a, j] = w if w >= 1e-9 else 0.0
                     elif not w > 0:
-                        self.width[a, j] = error / scale[j]
+                        told_then = math.exp(self.share[a, j] * said[k - 1, j])
+                        self.width[a, j] = error / (scale[j] * told_then)
                     elif error > half[k - 1, j]:
                         self.width[a, j] = w * math.exp(rate * cover)
         every = np.arange(1, K + 1)

@@ -123,12 +123,3 @@ def test_times_without_a_zone_are_of_the_one_asked_for() -> None:
     assert frame.ds.iloc[0] == pd.Timestamp("2026-01-01 05:00", tz="Europe/Berlin")
     with pytest.raises(ValueError, match="1 at least"):
         forecaster.predict(long(5), horizon=0)
-
-
-def test_a_forecast_that_is_not_finite_begins_a_series_anew() -> None:
-    forecaster = Forecaster(random_model(activation="relu", scaling={"kind": "none"}))
-    forecaster.step(1.0, "2026-01-01 00:00", "a")
-    with pytest.raises(ValueError, match="begins anew"):
-        forecaster.step(1e308, "2026-01-01 01:00", "a")
-    again = forecaster.step(1.0, "2026-01-01 02:00", "a")
-    assert np.isfinite(again.forecast).all()

@@ -130,7 +130,7 @@ def plainly(
                         width[c, k] = float(width[c, k]) * np.exp(-rate * (1 - cover))
                         width[c, k] *= width[c, k] >= 1e-9
                     elif not width[c, k] > 0:
-                        width[c, k] = error
+                        width[c, k] = error / np.exp(share[c, k] * told[i - k - 1, k])
                     elif error > reach:
                         width[c, k] = float(width[c, k]) * np.exp(rate * cover)
                 before = range(c)

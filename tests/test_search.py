@@ -59,7 +59,8 @@ class Hill:
         skill = np.array([self.error(options), np.nan])
         none = SimpleNamespace()
         return Attempt(
-            options, SPEC, None, False, [], 0, none, none, none, skill, False, self.now - began, []
+            options, SPEC, None, False, True, [], 0, none, none, none, skill, False,
+            self.now - began, [],
         )  # type: ignore[arg-type]  # fmt: skip
 
     def finish(self, tried: Attempt, progress: object, *, name: str) -> tuple[Model, FitReport]:
