@@ -117,7 +117,7 @@ def without_lstm(task: Task, seed: int, settings: Settings) -> Model:
         for name, array in model.weights.items()
     }
     weights["head.weight"] = np.zeros_like(weights["head.weight"])
-    spec = model.spec.model_copy(update={"directions": 0})
+    spec = model.spec.model_copy(update={"directions": 0, "spread": False})
     spec, weights = with_directions(spec, weights, [(s.ts, s.values) for s in past])
     return Model(spec, weights, make_golden(spec, weights), model.errors)
 

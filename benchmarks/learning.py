@@ -35,7 +35,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def model(hidden: int, horizon: int, directions: bool) -> Model:
+def model(hidden: int, horizon: int, directions: bool, spread: bool) -> Model:
     """An hourly one with random weights, of the shape that a fit gives."""
     lags = (*range(1, 6), *(p + n for p in (24, 48, 168) for n in range(-2, 3)))
     blend = {"short": 24, "long": 168, "weights": ((0.2, 0.3, 0.1),) * horizon}
@@ -44,14 +44,15 @@ def model(hidden: int, horizon: int, directions: bool) -> Model:
         "lags": lags, "calendar": ("hour", "week"),
     }  # fmt: skip
     many = room(random_model(**shape).spec) if directions else 0
-    return random_model(**shape, directions=many)
+    return random_model(**shape, directions=many, spread=spread)
 
 
 def measure(series: int, hidden: int, horizon: int, repeats: int) -> dict[str, dict[str, float]]:
     """Microseconds a tick and bytes a series of each way."""
     engines = {}
     for name, options in WAYS.items():
-        of = model(hidden, horizon, options["learning"] or name == "switched off")
+        off = name == "switched off"
+        of = model(hidden, horizon, options["learning"] or off, bool(options["coverage"]) or off)
         engine = Engine(of, max_series=series, max_batch=BATCH, **options)
         engine.series.lookup(Keys.of([b"%d" % i for i in range(series)]))
         engine.warm_up()
