@@ -4,7 +4,7 @@
 
 The same batches of 1,024 ticks of different series go through engines that differ in what is on,
 in turn within each repeat; figures are medians over repeats of a tick's time. The bare one's model
-has no directions; the last one's has, and all is switched off.
+has neither directions nor spreads; the last one's has, and all is switched off.
 """
 
 import argparse
