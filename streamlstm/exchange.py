@@ -89,6 +89,10 @@ def bring(
 
 def _bring(path: Path, kind: str, wanted: Wanted, activation: str | None) -> Imported:
     if kind == "onnx" and onnx.is_ours(path):
+        if wanted.targets != 1 or wanted.step_ns:
+            raise RefusedError(
+                "an export of streamlstm's says its targets and step; leave them out"
+            )
         model, notes = onnx.convert(path, wanted), ["an export of streamlstm's"]
         inputs = _drawn(model.spec.window or STEPS, model.spec.width)
         ours = _network_outputs(model, inputs)

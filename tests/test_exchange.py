@@ -88,6 +88,7 @@ def test_what_is_exported_as_onnx_comes_back_bit_for_bit(tmp_path: Path, kind: d
     export = ["export", str(tmp_path / "m.safetensors"), "--to", "onnx", "--out", str(onnx)]
     assert main(export) == 0
     assert main(["import", str(onnx), "--out", str(back)]) == 0
+    assert main(["import", str(onnx), "--out", str(back), "--targets", "3"]) == 1
     again = load_model(back)
     assert again.spec == model.spec.model_copy(update={"directions": 0, "spread": False})
     for name, weight in again.weights.items():
