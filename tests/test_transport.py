@@ -396,8 +396,9 @@ def test_nobody_needs_to_be_there(context: zmq.Context) -> None:
 
 def test_closing_gives_subscribers_what_they_are_owed(context: zmq.Context) -> None:
     ours = Context()
-    publisher = Publisher(ours, bind=[LOCAL])
+    publisher = Publisher(ours, bind=[LOCAL], hwm=2000)  # none is lost to a full queue
     reader = subscriber(context, publisher, b"")
+    reader.rcvtimeo = 10_000
     publisher.forget_subscriptions()
     send(publisher, *([b"%d" % i, b"x" * 1000] for i in range(1000)))
     publisher.close(linger=30)
