@@ -28,7 +28,6 @@ from streamlstm.importers.parts import Parts, RefusedError, Wanted, assemble
 from streamlstm.kernels import reference
 from streamlstm.model import Model, load_model, save_model
 
-KINDS = ("keras", "torch", "onnx")
 SUFFIXES = {
     ".keras": "keras", ".h5": "keras", ".hdf5": "keras", ".onnx": "onnx",
     ".safetensors": "torch", ".pt": "torch", ".pth": "torch", ".bin": "torch", ".ckpt": "torch",
@@ -72,7 +71,7 @@ def bring(
 
     Args:
         path: of the file.
-        kind: of ``KINDS``.
+        kind: a key of ``FRAMEWORKS``.
         wanted: what the file does not say.
         activation: of a PyTorch RNN, which its file does not say.
 

@@ -205,7 +205,7 @@ class Sequential:
         return [kernel, square.T.astype(np.float32), bias]
 
     def _model(self, wanted: Wanted | None = None) -> Model:
-        if not isinstance(self.layers[-1], Dense):
+        if not (self.layers and isinstance(self.layers[-1], Dense)):
             raise ValueError("a Dense head is missing; add one")
         found, weights = list[Recurrent](), iter(self._weights)
         head: Head | None = None
@@ -285,7 +285,6 @@ class _Trainer:
         return total / len(order)
 
     def predict(self, x: Singles, outputs: int) -> Singles:
-        found = np.empty((len(x), outputs), np.float32)
         steps = x.shape[1]
         none = np.full((len(x), steps, outputs), np.nan, np.float32)
         made = np.empty_like(none)
@@ -293,8 +292,7 @@ class _Trainer:
             which = np.arange(begin, min(begin + self.batch, len(x)))
             chunk = self._chunk(x, none, which)._replace(prediction=made.reshape(-1, outputs))
             bptt.predict(self._net, self._theta, self._work, chunk)
-        found[:] = made[:, -1]
-        return found
+        return made[:, -1].copy()
 
     def weights(self) -> dict[str, Singles]:
         return bptt.unpack(self.spec, self._theta)

@@ -97,6 +97,7 @@ def test_a_batch_that_is_not_full_counts_by_its_windows() -> None:
         (lambda: built().fit(np.ones((0, 10)), np.ones((0, 1))), "empty"),
         (lambda: built().set_weights([np.ones(3)]), "shapes"),
         (lambda: Sequential().predict(np.ones((1, 10))), "no layers"),
+        (lambda: Sequential().save("m.safetensors"), "Dense"),
         (lambda: Sequential([LSTM(3, input_shape=(10, 1))]).predict(np.ones((1, 10))), "Dense"),
         (
             lambda: Sequential(
