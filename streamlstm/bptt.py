@@ -108,9 +108,16 @@ def _dismiss(jobs: "SimpleQueue[tuple[Any, ...] | None]", helpers: int) -> None:
 
 
 def net_of(spec: Spec) -> Net:
-    """Sizes and offsets of the network of ``spec``; ValueError where it is not of LSTM cells."""
+    """Sizes and offsets of the network of ``spec``.
+
+    ValueError: it is not of LSTM cells, or has an activation that cannot be trained.
+    """
     if spec.cell != "lstm":
         raise ValueError(f"only LSTM cells can be trained, not {spec.cell}")
+    used = (spec.activation, spec.recurrent_activation, spec.head_activation)
+    if strange := [name for name in used if name not in cell.TRAINABLE]:
+        known = ", ".join(cell.TRAINABLE)
+        raise ValueError(f"activation {strange[0]} cannot be trained; those that can: {known}")
     units, inputs, columns = map(cell.padded, (spec.hidden, spec.width, spec.outputs))
     sizes = []
     for n in range(spec.layers):

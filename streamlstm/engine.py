@@ -513,11 +513,12 @@ def _scored(spec: Spec, steps: Sequence[int]) -> tuple[int, ...]:
 def can_diverge(spec: Spec) -> bool:
     """Whether a recurrent state can become infinite, be its inputs what they may.
 
-    Of gates in [0, 1] and a bounded activation it cannot: h is bounded, and c grows by 1 a step at
+    Of gates in [-1, 1] and a bounded activation it cannot: h is bounded, and c grows by 1 a step at
     most, which float32 no longer sees beyond 2^24. A window keeps no recurrent state.
     """
-    grow = {"relu", "linear"}
-    return not spec.window and bool({spec.activation, spec.recurrent_activation} & grow)
+    gates = {"tanh", "sigmoid", "hard_sigmoid", "hard_tanh", "softsign", "sparse_sigmoid"}
+    bounded = spec.activation in gates | {"relu6"} and spec.recurrent_activation in gates
+    return not (spec.window or bounded)
 
 
 def _refuse_what_does_not_fit(declared: int, max_series: int) -> None:

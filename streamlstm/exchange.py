@@ -22,10 +22,9 @@ from streamlstm.config import ConfigError
 from streamlstm.console import LeavingConsole, check_out, print_lines, say
 from streamlstm.exporters import onnx as to_onnx
 from streamlstm.exporters import torch as to_torch
-from streamlstm.golden import network_of
+from streamlstm.golden import forecasts_of, outputs_of
 from streamlstm.importers import keras, onnx, torch
 from streamlstm.importers.parts import Parts, RefusedError, Wanted, assemble
-from streamlstm.kernels import reference
 from streamlstm.model import Model, load_model, save_model
 
 SUFFIXES = {
@@ -94,11 +93,12 @@ def _bring(path: Path, kind: str, wanted: Wanted, activation: str | None) -> Imp
             )
         model, notes = onnx.convert(path, wanted), ["an export of streamlstm's"]
         inputs = _drawn(model.spec.window or STEPS, model.spec.width)
-        ours = _network_outputs(model, inputs)
+        ours = outputs_of(model, inputs)
     else:
         parts = _read(path, kind, activation)
         model, notes = assemble(parts, wanted), list(parts.notes)
-        inputs, ours = _compared(model)
+        inputs = _values(model)
+        ours = forecasts_of(model, inputs)
         if not model.spec.window and wanted.window is None:
             notes.append(
                 "the file names no number of steps, so the state runs on from tick to tick; give"
@@ -139,25 +139,12 @@ def _drawn(steps: int, width: int) -> NDArray[np.float32]:
     return np.random.default_rng(SEED).normal(size=(steps, width)).astype(np.float32)
 
 
-def _compared(model: Model) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Values of random ticks (T, inputs), and the outputs (T, outputs) in raw units at each."""
-    spec, scaling = model.spec, model.spec.scaling
-    loc, scale = np.zeros(spec.inputs), np.ones(spec.inputs)
-    if scaling.kind == "fixed":
-        loc, scale = np.array(scaling.loc), np.array(scaling.scale)
-    inputs = (loc + scale * _drawn(spec.window or STEPS, spec.inputs)).astype(np.float32)
-    z = ((inputs - loc) / scale).astype(np.float32)
-    center, unit = (np.tile(part[: spec.targets], spec.horizon) for part in (loc, scale))
-    return inputs, center + unit * _network_outputs(model, z)
-
-
-def _network_outputs(model: Model, x: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(T, outputs) at each of the input vectors ``x`` (T, width), from a zero state, in float64."""
-    outputs = np.zeros((len(x), model.spec.answers))
-    network = network_of(model.spec, model.weights)._replace(window=0)  # x is no longer than it
-    buffers = reference.allocate(network, 1)
-    reference.step(buffers, np.zeros(len(x), np.int32), x, np.arange(len(x) + 1), outputs)
-    return outputs[:, : model.spec.outputs]
+def _values(model: Model) -> NDArray[np.float32]:
+    """(T, inputs) of random ticks, in raw units."""
+    scaling, drawn = model.spec.scaling, _drawn(model.spec.window or STEPS, model.spec.inputs)
+    if scaling.kind == "none":
+        return drawn
+    return (np.array(scaling.loc) + np.array(scaling.scale) * drawn).astype(np.float32)
 
 
 # --- the commands ---------------------------------------------------------------------------------

@@ -36,6 +36,31 @@ def network_of(spec: Spec, weights: Mapping[str, NDArray[np.float32]]) -> cell.N
     return cell.Network(layers, head, spec.window)
 
 
+def outputs_of(model: Model, x: NDArray[Any]) -> NDArray[np.float64]:
+    """(T, outputs) after each of the input vectors ``x`` (T, I), from a zero state, in float64.
+
+    All of them are seen, also where the model would see a window of the last ones alone.
+    """
+    network = network_of(model.spec, model.weights)._replace(window=0)
+    buffers = reference.allocate(network, 1)
+    outputs = np.zeros((len(x), model.spec.answers))
+    reference.step(buffers, np.zeros(len(x), np.int32), x, np.arange(len(x) + 1), outputs)
+    return outputs[:, : model.spec.outputs]
+
+
+def forecasts_of(model: Model, values: NDArray[Any]) -> NDArray[np.float64]:
+    """(T, outputs) in raw units after each of the ticks' values (T, I), of a fixed scaling or none.
+
+    Of what an importer makes: a model without inputs but these.
+    """
+    spec, scaling = model.spec, model.spec.scaling
+    loc, scale = np.zeros(spec.inputs), np.ones(spec.inputs)
+    if scaling.kind == "fixed":
+        loc, scale = np.array(scaling.loc), np.array(scaling.scale)
+    center, unit = (np.tile(part[: spec.targets], spec.horizon) for part in (loc, scale))
+    return center + unit * outputs_of(model, (values - loc) / scale)
+
+
 def make_golden(spec: Spec, weights: Mapping[str, NDArray[np.float32]], seed: int = 0) -> Golden:
     """Run 16 random inputs through the float64 reference."""
     inputs = np.random.default_rng(seed).normal(size=(16, spec.width)).astype(np.float32)

@@ -41,8 +41,6 @@ becomes of them in the input vector is said by :mod:`streamlstm.features`.
 import hashlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +61,8 @@ from pydantic import (
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from streamlstm.files import write_whole
+
 FORMAT = 1
 WIDEST = 65_536
 """Numbers in an input or output vector at most."""
@@ -72,7 +72,14 @@ MOST_CATEGORIES = 1024
 """Of an input."""
 STEPS_SHOWN = 24
 """Steps ahead at which the network is shown what is known ahead, at most."""
-ActivationName = Literal["tanh", "sigmoid", "relu", "hard_sigmoid", "linear"]
+Trainable = Literal["tanh", "sigmoid", "relu", "hard_sigmoid", "linear"]
+"""Activations that can be fitted, too."""
+ActivationName = Literal[
+    Trainable, "elu", "exponential", "gelu", "hard_silu", "hard_tanh", "leaky_relu", "log_sigmoid",
+    "mish", "relu6", "selu", "silu", "soft_shrink", "softplus", "softsign", "sparse_plus",
+    "sparse_sigmoid", "tanh_shrink",
+]  # fmt: skip
+"""By Keras' names, with its default numbers."""
 CalendarName = Literal["hour", "week", "year"]
 _WEIGHTS = ("lstm.", "gru.", "rnn.", "head.")
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -431,18 +438,7 @@ def save_model(model: Model, path: Path) -> None:
         "provenance": dict(model.provenance),
     }
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    data = save(contiguous, {"streamlstm": json.dumps(header)})
-    prefix = f".{path.name}."
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=prefix, delete=False) as file:
-        try:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    write_whole(path, save(contiguous, {"streamlstm": json.dumps(header)}))
 
 
 def load_model(path: Path) -> Model:

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from streamlstm import bptt
 from streamlstm.importers.parts import Dense as Head
 from streamlstm.importers.parts import Parts, Recurrent, Wanted, assemble
-from streamlstm.model import ActivationName, Model, save_model
+from streamlstm.model import Model, Trainable, save_model
 
 Singles = NDArray[np.float32]
 EPSILON = 1e-7
@@ -31,8 +31,8 @@ class LSTM(NamedTuple):
     """A layer of LSTM cells; the first one says what it is given."""
 
     units: int
-    activation: ActivationName = "tanh"
-    recurrent_activation: ActivationName = "sigmoid"
+    activation: Trainable = "tanh"
+    recurrent_activation: Trainable = "sigmoid"
     input_shape: tuple[int, int] | None = None
     """(steps, values of a step)"""
     return_sequences: bool = False
@@ -43,7 +43,7 @@ class Dense(NamedTuple):
     """The head: activation(weight @ h + bias)."""
 
     units: int
-    activation: ActivationName = "linear"
+    activation: Trainable = "linear"
 
 
 class History(NamedTuple):

@@ -7,20 +7,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streamlstm.files import write_whole
 from streamlstm.model import FORMAT, Model, ModelError, Spec, without
 
 OPSET = 17
 GATES = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}
 """Where ONNX' gates lie: ours are i, f, g, o and r, z, n, those are i, o, f, c and z, r, h."""
 ACTIVATIONS = {
-    "tanh": "Tanh",
-    "sigmoid": "Sigmoid",
-    "relu": "Relu",
-    "hard_sigmoid": "HardSigmoid",
-    "linear": "Affine",
-}
-NUMBERS = {"hard_sigmoid": (1 / 6, 0.5), "linear": (1.0, 0.0)}
-"""alpha and beta, of those that take them"""
+    "tanh": "Tanh", "sigmoid": "Sigmoid", "relu": "Relu", "hard_sigmoid": "HardSigmoid",
+    "linear": "Affine", "elu": "Elu", "leaky_relu": "LeakyRelu", "softplus": "Softplus",
+    "softsign": "Softsign",
+}  # fmt: skip
+OF_HEADS = ACTIVATIONS | {"exponential": "Exp", "hard_silu": "HardSwish"}
+NUMBERS = {
+    "hard_sigmoid": {"alpha": 1 / 6, "beta": 0.5}, "linear": {"alpha": 1.0, "beta": 0.0},
+    "elu": {"alpha": 1.0}, "leaky_relu": {"alpha": 0.2},
+}  # fmt: skip
+"""of those that take some"""
 
 
 def export(model: Model, path: Path) -> None:
@@ -32,7 +35,7 @@ def export(model: Model, path: Path) -> None:
     file's metadata.
 
     Raises:
-        ModelError: the package for it is missing.
+        ModelError: the package for it is missing, or ONNX has no such activation.
         OSError: the file cannot be written.
     """
     try:
@@ -43,6 +46,7 @@ def export(model: Model, path: Path) -> None:
             "writing ONNX files needs the package onnx: pip install 'streamlstm[onnx]'"
         ) from error
     spec, weights = without(model.spec, model.weights, spread=True, directions=True)
+    _check(spec)
     made = _Made(helper, onnx.numpy_helper)
     x = y = "x"
     states = spec.states
@@ -82,7 +86,16 @@ def export(model: Model, path: Path) -> None:
     )
     helper.set_model_props(file, _metadata(model, spec))
     onnx.checker.check_model(file)
-    path.write_bytes(file.SerializeToString())
+    write_whole(path, file.SerializeToString())
+
+
+def _check(spec: Spec) -> None:
+    of_layers = {spec.activation} | ({spec.recurrent_activation} if spec.cell != "rnn" else set())
+    for used, known in ((of_layers, ACTIVATIONS), ({spec.head_activation}, OF_HEADS)):
+        if strange := sorted(used - {*known}):
+            raise ModelError(
+                f"activation {strange[0]}: ONNX has none such there; it has {', '.join(known)}"
+            )
 
 
 class _Made:
@@ -156,9 +169,10 @@ def _layer(
     if of == "lstm":
         used.append(spec.activation)
     options: dict[str, Any] = {"activations": [ACTIVATIONS[each] for each in used]}
-    if numbers := [NUMBERS[each] for each in used if each in NUMBERS]:
-        options["activation_alpha"] = [alpha for alpha, _ in numbers]
-        options["activation_beta"] = [beta for _, beta in numbers]
+    for name in ("alpha", "beta"):
+        numbers = [NUMBERS[each][name] for each in used if name in NUMBERS.get(each, {})]
+        if numbers:
+            options[f"activation_{name}"] = numbers
     if of == "gru":
         options["linear_before_reset"] = int(spec.reset_after)
     made.node(of.upper(), inputs, outputs, hidden_size=H, **options)
@@ -178,9 +192,8 @@ def _head(made: _Made, spec: Spec, weights: Any, x: str, h: str) -> None:
         made.node("Add", [sums, bias], ["y"])
         return
     made.node("Add", [sums, bias], ["before_activation"])
-    numbers = NUMBERS.get(spec.head_activation)
-    options = {"alpha": numbers[0], "beta": numbers[1]} if numbers else {}
-    made.node(ACTIVATIONS[spec.head_activation], ["before_activation"], ["y"], **options)
+    options = NUMBERS.get(spec.head_activation, {})
+    made.node(OF_HEADS[spec.head_activation], ["before_activation"], ["y"], **options)
 
 
 def _metadata(model: Model, spec: Spec) -> dict[str, str]:

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from streamlstm.exporters.pipeline import described
+from streamlstm.files import write_whole
 from streamlstm.model import Model, ModelError, Spec, without
 
 _FIRST = "Exported from streamlstm"
@@ -20,6 +21,21 @@ _HEADS = {
     "tanh": "torch.tanh(out)",
     "sigmoid": "torch.sigmoid(out)",
     "hard_sigmoid": "nn.functional.hardsigmoid(out)",
+    "elu": "nn.functional.elu(out)",
+    "exponential": "torch.exp(out)",
+    "gelu": "nn.functional.gelu(out)",
+    "hard_silu": "nn.functional.hardswish(out)",
+    "hard_tanh": "nn.functional.hardtanh(out)",
+    "leaky_relu": "nn.functional.leaky_relu(out, 0.2)",
+    "log_sigmoid": "nn.functional.logsigmoid(out)",
+    "mish": "nn.functional.mish(out)",
+    "relu6": "nn.functional.relu6(out)",
+    "selu": "nn.functional.selu(out)",
+    "silu": "nn.functional.silu(out)",
+    "soft_shrink": "nn.functional.softshrink(out)",
+    "softplus": "nn.functional.softplus(out)",
+    "softsign": "nn.functional.softsign(out)",
+    "tanh_shrink": "nn.functional.tanhshrink(out)",
 }
 _MEND = "export it as .onnx"
 _MODULE = '''"""{doc}
@@ -76,13 +92,16 @@ def export(model: Model, path: Path) -> None:
     _check_place(path, module)
     tensors = _tensors(spec, weights)
     metadata = {"format": "pt", "spec": spec.model_dump_json(), "model": model.id}
-    path.write_bytes(save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, metadata))
-    module.write_text(_source(spec, model.id, path.name, "skip.weight" in tensors), "utf-8")
+    write_whole(path, save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, metadata))
+    source = _source(spec, model.id, path.name, "skip.weight" in tensors)
+    write_whole(module, source.encode())
 
 
 def _check(spec: Spec) -> None:
     kind = f"nn.{_KINDS[spec.cell]}"
     able = ("tanh", "relu") if spec.cell == "rnn" else ("tanh",)
+    if spec.head_activation not in _HEADS:
+        raise ModelError(f"activation {spec.head_activation} of the head: PyTorch has none such")
     if spec.activation not in able:
         raise ModelError(f"activation {spec.activation}: {kind} has {' or '.join(able)}; {_MEND}")
     if spec.cell == "rnn":

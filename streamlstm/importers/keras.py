@@ -58,6 +58,13 @@ REASONS = {
 BARE = "weights alone: taken to be a plain stack with the activations that Keras has by default"
 DAMAGED = (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError)
 """What a file that is not as Keras writes it, or h5py, raises."""
+OTHER_NAMES = {"swish": "silu", "hard_swish": "hard_silu", "celu": "elu"}
+OWN: Mapping[str, tuple[str, Mapping[str, float | None]]] = {
+    "ReLU": ("relu", {"negative_slope": 0, "threshold": 0, "max_value": None}),
+    "LeakyReLU": ("leaky_relu", {"negative_slope": 0.2}),
+    "ELU": ("elu", {"alpha": 1}),
+}
+"""Layers that are an activation of ours where they have these numbers."""
 OLD_SLOPE = 1.2
 """Keras 2's hard_sigmoid is clip(0.2 x + 0.5), ours relu6(x + 3) / 6: 0.2 x = (1.2 x) / 6."""
 
@@ -228,7 +235,7 @@ def _walk(layers: Sequence[Layer], old: bool) -> Parts:
             if class_of(inner) != "Dense":
                 raise layer.refused(f"of {class_of(inner)}; it has to be of Dense")
             _dense(walk, layer._replace(config=inner["config"]), old)
-        elif layer.kind in ("Activation", "ReLU"):
+        elif layer.kind == "Activation" or layer.kind in OWN:
             _activation(walk, layer, old)
         elif layer.kind in ("Normalization", "Rescaling"):
             _affine(walk, layer)
@@ -361,9 +368,21 @@ def _name(activation: Any) -> str:
     if activation is None:
         return "linear"
     if isinstance(activation, str):
-        return activation
+        return OTHER_NAMES.get(activation, activation)
     config = activation["config"]
     return f"{config if isinstance(config, str) else activation['class_name']} of your own"
+
+
+def _layers_own(layer: Layer) -> str:
+    """The activation that a layer of its own is."""
+    config, (name, plain) = layer.config, OWN[layer.kind]
+    if layer.kind == "ReLU" and config.get("max_value") == 6:
+        name, plain = "relu6", {**plain, "max_value": 6}
+    for option, number in plain.items():
+        found = config.get(option, config.get("alpha"))  # as Keras 2 calls it
+        if abs((found or 0) - (number or 0)) > 1e-6 or (found is not None and number is None):
+            raise layer.refused(f"its {option} is {found}; only {number} can be run")
+    return name
 
 
 def _slope(activation: str, old: bool) -> float:
@@ -389,11 +408,7 @@ def _dense(walk: _Walk, layer: Layer, old: bool) -> None:
 
 def _activation(walk: _Walk, layer: Layer, old: bool) -> None:
     config = layer.config
-    if layer.kind == "ReLU":
-        slanted = config.get("negative_slope") or config.get("threshold")
-        if slanted or config.get("max_value") is not None:
-            raise layer.refused("it has options of its own; only plain ReLU can be run")
-    activation = "relu" if layer.kind == "ReLU" else _name(config["activation"])
+    activation = _layers_own(layer) if layer.kind in OWN else _name(config["activation"])
     if activation == "linear":
         return
     if not walk.layers:

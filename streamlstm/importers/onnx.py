@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamlstm.golden import make_golden, network_of
+from streamlstm.golden import forecasts_of, make_golden, outputs_of
 from streamlstm.importers.onnx_cells import Cells, cells, constant
 from streamlstm.importers.onnx_graph import Graph
 from streamlstm.importers.onnx_trace import Trace, open_shape
@@ -142,7 +142,7 @@ def _check(trace: Trace) -> None:
     feeds = trace.feeds(x)
     x = feeds[trace.source].reshape(-1)[trace.entry[:, 0]].astype(np.float64)
     theirs = _output(trace.graph, trace.layers, feeds).reshape(-1)[trace.picked]
-    _compare(trace.graph, _after(assemble(parts, Wanted()), x), theirs)
+    _compare(trace.graph, forecasts_of(assemble(parts, Wanted()), x)[-1], theirs)
 
 
 def _output(
@@ -201,24 +201,6 @@ def _states(layer: Recurrent, x: NDArray[Any]) -> Floats:
     return np.array(found)
 
 
-def _after(model: Model, x: Floats) -> Floats:
-    """(O,) what a model of one target gives after raw inputs (T, I), by the float64 reference."""
-    spec = model.spec
-    loc, scale = np.zeros(1), np.ones(1)
-    if spec.scaling.kind == "fixed":
-        loc, scale = np.array(spec.scaling.loc), np.array(spec.scaling.scale)
-    return _last(spec, model, (x - loc) / scale) * scale[0] + loc[0]
-
-
-def _last(spec: Spec, model: Model, x: Floats) -> Floats:
-    """(N,) of the network after input vectors (T, I)."""
-    network = network_of(spec, model.weights)._replace(window=0)
-    buffers = reference.allocate(network, 1)
-    out = np.zeros((len(x), spec.answers))
-    reference.step(buffers, np.zeros(len(x), np.int32), x, np.arange(len(x) + 1), out)  # type: ignore[arg-type]
-    return out[-1]
-
-
 def _own(graph: Graph, wanted: Wanted) -> Model:
     """A file of :mod:`streamlstm.exporters.onnx`: it says what model it was made of."""
     try:
@@ -251,5 +233,5 @@ def _own(graph: Graph, wanted: Wanted) -> Model:
     model = Model(spec, weights, make_golden(spec, weights))
     x = np.random.default_rng(0).normal(size=(spec.window or 6, spec.width)).astype(np.float32)
     theirs = _output(graph, layers, {graph.source(): x[:, None]})[-1, 0]
-    _compare(graph, _last(spec, model, x.astype(np.float64)), theirs)
+    _compare(graph, outputs_of(model, x)[-1], theirs)
     return model

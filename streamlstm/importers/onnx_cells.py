@@ -11,9 +11,14 @@ from streamlstm.importers.parts import Floats, Recurrent, RefusedError
 GATES = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
 """Where our gates lie: ONNX has i, o, f, c and z, r, h, ours are i, f, g, o and r, z, n."""
 DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
-PLAIN = {"tanh": "tanh", "sigmoid": "sigmoid", "relu": "relu"}
-AFFINE = {"hardsigmoid": (0.2, 0.5), "affine": (1.0, 0.0)}
-"""Activations that have an alpha and a beta, and which, where the node does not say."""
+PLAIN = {
+    "tanh": "tanh", "sigmoid": "sigmoid", "relu": "relu", "softsign": "softsign",
+    "softplus": "softplus", "mish": "mish", "hardswish": "hard_silu", "exp": "exponential",
+}  # fmt: skip
+NUMBERS: dict[str, tuple[float | None, float | None]] = {
+    "hardsigmoid": (0.2, 0.5), "affine": (1.0, 0.0), "elu": (1.0, None), "leakyrelu": (0.01, None),
+}  # fmt: skip
+"""The alpha and beta of activations that have them, where the node does not say."""
 
 
 class Activation(NamedTuple):
@@ -37,7 +42,14 @@ def activation(where: str, name: str, alpha: float, beta: float) -> Activation:
         return Activation("hard_sigmoid", _near(6 * alpha, 1.0), _near(6 * (beta - 0.5), 0.0))
     if low == "affine" and (alpha, beta) == (1, 0):
         return Activation("linear")
-    known = "Tanh, Sigmoid, Relu, HardSigmoid and Affine with alpha 1 and beta 0"
+    if low == "elu" and _near(alpha, 1.0) == 1:
+        return Activation("elu")
+    if low == "leakyrelu" and _near(alpha, 0.2) == 0.2:
+        return Activation("leaky_relu")
+    known = (
+        "Tanh, Sigmoid, Relu, HardSigmoid, Softsign, Softplus, Affine with alpha 1 and beta 0, Elu"
+        " with alpha 1 and LeakyRelu with 0.2"
+    )
     raise RefusedError(f"{where}: activation {name} cannot be run; those that can: {known}")
 
 
@@ -117,19 +129,17 @@ def _or_nothing(shift: Floats) -> Floats:
 def _activations(where: str, op: str, given: dict[str, Any]) -> list[Activation]:
     """Of the gates, of the new value, and of an LSTM of its state, which has to be the same."""
     names = [each.decode() for each in given.get("activations", [])] or [*DEFAULTS[op]]
-    needed = [name.lower() for name in names if name.lower() in AFFINE]
     numbers = []
     for number, what in enumerate(("activation_alpha", "activation_beta")):
         said = list(given.get(what, []))
+        usual = [NUMBERS.get(name.lower(), (None, None))[number] for name in names]
+        needed = [each for each in usual if each is not None]
         if len(said) > len(needed) and len({*said}) > 1:
             raise RefusedError(f"{where}: {what} has {len(said)} numbers, its activations take"
                                f" {len(needed)}")  # fmt: skip
-        left = [AFFINE[name][number] for name in needed[len(said) :]]
-        numbers.append(iter([*said[: len(needed)], *left]))
-    ours = []
-    for name in names:
-        alpha, beta = [next(each) for each in numbers] if name.lower() in AFFINE else (1.0, 0.0)
-        ours.append(activation(where, name, alpha, beta))
+        own = iter([*said[: len(needed)], *needed[len(said) :]])
+        numbers.append([0.0 if each is None else next(own) for each in usual])
+    ours = [activation(where, *each) for each in zip(names, *numbers, strict=True)]
     if len(ours) != len(DEFAULTS[op]):
         raise RefusedError(f"{where}: has {len(ours)} activations, not {len(DEFAULTS[op])}")
     if op == "LSTM" and (ours[2] != Activation(ours[1].name) or ours[1] != ours[2]):

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamlstm.importers.onnx_cells import Activation, Cells, activation, cells, constant
+from streamlstm.importers.onnx_cells import NUMBERS, Activation, Cells, activation, cells, constant
 from streamlstm.importers.onnx_graph import OURS, RECURRENT, Graph, attributes, label
 from streamlstm.importers.parts import Dense, Floats, Parts, RefusedError
 
@@ -16,7 +16,8 @@ MOVING = ("Transpose", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Gather", "
           "Expand", "Concat", "Identity", "Dropout", "Cast")  # fmt: skip
 """Nodes that give the numbers that they are given; what they do with them is seen by running."""
 ARITHMETIC = ("Add", "Sub", "Mul", "Div")
-ACTIVATIONS = ("Relu", "Tanh", "Sigmoid", "HardSigmoid")
+ACTIVATIONS = ("Relu", "Tanh", "Sigmoid", "HardSigmoid", "HardSwish", "Elu", "LeakyRelu", "Exp",
+               "Softplus", "Softsign", "Mish")  # fmt: skip
 FIRST = 1 << 40
 """Positions begin here, so that no constant of a file is one."""
 LARGEST = 1 << 26
@@ -280,8 +281,9 @@ class Trace:
             before = self.head.name if self.head.used else "the recurrent layers"
             raise RefusedError(f"{where}: {node.op_type} after {before} cannot be run there")
         given = attributes(node)
-        alpha, beta = given.get("alpha", 0.2), given.get("beta", 0.5)
-        self.head.activate(activation(where, node.op_type, alpha, beta))
+        usual = NUMBERS.get(node.op_type.lower(), (None, None))
+        alpha, beta = (given.get(*each) for each in zip(("alpha", "beta"), usual, strict=True))
+        self.head.activate(activation(where, node.op_type, alpha or 0.0, beta or 0.0))
         self.known[node.output[0]] = at + self.first
 
     def _end(self) -> None:

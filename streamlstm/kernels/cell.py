@@ -25,11 +25,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamlstm.jit import njit
-from streamlstm.kernels.simd import fma, maximum, minimum, product, times_power
+from streamlstm.kernels.simd import elsewhere, fma, maximum, minimum, product, times_power
 from streamlstm.memory import call
 
 UNITS = 16  # hidden units are padded to a multiple of this
-ACTIVATIONS = ("linear", "relu", "tanh", "sigmoid", "hard_sigmoid")  # a code is an index into these
+# by Keras' names; a code is an index into them. Those after the first five are in `rarer`
+TRAINABLE = ("linear", "relu", "tanh", "sigmoid", "hard_sigmoid")
+ACTIVATIONS = (
+    *TRAINABLE, "elu", "exponential", "gelu", "hard_silu", "hard_tanh", "leaky_relu", "log_sigmoid",
+    "mish", "relu6", "selu", "silu", "soft_shrink", "softplus", "softsign", "sparse_plus",
+    "sparse_sigmoid", "tanh_shrink",
+)  # fmt: skip
 LINEAR, RELU, TANH, SIGMOID, HARD_SIGMOID = range(5)
 
 CELLS = ("lstm", "gru", "rnn")
@@ -177,14 +183,14 @@ def _parts(z: Any) -> Any:
 
 
 @njit(cache=True)
-def _exp2(z: Any) -> Any:
+def exp2(z: Any) -> Any:
     """2^z."""
     shifted, r, q = _parts(z)
     return times_power(fma(q, r, ONE), shifted)
 
 
 @njit(cache=True)
-def _exp2_less_1(z: Any) -> Any:
+def exp2_less_1(z: Any) -> Any:
     """2^z - 1, near zero as exact as anywhere."""
     shifted, r, q = _parts(z)
     power = times_power(ONE, shifted)
@@ -194,14 +200,14 @@ def _exp2_less_1(z: Any) -> Any:
 @njit(cache=True)
 def scaled_tanh(z: Any) -> Any:
     """tanh(x) where z = x * TANH_SCALE."""
-    m = _exp2_less_1(z)
+    m = exp2_less_1(z)
     return m / (TWO + m)
 
 
 @njit(cache=True)
 def scaled_sigmoid(z: Any) -> Any:
     """sigmoid(x) where z = x * SIGMOID_SCALE."""
-    return ONE / (ONE + _exp2(z))
+    return ONE / (ONE + exp2(z))
 
 
 @njit(cache=True)
@@ -230,7 +236,7 @@ def hard_sigmoid(x: Any) -> Any:
 
 @njit(cache=True)
 def activate(code: int, x: Any) -> Any:
-    """The activation of this code at x."""
+    """The activation of this code at x; one of the rarer: by its address, see `rarer.words`."""
     if code == TANH:
         return tanh(x)
     if code == SIGMOID:
@@ -239,6 +245,8 @@ def activate(code: int, x: Any) -> Any:
         return relu(x)
     if code == HARD_SIGMOID:
         return hard_sigmoid(x)
+    if code != LINEAR:
+        return elsewhere(code, x)
     return x
 
 
@@ -253,10 +261,10 @@ def update(activation: int, recurrent: int, i: Any, f: Any, g: Any, o: Any, c: A
 @njit(cache=True)
 def update_scaled(i: Any, f: Any, g: Any, o: Any, c: Any) -> Any:
     """`update` for tanh and sigmoid, where the pre-activations come scaled for them: sooner."""
-    m = _exp2_less_1(g)
-    new = c / (ONE + _exp2(f)) + m / product(ONE + _exp2(i), TWO + m)
-    m = _exp2_less_1(product(new, FOR_TANH))
-    return m / product(ONE + _exp2(o), TWO + m), new
+    m = exp2_less_1(g)
+    new = c / (ONE + exp2(f)) + m / product(ONE + exp2(i), TWO + m)
+    m = exp2_less_1(product(new, FOR_TANH))
+    return m / product(ONE + exp2(o), TWO + m), new
 
 
 @njit(cache=True)
@@ -275,5 +283,5 @@ def gru(activation: int, recurrent: int, r: Any, z: Any, n: Any, u: Any, h: Any)
 @njit(cache=True)
 def gru_scaled(r: Any, z: Any, n: Any, u: Any, h: Any) -> Any:
     """`gru` for tanh and sigmoid, where the pre-activations come scaled for them: sooner."""
-    new = scaled_tanh(n + u / (ONE + _exp2(r)))
-    return new + (h - new) / (ONE + _exp2(z))
+    new = scaled_tanh(n + u / (ONE + exp2(r)))
+    return new + (h - new) / (ONE + exp2(z))

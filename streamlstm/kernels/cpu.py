@@ -21,7 +21,7 @@ from numba import config, types
 from numpy.typing import NDArray
 
 from streamlstm.jit import njit
-from streamlstm.kernels import cell, layers, pool, simd, tiles
+from streamlstm.kernels import cell, layers, pool, rarer, simd, tiles
 from streamlstm.kernels.cell import (
     NO_STAGES,
     UNITS,
@@ -88,6 +88,14 @@ def allocate(network: Network, capacity: int, threads: int | None = None) -> Buf
 
     rows, states = take(4 * TILE), take(state_size * (1 + TILE * (network.window > 0)))
     kind = cell.kind_of(network)
+
+    def code_of(activation: str) -> int:
+        code = cell.activation_code(activation)
+        if activation in cell.TRAINABLE:
+            return code
+        held.append(rarer.words(code))
+        return held[-1].ctypes.data
+
     plans = []
     for place, layer in enumerate(network.layers):
         hidden, inputs = layer.weight_hh.shape[1], layer.weight_ih.shape[1]
@@ -99,8 +107,8 @@ def allocate(network: Network, capacity: int, threads: int | None = None) -> Buf
                 inputs=inputs,
                 weights=keep(weights),
                 bias=keep(bias),
-                activation=cell.activation_code(layer.activation),
-                recurrent=cell.activation_code(layer.recurrent_activation),
+                activation=code_of(layer.activation),
+                recurrent=code_of(layer.recurrent_activation),
                 scaled=int(layers.is_scaled(layer)),
                 state=place * parts * units,
                 tile=take(TILE * stride + UNITS),
@@ -146,7 +154,7 @@ def allocate(network: Network, capacity: int, threads: int | None = None) -> Buf
         head_few=int(few),
         head_weights=keep(packed),
         head_bias=keep(head_bias),
-        head_activation=cell.activation_code(head.activation),
+        head_activation=code_of(head.activation),
         result=take(TILE * result_stride),
         result_stride=result_stride,
         head_terms=terms,

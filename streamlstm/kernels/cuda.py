@@ -218,7 +218,7 @@ def _pinned(count: int, inputs: int, outputs: int) -> _Pinned:
 
 
 def _activations(network: Network) -> tuple[int, int]:
-    """The codes of the activations of all layers; BackendError where they differ."""
+    """The codes of the activations of all layers; BackendError where they differ, or are rarer."""
     codes = {
         (cell.activation_code(layer.activation), cell.activation_code(layer.recurrent_activation))
         for layer in network.layers
@@ -227,6 +227,16 @@ def _activations(network: Network) -> tuple[int, int]:
         raise BackendError(
             "backend 'cuda' wants the same activations in all layers; set backend = 'cpu'"
         )
+    used = {
+        network.head.activation,
+        *(
+            name
+            for layer in network.layers
+            for name in (layer.activation, layer.recurrent_activation)
+        ),
+    }
+    if rarer := sorted(used - {*cell.TRAINABLE}):
+        raise BackendError(f"backend 'cuda' has no activation {rarer[0]}; set backend = 'cpu'")
     return codes.pop()
 
 

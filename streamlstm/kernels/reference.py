@@ -24,12 +24,33 @@ from streamlstm.kernels.cell import (
 
 Doubles = NDArray[np.float64]
 
+LARGEST_EXPONENT = 60 * math.log(2)  # beyond it the other backends stay there
+SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
+_erf = np.vectorize(math.erf, otypes=[float])
+
 ACTIVATIONS: dict[str, Callable[[Doubles], Doubles]] = {
     "linear": lambda x: x,
     "relu": lambda x: np.maximum(x, 0.0),
     "tanh": np.tanh,
     "sigmoid": lambda x: 0.5 * np.tanh(0.5 * x) + 0.5,
     "hard_sigmoid": lambda x: np.clip(x + 3.0, 0.0, 6.0) / 6.0,
+    "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0.0))),
+    "exponential": lambda x: np.exp(np.minimum(x, LARGEST_EXPONENT)),
+    "gelu": lambda x: 0.5 * x * (1.0 + _erf(x / math.sqrt(2))),
+    "hard_silu": lambda x: x * np.clip(x + 3.0, 0.0, 6.0) / 6.0,
+    "hard_tanh": lambda x: np.clip(x, -1.0, 1.0),
+    "leaky_relu": lambda x: np.where(x > 0, x, 0.2 * x),
+    "log_sigmoid": lambda x: -np.logaddexp(0.0, -x),
+    "mish": lambda x: x * np.tanh(np.logaddexp(0.0, x)),
+    "relu6": lambda x: np.clip(x, 0.0, 6.0),
+    "selu": lambda x: SELU_SCALE * np.where(x > 0, x, SELU_ALPHA * np.expm1(np.minimum(x, 0.0))),
+    "silu": lambda x: x * (0.5 * np.tanh(0.5 * x) + 0.5),
+    "soft_shrink": lambda x: np.sign(x) * np.maximum(np.abs(x) - 0.5, 0.0),
+    "softplus": lambda x: np.logaddexp(0.0, x),
+    "softsign": lambda x: x / (1.0 + np.abs(x)),
+    "sparse_plus": lambda x: np.where(x <= -1, 0.0, np.where(x < 1, (x + 1.0) ** 2 / 4.0, x)),
+    "sparse_sigmoid": lambda x: np.clip((x + 1.0) / 2.0, 0.0, 1.0),
+    "tanh_shrink": lambda x: x - np.tanh(x),
 }
 
 
@@ -116,7 +137,7 @@ def over_window(network: Network, inputs: Doubles, ring: Doubles) -> Doubles:
 def step(
     buffers: Buffers,
     slots: NDArray[np.int32],
-    inputs: Floats,
+    inputs: NDArray[np.floating],
     rounds: NDArray[np.int64],
     outputs: NDArray[np.floating],
 ) -> None:

@@ -445,6 +445,32 @@ def maximum(typing: Any, a: Any, b: Any) -> Any:
     return _lanewise((a, b), lambda ir, a, b: ir.select(ir.fcmp_ordered(">", a, b), a, b))
 
 
+@intrinsic
+def elsewhere(typing: Any, words: Any, value: Any) -> Any:
+    """elsewhere(address, x): x as a function leaves it, lane by lane, that works in memory.
+
+    At the address are that of a compiled function(code, memory, count) and the code. On a GPU, x.
+    """
+    kind = _common(value)
+    given = (types.int64,) * 3
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if context.target_name == "cuda":
+            return args[1]
+        words = builder.inttoptr(args[0], INDEX.as_pointer())
+        address, code = (builder.load(builder.gep(words, [INDEX(k)])) for k in range(2))
+        room = cgutils.alloca_once(builder, args[1].type)
+        builder.store(args[1], room)
+        count = kind.lanes * kind.parts if isinstance(kind, Vector) else 1
+        native = context.call_conv.get_function_type(types.none, given).as_pointer()
+        called = [code, builder.ptrtoint(room, INDEX), INDEX(count)]
+        function = builder.inttoptr(address, native)
+        context.call_conv.call_function(builder, function, types.none, given, called)
+        return builder.load(room)
+
+    return kind(types.int64, value), generate
+
+
 def _operator(symbol: Any, emit: Callable[..., Any]) -> None:
     @infer_global(symbol)
     class Template(AbstractTemplate):  # type: ignore[misc]

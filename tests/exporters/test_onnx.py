@@ -31,6 +31,9 @@ KINDS: list[dict[str, Any]] = [
         "head_activation": "hard_sigmoid",
     },
     {"activation": "linear", "recurrent_activation": "sigmoid", "head_activation": "relu"},
+    {"activation": "elu", "recurrent_activation": "softsign", "head_activation": "hard_silu"},
+    {"cell": "gru", "activation": "softsign", "head_activation": "softplus"},
+    {"cell": "rnn", "activation": "leaky_relu", "head_activation": "exponential"},
     {"window": 9, "cell": "gru", "layers": 2},
     {"window": 1},
 ]  # fmt: skip

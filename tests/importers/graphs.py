@@ -148,9 +148,10 @@ def cells(w: Writer, n: int, x: str, width: int, units: int) -> tuple[str, str]:
     if kind.activations:
         options["activations"] = list(kind.activations)
     if kind.alpha_beta:
-        takes = sum(name in ("HardSigmoid", "Affine") for name in kind.activations)
-        options["activation_alpha"] = [kind.alpha_beta[0]] * takes
-        options["activation_beta"] = [kind.alpha_beta[1]] * takes
+        both = [name for name in kind.activations if name in ("HardSigmoid", "Affine", "Elu")]
+        takes = [kind.alpha_beta[0] if name != "Elu" else 1.0 for name in both]
+        options["activation_alpha"] = takes
+        options["activation_beta"] = [kind.alpha_beta[1] for name in both if name != "Elu"]
     if kind.cell == "GRU":
         options["linear_before_reset"] = kind.reset_after
     if kind.layout:

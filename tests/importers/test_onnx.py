@@ -26,8 +26,11 @@ from tests.importers.graphs import Kind, outputs_of, write
 GOLDENS = Path(__file__).parent.parent / "goldens" / "onnx"
 STEPS = 1000
 GATED = [("Sigmoid", "Tanh"), ("HardSigmoid", "Relu"), ("Sigmoid", "Affine"),
-         ("HardSigmoid", "HardSigmoid"), ("Sigmoid", "Sigmoid")]  # fmt: skip
+         ("HardSigmoid", "HardSigmoid"), ("Sigmoid", "Sigmoid"), ("Sigmoid", "Elu"),
+         ("Softsign", "Softsign"), ("HardSigmoid", "Elu")]  # fmt: skip
 SIXTH = 1 / 6
+ENDS = ("Tanh", "Sigmoid", "Relu", "HardSigmoid", "Identity", "Elu", "Softplus", "Softsign",
+        "HardSwish")  # fmt: skip
 
 
 def after(model: Model, inputs: NDArray[Any], backend: ModuleType = reference) -> NDArray[Any]:
@@ -73,7 +76,7 @@ def kinds(draw: Callable[..., Any]) -> Kind:
             if cell == "LSTM" and new == "HardSigmoid":
                 alpha_beta = (SIXTH, 0.5)
     head, last = one("gemm", "transposed", "matmul", "none"), one("slice", "gather", "state", "all")
-    end = one("", "Tanh", "Sigmoid", "Relu", "HardSigmoid", "Identity") if head != "none" else ""
+    end = one("", *ENDS) if head != "none" else ""
     return Kind(
         seed=draw(st.integers(0, 1 << 20)),
         cell=cell,
@@ -337,7 +340,10 @@ REFUSED = {
     "both ways": (Kind(extra={"direction": "bidirectional"}), "direction is bidirectional"),
     "clip": (Kind(cell="GRU", extra={"clip": 1.0}), r"\(GRU\): clips"),
     "coupled": (Kind(extra={"input_forget": 1}), "input_forget"),
-    "activation": (Kind(activations=("Sigmoid", "Softsign", "Softsign")), "activation Softsign"),
+    "activation": (
+        Kind(activations=("Sigmoid", "ThresholdedRelu", "ThresholdedRelu")),
+        "Thresholded",
+    ),
     "two activations": (Kind(activations=("Sigmoid", "Tanh", "Relu")), "Tanh makes its new"),
     "affine": (
         Kind(cell="RNN", activations=("Affine",), alpha_beta=(2.0, 0.0)),

@@ -12,7 +12,7 @@ import pytest
 from streamlstm.engine import Engine
 from streamlstm.golden import check_golden
 from streamlstm.kernels import cpu, cuda, reference
-from streamlstm.kernels.cell import ACTIVATIONS, BackendError
+from streamlstm.kernels.cell import TRAINABLE, BackendError
 from streamlstm.ticks import Ticks
 from tests.kernels.networks import CELLS, random_network
 from tests.kernels.test_cpu import batch, rounds_of
@@ -135,7 +135,7 @@ def test_a_window_of_inputs_is_run_afresh(window, cell):
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize(
     ("activation", "recurrent"),
-    list(zip(ACTIVATIONS, ("sigmoid", "tanh", "hard_sigmoid", "relu", "linear"), strict=True)),
+    list(zip(TRAINABLE, ("sigmoid", "tanh", "hard_sigmoid", "relu", "linear"), strict=True)),
 )
 def test_every_activation(activation, recurrent, cell):
     network = random_network(
@@ -329,6 +329,12 @@ def test_bytes_per_series_are_those_of_a_record(kind):
     buffers = cuda.allocate(network, 7)
     assert buffers.state.nbytes == 7 * cuda.bytes_per_series(network)
     assert cuda.bytes_per_series(network) == cpu.bytes_per_series(network)
+
+
+def test_rarer_activations_are_refused():
+    for network in (random_network(3, 1, 1, 1, "elu"), random_network(3, head_activation="elu")):
+        with pytest.raises(BackendError, match="no activation elu; set backend = 'cpu'"):
+            cuda.allocate(network, 1)
 
 
 def test_layers_of_different_activations_are_refused():

@@ -12,7 +12,7 @@ from numba.core import event
 
 from streamlstm.jit import njit
 from streamlstm.kernels import cpu, layers, reference, simd, tiles
-from streamlstm.kernels.cell import Stages, padded
+from streamlstm.kernels.cell import ACTIVATIONS, Stages, padded
 from streamlstm.memory import address_of
 from tests.kernels.networks import CELLS, LONG, OTHERS, SHORT, golden, random_network
 
@@ -94,13 +94,16 @@ def test_ten_thousand_steps_stay_within_four_times_pytorchs_own_error(name):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("activation", ["tanh", "sigmoid", "relu", "hard_sigmoid", "linear"])
-@pytest.mark.parametrize("recurrent", ["sigmoid", "hard_sigmoid", "relu"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("recurrent", ["sigmoid", "relu", "softsign"])
 def test_every_activation_of_every_cell_follows_float64(cell, activation, recurrent):
     network = random_network(
         21, 2, layers=2, outputs=3, activation=activation, recurrent_activation=recurrent,
         **CELLS[cell],
     )  # fmt: skip
+    if activation == "exponential":  # of itself it grows beyond what can be compared
+        calm = [layer._replace(weight_hh=layer.weight_hh / 20) for layer in network.layers]
+        network = network._replace(layers=tuple(calm))
     fast, exact = cpu.allocate(network, 9), reference.allocate(network, 9)
     random = np.random.default_rng(0)
     for _ in range(3):

@@ -1,5 +1,9 @@
 """The float64 reference against what PyTorch computed in float64."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -37,6 +41,24 @@ def test_reference_follows_pytorchs_gru_and_rnn(name):
         np.testing.assert_allclose(outputs[0], y, atol=1e-12)
     assert buffers.state.shape[2] == 1  # h alone is kept
     assert not buffers.state[[0, 2]].any()
+
+
+def test_activations_are_those_of_keras(tmp_path):
+    x = np.linspace(-9, 9, 4001, dtype=np.float32)
+    np.save(tmp_path / "x.npy", x)
+    script = (
+        "import sys, keras, numpy as np; x = np.load(sys.argv[1]);"
+        " np.savez(sys.argv[2], **{n: keras.activations.get(n)(x) for n in sys.argv[3:]})"
+    )
+    names = list(reference.ACTIVATIONS)
+    subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "x.npy", tmp_path / "y.npz", *names],
+        check=True, env=os.environ | {"KERAS_BACKEND": "jax"},
+    )  # fmt: skip
+    theirs = np.load(tmp_path / "y.npz")
+    for name in names:
+        ours = reference.ACTIVATIONS[name](x.astype(float))
+        np.testing.assert_allclose(theirs[name], ours, rtol=5e-7, atol=2e-6, err_msg=name)
 
 
 def test_a_gru_may_reset_before_the_product():
