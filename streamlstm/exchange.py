@@ -24,7 +24,15 @@ from streamlstm.exporters import onnx as to_onnx
 from streamlstm.exporters import torch as to_torch
 from streamlstm.golden import network_of
 from streamlstm.importers import keras, onnx, torch
-from streamlstm.importers.parts import Parts, RefusedError, Wanted, assemble
+from streamlstm.importers.parts import (
+    COARSE,
+    ROUNDED,
+    TOLERANCE,
+    Parts,
+    RefusedError,
+    Wanted,
+    assemble,
+)
 from streamlstm.kernels import reference
 from streamlstm.model import Model, load_model, save_model
 
@@ -35,8 +43,6 @@ SUFFIXES = {
 FRAMEWORKS = {"keras": "Keras", "torch": "PyTorch", "onnx": "ONNX Runtime"}
 STEPS = 32
 """Of the sequence that is compared, where the model has no window."""
-TOLERANCE = 1e-4
-"""Largest deviation, over 1 + |output|: beyond it the network was not understood."""
 SEED = 0
 
 
@@ -87,6 +93,7 @@ def bring(
 
 
 def _bring(path: Path, kind: str, wanted: Wanted, activation: str | None) -> Imported:
+    tolerance = TOLERANCE
     if kind == "onnx" and onnx.is_ours(path):
         if wanted.targets != 1 or wanted.step_ns:
             raise RefusedError(
@@ -98,11 +105,19 @@ def _bring(path: Path, kind: str, wanted: Wanted, activation: str | None) -> Imp
     else:
         parts = _read(path, kind, activation)
         model, notes = assemble(parts, wanted), list(parts.notes)
-        inputs, ours = _compared(model)
+        inputs, ours = _compared(model, parts.window)
+        if parts.coarse:
+            tolerance = COARSE
+            notes.append(ROUNDED)
         if not model.spec.window and wanted.window is None:
             notes.append(
                 "the file names no number of steps, so the state runs on from tick to tick; give"
                 " --window W if the model was trained on windows of W"
+            )
+        if kind == "onnx" and parts.window == 1 and wanted.window is None:
+            notes.append(
+                "the file takes a single step and no states, so each tick is run from a zero one;"
+                " give --window 0 if the model was stateful, which tf2onnx leaves out"
             )
     provenance = {
         "imported": path.name,
@@ -121,7 +136,7 @@ def _bring(path: Path, kind: str, wanted: Wanted, activation: str | None) -> Imp
     if theirs is not None:
         deviation = float((np.abs(ours[-1] - theirs.reshape(-1)) / (1 + np.abs(ours[-1]))).max())
         provenance["parity"] = f"{FRAMEWORKS[kind]}, {len(inputs)} random steps: {deviation:.1e}"
-        if not deviation <= TOLERANCE:
+        if not deviation <= tolerance:
             raise RefusedError(
                 f"{FRAMEWORKS[kind]} gives something else for the same inputs, by"
                 f" {deviation:.2g}; it was not understood, and is not imported"
@@ -139,13 +154,16 @@ def _drawn(steps: int, width: int) -> NDArray[np.float32]:
     return np.random.default_rng(SEED).normal(size=(steps, width)).astype(np.float32)
 
 
-def _compared(model: Model) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Values of random ticks (T, inputs), and the outputs (T, outputs) in raw units at each."""
+def _compared(model: Model, window: int = 0) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Values of random ticks (T, inputs), and the outputs (T, outputs) in raw units at each.
+
+    ``window``: steps that the file takes, whatever those of the model are; 0: any number.
+    """
     spec, scaling = model.spec, model.spec.scaling
     loc, scale = np.zeros(spec.inputs), np.ones(spec.inputs)
     if scaling.kind == "fixed":
         loc, scale = np.array(scaling.loc), np.array(scaling.scale)
-    inputs = (loc + scale * _drawn(spec.window or STEPS, spec.inputs)).astype(np.float32)
+    inputs = (loc + scale * _drawn(window or spec.window or STEPS, spec.inputs)).astype(np.float32)
     z = ((inputs - loc) / scale).astype(np.float32)
     center, unit = (np.tile(part[: spec.targets], spec.horizon) for part in (loc, scale))
     return inputs, center + unit * _network_outputs(model, z)
@@ -154,7 +172,7 @@ def _compared(model: Model) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
 def _network_outputs(model: Model, x: NDArray[np.float32]) -> NDArray[np.float64]:
     """(T, outputs) at each of the input vectors ``x`` (T, width), from a zero state, in float64."""
     outputs = np.zeros((len(x), model.spec.answers))
-    network = network_of(model.spec, model.weights)._replace(window=0)  # x is no longer than it
+    network = network_of(model.spec, model.weights)._replace(window=0)  # all of x
     buffers = reference.allocate(network, 1)
     reference.step(buffers, np.zeros(len(x), np.int32), x, np.arange(len(x) + 1), outputs)
     return outputs[:, : model.spec.outputs]
