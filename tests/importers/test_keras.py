@@ -666,6 +666,17 @@ def test_keras_archives_of_keras_2(top: str, keras: Keras, tmp_path: Path) -> No
     assert worst(again.bias, layer.bias * slopes) < 1e-6
 
 
+def test_weights_alone_of_keras_2_12(keras: Keras, tmp_path: Path) -> None:
+    """Its .weights.h5 name the group of layers otherwise, and no version."""
+    layers = ("L.GRU(3, return_sequences=True)", "L.Dropout(0.1)", "L.GRU(2)", HEAD)
+    keras.build(tmp_path, stack(*layers), (".weights.h5",))
+    path = tmp_path / "model.weights.h5"
+    new = convert(path, STATEFUL)
+    with h5py.File(path, "a") as file:
+        file.move("layers", "_layer_checkpoint_dependencies")
+    assert convert(path, STATEFUL).id == new.id
+
+
 # --- files that are none -------------------------------------------------------------------------
 
 
