@@ -24,7 +24,15 @@ from streamlstm.exporters import onnx as to_onnx
 from streamlstm.exporters import torch as to_torch
 from streamlstm.golden import forecasts_of, outputs_of
 from streamlstm.importers import keras, onnx, torch
-from streamlstm.importers.parts import Parts, RefusedError, Wanted, assemble
+from streamlstm.importers.parts import (
+    COARSE,
+    ROUNDED,
+    TOLERANCE,
+    Parts,
+    RefusedError,
+    Wanted,
+    assemble,
+)
 from streamlstm.model import Model, load_model, save_model
 
 SUFFIXES = {
@@ -34,8 +42,6 @@ SUFFIXES = {
 FRAMEWORKS = {"keras": "Keras", "torch": "PyTorch", "onnx": "ONNX Runtime"}
 STEPS = 32
 """Of the sequence that is compared, where the model has no window."""
-TOLERANCE = 1e-4
-"""Largest deviation, over 1 + |output|: beyond it the network was not understood."""
 SEED = 0
 
 
@@ -86,6 +92,7 @@ def bring(
 
 
 def _bring(path: Path, kind: str, wanted: Wanted, activation: str | None) -> Imported:
+    tolerance = TOLERANCE
     if kind == "onnx" and onnx.is_ours(path):
         if wanted.targets != 1 or wanted.step_ns:
             raise RefusedError(
@@ -97,12 +104,20 @@ def _bring(path: Path, kind: str, wanted: Wanted, activation: str | None) -> Imp
     else:
         parts = _read(path, kind, activation)
         model, notes = assemble(parts, wanted), list(parts.notes)
-        inputs = _values(model)
+        inputs = _values(model, parts.window)
         ours = forecasts_of(model, inputs)
+        if parts.coarse:
+            tolerance = COARSE
+            notes.append(ROUNDED)
         if not model.spec.window and wanted.window is None:
             notes.append(
                 "the file names no number of steps, so the state runs on from tick to tick; give"
                 " --window W if the model was trained on windows of W"
+            )
+        if kind == "onnx" and parts.window == 1 and wanted.window is None:
+            notes.append(
+                "the file takes a single step and no states, so each tick is run from a zero one;"
+                " give --window 0 if the model was stateful, which tf2onnx leaves out"
             )
     provenance = {
         "imported": path.name,
@@ -121,7 +136,7 @@ def _bring(path: Path, kind: str, wanted: Wanted, activation: str | None) -> Imp
     if theirs is not None:
         deviation = float((np.abs(ours[-1] - theirs.reshape(-1)) / (1 + np.abs(ours[-1]))).max())
         provenance["parity"] = f"{FRAMEWORKS[kind]}, {len(inputs)} random steps: {deviation:.1e}"
-        if not deviation <= TOLERANCE:
+        if not deviation <= tolerance:
             raise RefusedError(
                 f"{FRAMEWORKS[kind]} gives something else for the same inputs, by"
                 f" {deviation:.2g}; it was not understood, and is not imported"
@@ -139,9 +154,10 @@ def _drawn(steps: int, width: int) -> NDArray[np.float32]:
     return np.random.default_rng(SEED).normal(size=(steps, width)).astype(np.float32)
 
 
-def _values(model: Model) -> NDArray[np.float32]:
-    """(T, inputs) of random ticks, in raw units."""
-    scaling, drawn = model.spec.scaling, _drawn(model.spec.window or STEPS, model.spec.inputs)
+def _values(model: Model, window: int) -> NDArray[np.float32]:
+    """(T, inputs) of random ticks, in raw units; ``window``: as many as the file takes; 0: any."""
+    spec, scaling = model.spec, model.spec.scaling
+    drawn = _drawn(window or spec.window or STEPS, spec.inputs)
     if scaling.kind == "none":
         return drawn
     return (np.array(scaling.loc) + np.array(scaling.scale) * drawn).astype(np.float32)

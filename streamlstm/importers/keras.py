@@ -37,6 +37,7 @@ from streamlstm.importers.parts import (
     Singles,
     Wanted,
     assemble,
+    upright,
 )
 from streamlstm.model import Model
 
@@ -50,6 +51,9 @@ REASONS = {
     "Embedding": "ticks are numbers, not places in a vocabulary",
     "RepeatVector": "an encoder with a decoder is no stack of layers",
     "Lambda": "it is code, which a file does not hold",
+    "SlicingOpLambda": "it takes a slice; leave return_sequences out of the layer before it",
+    "GetItem": "it takes a slice; leave return_sequences out of the layer before it",
+    "TFOpLambda": "it is an operation of TensorFlow's; use a layer, such as Rescaling",
     "Sequential": "a model inside a model; build it of layers alone",
     "Functional": "a model inside a model; build it of layers alone",
     "CuDNNLSTM": "load it, build it anew of LSTM layers and set their weights",
@@ -169,6 +173,7 @@ class _Walk:
         self.gives = "steps"
         """or a vector, or a table: a vector in a shape of its own"""
         self.window = 0
+        self.coarse = False
         self.notes = list[str]()
 
     @property
@@ -194,7 +199,7 @@ class _Walk:
     def parts(self) -> Parts:
         """All of it."""
         layers = self.layers
-        found = Parts(layers, self.head, window=self.window, notes=self.notes)
+        found = Parts(layers, self.head, window=self.window, coarse=self.coarse, notes=self.notes)
         if not layers:
             return found
         if self.before is not None:
@@ -202,10 +207,8 @@ class _Walk:
             gain, offset = (np.broadcast_to(each, inputs) for each in self.before)
             if not gain.all():
                 raise RefusedError("an input is scaled by 0, so that the network never sees it")
-            # a scale is above 0: the sign goes into the weights
-            weight = (layers[0].weight_ih * np.sign(gain)).astype(np.float32)
-            layers[0] = layers[0]._replace(weight_ih=weight)
-            found = found._replace(loc=-offset / gain, scale=1 / np.abs(gain))
+            layers[0], scale = upright(layers[0], 1 / gain)
+            found = found._replace(loc=-offset / gain, scale=scale)
         if self.after is not None:
             gain, offset = (np.broadcast_to(each, self.width) for each in self.after)
             found = found._replace(out_loc=offset, out_scale=gain)
@@ -232,9 +235,12 @@ def _walk(layers: Sequence[Layer], old: bool) -> Parts:
             _dense(walk, layer, old)
         elif layer.kind == "TimeDistributed":
             inner = config["layer"]
-            if class_of(inner) != "Dense":
+            if class_of(inner) == "Dense":
+                _dense(walk, layer._replace(config=inner["config"]), old)
+            elif class_of(inner) in DROPPED:
+                _drop(walk, layer)
+            else:
                 raise layer.refused(f"of {class_of(inner)}; it has to be of Dense")
-            _dense(walk, layer._replace(config=inner["config"]), old)
         elif layer.kind == "Activation" or layer.kind in OWN:
             _activation(walk, layer, old)
         elif layer.kind in ("Normalization", "Rescaling"):
@@ -244,12 +250,16 @@ def _walk(layers: Sequence[Layer], old: bool) -> Parts:
                 raise layer.refused("it mixes steps; streamlstm takes them one after another")
             walk.gives = "table" if layer.kind == "Reshape" else "vector"
         elif layer.kind in DROPPED:
-            walk.notes.append(f"{layer.name} ({layer.kind}) does nothing outside of fitting")
+            _drop(walk, layer)
         elif layer.kind != "InputLayer":
             raise layer.refused(f"it cannot be run: {REASONS.get(layer.kind, RUNS)}")
     if stateful:
         walk.window = 0
     return walk.parts()
+
+
+def _drop(walk: _Walk, layer: Layer) -> None:
+    walk.notes.append(f"{layer.name} ({layer.kind}) does nothing outside of fitting")
 
 
 def _taken(layer: Layer, arrays: list[Any], shape: tuple[int | None, ...]) -> Floats:
@@ -306,6 +316,7 @@ def _cell(
     if walk.head is not None or walk.after is not None:
         between = walk.head.name if walk.head else "a scaling"
         raise layer.refused(f"{between} is between it and {walk.layers[-1].name}; {RUNS}")
+    walk.coarse |= _in_16_bits(config)
     units, gates = config["units"], GATES[kind]
     gru, resets_after = kind == "GRU", bool(config.get("reset_after", False))
     order = [1, 0, 2] if gru else list(range(gates))
@@ -363,6 +374,11 @@ def _single(array: Floats) -> Singles:
     return array.astype(np.float32)
 
 
+def _in_16_bits(config: Mapping[str, Any]) -> bool:
+    """Whether a layer computes so, by the name of its type or policy, which may be in a dict."""
+    return "float16" in str(config.get("dtype"))
+
+
 def _name(activation: Any) -> str:
     """Of an activation; of what is no plain function of Keras' something unknown to us."""
     if activation is None:
@@ -395,6 +411,7 @@ def _dense(walk: _Walk, layer: Layer, old: bool) -> None:
         raise layer.refused(f"comes before the recurrent layers; {RUNS}")
     if walk.gives == "table":
         raise layer.refused("comes after a Reshape; leave that out")
+    walk.coarse |= _in_16_bits(layer.config)
     weight, bias = walk.linear_head(layer)
     units, activation = layer.config["units"], _name(layer.config["activation"])
     arrays, slope = list(layer.arrays), _slope(activation, old)
@@ -419,6 +436,7 @@ def _activation(walk: _Walk, layer: Layer, old: bool) -> None:
 
 
 def _affine(walk: _Walk, layer: Layer) -> None:
+    walk.coarse |= _in_16_bits(layer.config)
     found = _rescaling(layer) if layer.kind == "Rescaling" else _normalization(walk, layer)
     if not (np.isfinite(found.gain).all() and np.isfinite(found.offset).all()):
         raise layer.refused("its numbers are not finite")

@@ -31,6 +31,8 @@ DROPPED = (
     "ActivityRegularization",
 )
 """They do nothing once a model is fitted."""
+PLACES = ("layers", "_layer_checkpoint_dependencies")
+"""Groups of places, the latter in files of Keras 2.12."""
 RUNS = "streamlstm runs stacked LSTM, GRU or SimpleRNN layers and a Dense head"
 MEND_WHOLE = "save the whole model: model.save('model.keras')"
 
@@ -102,7 +104,7 @@ def opened(path: Path) -> Iterator[File]:
             raise RefusedError(f"neither a .keras archive nor an .h5 file; {MEND_WHOLE}")
         root = stack.enter_context(h5py.File(path, "r"))
         text = root.attrs.get("model_config")
-        version = _text(root.attrs.get("keras_version", "3" if "layers" in root else "1"))
+        version = _text(root.attrs.get("keras_version", "3" if _top(root) else "1"))
         if version.startswith(("0.", "1")):
             raise RefusedError("Keras 1 wrote it; load it in Keras 2 and save it again")
         yield File(root, None if text is None else json.loads(_text(text)), version)
@@ -137,14 +139,18 @@ def _by_number(text: str) -> list[int | str]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
 
 
+def _top(root: Any) -> str | None:
+    """The group of places in a file, if it has them."""
+    return next((place for place in PLACES if place in root), None)
+
+
 def _placed(group: Any) -> dict[str, list[Any]]:
     """The arrays by the place of their layer, such as lstm_1."""
     places: dict[str, list[Any]] = {}
     held = _held(group)
     for name in sorted(held, key=_by_number):
         top, place, *rest = name.split("/")
-        # Keras 2.12 wrote the latter
-        if top in ("layers", "_layer_checkpoint_dependencies") and "seed_generator" not in rest:
+        if top in PLACES and "seed_generator" not in rest:
             places.setdefault(place, []).append(held[name])
     return places
 
@@ -258,8 +264,8 @@ def bare_layers(file: File) -> list[Layer]:
                 f"weights alone, of Keras {file.version}, which had hard_sigmoid as the default of"
                 f" recurrent_activation or sigmoid; {MEND_WHOLE}"
             )
-    elif "layers" in file.root:
-        arrays = {name: [] for name in sorted(file.root["layers"], key=_by_number)}
+    elif top := _top(file.root):
+        arrays = {name: [] for name in sorted(file.root[top], key=_by_number)}
         arrays |= _placed(file.root)
     else:
         raise RefusedError(f"weights alone, of no Sequential or Functional model; {MEND_WHOLE}")
@@ -276,7 +282,7 @@ def bare_layers(file: File) -> list[Layer]:
         raise RefusedError(f"weights alone, which say no activations of {names}; {MEND_WHOLE}")
     # Keras 3 has layers by class and number, not in the order of the data
     classes = {re.sub(r"_\d+$", "", layer.name) for layer in layers if layer.kind != "Dense"}
-    if "layers" in file.root and len(classes) > 1:
+    if _top(file.root) and len(classes) > 1:
         raise RefusedError(
             f"weights alone, which say no order of {' and '.join(sorted(classes))}; {MEND_WHOLE}"
         )

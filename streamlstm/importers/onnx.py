@@ -21,6 +21,8 @@ from streamlstm.importers.onnx_cells import Cells, cells, constant
 from streamlstm.importers.onnx_graph import Graph
 from streamlstm.importers.onnx_trace import Trace, open_shape
 from streamlstm.importers.parts import (
+    COARSE,
+    TOLERANCE,
     Floats,
     Parts,
     Recurrent,
@@ -31,9 +33,6 @@ from streamlstm.importers.parts import (
 from streamlstm.kernels import cell, reference
 from streamlstm.model import FORMAT, Model, Spec
 
-TOLERANCE = 1e-4
-COARSE = 2e-2
-"""Of numbers of 16 bits."""
 SIZES = (7, 4), (3, 5)
 """For dimensions that the file leaves open. Two, so that no step is by chance the last."""
 
@@ -122,19 +121,19 @@ def _refusing() -> Iterator[None]:
 
 def _read(graph: Graph) -> Parts:
     trace = Trace(graph, open_shape(graph, SIZES[0]))
-    _check(trace)
+    parts = trace.parts()
+    _check(trace, parts)
     if (shape := open_shape(graph, SIZES[1])) != trace.shape:
-        _check(Trace(graph, shape))
-    return trace.parts()
+        _check(Trace(graph, shape), parts)
+    return parts
 
 
-def _check(trace: Trace) -> None:
-    """Run the graph and the model made of it over some steps, and compare.
+def _check(trace: Trace, parts: Parts) -> None:
+    """Run the graph and the model made of its parts over some steps, and compare.
 
     Raises:
         RefusedError: they differ.
     """
-    parts = trace.parts()
     T, _, width = trace.entry.shape
     x = np.random.default_rng(0).normal(size=(T, width))
     if parts.loc is not None and parts.scale is not None:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from streamlstm.importers.onnx_graph import Graph, attributes, label
+from streamlstm.importers.onnx_graph import Graph, Values, attributes, label
 from streamlstm.importers.parts import Floats, Recurrent, RefusedError
 
 GATES = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
@@ -150,14 +150,18 @@ def _activations(where: str, op: str, given: dict[str, Any]) -> list[Activation]
     return ours
 
 
-def constant(graph: Graph, where: str, name: str) -> NDArray[np.float64]:
+def constant(
+    graph: Graph, where: str, name: str, known: Values | None = None
+) -> NDArray[np.float64]:
     """Numbers of the file, whatever nodes they come through.
+
+    ``known``: values whose sizes they may depend on.
 
     Raises:
         RefusedError: they depend on an input, or are not finite.
     """
     try:
-        found = graph.value(name, {}).astype(np.float64)
+        found = graph.value(name, known or {}).astype(np.float64)
     except RefusedError as error:
         raise RefusedError(f"{where}: {name} is no constant of the file: {error}") from error
     if not np.isfinite(found).all():

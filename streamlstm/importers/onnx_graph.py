@@ -26,6 +26,10 @@ BY_FIRST = (*RECURRENT, "Reshape", "Squeeze", "Unsqueeze", "Slice", "Gather", "E
             "Dropout")  # fmt: skip
 """What comes of these holds values of their first input alone."""
 COARSE = ("FLOAT16", "BFLOAT16")
+WRITTEN_OUT = (
+    "cells written out step by step are not run; import the file of Keras' or PyTorch's that this"
+    " one was made of"
+)
 
 Values = Mapping[str, NDArray[Any]]
 
@@ -98,12 +102,8 @@ class Graph:
         """The graph's input that the first layer of cells reads."""
         layers = self.recurrent()
         if not layers:
-            strange = [node for node in self.nodes if _has_graph(node) or node.domain not in OURS]
-            why = f"; {label(strange[0])} cannot be read as one" if strange else ""
-            raise RefusedError(
-                f"there is no LSTM, GRU or RNN node in it{why}; streamlstm runs those three, not"
-                " cells written out step by step"
-            )
+            why = self._hidden() or f"; {WRITTEN_OUT}"
+            raise RefusedError(f"there is no LSTM, GRU or RNN node in it{why}")
         found, waiting = set(), [layers[0].input[0]]
         while waiting:
             name = waiting.pop()
@@ -113,8 +113,14 @@ class Graph:
                 waiting += self.carried(self.producers[name])
         if len(found) != 1:
             what = " and ".join(sorted(found)) if found else "no input of the graph"
-            raise RefusedError(f"{label(layers[0])}: reads {what}; it has to be one")
+            why = ("" if found else self._hidden()) or "; it has to be one"
+            raise RefusedError(f"{label(layers[0])}: reads {what}{why}")
         return found.pop()
+
+    def _hidden(self) -> str:
+        """The first node that may be the layer that is missing, and the mend; "": there is none."""
+        strange = [node for node in self.nodes if _has_graph(node) or node.domain not in OURS]
+        return f"; {label(strange[0])} cannot be read: {WRITTEN_OUT}" if strange else ""
 
     def between(self, source: str) -> list[tuple[Any, list[str]]]:
         """The nodes on ways from ``source`` to the first output, each with its inputs on them."""
@@ -129,7 +135,9 @@ class Graph:
                 wanted.update(inputs)
                 found.append((node, inputs))
         if source not in wanted:
-            raise RefusedError(f"output {self.outputs[0]} does not depend on input {source}")
+            raise RefusedError(
+                f"output {self.outputs[0]} does not depend on input {source}{self._hidden()}"
+            )
         return found[::-1]
 
     def value(self, name: str, known: Values) -> NDArray[Any]:

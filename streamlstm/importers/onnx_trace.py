@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from streamlstm.importers.onnx_cells import NUMBERS, Activation, Cells, activation, cells, constant
 from streamlstm.importers.onnx_graph import OURS, RECURRENT, Graph, attributes, label
-from streamlstm.importers.parts import Dense, Floats, Parts, RefusedError
+from streamlstm.importers.parts import Dense, Floats, Parts, RefusedError, upright
 
 Positions = NDArray[np.int64]
 
@@ -18,6 +18,12 @@ MOVING = ("Transpose", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Gather", "
 ARITHMETIC = ("Add", "Sub", "Mul", "Div")
 ACTIVATIONS = ("Relu", "Tanh", "Sigmoid", "HardSigmoid", "HardSwish", "Elu", "LeakyRelu", "Exp",
                "Softplus", "Softsign", "Mish")  # fmt: skip
+CLIPPING = ("Clip", "Min", "Max")
+CLIPPED = {
+    (0.0, np.inf): Activation("relu"), (0.0, 1.0): Activation("hard_sigmoid", 6.0, -3.0),
+    (0.0, 6.0): Activation("relu6"), (-1.0, 1.0): Activation("hard_tanh"),
+}  # fmt: skip
+"""What it is to be clipped to these bounds."""
 FIRST = 1 << 40
 """Positions begin here, so that no constant of a file is one."""
 LARGEST = 1 << 26
@@ -121,6 +127,8 @@ class Trace:
             self._arithmetic(node, name, at)
         elif op in ACTIVATIONS and node.domain in OURS:
             self._activation(node, at)
+        elif op in CLIPPING and node.domain in OURS:
+            self._clipping(node, name, at)
         else:
             raise RefusedError(f"{label(node)}: {op} cannot be run; leave it out")
 
@@ -185,7 +193,10 @@ class Trace:
             state = self.graph.value(name, self.known)
             given = (state < 0).all() and len({*state.flat}) == state.size
             if not given and state.any():
-                raise RefusedError(f"{label(node)}: {which} is not zero; a series starts from zero")
+                raise RefusedError(
+                    f"{label(node)}: {which} is not zero; a series starts from zero. Reset the"
+                    " states of a stateful model before it is exported"
+                )
             self.stateful |= bool(given)
 
     def _offer_states(self, batch: int) -> None:
@@ -205,9 +216,11 @@ class Trace:
         where = label(node)
         if not self.layers:
             raise RefusedError(f"{where}: is before the first recurrent layer; leave it out")
-        if self.head.used:
+        self.head.settle()
+        if self.head.activation is not None:
             raise RefusedError(
-                f"{where}: is a second dense layer after {self.head.name}; one can be run"
+                f"{where}: comes after {self.head.name}, whose activation is"
+                f" {self.head.activation}; streamlstm has one head"
             )
         if node.input[0] != name:
             raise RefusedError(f"{where}: has its weights on the left")
@@ -236,14 +249,17 @@ class Trace:
     def _arithmetic(self, node: Any, name: str, at: Positions) -> None:
         where = label(node)
         left = node.input[0] == name
-        said = constant(self.graph, where, node.input[1 if left else 0])
+        said = self._beside(where, node.input[1 if left else 0])
         shape = np.broadcast_shapes(at.shape, said.shape)
         if np.prod(shape) != at.size:
             raise RefusedError(f"{where}: repeats what it is given")
         at, numbers = at.reshape(shape), np.broadcast_to(said, shape)
         if node.op_type == "Div" and (not left or (numbers == 0).any()):
             raise RefusedError(f"{where}: divides by what it is given, or by zero")
-        if not self.layers:
+        same = 1 if node.op_type in ("Mul", "Div") else 0
+        if (numbers == same).all() and (left or node.op_type != "Sub"):
+            pass  # a dropout that drops nothing, say
+        elif not self.layers:
             self._scale_input(node.op_type, left, at.reshape(-1), numbers.reshape(-1))
         elif self.head.used:
             of = np.ravel(at % self.signal[2])
@@ -258,6 +274,11 @@ class Trace:
                 " the weights"
             )
         self.known[node.output[0]] = at + self.first
+
+    def _beside(self, where: str, name: str) -> Floats:
+        """What a node is given beside the signal: of the file, or made by the signal's sizes."""
+        signals = {each: at for each, at in self.known.items() if each not in self.states}
+        return constant(self.graph, where, name, signals)
 
     def _scale_input(self, op: str, left: bool, at: Positions, numbers: Floats) -> None:
         """What is done to (x - loc) / scale, in terms of these."""
@@ -277,13 +298,31 @@ class Trace:
 
     def _activation(self, node: Any, at: Positions) -> None:
         where = label(node)
-        if not self.head.used or self.head.activation is not None:
-            before = self.head.name if self.head.used else "the recurrent layers"
-            raise RefusedError(f"{where}: {node.op_type} after {before} cannot be run there")
+        self.head.settle()
+        self._check_activated(node)
         given = attributes(node)
         usual = NUMBERS.get(node.op_type.lower(), (None, None))
         alpha, beta = (given.get(*each) for each in zip(("alpha", "beta"), usual, strict=True))
         self.head.activate(activation(where, node.op_type, alpha or 0.0, beta or 0.0))
+        self.known[node.output[0]] = at + self.first
+
+    def _check_activated(self, node: Any) -> None:
+        if not self.head.used or self.head.activation is not None:
+            before = self.head.name if self.head.used else "the recurrent layers"
+            raise RefusedError(f"{label(node)}: {node.op_type} after {before} cannot be run there")
+
+    def _clipping(self, node: Any, name: str, at: Positions) -> None:
+        where = label(node)
+        self._check_activated(node)
+        others = list(node.input[1:])
+        if node.op_type != "Clip":
+            others = [each for each in node.input if each != name]
+            others = [*others, ""] if node.op_type == "Max" else ["", *others]
+        bounds = [self._beside(where, each) if each else None for each in [*others, "", ""][:2]]
+        if any(each is not None and each.size != 1 for each in bounds) or len(others) > 2:
+            raise RefusedError(f"{where}: does not clip to the same bounds everywhere")
+        low, high = (None if each is None else each.item() for each in bounds)
+        self.head.clip(-np.inf if low is None else low, np.inf if high is None else high)
         self.known[node.output[0]] = at + self.first
 
     def _end(self) -> None:
@@ -303,23 +342,26 @@ class Trace:
     def parts(self) -> Parts:
         """What was found."""
         T, at = len(self.entry), self.entry
+        layers = [found.layer for _, found in self.layers]
         loc = scale = None
         if self.scaled:
             loc, scale = self.loc[at[0, 0]], self.scale[at[0, 0]]
             if (self.loc[at] != loc).any() or (self.scale[at] != scale).any():
                 raise RefusedError(f"input {self.source} is not scaled alike at each step")
-            if not ((scale > 0) & np.isfinite(scale)).all():
-                raise RefusedError(f"input {self.source} is scaled by a number that is not above 0")
+            if not (scale.all() and np.isfinite(scale).all()):
+                raise RefusedError(f"input {self.source} is scaled by zero, or beyond all numbers")
+            layers[0], scale = upright(layers[0], scale)
         fixed = self.time_axis is None or isinstance(self._said(self.time_axis), int)
         head, out_loc, out_scale = self.head.parts(self.signal[2], self.order)
         return Parts(
-            [found.layer for _, found in self.layers],
+            layers,
             head,
             loc,
             scale,
             out_loc,
             out_scale,
             T if fixed and not self.stateful else 0,
+            self.graph.coarse,
             tuple(self.notes),
         )
 
@@ -362,12 +404,22 @@ class Trace:
 class _Head:
     """The dense layer at the end, and what is done to its outputs, while they are followed."""
 
+    weight: Floats
+    bias: Floats
+    out_loc: Floats
+    out_scale: Floats
+
     def __init__(self) -> None:
         self.used = False
         self.name = ""
         self.activation: str | None = None
+        self.low, self.high = -np.inf, np.inf
 
     def begin(self, name: str, weight: Floats, bias: Floats, biased: bool) -> None:
+        """A layer; upon another, linear one the two are one."""
+        if self.used:
+            bias = weight @ (self.bias * self.out_scale + self.out_loc) + bias
+            weight = weight @ (self.weight * self.out_scale[:, None])
         self.used, self.name = True, name
         self.weight, self.bias, self.biased = weight, bias, biased
         self.scaled = False
@@ -375,8 +427,9 @@ class _Head:
 
     def scale(self, op: str, left: bool, numbers: Floats) -> None:
         """What follows it; the first sum is its bias."""
+        self.settle()
         if op == "Add" and not self.biased and not self.scaled and self.activation is None:
-            self.bias, self.biased = numbers, True
+            self.bias, self.biased = self.bias + numbers, True
             return
         self.scaled = True
         if op in ("Mul", "Div"):
@@ -386,6 +439,27 @@ class _Head:
             self.out_loc = self.out_loc + (numbers if op == "Add" else -numbers)
         else:
             self.out_loc, self.out_scale = numbers - self.out_loc, -self.out_scale
+
+    def clip(self, low: float, high: float) -> None:
+        """Clip its outputs, which may take a node for each bound."""
+        self.low, self.high = max(self.low, low), min(self.high, high)
+
+    def settle(self) -> None:
+        """Nothing more is clipped: it is an activation.
+
+        Raises:
+            RefusedError: there is none that does the same.
+        """
+        bounds = self.low, self.high
+        if bounds == (-np.inf, np.inf):
+            return
+        if bounds not in CLIPPED:
+            raise RefusedError(
+                f"{self.name}: is clipped to {self.low:g} to {self.high:g}; 0 and up (relu), 0 to"
+                " 1, 0 to 6 and -1 to 1 can be run"
+            )
+        self.low, self.high = -np.inf, np.inf
+        self.activate(CLIPPED[bounds])
 
     def activate(self, of: Activation) -> None:
         """What was done before it becomes part of the weights."""
@@ -399,6 +473,7 @@ class _Head:
         self, width: int, order: Positions
     ) -> tuple[Dense | None, Floats | None, Floats | None]:
         """Head, out_loc and out_scale, outputs in ``order``."""
+        self.settle()
         if not self.used:
             if np.array_equal(order, np.arange(width)):
                 return None, None, None

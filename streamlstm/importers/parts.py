@@ -19,6 +19,14 @@ from streamlstm.model import Model, ModelError, Scaling, Spec
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
 
+TOLERANCE = 1e-4
+"""Largest deviation from its framework, over 1 + |output|: beyond it, it was not understood."""
+COARSE = 2e-2
+"""The same of one that computes in 16 bits there."""
+ROUNDED = (
+    "where it was made it computes in 16 bits, here in float32: outputs differ by what was rounded"
+)
+
 
 class RefusedError(ModelError):
     """A model that cannot be imported: which part of it, why, and what to do."""
@@ -73,6 +81,8 @@ class Parts(NamedTuple):
     """(O,)"""
     window: int = 0
     """the number of steps that the file says the network is run over from a zero state; 0: none"""
+    coarse: bool = False
+    """it computes in 16 bits where it was made"""
     notes: Sequence[str] = ()
     """what was left out, such as dropout, a sentence each"""
 
@@ -150,6 +160,12 @@ def assemble(parts: Parts, wanted: Wanted) -> Model:
     if scaling.kind == "none" and parts.loc is not None:
         _fold_into_inputs(weights, layers, parts)
     return Model(spec, weights, make_golden(spec, weights))
+
+
+def upright(layer: Recurrent, scale: Floats) -> tuple[Recurrent, Floats]:
+    """The first layer and the scale (I,) of its inputs, above 0: signs go into the weights."""
+    weight = (layer.weight_ih * np.sign(scale)).astype(np.float32)
+    return layer._replace(weight_ih=weight), np.abs(scale)
 
 
 def _check_alike(layers: Sequence[Recurrent]) -> None:

@@ -105,8 +105,9 @@ ACTIVATIONS = ("tanh", "sigmoid", "relu", "hard_sigmoid", "linear")
 UNBOUNDED = ("relu", "linear")
 GATES = ("tanh", "sigmoid", "hard_sigmoid", "softsign", "hard_tanh", "sparse_sigmoid")
 OTHERS = (
-    "relu", "linear", "elu", "celu", "selu", "gelu", "silu", "swish", "mish", "softplus", "leaky_relu",
-    "relu6", "hard_silu", "log_sigmoid", "soft_shrink", "sparse_plus", "tanh_shrink", "exponential",
+    "relu", "linear", "elu", "celu", "selu", "gelu", "silu", "swish", "mish", "softplus",
+    "leaky_relu", "relu6", "hard_silu", "log_sigmoid", "soft_shrink", "sparse_plus",
+    "tanh_shrink", "exponential",
 )  # fmt: skip
 NAMES = st.text("abcXYZ 019_-é", min_size=1, max_size=6)
 KINDS = ("LSTM", "GRU", "GRU, reset before", "SimpleRNN")
@@ -320,6 +321,35 @@ def test_what_does_nothing_is_left_out_and_said(keras: Keras, tmp_path: Path) ->
     assert dropout == "state: its dropout does nothing outside of fitting"
 
 
+@pytest.mark.parametrize(
+    ("layers", "coarse"),
+    [
+        (("L.LSTM(3, dtype='mixed_float16')", HEAD), True),
+        (("L.LSTM(3, dtype='mixed_bfloat16')", HEAD), True),
+        (("L.RNN(L.LSTMCell(3, dtype='mixed_float16'))", HEAD), True),
+        ((OVER_TIME, "L.TimeDistributed(L.Dense(2, dtype='mixed_float16'))"), True),
+        (("L.Rescaling(2.0, dtype='mixed_float16')", LSTM), True),
+        ((LSTM, HEAD, "L.Dropout(0.1, dtype='mixed_float16')"), False),
+        (("L.LSTM(3, name='float16')", HEAD), False),
+    ],
+)
+def test_that_it_computed_in_16_bits_is_known(
+    layers: tuple[str, ...], coarse: bool, keras: Keras, tmp_path: Path
+) -> None:
+    keras.build(tmp_path, stack(*layers), (".keras", ".h5"))
+    for name in ("model.keras", "model.h5"):
+        assert read(tmp_path / name).coarse == coarse
+
+
+def test_a_dropout_of_each_step_is_left_out(keras: Keras, tmp_path: Path) -> None:
+    path = keras.build(
+        tmp_path, stack(OVER_TIME, "L.TimeDistributed(L.Dropout(0.5), name='thin')", "L.LSTM(2)")
+    )
+    found = read(path)
+    assert [layer.weight_hh.shape[1] for layer in found.layers] == [3, 2]
+    assert found.notes == ["thin (TimeDistributed) does nothing outside of fitting"]
+
+
 def test_keras_itself_is_never_imported(keras: Keras, tmp_path: Path) -> None:
     read(keras.build(tmp_path, stack(LSTM, HEAD)))
     assert not {"keras", "jax", "tensorflow"} & {*sys.modules}
@@ -416,7 +446,10 @@ def test_a_stack_that_cannot_be_run_is_refused_by_name(
             "x = L.LSTM(3)(L.Dropout(0.5, name='x')(i, training=True))",
             r"x \(Dropout\): called with training=True",
         ),
-        ("x = L.LSTM(3, return_sequences=True)(i)[:, -1]", r"get_item\w* \(GetItem\): it cannot"),
+        (
+            "x = L.LSTM(3, return_sequences=True)(i)[:, -1]",
+            r"get_item\w* \(GetItem\): .*leave return_seq",
+        ),
         ("x = [L.LSTM(3, name='a')(i), L.LSTM(3, name='b')(i)]", r"2 outputs \(a, b\)"),
         ("j = keras.Input((10, 1), name='j')\nx = L.LSTM(3)(i)\ni = [i, j]", r"2 inputs \(i, j\)"),
     ],
@@ -661,6 +694,17 @@ def test_keras_archives_of_keras_2(top: str, keras: Keras, tmp_path: Path) -> No
     slopes = np.repeat([1.2, 1.2, 1.0], 3)  # r, z, n
     assert worst(again.weight_hh, layer.weight_hh * slopes[:, None]) < 1e-6
     assert worst(again.bias, layer.bias * slopes) < 1e-6
+
+
+def test_weights_alone_of_keras_2_12(keras: Keras, tmp_path: Path) -> None:
+    """Its .weights.h5 name the group of layers otherwise, and no version."""
+    layers = ("L.GRU(3, return_sequences=True)", "L.Dropout(0.1)", "L.GRU(2)", HEAD)
+    keras.build(tmp_path, stack(*layers), (".weights.h5",))
+    path = tmp_path / "model.weights.h5"
+    new = convert(path, STATEFUL)
+    with h5py.File(path, "a") as file:
+        file.move("layers", "_layer_checkpoint_dependencies")
+    assert convert(path, STATEFUL).id == new.id
 
 
 # --- files that are none -------------------------------------------------------------------------

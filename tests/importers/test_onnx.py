@@ -376,16 +376,132 @@ def test_what_cannot_be_run_is_refused_by_name(tmp_path: Path, made: Any, why: s
     assert "\n" not in str(caught.value)
 
 
-def test_two_dense_layers_are_refused(tmp_path: Path) -> None:
-    file = write(Kind(outputs=2))
-    file.graph.initializer.append(numpy_helper.from_array(np.eye(2, dtype=np.float32), "w"))
-    last = file.graph.node[-1]
-    file.graph.node.insert(
-        len(file.graph.node) - 1, helper.make_node("MatMul", [last.input[0], "w"], ["m"], "guilty")
+def ended(kind: Kind, *ops: tuple[str, list[Any]]) -> Any:
+    """The network with nodes behind it: an op and its inputs after the first; None: left out."""
+    file = write(kind)
+    last = file.graph.node.pop()
+    at = last.input[0]
+    for n, (op, beside) in enumerate(ops):
+        names = ["" if each is None else f"{op}{n}.{k}" for k, each in enumerate(beside)]
+        file.graph.initializer.extend(
+            numpy_helper.from_array(np.asarray(each, np.float32), name)
+            for name, each in zip(names, beside, strict=True)
+            if name
+        )
+        file.graph.node.append(helper.make_node(op, [at, *names], [f"at{n}"], f"guilty{n}"))
+        at = f"at{n}"
+    last.input[0] = at
+    file.graph.node.append(last)
+    return file
+
+
+WEIGHT, BIAS = np.array([[1.0, -2.0], [0.5, 3.0]]), [0.3, -0.7]
+
+
+@pytest.mark.parametrize(
+    "ops",
+    [
+        [("MatMul", [WEIGHT])],
+        [("Mul", [[2.0, -3.0]]), ("MatMul", [WEIGHT]), ("Add", [BIAS])],
+        [("Gemm", [WEIGHT, BIAS]), ("Add", [BIAS]), ("Gemm", [WEIGHT]), ("Tanh", [])],
+        [("Mul", [1.0]), ("Clip", [0.0, 1.0])],
+        [("Mul", [0.2]), ("Add", [0.5]), ("Min", [1.0]), ("Max", [0.0])],
+        [("Max", [0.0]), ("Min", [1.0])],
+        [("Max", [0.0])],
+        [("Clip", [0.0, 6.0])],
+        [("Clip", [-1.0, 1.0])],
+        [("Clip", [0.0])],
+        [("Clip", [None, 1.0]), ("Clip", [0.0, None])],
+    ],
+    ids=lambda ops: " ".join(op for op, _ in ops),
+)
+def test_what_follows_the_head(tmp_path: Path, ops: list[tuple[str, Any]]) -> None:
+    """Linear layers, which are one, and bounds, which are activations."""
+    kind = Kind(outputs=2, seed=4)
+    file = ended(kind, *ops)
+    model = importer.convert(saved(file, tmp_path), Wanted())
+    unlike = after(importer.convert(saved(write(kind), tmp_path), Wanted()), sequence(kind))
+    for seed in range(3):
+        inputs = sequence(replace(kind, seed=seed), 50)
+        truth = outputs_of(file, kind, inputs)
+        np.testing.assert_allclose(after(model, inputs), truth, rtol=1e-6, atol=1e-6)
+    assert np.abs(after(model, sequence(kind)) - unlike).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("ops", "why"),
+    [
+        ([("Tanh", []), ("MatMul", [WEIGHT])], r"guilty1 \(MatMul\): comes after .* is tanh"),
+        ([("Max", [0.0]), ("MatMul", [WEIGHT])], r"guilty1 \(MatMul\): comes after .* is relu"),
+        ([("Clip", [0.0, 5.0])], r"\(Gemm\): is clipped to 0 to 5; 0 and up \(relu\), 0 to 1, "),
+        ([("Min", [1.0]), ("Mul", [2.0]), ("Max", [0.0])], r"\(Gemm\): is clipped to -inf to 1"),
+        ([("Max", [[0.0, 1.0]])], r"guilty0 \(Max\): does not clip to the same bounds"),
+        ([("Max", [0.0, 1.0])], r"guilty0 \(Max\): does not clip to the same bounds"),
+        ([("Sigmoid", []), ("Clip", [0.0, 1.0])], r"guilty1 \(Clip\): Clip after"),
+    ],
+    ids=lambda given: " ".join(op for op, _ in given) if isinstance(given, list) else "",
+)
+def test_what_may_not_follow_the_head(tmp_path: Path, ops: list[tuple[str, Any]], why: str) -> None:
+    with pytest.raises(RefusedError, match=why):
+        importer.read(saved(ended(Kind(outputs=2), *ops), tmp_path))
+
+
+def before_the_layer(*nodes: Any) -> Any:
+    """The network with nodes that make ``new`` of x, which then is what it reads."""
+    file = write(Kind(widths=(4, 4)))
+    for node in file.graph.node:
+        node.input[:] = ["new" if each == "x" else each for each in node.input]
+    for node in reversed(nodes):
+        file.graph.node.insert(0, node)
+    return file
+
+
+def test_a_mask_of_ones_in_the_shape_of_the_input_is_nothing(tmp_path: Path) -> None:
+    """Of a dropout that drops nothing, as tf2onnx writes it; twos are a scale."""
+    kind = Kind(widths=(4, 4))
+    plain = importer.read(saved(write(kind), tmp_path))
+    for number in (1.0, 2.0):
+        mask = helper.make_tensor("value", TensorProto.FLOAT, [1], [number])
+        file = before_the_layer(
+            helper.make_node("Shape", ["x"], ["shape"]),
+            helper.make_node("ConstantOfShape", ["shape"], ["mask"], value=mask),
+            helper.make_node("Mul", ["x", "mask"], ["new"]),
+        )
+        found = importer.read(saved(file, tmp_path))
+        assert (found.scale is None) == (number == 1)
+        assert np.array_equal(found.layers[0].weight_ih, plain.layers[0].weight_ih)
+        if found.scale is not None:
+            assert found.scale.tolist() == [0.5, 0.5, 0.5]
+
+
+def test_a_scale_that_depends_on_the_number_of_steps_is_refused(tmp_path: Path) -> None:
+    file = before_the_layer(
+        helper.make_node("Size", ["x"], ["size"]),
+        helper.make_node("Cast", ["size"], ["number"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["x", "number"], ["new"]),
     )
-    last.input[0] = "m"
-    with pytest.raises(RefusedError, match=r"guilty \(MatMul\): is a second dense layer"):
+    with pytest.raises(RefusedError, match="gives other numbers than the file itself"):
         importer.read(saved(file, tmp_path))
+
+
+def test_a_scale_that_depends_on_another_input_is_refused(tmp_path: Path) -> None:
+    file = ended(Kind(states="input"), ("Mul", [1.0]))
+    file.graph.node[-2].input[1] = "h0"
+    with pytest.raises(RefusedError, match="input h0 is asked for where no value but x can be"):
+        importer.read(saved(file, tmp_path))
+
+
+def test_a_negative_scale_goes_into_the_weights(tmp_path: Path) -> None:
+    kind = Kind(scaled="sub_div")
+    file = write(kind)
+    name = next(node for node in file.graph.node if node.op_type == "Div").input[1]
+    scale = next(each for each in file.graph.initializer if each.name == name)
+    scale.CopyFrom(numpy_helper.from_array(np.array([[-2, 0.5, -1]], np.float32), name))
+    model = importer.convert(saved(file, tmp_path), Wanted())
+    assert model.spec.scaling.scale == (2.0, 0.5, 1.0)
+    inputs = sequence(kind, 50)
+    truth = outputs_of(file, kind, inputs)
+    np.testing.assert_allclose(after(model, inputs), truth, rtol=1e-6, atol=1e-6)
 
 
 def test_a_network_without_cells_is_refused(tmp_path: Path) -> None:
