@@ -23,6 +23,8 @@ from streamlstm.importers.parts import Parts, Recurrent, Wanted, assemble
 from streamlstm.model import Model, Trainable, save_model
 
 Singles = NDArray[np.float32]
+BATCH = 32
+"""Windows at a time, as of Keras."""
 EPSILON = 1e-7
 """Of Keras' Adam, which adds it before the bias correction."""
 
@@ -108,7 +110,7 @@ class Sequential:
         y: ArrayLike,
         *,
         epochs: int = 1,
-        batch_size: int = 32,
+        batch_size: int = BATCH,
         shuffle: bool = True,
         progress: Callable[[int, float], None] = lambda epoch, loss: None,
     ) -> History:
@@ -252,7 +254,7 @@ class _Trainer:
         self._net = bptt.net_of(model.spec)
         self._theta = bptt.pack(model.spec, model.weights)
         self._adam = bptt.adam(self._net)
-        self.make_room(1)
+        self.make_room(BATCH)
         self._rng, self._done = np.random.default_rng(seed), 0
         head = 3 * model.spec.layers
         self._skip = slice(self._net.at[head + 2], self._net.at[head + 3])
