@@ -70,8 +70,10 @@ if [ -n "$uninstall" ]; then
         rm -rf "$cache"
         [ -z "$purge" ] || rm -rf "$state" "$toml"
     else
-        systemctl stop 'streamlstm.service' 'streamlstm@*.service'
-        systemctl disable --quiet streamlstm.service streamlstm@.service 2>/dev/null || true
+        if [ -f $lib/systemd/system/streamlstm.service ]; then
+            systemctl stop streamlstm.service 'streamlstm@*.service'
+            systemctl disable --quiet streamlstm.service streamlstm@.service
+        fi
         rm -f $lib/systemd/system/streamlstm{,@}.service.d/gpu.conf
         rmdir --ignore-fail-on-non-empty $lib/systemd/system/streamlstm{,@}.service.d 2>/dev/null ||
             true
@@ -85,7 +87,7 @@ if [ -n "$uninstall" ]; then
         fi
     fi
     systemctl daemon-reload
-    systemctl reset-failed 'streamlstm.service' 'streamlstm@*.service' 2>/dev/null || true
+    systemctl reset-failed 'streamlstm*.service'
     [ -n "$purge" ] || echo "stays, until --uninstall --purge: $etc, /var/lib/streamlstm, their user"
     exit
 fi

