@@ -148,7 +148,7 @@ if [ -n "$model" ]; then
 elif [ -n "$demo" ] && [ ! -f "$target" ]; then
     echo "fitting a model to half-hourly electricity demand"
     runuser -u streamlstm -- env NUMBA_CACHE_DIR="$cache" \
-        $program/bin/streamlstm fit electricity --horizon 48 --updates 200 --out "$target" >/dev/null
+        $program/bin/streamlstm fit electricity --horizon 48 --updates 200 --quiet --out "$target"
 fi
 
 # --- run

@@ -186,7 +186,11 @@ def _cgroup() -> Iterator[Callable[[], None]]:
     roots = [Path(where) for _, where, kind, *_ in mounts if kind == "cgroup2"]
     if not roots:
         raise NotAllowedError("namespaces are not allowed: there is no cgroup2")
-    ours = roots[0] / f"streamlstm-tests-{os.getpid()}"
+    name = "streamlstm-tests-"
+    for old in roots[0].glob(f"{name}*"):  # of tests that were killed
+        if not Path("/proc", old.name.removeprefix(name)).exists():
+            _remove(old)
+    ours = roots[0] / f"{name}{os.getpid()}"
     try:
         ours.mkdir(exist_ok=True)
     except OSError as error:
@@ -196,6 +200,10 @@ def _cgroup() -> Iterator[Callable[[], None]]:
     finally:
         deadline = time.monotonic() + 10
         while ours.exists() and time.monotonic() < deadline:  # its processes are being ended
-            for at, *_ in os.walk(ours, topdown=False):
-                with contextlib.suppress(OSError):
-                    os.rmdir(at)
+            _remove(ours)
+
+
+def _remove(group: Path) -> None:
+    for at, *_ in os.walk(group, topdown=False):
+        with contextlib.suppress(OSError):
+            os.rmdir(at)
