@@ -144,19 +144,18 @@ def machine(folder: Path) -> Iterator[Machine]:
         raise NotAllowedError("namespaces are not allowed: this is not root")
     base = folder / "machine"
     base.mkdir()
-    prefix = sys.base_prefix if not sys.base_prefix.startswith("/usr") else ""
-    python = f"{prefix and '/opt/python'}/bin/python{sysconfig.get_python_version()}"
-    command = [
-        "setpriv", "--pdeathsig=KILL", "--bounding-set=-sys_module,-sys_time",
-        "unshare", "--kill-child", "--fork", "--pid", "--mount", "--cgroup", "--uts", "--ipc",
-        "--net", "sh", "-c", BOOT, "boot",
-        base, folder, sysconfig.get_path("purelib"), PACKAGES, prefix,
-    ]  # fmt: skip
-    log = (folder / "boot.log").open("w+")
-    with _cgroup() as join, log:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=join
-        )
+    with _cgroup() as group:
+        prefix = sys.base_prefix if not sys.base_prefix.startswith("/usr") else ""
+        python = f"{prefix and '/opt/python'}/bin/python{sysconfig.get_python_version()}"
+        command = [
+            "sh", "-c", 'echo 0 > "$0/cgroup.procs" && exec "$@"', group,
+            "setpriv", "--pdeathsig=KILL", "--bounding-set=-sys_module,-sys_time",
+            "unshare", "--kill-child", "--fork", "--pid", "--mount", "--cgroup", "--uts", "--ipc",
+            "--net", "sh", "-c", BOOT, "boot",
+            base, folder, sysconfig.get_path("purelib"), PACKAGES, prefix,
+        ]  # fmt: skip
+        with (folder / "boot.log").open("w") as log:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
             yield _booted(process, log.name, python if prefix else sys._base_executable)
         finally:
@@ -180,8 +179,8 @@ def _booted(process: "subprocess.Popen[bytes]", log: str, python: str) -> Machin
 
 
 @contextlib.contextmanager
-def _cgroup() -> Iterator[Callable[[], None]]:
-    """What has a process join a control group of its own, which is gone at the end."""
+def _cgroup() -> Iterator[Path]:
+    """A control group of its own, which is gone at the end."""
     mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
     roots = [Path(where) for _, where, kind, *_ in mounts if kind == "cgroup2"]
     if not roots:
@@ -196,7 +195,7 @@ def _cgroup() -> Iterator[Callable[[], None]]:
     except OSError as error:
         raise NotAllowedError(f"namespaces are not allowed: {error}") from None
     try:
-        yield lambda: (ours / "cgroup.procs").write_text("0") and None
+        yield ours
     finally:
         deadline = time.monotonic() + 10
         while ours.exists() and time.monotonic() < deadline:  # its processes are being ended

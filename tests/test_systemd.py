@@ -49,7 +49,8 @@ signal.signal(signal.SIGUSR1, stall)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seen by the machine too: the wheel, deploy/, and models."""
     folder = tmp_path_factory.mktemp("systemd")
-    if int(importlib.metadata.version("setuptools").partition(".")[0]) < 77:
+    found = importlib.metadata.distributions(name="setuptools")
+    if not any(int(of.version.partition(".")[0]) >= 77 for of in found):
         pytest.skip("setuptools 77, which makes the wheel, is not installed")
     for name in ("streamlstm", "deploy"):
         ignored = shutil.ignore_patterns("__pycache__")
@@ -163,6 +164,9 @@ def files(service: Machine) -> dict[str, str]:
 
 
 def test_errors_are_one_line_and_change_nothing(booted: Machine, folder: Path) -> None:
+    bare = booted.root / "tmp/bare"
+    bare.write_text('#!/bin/sh\ncase "$*" in *ensurepip*) exit 1 ;; esac\n')
+    bare.chmod(0o755)
     before = files(booted)
     for options, code, why in (
         ((), 2, "no model at /var/lib/streamlstm/model.safetensors: give it --model FILE, or"),
@@ -171,6 +175,7 @@ def test_errors_are_one_line_and_change_nothing(booted: Machine, folder: Path) -
         (("--model", "/nowhere"), 1, "/nowhere: cannot be read"),
         (("--demo", "--python", "python2"), 1, "no python2: apt-get install python3-venv"),
         (("--demo", "--python", "false"), 1, "false is too old: Python 3.11"),
+        (("--demo", "--python", "/tmp/bare"), 1, "apt-get install python3-venv"),
         (("--demo", "--instance", "a/b"), 2, "--instance a/b: letters, digits"),
         (("--purge",), 2, "--purge goes with --uninstall"),
     ):
@@ -179,6 +184,16 @@ def test_errors_are_one_line_and_change_nothing(booted: Machine, folder: Path) -
         assert line.startswith("install.sh: ")
         assert why in line
         assert done.returncode == code
+    script = shutil.copy(folder / "checkout" / "deploy" / "install.sh", booted.root / "tmp")
+    at = f"/tmp/{Path(script).name}"
+    for launcher, why in (
+        (("setpriv", "--reuid=65534", "--clear-groups"), f"run it as root: sudo {at}"),
+        (("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /run && exec "$0" "$@"'),
+         "systemd does not run here"),
+    ):  # fmt: skip
+        done = booted.run(*launcher, at, "--demo", check=False)
+        assert done.stderr.startswith(f"install.sh: {why}")
+        assert done.returncode == 1
     assert files(booted) == before
 
 
