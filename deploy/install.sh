@@ -146,13 +146,13 @@ if [ -n "$model" ]; then
     install -m 600 -o streamlstm -g streamlstm "$model" "$target.new"
     mv "$target.new" "$target"
 elif [ -n "$demo" ] && [ ! -f "$target" ]; then
-    echo "fitting a model to half-hourly electricity demand"
+    echo "fitting a model to half-hourly electricity demand: a minute, or two"
     runuser -u streamlstm -- env NUMBA_CACHE_DIR="$cache" \
         $program/bin/streamlstm fit electricity --horizon 48 --updates 200 --quiet --out "$target"
 fi
 
 # --- run
-echo "starting $unit; the first start compiles for about a minute"
+echo "starting $unit; the first start compiles for a minute, or two"
 systemctl enable --quiet "$unit"
 systemctl restart "$unit" || {
     journalctl --unit "$unit" --lines 20 --output cat --no-pager >&2

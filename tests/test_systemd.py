@@ -6,6 +6,7 @@ One machine for all tests (tests/systemd.py), in their order: what one leaves th
 import contextlib
 import importlib.metadata
 import os
+import re
 import shutil
 import signal
 import stat
@@ -207,6 +208,14 @@ def test_it_is_ready_when_its_start_returns(service: Machine) -> None:
     assert service.run("streamlstm", "--version").stdout.strip() == VERSION
 
 
+def test_the_third_command_of_the_readme_shows_predictions(service: Machine) -> None:
+    readme = (CHECKOUT / "deploy" / "README.md").read_text()
+    found = re.search(r"^streamlstm publish .* & streamlstm watch$", readme, re.MULTILINE)
+    assert found
+    said = service.run("sh", "-c", f"{found[0]} --count 3; kill $!").stdout
+    assert len(re.findall(r"^2000-06-\d\d .* electricity \d+", said, re.MULTILINE)) == 3
+
+
 def test_systemd_finds_no_fault_with_what_is_installed(service: Machine) -> None:
     for unit in (SERVICE, "streamlstm@any.service"):
         found = service.run("systemd-analyze", "verify", "--man=no", unit)
@@ -277,7 +286,7 @@ def test_a_crash_costs_nothing_that_was_published(service: Machine, folder: Path
     with begun_anew(service):
         os.kill(service.main(SERVICE), signal.SIGKILL)
     log = service.journal(SERVICE)
-    assert 'restored checkpoint="/var/lib/streamlstm/checkpoint" series=1' in log
+    assert 'restored checkpoint="/var/lib/streamlstm/checkpoint" series=' in log
     assert "replayed journal=" in log.rpartition("restored")[2]
     with service.network(), Client(AS_SHIPPED) as client:
         go_on(client, offline, range(16, 24))
