@@ -1,13 +1,25 @@
-"""The log: a line for each event, ``name key="value" ...``, but not the same again and again."""
+"""The log: a line for each event, ``name key="value" ...``, but not the same again and again.
 
+On a terminal or in a file a line begins with time and level. systemd's journal has the time itself,
+and takes the level from a prefix (sd-daemon(3)), so that ``journalctl --priority=warning`` works.
+"""
+
+import contextlib
 import json
 import logging
 import math
+import os
 import sys
 import time
+from typing import TextIO
 
 EVERY = 10.0
 """Seconds between two lines about the same."""
+
+_PRIORITIES = {
+    logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2,
+}  # fmt: skip
+"""As syslog(3) numbers them."""
 
 _log = logging.getLogger("streamlstm")
 
@@ -36,7 +48,25 @@ def event(level: int, name: str, /, **fields: object) -> None:
 def to_stderr(level: str) -> None:
     """Log events from ``level`` on: debug, info, warning or error."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    handler.setFormatter(_ForJournal() if _is_journal(sys.stderr) else plain)
     _log.handlers = [handler]
     _log.propagate = False
     _log.setLevel(level.upper())
+
+
+class _ForJournal(logging.Formatter):
+    """Begins each line with its priority, those of a traceback too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """As text."""
+        priority = _PRIORITIES[record.levelno]
+        return "\n".join(f"<{priority}>{line}" for line in super().format(record).splitlines())
+
+
+def _is_journal(stream: TextIO) -> bool:
+    """Whether what is written there goes to systemd's journal."""
+    with contextlib.suppress(OSError):
+        found = os.fstat(stream.fileno())
+        return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+    return False

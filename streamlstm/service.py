@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import faulthandler
 import gc
 import json
 import logging
@@ -33,6 +34,7 @@ from streamlstm.reload import Reload, ReloadError
 from streamlstm.security import SecurityError
 from streamlstm.segments import JournalError
 from streamlstm.snapshot import Snapshots
+from streamlstm.systemd import Watchdog, notify
 from streamlstm.transport import TransportError
 from streamlstm.watch import MEASURES
 from streamlstm.web import MetricsError, Server, Tls, Users
@@ -64,6 +66,7 @@ def run(config: Config, announce: bool = False) -> int:
     ``metrics`` (a URL, or null) and ``pid``.
     """
     logs.to_stderr(config.service.log_level)
+    faulthandler.enable()  # whoever ends a loop that stands still, or a crash, shows where it was
     for exposure in exposures(config):
         _log.warning("%s", exposure)
     service = Service(config)
@@ -222,9 +225,10 @@ class Service:
     def main_loop(self) -> None:
         """Serve whatever waits, a batch at a time, until a signal."""
         assert self.kept
-        more = False
+        more, watchdog = False, Watchdog()
         while not self.stopping:
-            until = time.monotonic() + (0 if more else LOOK_ROUND)
+            watchdog.feed()
+            until = min(time.monotonic() + (0 if more else LOOK_ROUND), watchdog.due)
             if self.snapshots:
                 until = min(until, self.snapshots.due)
             self._serve(min(until, self._reload.due if self._reload else self.kept.due))
@@ -561,14 +565,3 @@ def _ease_allocation() -> None:
     """
     with contextlib.suppress(AttributeError, OSError):  # another C library
         ctypes.CDLL(None).mallopt(1, FAST_BIN)  # M_MXFAST
-
-
-def notify(*states: str) -> None:
-    """Tell systemd, if it asked to be told (sd_notify(3))."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-        sender.sendto("\n".join(states).encode(), address)

@@ -97,8 +97,8 @@ def test_a_folder_that_cannot_be_written_to_is_one_line_with_the_mend(
     assert done.returncode == 1
 
 
-def bring_code(package: Path, cache: Path) -> None:
-    """What the tests have compiled so far, as if of the package there, less that of a module."""
+def bring_code(package: Path, cache: Path, *left_out: str) -> None:
+    """What the tests have compiled so far, as if of the package there, less that left out."""
     ours = Path(os.environ["NUMBA_CACHE_DIR"])
     for folder in ("", "kernels", "wire"):
         name, other = (
@@ -106,14 +106,15 @@ def bring_code(package: Path, cache: Path) -> None:
             for at in (PACKAGE, package)
         )
         if (ours / name).exists():
-            left_out = shutil.ignore_patterns("series.*")
-            shutil.copytree(ours / name, cache / ours.name / other, ignore=left_out)
+            ignored = shutil.ignore_patterns(*left_out)
+            to = cache / ours.name / other
+            shutil.copytree(ours / name, to, ignore=ignored, dirs_exist_ok=True)
 
 
 def test_a_read_only_install_compiles_once(tmp_path: Path) -> None:
     root, cache = tmp_path / "root", tmp_path / "cache"
     install(root)
-    bring_code(root / "streamlstm", cache)
+    bring_code(root / "streamlstm", cache, "series.*")
     for path in [root, *root.rglob("*")]:
         path.chmod(0o555 if path.is_dir() else 0o444)
     launcher = bound_by_permissions()
