@@ -99,6 +99,17 @@ function faded(hex, share) {
   return `rgba(${r}, ${g}, ${b}, ${share})`;
 }
 
+/** Marks of an axis of time: the day at midnight, else the time of the day. */
+function moment(times) {
+  const apart = times[1] - times[0], format = (options) => new Intl.DateTimeFormat(undefined, options);
+  const day = format({ month: "short", day: "numeric" }), month = format({ month: "short", year: "numeric" });
+  const clock = format({ hour: "2-digit", minute: "2-digit", second: apart < 60 ? "2-digit" : undefined, hourCycle: "h23" });
+  return (time) => {
+    const date = new Date(1000 * time), midnight = !date.getHours() && !date.getMinutes() && !date.getSeconds();
+    return (apart > 2_400_000 ? month : midnight ? day : clock).format(date);
+  };
+}
+
 /** Numbers as fine as ``span`` asks for. */
 function numbersOf(span) {
   if (!(span > 0) || span > 1e12 || span < 1e-6) return (x) => (x === null || x === undefined ? "–" : x.toPrecision(5));
@@ -190,7 +201,7 @@ class Chart {
       cursor: { drag: { x: false, y: false }, y: false, points: { size: 7, width: 0, fill: (u, i) => [actual, forecast][i === fan + 2 ? 0 : 1], show: (u, i) => (i < fan || i === fan + 3 ? false : undefined) } },
       scales: { y: { range: (u, low, high) => { const by = (high - low) * 0.07 || Math.abs(high) * 0.1 || 1; return [low - by, high + by]; } } },
       axes: [
-        { stroke: faint, font, grid: { show: false }, ticks: { show: false }, gap: 6, size: 30, space: 70 },
+        { stroke: faint, font, grid: { show: false }, ticks: { show: false }, gap: 6, size: 30, space: 72, values: (u, times) => times.map(moment(times)) },
         {
           stroke: faint, font, grid: { stroke: grid, width: 1 }, ticks: { show: false }, gap: 8, space: 46,
           values: (u, marks) => { const format = numbersOf(100 * (marks[1] - marks[0] || 1)); return marks.map(format); },

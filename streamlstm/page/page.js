@@ -89,19 +89,21 @@ const plural = (count, one) => `${whole.format(count)} ${one}${count === 1 ? "" 
 function showVitals(told) {
   const last = samples.at(-1);
   if (last && (told.counts.ticks_received < last.counts.ticks_received || told.clock < last.clock || told.scores.length !== last.scores.length)) samples.length = 0;
-  samples.push(told);
+  const { clock, counts, latency, scores } = told;
+  samples.push({ clock, counts, latency, scores });
   while (samples[0].clock < told.clock - WHILE) samples.shift();
-  const step = samples.at(-2) ?? told, then = before(LATELY), { counts } = told;
+  const step = samples.at(-2) ?? told, then = before(LATELY);
   const seconds = told.clock - then.clock;
   const rate = seconds ? (counts.ticks_received - then.counts.ticks_received) / seconds : NaN;
   const now = told.clock > step.clock ? (counts.ticks_received - step.counts.ticks_received) / (told.clock - step.clock) : NaN;
-  const latency = told.latency.map((count, i) => count - then.latency[i]);
-  const [p50, p99] = [0.5, 0.99].map((share) => quantile(latency, about.bounds, share));
+  const lately = latency.map((count, i) => count - then.latency[i]);
+  const [p50, p99] = [0.5, 0.99].map((share) => quantile(lately, about.bounds, share));
   unit("rate", Number.isFinite(rate) ? short(rate) : "–");
   find("ticks").textContent = `${short(counts.ticks_received)} in all${told.dropped ? `, ${short(told.dropped)} dropped` : ""}`;
   showDuration("p50", p50); showDuration("p99", p99);
   unit("active", whole.format(counts.active_series));
-  find("churn").textContent = [told.evicted && `${short(told.evicted)} closed`, counts.pending_ticks && `${short(counts.pending_ticks)} ticks wait`, counts.anomalies && plural(counts.anomalies, "anomaly").replace("anomalys", "anomalies")].filter(Boolean).join(", ") || "none closed";
+  const beside = [[told.evicted, "closed"], [counts.anomalies, "anomalous"], [counts.series_quarantined, "quarantined"]];
+  find("churn").textContent = beside.filter(([count]) => count).map(([count, what]) => `${short(count)} ${what}`).join(", ") || "none closed";
   for (const [name, value] of Object.entries({ rate: now, p50, p99 })) {
     sketches[name].push(value);
     sketches[name].splice(0, sketches[name].length - SKETCHED);
@@ -121,7 +123,6 @@ function showScores(told) {
   const when = enough ? (minutes > 1 ? `of the last ${minutes} min` : "of the last minute") : "since the start";
   const over = sum[2] / sum[3];
   unit("error", ratio(over));
-  find("error").className = "";
   find("error-of").textContent = sum[0] ? `${over < 1 ? "better" : "no better"}, ${when}` : "no forecast's tick came yet";
   unit("covered", percent(sum[1] / sum[0]).replace(" %", ""), sum[0] ? "%" : "");
   find("covered-of").textContent = main ? `${percent(main).replace(".0", "")} is meant` : "no intervals";
@@ -224,7 +225,8 @@ class Card {
   tell({ at, when, actual, forecast, interval, missed }) {
     const part = (name, ...children) => element("span", { className: name }, ...children);
     const date = new Date(1000 * when), step = this.step;
-    const day = step * this.back > 40_000 ? { year: step >= 86_400 ? "numeric" : undefined, month: "short", day: "numeric" } : {};
+    const year = date.getFullYear() !== new Date().getFullYear() ? "numeric" : undefined;
+    const day = year || step * this.back > 40_000 ? { year, month: "short", day: "numeric" } : {};
     const clock = step < 86_400 ? { hour: "2-digit", minute: "2-digit", second: step < 60 ? "2-digit" : undefined, hourCycle: "h23" } : {};
     const parts = [part("when", date.toLocaleString(undefined, { ...day, ...clock }))];
     if (actual !== null) parts.push(part("actual", "actual ", element("b", { textContent: actual })));
@@ -278,7 +280,7 @@ function since(seconds) {
   return `${Math.round(seconds)} s`;
 }
 
-function open(name, focus = false) {
+function open(name) {
   let card = cards.get(name);
   if (!card) {
     card = new Card(name);
@@ -289,8 +291,7 @@ function open(name, focus = false) {
     remember();
     ask();
   }
-  card.node.scrollIntoView({ block: "nearest", behavior: reduced.matches ? "auto" : "smooth" });
-  if (focus) card.node.focus();
+  return card;
 }
 
 /** Keep in the address which series are open. */
@@ -327,7 +328,7 @@ function showEmpty() {
   place.hidden = cards.size > 0;
   if (place.hidden || active === null) return;
   const say = (title, text, ...more) => place.replaceChildren(element("h2", { textContent: title }), element("p", { textContent: text }), ...more);
-  if (active) say("No chart is open", `Press / and choose one of ${plural(active, "series").replace(/s$/, active === 1 ? "" : "s").replace("seriess", "series")}.`);
+  if (active) say("No chart is open", `Search above, or press /, and choose one of ${whole.format(active)} series.`);
   else say("No series yet", "They begin with the first tick that comes. To send a table of yours:", element("code", { textContent: "streamlstm publish YOUR.csv --speed 3600" }));
 }
 
@@ -381,7 +382,7 @@ function take(i) {
   const { name } = found.children[i].dataset;
   search.value = "";
   shut();
-  open(name);
+  open(name).node.scrollIntoView({ block: "nearest", behavior: reduced.matches ? "auto" : "smooth" });
 }
 
 search.addEventListener("focus", look);
