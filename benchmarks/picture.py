@@ -1,6 +1,6 @@
 """Pictures of the live page, of a real daemon that forecasts real data.
 
-    python -m benchmarks.picture FOLDER [--model FILE] [--ticks 120] [--views desktop-light,phone-dark]
+    python -m benchmarks.picture FOLDER [--model FILE] [--ticks 120] [--views VIEW,...]
 
 Fits a model to the bundled electricity demand and sea temperature, both half-hourly, but for their
 latest fifth, sends that to a daemon, and has a headless Chromium look on: light and dark, wide and

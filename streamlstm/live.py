@@ -11,9 +11,9 @@ the daemon that it knows. Times are seconds since the epoch; what is not known i
 
 All of it is answered by the thread of the HTTP server, which only looks at the engine's arrays
 while the loop goes on: nothing is asked of the loop, and nothing waits for another. A series is one
-record, copied at once; where a tick is just moving it, it is looked at again, now or a second later.
-Names are copied into one text, which is searched a piece at a time, so that the interpreter is never
-held for long.
+record, copied at once; where a tick is just moving it, it is looked at again, now or a second
+later. Names are copied into one text, which is searched a piece at a time, so that the interpreter
+is never held for long.
 """
 
 import secrets
@@ -47,7 +47,7 @@ TRIES = 3
 """How often a record is copied that ticks move meanwhile."""
 STALE = 1.0
 """Seconds after which names that came or went are looked at."""
-ROWS, PIECE = 4096, 1 << 16
+ROWS, PIECE = 4096, 1 << 15
 """Names copied, and bytes searched, at once."""
 FILES = {
     "": ("index.html", "text/html"),
