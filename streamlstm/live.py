@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from importlib import resources
+from itertools import chain
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -45,8 +46,8 @@ MOST_SKETCHED = 24
 """Latest values told of a series that was found."""
 TRIES = 3
 """How often a record is copied that ticks move meanwhile."""
-STALE = 1.0
-"""Seconds after which names that came or went are looked at."""
+REST = 20
+"""Times as long as it took to take the names, until it is done again."""
 ROWS, PIECE = 4096, 1 << 15
 """Names copied, and bytes searched, at once."""
 FILES = {
@@ -198,14 +199,14 @@ class Names:
         First those that begin with it, and in alphabetical order.
         """
         self._refresh(engine)
-        rows: dict[int, None] = {}
-        for sought in (b"\0" + text.lower(), text.lower()) if b"\0" not in text else ():
-            for row in self._rows(sought):
-                rows[row] = None
-                if len(rows) >= most:
-                    break
-        named = ((_key(engine, slot), slot) for slot in self._slots[list(rows)].tolist())
         begins = text.lower()
+        sought = () if b"\0" in text else (b"\0" + begins, begins)
+        rows: dict[int, None] = {}
+        for row in chain.from_iterable(map(self._rows, sought)):
+            rows[row] = None
+            if len(rows) >= most:
+                break
+        named = ((_key(engine, slot), slot) for slot in self._slots[list(rows)].tolist())
         return sorted(
             (each for each in named if each[0]),
             key=lambda each: (not each[0].lower().startswith(begins), each),
@@ -244,10 +245,9 @@ class Names:
 
     def _refresh(self, engine: Engine) -> None:
         """Take the names anew where some came or went, but not again and again."""
-        counts = engine.series.index.counts.tolist()
+        counts, now = engine.series.index.counts.tolist(), time.monotonic()
         counts[CLOSING] = 0
-        now = time.monotonic()
-        if counts == self._counts or now < self._looked + max(STALE, 20 * self._took):
+        if counts == self._counts or now < self._looked + REST * self._took:
             return
         names, used = engine.series.names, engine.series.used
         parts, slots, lengths = [], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]

@@ -98,13 +98,12 @@ class Page:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
-    def until(self, expression: str, patience: float = PATIENCE) -> Any:
-        """Wait until it is true, and return what it is."""
-        deadline = time.monotonic() + patience
-        while not (found := self.js(expression)):
-            assert time.monotonic() < deadline, f"{expression}: {found}; {self.problems}"
+    def until(self, expression: str) -> None:
+        """Wait until it is true, as JavaScript has it."""
+        deadline = time.monotonic() + PATIENCE
+        while not self.js(f"!!({expression})"):
+            assert time.monotonic() < deadline, f"{expression}; {self.problems}"
             self.js("new Promise(requestAnimationFrame)")
-        return found
 
     def press(self, key: str) -> None:
         """A key, and what it types where it is a character."""

@@ -281,6 +281,7 @@ function since(seconds) {
 }
 
 function open(name) {
+  begun = true;
   let card = cards.get(name);
   if (!card) {
     card = new Card(name);
@@ -467,7 +468,6 @@ function hear(told, of) {
     find("model").textContent = `model ${told.model} · ${told.network} · ${plural(told.horizon, "step")} ahead${told.step ? ` of ${since(told.step)}` : ""}`;
     for (const card of cards.values()) { card.past.count = 0; card.begin(); }
   }
-  const first = active === null;
   active = told.counts.active_series;
   showVitals(told);
   showEvents(told.events);
@@ -476,13 +476,16 @@ function hear(told, of) {
     if (card.past === past && cards.get(card.name) === card) card.take(series);
   });
   showEmpty();
-  if (first && active && !cards.size && !location.hash) openFirst();
+  if (active && !begun) openFirst();
 }
 
+let begun = named().length > 0; // whether a chart was open
+
+/** Where none was asked for, show one. */
 async function openFirst() {
-  const answer = await fetch("live/find?q=");
-  const { found: names } = answer.ok ? await answer.json() : { found: [] };
-  if (names.length && !cards.size) open(names[0].name);
+  const answer = await fetch("live/find?q=").catch(() => null);
+  const { found: names } = answer?.ok ? await answer.json() : { found: [] };
+  if (names.length && !begun) open(names[0].name);
 }
 
 document.addEventListener("visibilitychange", () => { if (!document.hidden) ask(); });
