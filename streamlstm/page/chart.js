@@ -203,7 +203,7 @@ class Chart {
       axes: [
         { stroke: faint, font, grid: { show: false }, ticks: { show: false }, gap: 6, size: 30, space: 72, values: (u, times) => times.map(moment(times)) },
         {
-          stroke: faint, font, grid: { stroke: grid, width: 1 }, ticks: { show: false }, gap: 8, space: 46,
+          stroke: faint, font, grid: { stroke: grid, width: 1 }, ticks: { show: false }, gap: 8, space: 38,
           values: (u, marks) => { const format = numbersOf(100 * (marks[1] - marks[0] || 1)); return marks.map(format); },
           size: (u, texts) => 18 + 7 * Math.max(2, ...(texts ?? []).map((text) => text.length)),
         },

@@ -5,6 +5,7 @@ const EVERY = 1000; // milliseconds from one answer to the next question
 const PATIENCE = 5000; // milliseconds that an answer may take
 const LATELY = 10, WHILE = 300; // seconds over which latencies, and scores, are told
 const ENOUGH = 100; // forecasts whose tick came, to be told of the last minutes alone
+const SURE = 500; // forecasts whose tick came, until an interval that covers too little is marked
 const LONGEST = 6000; // characters of a question
 const SKETCHED = 60; // points of a sparkline
 const STORED = "streamlstm.made";
@@ -130,7 +131,7 @@ function showScores(told) {
     const [n, covered, error, naive, seasonal] = row.map((value) => value ?? NaN);
     const cell = (text, mark = "") => element("td", { textContent: text, className: mark });
     return element("tr", {}, cell(about.scored[k]), cell(ratio(error / naive), rated(error / naive)),
-      cell(about.season ? ratio(error / seasonal) : "–", about.season ? rated(error / seasonal) : ""), cell(percent(covered / n)));
+      cell(about.season ? ratio(error / seasonal) : "–", about.season ? rated(error / seasonal) : ""), cell(percent(covered / n), n >= SURE && Math.abs(covered / n - main) > 0.05 ? "bad" : ""));
   }));
   find("scored").textContent = sum[0] ? `Error over that of two naive forecasts, below 1 is better; ${plural(Math.round(sum[0]), "forecast")} ${when}.` : "Scored as soon as the ticks come that were forecast.";
 }
@@ -356,7 +357,7 @@ function showFound({ found: names, more, active: all }) {
     item.onpointerdown = (event) => { event.preventDefault(); take(i); };
     return item;
   }));
-  find("many").textContent = !names.length ? (all ? "No series of that name." : "No series yet.") : more ? `The first ${names.length} of ${whole.format(all)} series; type more of the name.` : "";
+  find("many").textContent = !names.length ? (all ? "No series of that name." : "No series yet.") : more ? `${names.length} of them; type more of the name to see others.` : "";
   results.hidden = false;
   search.setAttribute("aria-expanded", "true");
   choose(names.length && search.value.trim() ? 0 : -1);
