@@ -459,6 +459,27 @@ def test_the_page_shows_ticks_as_they_come(page: Page, daemon: Daemon, client: C
     }
 
 
+@pytest.mark.parametrize("intervals", [0, 1, 3])
+def test_a_chart_has_as_many_layers_as_columns(
+    page: Page, daemon: Daemon, client: Client, intervals: int
+) -> None:
+    """Also where the daemon makes no intervals, the ends of which are null then."""
+    hours(client, f"layers {intervals}", 0, 2)
+    look(page, daemon, f"layers {intervals}")
+    page.until("cards.values().next().value.past.count === 2")
+    fan = [[1.0, 2.0], *([[None] * 2] * 2 if not intervals else [[0.5, 1.5]] * 2 * intervals)]
+    drawn = page.js(
+        "(() => { const past = new Past(); past.take({count: 2, ts: 7200, actual: {t: [3600, 7200],"
+        f" y: [1, 2], afresh: true}}, fan: {json.dumps(fan)}}}, 3600);"
+        f" const place = find('cards').appendChild(element('div', {{className: 'plot'}}));"
+        f" const chart = new Chart(place, {intervals}, () => {{}});"
+        f" chart.show(columnsOf(past, 10, 3600, {intervals}), 7200); const {{plot}} = chart;"
+        " return [plot.series.length, plot.data.length, plot.data[0], plot.data.at(-3)]; })()"
+    )
+    assert drawn[0] == drawn[1] == 5 + 2 + 2 * intervals
+    assert drawn[2:] == [[3600, 7200, 10_800, 14_400], [None, 2, 1, 2]]
+
+
 def test_what_was_said_before_stands_beside_what_came(
     page: Page, daemon: Daemon, client: Client
 ) -> None:

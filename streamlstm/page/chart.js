@@ -77,7 +77,7 @@ function columnsOf(past, back, step, intervals) {
   const missed = transposed(past.missed(from, step), 2);
   const fan = Array.from({ length: 2 + 2 * intervals }, () => []);
   if (past.fan) {
-    const { ts, rows } = past.fan;
+    const { ts } = past.fan, rows = past.fan.rows.slice(0, 1 + 2 * intervals); // none: they are null
     const last = past.t.at(-1) === ts && past.y.at(-1) !== null ? past.y.at(-1) : null;
     fan[0] = [...(last === null ? [] : [ts]), ...rows[0].map((_, k) => ts + (k + 1) * step)];
     rows.forEach((row, r) => { fan[r + 1] = last === null ? row : [last, ...row]; });

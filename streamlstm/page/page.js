@@ -220,7 +220,8 @@ class Card {
     if (told.over_seasonal != null && about.season) say("over season before", ratio(told.over_seasonal), rated(told.over_seasonal));
     if (told.covered != null) say(`within its ${percent(about.coverages[0]).replace(".0", "")} interval`, percent(told.covered));
     if (told.scored) items.push(element("span", { textContent: `of the last ${whole.format(told.scored)}${told.scored >= 1000 ? " or so" : ""}` }));
-    this.says.replaceChildren(...(items.length ? items : ["Scored as soon as the ticks come that were forecast."]));
+    if (told.scored === 0) items.push("Scored as soon as the ticks come that were forecast.");
+    this.says.replaceChildren(...items);
   }
 
   tell({ at, when, actual, forecast, interval, missed }) {
@@ -415,10 +416,12 @@ let about = null, ahead = 0, turn = 0, timer = 0, asking = false, again = false;
 const now = () => Date.now() / 1000 + ahead;
 
 function say(state, text, trouble = "") {
-  find("state").dataset.state = state;
-  find("state").textContent = text;
-  document.body.classList.toggle("away", state === "gone");
-  document.title = state === "serving" ? "streamlstm" : `${text} · streamlstm`;
+  if (find("state").textContent !== text) { // or it would be read out each second
+    find("state").dataset.state = state;
+    find("state").textContent = text;
+    document.title = state === "serving" ? "streamlstm" : `${text} · streamlstm`;
+    document.body.classList.toggle("away", state === "gone");
+  }
   find("gone").hidden = !trouble;
   if (find("gone").textContent !== trouble) find("gone").textContent = trouble;
 }
@@ -461,20 +464,21 @@ async function ask() {
 function hear(told, of) {
   say("serving", "serving");
   ahead = told.time - Date.now() / 1000;
-  if (about?.about !== told.about) {
+  const changed = about?.about !== told.about;
+  if (changed) {
     const [boot] = (about?.about ?? "").split(".");
     if (about && boot !== told.about.split(".")[0]) { lastLine = 0; samples.length = 0; }
-    if (!told.model) { about = null; again = true; return; } // it is another daemon: ask anew
     about = told;
     find("model").textContent = `model ${told.model} · ${told.network} · ${plural(told.horizon, "step")} ahead${told.step ? ` of ${since(told.step)}` : ""}`;
     for (const card of cards.values()) { card.past.count = 0; card.begin(); }
+    again = true; // what is told of series was asked of what was before
   }
   active = told.counts.active_series;
   showVitals(told);
   showEvents(told.events);
   told.series.forEach((series, i) => {
     const [card, past] = of[i];
-    if (card.past === past && cards.get(card.name) === card) card.take(series);
+    if (!changed && card.past === past && cards.get(card.name) === card) card.take(series);
   });
   showEmpty();
   if (active && !begun) openFirst();
