@@ -127,11 +127,14 @@ class Ends:
             "disorder": counted.disorder,
         }
 
-    def latency(
-        self, system: System, rate: float, seconds: float, scraped: bool, warm: float = 0.2
-    ) -> Window:
+    def latency(self, system: System, rate: float, seconds: float, scraped: bool) -> Window:
         """See :class:`Meter`."""
-        with self.joined(system), scraping(system.url if scraped else None):
+        with scraping(system.url if scraped else None):
+            return self.lateness(system, rate, seconds)
+
+    def lateness(self, system: System, rate: float, seconds: float, warm: float = 0.2) -> Window:
+        """How late predictions are at ``rate`` ticks a second offered."""
+        with self.joined(system):
             start = soon(0.05)
             begin = start + int(warm * 1e9)
             end = begin + int(seconds * 1e9)

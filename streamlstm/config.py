@@ -323,11 +323,16 @@ class Interval(_Table):
 
 
 class Metrics(_Table):
-    """The HTTP endpoint: /metrics, /-/healthy, /-/ready."""
+    """The HTTP endpoint: /metrics, /-/healthy, /-/ready, and a page to look at."""
 
     enabled: bool = Field(default=True, description="serve it")
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0: all")
     port: int = Field(default=9464, ge=0, le=65_535, description="0: any free port")
+    page: bool = Field(
+        default=False,
+        description="serve /live too, a page that shows forecasts as they come; the latest"
+        " prediction of each series is then kept, as for snapshot.bind",
+    )
     cert_file: OptionalPath = Field(
         default=None,
         description="PEM file of this daemon's certificate, and of those up to its authority;"
@@ -346,11 +351,13 @@ class Metrics(_Table):
     )
 
     @model_validator(mode="after")
-    def _certificates_have_keys(self) -> Self:
+    def _parts_go_together(self) -> Self:
         if bool(self.cert_file) != bool(self.key_file):
             raise ValueError("metrics.cert_file and metrics.key_file go together; name both")
         if self.client_ca_file and not self.cert_file:
             raise ValueError("metrics.client_ca_file needs metrics.cert_file; name one")
+        if self.page and not self.enabled:
+            raise ValueError("metrics.page needs metrics.enabled")
         return self
 
 

@@ -325,7 +325,7 @@ def engine_of(config: Config, model: Model) -> Engine:
         max_key=config.input.max_key,
         ordered=evict or config.engine.idle_timeout > 0,
         evict=evict and not config.engine.parking,
-        keep_latest=bool(config.snapshot.bind),
+        keep_latest=bool(config.snapshot.bind) or config.metrics.page,
         history=config.engine.history,
         policies=Policies(**config.ticks.model_dump()),
         scored=config.engine.scored,

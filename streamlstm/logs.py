@@ -11,6 +11,7 @@ import math
 import os
 import sys
 import time
+from collections import deque
 from typing import TextIO
 
 EVERY = 10.0
@@ -20,6 +21,12 @@ _PRIORITIES = {
     logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2,
 }  # fmt: skip
 """As syslog(3) numbers them."""
+
+KEPT = 50
+"""Lines that :class:`Latest` keeps."""
+
+Line = tuple[int, float, str, str]
+"""Its number, from 1, when it was, in seconds since the epoch, its level and its text."""
 
 _log = logging.getLogger("streamlstm")
 
@@ -37,6 +44,31 @@ class Limited:
         if now >= self._said.get(about, -math.inf) + EVERY:
             self._said[about] = now
             event(logging.WARNING, name, **fields)
+
+
+class Latest(logging.Handler):
+    """Keeps the latest lines, for who wants to look at them."""
+
+    def __init__(self) -> None:
+        """Take what is logged from here on."""
+        super().__init__()
+        self._lines: deque[Line] = deque(maxlen=KEPT)
+        self._count = 0
+        _log.addHandler(self)
+
+    def detach(self) -> None:
+        """Take no more."""
+        _log.removeHandler(self)
+
+    def lines(self) -> list[Line]:
+        """Those kept, the latest last; from whichever thread."""
+        return list(self._lines)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a line."""
+        self._count += 1
+        line = self._count, record.created, record.levelname.lower(), record.getMessage()
+        self._lines.append(line)
 
 
 def event(level: int, name: str, /, **fields: object) -> None:

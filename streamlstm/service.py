@@ -11,6 +11,7 @@ import secrets
 import select
 import signal
 import socket
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from streamlstm.ends import Ends, allow_files
 from streamlstm.handover import Handover
 from streamlstm.kept import Kept, engine_of
 from streamlstm.kernels.cell import BackendError
+from streamlstm.live import Live
 from streamlstm.loop import Loop
 from streamlstm.metrics import Metrics
 from streamlstm.model import Model, ModelError, load_model
@@ -48,6 +50,8 @@ RETRY = 1.0
 """Seconds after which the journal is tried again."""
 LOOK_ROUND = 1.0
 """Seconds after which it is seen at the latest what else there is to do."""
+TURN = 0.0002
+"""Seconds for which the thread that answers about series may hold the interpreter."""
 FAST_BIN = 160
 """Bytes of the largest piece of memory that the C library is to hand out the fast way."""
 
@@ -138,6 +142,7 @@ class Service:
         self._sender.setblocking(False)
         self.kept: Kept | None = None
         self.snapshots: Snapshots | None = None
+        self.live: Live | None = None
         self.failed = False
         self._reload: Reload | None = None
         self._refitting = Refitting(config, self._wake)
@@ -147,7 +152,7 @@ class Service:
         event.register("numba:compile", self._compiles)
         self._said = logs.Limited()
         self._dropped: dict[str, int] = {}
-        self._dropped_by_engine = 0
+        self._dropped_by_engine = self._quarantined = 0
         self._evicted: dict[str, int] = {}
 
     def startup(self) -> None:
@@ -163,6 +168,8 @@ class Service:
         _ease_allocation()
         allow_files(config.security.max_connections)
         _keep_to(config.service.cpus)  # before there are threads, which inherit it
+        if config.metrics.page:
+            self.live = Live(self.metrics, logs.Latest().lines)
         if config.metrics.enabled:
             self.server = Server(
                 self.metrics,
@@ -170,6 +177,7 @@ class Service:
                 config.metrics.port,
                 tls=_open_tls(config),
                 users=config.metrics.users,
+                **({"pages": self.live.answer} if self.live else {}),
             )
         self.ends = Ends(config, umask)
         self.receiver, self.publisher = self.ends.receiver, self.ends.publisher
@@ -211,6 +219,9 @@ class Service:
         gc.freeze()  # what is there now stays; only what a batch leaves is looked at
         if self.server:
             self.server.ready = True
+        if self.live:
+            self.live.engine = self.engine
+            sys.setswitchinterval(TURN)
         for doubt in doubts(config, model):
             _log.warning("%s", doubt)
         notify("READY=1", f"STATUS=serving model {model.id}")
@@ -330,6 +341,9 @@ class Service:
             self._complain(*self.decoder.sample)
             self.decoder.sample = None
         self._sample_evicted()
+        if (quarantined := self.engine.quarantined) > self._quarantined:
+            self._said.warn("series quarantined", "quarantine", total=quarantined)
+        self._quarantined = quarantined
         dropped = int(self.engine.work.counts.drops.sum())
         if dropped == self._dropped_by_engine:
             return
@@ -388,6 +402,8 @@ class Service:
             self.encoders = _open_encoders(self.config, engine.model, self._boot)
             if self.snapshots:
                 self.snapshots.serve_from(engine, self.encoders[0])
+            if self.live:
+                self.live.engine = engine
             self._make_loop(self.loop.pending)
             self._describe()
             self.metrics.values["model_reloads"] += 1

@@ -1,4 +1,4 @@
-"""A small HTTP server, for what Prometheus reads: TLS and basic authentication where asked for."""
+"""A small HTTP server, for Prometheus and people: TLS and basic authentication where asked for."""
 
 import base64
 import binascii
@@ -11,7 +11,7 @@ import re
 import secrets
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from email.utils import formatdate
 from http import HTTPStatus
 from pathlib import Path
@@ -19,6 +19,7 @@ from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
 from socket import AF_INET, AF_INET6, SO_REUSEADDR, SOL_SOCKET, socket
 from threading import Thread
 from types import MappingProxyType
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 
@@ -174,6 +175,16 @@ class Tls:
             ) from None
 
 
+class Answer(NamedTuple):
+    """What is said to a request."""
+
+    status: HTTPStatus
+    body: bytes
+    kind: str = "text/plain; version=0.0.4; charset=utf-8"
+    headers: str = ""
+    """further ones, each a line with its end"""
+
+
 class Server:
     """Serves /metrics, /-/healthy and, once ``ready`` is set, /-/ready from a thread of its own.
 
@@ -190,15 +201,19 @@ class Server:
         *,
         tls: Tls | None = None,
         users: Mapping[str, str] = MappingProxyType({}),
+        pages: Callable[[bytes, bytes], Answer | None] = lambda path, query: None,
     ) -> None:
         """Listen on ``host``, at any free port where ``port`` is 0; to ``users``, where named.
+
+        ``pages`` answers, in the server's thread, to paths that are not its own: it is given path
+        and query of a request, as they came, and returns None where there is nothing.
 
         Raises:
             MetricsError: the port is in use, the address not this machine's, or a user's password
                 no hash.
         """
         self.ready = False
-        self._tls, self._users = tls, Users(users)
+        self._tls, self._users, self._pages = tls, Users(users), pages
         self.registry = CollectorRegistry()
         self.registry.register(metrics)
         ProcessCollector(registry=self.registry)
@@ -299,43 +314,48 @@ class Server:
 
     def _answer(self, request: bytes) -> bytes:
         line = request.partition(b"\r\n")[0].split(b" ")
-        status, admitted = HTTPStatus.OK, self._users.admit(request)
+        admitted = self._users.admit(request)
         match line:
             case [_, _, b"HTTP/1.1" | b"HTTP/1.0"] if admitted != HTTPStatus.OK:
-                status, body = admitted, b"name and password, please\n"
+                answer = Answer(admitted, b"name and password, please\n")
             case [b"GET" | b"HEAD", path, b"HTTP/1.1" | b"HTTP/1.0"]:
-                status, body = self._look_up(path.partition(b"?")[0])
+                answer = self._look_up(path)
             case [_, _, b"HTTP/1.1" | b"HTTP/1.0"]:
-                status, body = HTTPStatus.METHOD_NOT_ALLOWED, b"GET or HEAD\n"
+                answer = Answer(HTTPStatus.METHOD_NOT_ALLOWED, b"GET or HEAD\n")
             case _:
-                status, body = HTTPStatus.BAD_REQUEST, b"HTTP/1.1, please\n"
+                answer = Answer(HTTPStatus.BAD_REQUEST, b"HTTP/1.1, please\n")
+        status = answer.status
         asked = 'WWW-Authenticate: Basic realm="streamlstm", charset="UTF-8"\r\n'
         head = (
             f"HTTP/1.1 {status.value} {status.phrase}\r\n"
             f"Date: {formatdate(usegmt=True)}\r\n"
-            "Content-Type: text/plain; version=0.0.4; charset=utf-8\r\n"
-            f"Content-Length: {len(body)}\r\n"
+            f"Content-Type: {answer.kind}\r\n"
+            f"Content-Length: {len(answer.body)}\r\n"
             "Allow: GET, HEAD\r\n"
             f"{asked * (status == HTTPStatus.UNAUTHORIZED)}"
+            f"{answer.headers}"
             "Connection: close\r\n\r\n"
         ).encode()
-        return head if line[0] == b"HEAD" else head + body
+        return head if line[0] == b"HEAD" else head + answer.body
 
-    def _look_up(self, path: bytes) -> tuple[HTTPStatus, bytes]:
-        match path:
-            case b"/metrics":
-                try:
-                    return HTTPStatus.OK, generate_latest(self.registry)
-                except Exception:
-                    _log.exception("a scrape failed")
-                    return HTTPStatus.INTERNAL_SERVER_ERROR, b"see the log\n"
-            case b"/-/healthy":
-                return HTTPStatus.OK, b"healthy\n"
-            case b"/-/ready" if self.ready:
-                return HTTPStatus.OK, b"ready\n"
-            case b"/-/ready":
-                return HTTPStatus.SERVICE_UNAVAILABLE, b"not ready\n"
-        return HTTPStatus.NOT_FOUND, b"see /metrics, /-/healthy, /-/ready\n"
+    def _look_up(self, asked: bytes) -> Answer:
+        path, _, query = asked.partition(b"?")
+        try:
+            match path:
+                case b"/metrics":
+                    return Answer(HTTPStatus.OK, generate_latest(self.registry))
+                case b"/-/healthy":
+                    return Answer(HTTPStatus.OK, b"healthy\n")
+                case b"/-/ready" if self.ready:
+                    return Answer(HTTPStatus.OK, b"ready\n")
+                case b"/-/ready":
+                    return Answer(HTTPStatus.SERVICE_UNAVAILABLE, b"not ready\n")
+            if answer := self._pages(path, query):
+                return answer
+        except Exception:
+            _log.exception("a scrape failed" if path == b"/metrics" else "an answer failed")
+            return Answer(HTTPStatus.INTERNAL_SERVER_ERROR, b"see the log\n")
+        return Answer(HTTPStatus.NOT_FOUND, b"see /metrics, /-/healthy, /-/ready\n")
 
 
 class _Client:

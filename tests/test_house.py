@@ -23,7 +23,7 @@ LEVELS = {
     "series": 3, "journal": 3, "work": 3,
     "rounds": 4,
     "engine": 5,
-    "checkpoint": 6, "parking": 6, "snapshot": 6,
+    "checkpoint": 6, "parking": 6, "snapshot": 6, "live": 6,
     "handover": 6, "loop": 7, "models": 7, "replay": 7,
     "kept": 8,
     "reload": 9, "refitting": 9,
