@@ -17,7 +17,7 @@ import zmq
 from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
-from streamlstm import commands
+from streamlstm import watching
 from streamlstm.cli import main
 from streamlstm.config import load_config
 from streamlstm.web import Users
@@ -431,7 +431,7 @@ def test_names_of_series_are_shown_as_they_are_and_steer_nothing(name: str) -> N
     text = shown(commands._watched({name: prediction(name)}, 1, 10))
     assert safe in text
     assert "\x1b]" not in text
-    assert safe in commands._line(prediction(name), as_json=False)
+    assert safe in watching.line(prediction(name), as_json=False)
 
 
 @pytest.mark.parametrize("most", [-4, 0])
@@ -500,7 +500,7 @@ def test_a_misspelt_name_of_a_bundled_series() -> None:
 
 def test_a_line_of_json_is_as_the_daemon_says_it() -> None:
     two = np.array([[1.0, 2.0], [3.0, np.nan]])
-    line = commands._line(prediction("a", ts_ns=1_500_000_000, forecast=two), as_json=True)
+    line = watching.line(prediction("a", ts_ns=1_500_000_000, forecast=two), as_json=True)
     said = json.loads(line)
     assert list(said) == [
         "series", "ts", "ts_ns", "forecast", "lower", "upper", "model", "boot", "seq",

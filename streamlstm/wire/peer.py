@@ -4,7 +4,8 @@ No part of the daemon.
 """
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from streamlstm.watch import MEASURES
 from streamlstm.wire import binary, maps
-from streamlstm.wire.binary import VERSION, prediction_layout
+from streamlstm.wire.binary import SEQ, VERSION, prediction_layout
 from streamlstm.wire.format import BATCH, TOPIC, Format, WireError
 
 
@@ -46,6 +47,36 @@ class Prediction(NamedTuple):
     """of further coverages"""
     quality: Mapping[str, float] = MappingProxyType({})
     """numbers that :mod:`streamlstm.watch` explains, by name; NaN where one is not known"""
+
+
+class Glance(NamedTuple):
+    """What is seen of a prediction at once; to read all of it takes several times as long."""
+
+    series: str
+    boot: int
+    seq: int
+    next: float
+    """the forecast of the first step ahead, of the first target"""
+    whole: Callable[[], Prediction]
+    """reads the rest; may raise :class:`WireError`"""
+
+
+class _Glanced(msgspec.Struct, gc=False):
+    """Of a prediction as a map says it."""
+
+    boot: int
+    seq: int
+    forecast: list[Any]
+
+
+_GLANCE: Mapping[str, Callable[[bytes], _Glanced]] = {
+    "json": msgspec.json.Decoder(_Glanced).decode,
+    "msgpack": msgspec.msgpack.Decoder(_Glanced).decode,
+}
+_NUMBERS = struct.Struct("<IQqd")
+"""boot, seq, ts and the first step of a prediction in binary."""
+_BOOT = SEQ - 4
+"""Where they lie."""
 
 
 def encode_tick(
@@ -173,6 +204,38 @@ def decode_predictions(format: Format, message: Sequence[bytes]) -> list[Predict
         ]  # fmt: skip
     except (pa.ArrowException, OSError, ValueError, LookupError, AttributeError) as error:
         raise WireError(f"not predictions in arrow: {error}") from error
+
+
+def glance(format: Format, message: Sequence[bytes]) -> list[Glance]:
+    """Look at the predictions of one message: one, but for the format arrow.
+
+    Raises:
+        WireError: it has none, or not of this format.
+    """
+    if format == "arrow":
+        return [glance_at(each) for each in decode_predictions(format, message)]
+    whole = partial(decode_prediction, format, message)
+    try:
+        if format == "binary":
+            (frame,) = message
+            end = frame.index(0)
+            series = frame[len(TOPIC) : end].decode()
+            boot, seq, _, first = _NUMBERS.unpack_from(frame, end + _BOOT)
+            return [Glance(series, boot, seq, first, whole)]
+        topic, payload = message
+        seen = _GLANCE[format](payload)
+        first = seen.forecast[0]
+        first = first[0] if isinstance(first, list) else first
+        number = np.nan if first is None else float(first)
+        return [Glance(topic[len(TOPIC) :].decode(), seen.boot, seen.seq, number, whole)]
+    except (msgspec.MsgspecError, struct.error, ValueError, TypeError, LookupError) as error:
+        raise WireError(f"not a prediction in {format}: {error}") from error
+
+
+def glance_at(prediction: Prediction) -> Glance:
+    """Of one that was read already."""
+    series, boot, seq = prediction.series, prediction.boot, prediction.seq
+    return Glance(series, boot, seq, float(prediction.forecast[0, 0]), lambda: prediction)
 
 
 def decode_prediction(format: Format, message: Sequence[bytes]) -> Prediction:
