@@ -206,7 +206,9 @@ class Listener:
                 self.socket.poll(max(1, round(1000 * left)))
                 continue
             if message:
-                found += filter(self._is_new, glance(self.format, message))
+                found += glance(self.format, message)
+        if self._known or self.format == "arrow":
+            return [each for each in found if self._is_new(each)]
         return found
 
     def _next(self) -> list[bytes]:
@@ -312,6 +314,11 @@ class Continuity:
         self.gaps = self.missed = self.restarts = 0
         self._boot = -1
         self._seq: OrderedDict[str, int] = OrderedDict()  # those heard of lately last
+
+    @property
+    def series(self) -> int:
+        """How many were heard of since the daemon started."""
+        return len(self._seq)
 
     def broken(self, prediction: Prediction | Glance) -> str:
         """What lies between this prediction and the one before it, in words; "" if nothing."""

@@ -23,7 +23,7 @@ from streamlstm.config import ConfigError
 
 PASSWORD = "METRICS_PASSWORD"
 """Environment variable with the password of ``--user``."""
-PATIENCE = 5.0
+PATIENCE = 10.0
 """Seconds that a daemon may take to answer."""
 LONGEST = 1 << 24
 """Bytes of an answer at most."""
@@ -149,6 +149,8 @@ class Daemon:
         try:
             with self._opener.open(asked, timeout=PATIENCE) as answer:
                 text = answer.read(LONGEST).decode(errors="replace")
+                if answer.length:
+                    raise http.client.IncompleteRead(b"", answer.length)
                 return int(answer.status), text, answer.headers.get("Date", "")
         except urllib.error.HTTPError as error:
             with error:
@@ -174,16 +176,19 @@ class Daemon:
             case ssl.SSLCertVerificationError():
                 said = cause.verify_message
                 return f"its certificate is not trusted ({said}); name its authority's file by --ca"
-            case ssl.SSLError() if "WRONG_VERSION" in str(cause) or "RECORD_LAYER" in str(cause):
+            case ssl.SSLError() if cause.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
                 return "speaks no TLS; write http://"
+            case ssl.SSLEOFError() | ConnectionResetError() | http.client.HTTPException() if tls:
+                return (
+                    "hung up; if it speaks no TLS, write http://; if it has a"
+                    " metrics.client_ca_file, give --cert"
+                )
             case ssl.SSLError():
                 return f"{cause.reason or cause}; if it asks for a certificate, give --cert"
             case TimeoutError():
                 return f"no answer within {PATIENCE:g} s; is it reached from here, and not stuck?"
-            case ConnectionResetError() | http.client.HTTPException() if not tls:
-                return "no answer in HTTP; if it has a metrics.cert_file, write https://"
             case ConnectionResetError() | http.client.HTTPException():
-                return "hung up; if it has a metrics.client_ca_file, give --cert"
+                return "no answer in HTTP; if it has a metrics.cert_file, write https://"
             case OSError() if cause.strerror:
                 return f"{cause.strerror}; give a URL like http://host:9464"
         return f"{cause}; give a URL like http://host:9464"
@@ -283,6 +288,7 @@ def vitals(now: Scrape, before: Scrape | None = None) -> Vitals:
     earlier = sum(before.by("ticks_dropped_total", "reason").values()) if before else math.nan
     scored = now.by("forecasts_scored_total", "step")
     errors = now.by("forecast_errors_total", "step")
+    age = now.now - now.value("checkpoint_last_success_timestamp_seconds")
     return Vitals(
         ready=now.ready,
         since=started,
@@ -303,7 +309,7 @@ def vitals(now: Scrape, before: Scrape | None = None) -> Vitals:
         coverage=_over(now.by("forecasts_covered_total", "step"), scored),
         over_last_value=_over(errors, now.by("last_value_errors_total", "step")),
         over_seasonal_naive=_over(errors, now.by("seasonal_naive_errors_total", "step")),
-        checkpoint_age=max(0.0, now.now - now.value("checkpoint_last_success_timestamp_seconds")),
+        checkpoint_age=0.0 if age < 0 else age,  # its date is told to the second
         resident_bytes=now.value("process_resident_memory_bytes"),
         cores=rate("process_cpu_seconds_total"),
         counted={name: n for name in TROUBLES if (n := now.value(f"{name}_total")) > 0},

@@ -5,11 +5,12 @@ times a second: at 100,000 a second it is the drawing that is left out.
 """
 
 import argparse
+import gc
+import json
 import sys
 import time
 from array import array
 from collections import OrderedDict, deque
-from collections.abc import Iterable
 from itertools import pairwise
 
 import msgspec
@@ -19,7 +20,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from streamlstm.client import Continuity, Listener
+from streamlstm.client import MOST_FOLLOWED, Continuity, Listener
 from streamlstm.terminal import LeavingConsole, number, printable, short_time, sparkline, when
 from streamlstm.wire.peer import Glance, Prediction, glance_at
 
@@ -28,7 +29,7 @@ REDRAWN = 10
 WAITING = 100_000
 """Messages that may wait here to be taken; where more come, numbers are seen to be missing."""
 MOST_SERIES = 100_000
-"""Series of which recent forecasts are kept, some 500 bytes each."""
+"""Series of which recent forecasts are kept, some 500 bytes each; for one more, all are let go."""
 MOST_SHOWN = 1000
 """Rows at most, of which the latest prediction is kept."""
 RECENT = 16
@@ -67,21 +68,35 @@ def watch(options: argparse.Namespace) -> None:
         listener.close()
 
 
-def line(prediction: Prediction, as_json: bool) -> str:
-    """Tell one: time, series, and of the first step ahead forecast, lower and upper."""
-    if as_json:  # as the daemon's own
-        said = prediction._asdict()
-        further = [interval._asdict() for interval in said.pop("intervals")]
-        for part in (said, *further):
-            for name in {"forecast", "lower", "upper"} & part.keys():
-                steps = part[name]
-                part[name] = (steps[:, 0] if steps.shape[1] == 1 else steps).tolist()
-        said |= {"intervals": further} if further else {}
-        said |= {"quality": quality} if (quality := dict(said.pop("quality"))) else {}
-        ts = {"series": said.pop("series"), "ts": prediction.ts_ns / 1_000_000_000}
-        return msgspec.json.encode(ts | said).decode()  # NaN is null
+def line(prediction: Prediction) -> str:
+    """Time, series, and of the first step ahead forecast, lower and upper."""
     first = ", ".join(f"{part[0, 0]:.6g}" for part in prediction[2:5])
     return f"{when(prediction.ts_ns)} {printable(prediction.series)} {first}"
+
+
+def json_line(prediction: Prediction) -> str:
+    """All of it, as the daemon's own JSON has it."""
+    said = prediction._asdict()
+    further = [interval._asdict() for interval in said.pop("intervals")]
+    for part in (said, *further):
+        for name in {"forecast", "lower", "upper"} & part.keys():
+            steps = part[name]
+            part[name] = (steps[:, 0] if steps.shape[1] == 1 else steps).tolist()
+    said |= {"intervals": further} if further else {}
+    said |= {"quality": quality} if (quality := dict(said.pop("quality"))) else {}
+    ts = {"series": said.pop("series"), "ts": prediction.ts_ns / 1_000_000_000}
+    return msgspec.json.encode(ts | said).decode()  # NaN is null
+
+
+def _json(seen: Glance) -> str:
+    """The daemon's own, if that is JSON; one line, in which what steers a terminal is escaped."""
+    if seen.format == "json" and not isinstance(seen.message, Prediction):
+        text = seen.message[1].decode().replace("\n", " ").replace("\r", " ")
+    else:
+        text = json_line(seen.whole())
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def _lines(listener: Listener, options: argparse.Namespace, first: list[Glance]) -> None:
@@ -91,7 +106,7 @@ def _lines(listener: Listener, options: argparse.Namespace, first: list[Glance])
         for each in first or listener.take(3600):
             if missed := continuity.broken(each):
                 print(printable(missed), file=sys.stderr, flush=True)
-            print(line(each.whole(), options.json))
+            print(_json(each) if options.json else line(each.whole()))
             left -= 1
             if not left:
                 break
@@ -106,6 +121,7 @@ def _table(listener: Listener, options: argparse.Namespace, first: list[Glance])
     console, board = LeavingConsole(), Board()
     drawn, size, pause = -1.0, console.size, 1 / REDRAWN
     came = first
+    gc.set_threshold(100_000, 20, 20)  # thousands come and go at once, and no cycle is among them
     try:
         with Live(console=console, screen=True, auto_refresh=False) as live:
             while left := options.count - board.count if options.count else -1:
@@ -132,36 +148,33 @@ class Board:
         """Nothing yet."""
         self.count = 0
         self._continuity = Continuity()
-        self._recent: OrderedDict[str, array[float]] = OrderedDict()
+        self._recent: dict[str, array[float]] = {}
         self._latest: OrderedDict[str, tuple[Glance, float]] = OrderedDict()
-        self._forgotten = False
         self._heard = time.monotonic()
         self._seconds: deque[tuple[float, int]] = deque([(self._heard, 0)], 31)
 
-    def add(self, glances: Iterable[Glance]) -> None:
+    def add(self, glances: list[Glance]) -> None:
         """Those that came now, in their order."""
         now, recent, latest = time.monotonic(), self._recent, self._latest
         broken = self._continuity.broken
         for each in glances:
-            name = each.series
             broken(each)
-            self.count += 1
+            past = recent.get(each.series)
+            if past is None:
+                if len(recent) >= MOST_SERIES:
+                    recent.clear()
+                past = recent[each.series] = array("d")
+            elif len(past) == 2 * RECENT:
+                del past[:RECENT]
+            past.append(each.next)
+        for each in glances[-MOST_SHOWN:]:
+            latest[each.series] = each, now
+            latest.move_to_end(each.series)
+        while len(latest) > MOST_SHOWN:
+            latest.popitem(last=False)
+        if glances:
+            self.count += len(glances)
             self._heard = now
-            if name in recent:
-                recent.move_to_end(name)
-                past = recent[name]
-                past.append(each.next)
-                if len(past) == 2 * RECENT:
-                    del past[:RECENT]
-            else:
-                recent[name] = array("d", [each.next])
-                if len(recent) > MOST_SERIES:
-                    recent.popitem(last=False)
-                    self._forgotten = True
-            latest[name] = each, now
-            latest.move_to_end(name)
-            if len(latest) > MOST_SHOWN:
-                latest.popitem(last=False)
 
     def view(self, width: int, height: int) -> Group:
         """All in so many columns and lines."""
@@ -210,7 +223,7 @@ class Board:
         rate = rates[-1] if rates else self.count / max(now - seconds[0][0], 0.1)
         said = Text(no_wrap=True, overflow="ellipsis")
         said.append(f"{rate:,.0f}/s ", "bold").append(sparkline(rates), "cyan")
-        said.append(f"  {len(self._recent):,}{'+' * self._forgotten} series")
+        said.append(f"  {missing.series:,}{'+' * (missing.series == MOST_FOLLOWED)} series")
         said.append(f"  {self.count:,} predictions")
         if missing.gaps:
             said.append(

@@ -3,9 +3,9 @@
 No part of the daemon.
 """
 
+import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -57,8 +57,18 @@ class Glance(NamedTuple):
     seq: int
     next: float
     """the forecast of the first step ahead, of the first target"""
-    whole: Callable[[], Prediction]
-    """reads the rest; may raise :class:`WireError`"""
+    format: Format
+    message: Sequence[bytes] | Prediction
+
+    def whole(self) -> Prediction:
+        """Read the rest.
+
+        Raises:
+            WireError: it is not one.
+        """
+        if isinstance(self.message, Prediction):
+            return self.message
+        return decode_prediction(self.format, self.message)
 
 
 class _Glanced(msgspec.Struct, gc=False):
@@ -73,6 +83,10 @@ _GLANCE: Mapping[str, Callable[[bytes], _Glanced]] = {
     "json": msgspec.json.Decoder(_Glanced).decode,
     "msgpack": msgspec.msgpack.Decoder(_Glanced).decode,
 }
+_FIRST = re.compile(rb'"forecast":\[(-?[\d.eE+-]+)')
+_NUMBERED = re.compile(rb'"boot":(\d+),"seq":(\d+)')
+"""Where the daemon writes them so, they are found without reading all of a JSON text: between its
+quotes no quote stands bare, so what looks like a name is one."""
 _NUMBERS = struct.Struct("<IQqd")
 """boot, seq, ts and the first step of a prediction in binary."""
 _BOOT = SEQ - 4
@@ -214,20 +228,25 @@ def glance(format: Format, message: Sequence[bytes]) -> list[Glance]:
     """
     if format == "arrow":
         return [glance_at(each) for each in decode_predictions(format, message)]
-    whole = partial(decode_prediction, format, message)
     try:
         if format == "binary":
             (frame,) = message
             end = frame.index(0)
             series = frame[len(TOPIC) : end].decode()
             boot, seq, _, first = _NUMBERS.unpack_from(frame, end + _BOOT)
-            return [Glance(series, boot, seq, first, whole)]
+            return [Glance(series, boot, seq, first, format, message)]
         topic, payload = message
+        series = topic[len(TOPIC) :].decode()
+        if format == "json":
+            numbered = _NUMBERED.match(payload, payload.rfind(b'"boot":'))
+            if numbered and (found := _FIRST.search(payload)):
+                boot, seq = int(numbered[1]), int(numbered[2])
+                return [Glance(series, boot, seq, float(found[1]), format, message)]
         seen = _GLANCE[format](payload)
         first = seen.forecast[0]
         first = first[0] if isinstance(first, list) else first
         number = np.nan if first is None else float(first)
-        return [Glance(topic[len(TOPIC) :].decode(), seen.boot, seen.seq, number, whole)]
+        return [Glance(series, seen.boot, seen.seq, number, format, message)]
     except (msgspec.MsgspecError, struct.error, ValueError, TypeError, LookupError) as error:
         raise WireError(f"not a prediction in {format}: {error}") from error
 
@@ -235,7 +254,7 @@ def glance(format: Format, message: Sequence[bytes]) -> list[Glance]:
 def glance_at(prediction: Prediction) -> Glance:
     """Of one that was read already."""
     series, boot, seq = prediction.series, prediction.boot, prediction.seq
-    return Glance(series, boot, seq, float(prediction.forecast[0, 0]), lambda: prediction)
+    return Glance(series, boot, seq, float(prediction.forecast[0, 0]), "arrow", prediction)
 
 
 def decode_prediction(format: Format, message: Sequence[bytes]) -> Prediction:
