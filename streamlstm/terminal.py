@@ -33,13 +33,14 @@ def print_lines(console: Console, text: str, style: str = "") -> None:
         console.print(Text(printable(line), style), soft_wrap=True)
 
 
-def sparkline(values: Sequence[float]) -> str:
-    """One character a value; a space where it is not finite."""
+def sparkline(values: Sequence[float], low: float | None = None) -> str:
+    """One character a value, from ``low``, or else the least; a space where it is not finite."""
     array = np.array(values, np.float64)
     finite = array[np.isfinite(array)]
     if not len(finite):
         return " " * len(array)
-    low, span = finite.min(), np.ptp(finite) or 1.0
+    low = finite.min() if low is None else low
+    span = finite.max() - low or 1.0
     return "".join(
         _BARS[int((v - low) / span * (len(_BARS) - 1) + 0.5)] if np.isfinite(v) else " "
         for v in array

@@ -149,7 +149,7 @@ def _screen(daemon: Daemon, past: "deque[Vitals]", lost: str, seen: float, width
         "out": [each.published_rate for each in past],
         "p99": [each.p99 for each in past],
     }
-    drawn = {label: sparkline(values[-room:]) for label, values in sparks.items() if room > 0}
+    drawn = {label: sparkline(values[-room:], 0.0) for label, values in sparks.items() if room > 0}
     lines = [_head(daemon, now), *_lines(now, drawn)]
     if lost:
         ago = short_time(time.monotonic() - seen)
@@ -183,7 +183,7 @@ def _lines(
         "series": (f"{_count(now.series)} in {byte_size(now.state_bytes)}", ""),
         "process": (f"{byte_size(now.resident_bytes)}, {100 * now.cores:.0f} % of a core", ""),
         "forecasts": (_quality(now), ""),
-        "checkpoint": (f"{short_time(now.checkpoint_age)} ago", ""),
+        "checkpoint": (f"{short_time(max(1.0, now.checkpoint_age))} ago", ""),
         "counted": (
             ", ".join(f"{_count(n)} {name.replace('_', ' ')}" for name, n in now.counted.items()),
             "yellow",

@@ -35,11 +35,10 @@ MOST_SHOWN = 1000
 RECENT = 16
 """Forecasts in a sparkline."""
 _AHEAD = 24
-_COLUMNS = {
-    "series": "left", "time (UTC)": "left", "next": "right", "lower": "right", "upper": "right",
-    "recent": "left", "ahead": "left", "age": "right",
-}  # fmt: skip
-_GIVES_WAY = ("ahead", "lower", "upper", "time (UTC)", "recent", "age")
+_COLUMNS = ("series", "time (UTC)", "next", "lower", "upper", "recent", "ahead", "age")
+_RIGHT = ("next", "lower", "upper", "age")
+_APART = 2
+_GIVES_WAY = (("ahead",), ("lower", "upper"), ("time (UTC)",), ("recent",), ("age",))
 """Columns that a narrow terminal lacks, the first one first."""
 _NAME = 24
 """Characters of a name that are shown in any case, before columns are."""
@@ -184,17 +183,18 @@ class Board:
                 break
             seen, came = self._latest[name]
             rows.append(self._row(seen.whole(), now - came))
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-        for column in _fitting(rows, width):
+        table = Table(box=None, pad_edge=False, padding=(0, _APART, 0, 0), header_style="dim")
+        columns = _fitting(rows, width)
+        for column, room in columns.items():
             table.add_column(
                 column,
-                justify="left" if _COLUMNS[column] == "left" else "right",
+                justify="right" if column in _RIGHT else "left",
                 no_wrap=True,
                 overflow="ellipsis",
+                max_width=room,
             )
         for row in rows:
-            cells = (Text(row[str(column.header)]) for column in table.columns)
-            table.add_row(*cells)
+            table.add_row(*(Text(row[column]) for column in columns))
         return Group(table, self._summary(now, width))
 
     def _row(self, prediction: Prediction, age: float) -> dict[str, str]:
@@ -222,7 +222,7 @@ class Board:
         missing = self._continuity
         rate = rates[-1] if rates else self.count / max(now - seconds[0][0], 0.1)
         said = Text(no_wrap=True, overflow="ellipsis")
-        said.append(f"{rate:,.0f}/s ", "bold").append(sparkline(rates), "cyan")
+        said.append(f"{rate:,.0f}/s ", "bold").append(sparkline(rates, 0.0), "cyan")
         said.append(f"  {missing.series:,}{'+' * (missing.series == MOST_FOLLOWED)} series")
         said.append(f"  {self.count:,} predictions")
         if missing.gaps:
@@ -238,15 +238,18 @@ class Board:
         return said
 
 
-def _fitting(rows: list[dict[str, str]], width: int) -> list[str]:
-    """The columns for which there is room."""
+def _fitting(rows: list[dict[str, str]], width: int) -> dict[str, int]:
+    """The columns for which there is room, and the width of each."""
     widths = {
         column: max([cell_len(column), *(cell_len(row[column]) for row in rows)])
         for column in _COLUMNS
     }
-    widths["series"] = min(widths["series"], _NAME)
-    for column in ("", *_GIVES_WAY):
-        widths.pop(column, None)
-        if sum(widths.values()) + 2 * (len(widths) - 1) <= width:
+    longest = widths["series"]
+    widths["series"] = min(longest, _NAME)
+    for columns in ((), *_GIVES_WAY):
+        widths = {column: room for column, room in widths.items() if column not in columns}
+        left = width - sum(widths.values()) - _APART * (len(widths) - 1)
+        if left >= 0:
             break
-    return list(widths)
+    widths["series"] = max(1, min(longest, widths["series"] + left))
+    return widths
