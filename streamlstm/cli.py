@@ -6,6 +6,7 @@ libraries of those that people look at.
 
 import argparse
 import difflib
+import importlib
 import os
 import re
 import sys
@@ -14,11 +15,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
-from streamlstm import compiled
-from streamlstm.config import INPUT, OUTPUT, Config, ConfigError, Format, load_config
+from streamlstm import arguments, compiled
+from streamlstm.config import INPUT, OUTPUT, Config, ConfigError, Format, Metrics, load_config
 from streamlstm.fit_options import FitOptions
 
 FORMATS = get_args(Format)
+METRICS = f"http://{Metrics().host}:{Metrics().port}"
+_TABLE = "a CSV or Parquet file, or the name of a bundled series"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -117,30 +120,19 @@ def _refit(options: argparse.Namespace) -> int:
     return refit.command(_load(options), options)
 
 
-def _forecast(options: argparse.Namespace) -> None:
-    from streamlstm import forecast
-
-    forecast.command(options)
-
-
-def _exchange(name: str) -> Callable[[argparse.Namespace], None]:
-    def call(options: argparse.Namespace) -> None:
-        from streamlstm import exchange
-
-        command: Callable[[argparse.Namespace], None] = getattr(exchange, name)
-        command(options)
-
-    return call
-
-
-def _for_people(name: str) -> Callable[[argparse.Namespace], int | None]:
+def _of(module: str, name: str) -> Callable[[argparse.Namespace], int | None]:
     def call(options: argparse.Namespace) -> int | None:
-        from streamlstm import commands
-
-        command: Callable[[argparse.Namespace], int | None] = getattr(commands, name)
+        room = importlib.import_module(f"streamlstm.{module}")
+        command: Callable[[argparse.Namespace], int | None] = getattr(room, name)
         return command(options)
 
     return call
+
+
+def _completion(options: argparse.Namespace) -> None:
+    from streamlstm import completion
+
+    print(completion.script(_parser(), options.shell), end="")
 
 
 # --- their arguments ------------------------------------------------------------------------------
@@ -163,14 +155,17 @@ def _parser() -> _Parser:
         made.set_defaults(call=call, parser=made)
         return made
 
-    demo = command("demo", _for_people("demo"), "see it all at work on real data, in a minute")
+    demo = command("demo", _of("commands", "demo"), "see it all at work on real data, in a minute")
     demo.add_argument(
         "--data",
+        type=arguments.table,
         default="electricity",
         metavar="NAME",
         help="electricity (default), weather, sea, stock, water, or a CSV or Parquet file",
     )
-    demo.add_argument("--season", type=_count, metavar="STEPS", help="of your file; 0: none")
+    demo.add_argument(
+        "--season", type=arguments.count, metavar="STEPS", help="of your file; 0: none"
+    )
     _table_arguments(demo)
     demo.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
     demo.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the forecasts too")
@@ -180,8 +175,8 @@ def _parser() -> _Parser:
         help="leave the daemon up, and ticks coming, until Ctrl-C",
     )
 
-    fit = command("fit", _for_people("fit"), "fit a model to a table of series")
-    fit.add_argument("data", help="a CSV or Parquet file, or the name of a bundled series")
+    fit = command("fit", _of("commands", "fit"), "fit a model to a table of series")
+    fit.add_argument("data", type=arguments.table, help=_TABLE)
     fit.add_argument(
         "--out",
         type=Path,
@@ -191,14 +186,14 @@ def _parser() -> _Parser:
     )
     fit.add_argument(
         "--holdout",
-        type=_share,
+        type=arguments.share,
         default=0.0,
         metavar="SHARE",
         help="leave the latest share of each series unseen, to be backtested on (default: 0)",
     )
     fit.add_argument(
         "--budget",
-        type=_duration,
+        type=arguments.duration,
         metavar="TIME",
         help="look for better options than the defaults for so long in all, as 90s, 5m or 1h, then"
         " fit with the best; those given here stay as they are",
@@ -226,7 +221,7 @@ def _parser() -> _Parser:
             )
 
     bring = command(
-        "import", _exchange("import_model"), "make a model of one from Keras, PyTorch or ONNX"
+        "import", _of("exchange", "import_model"), "make a model of one from Keras, PyTorch or ONNX"
     )
     bring.add_argument(
         "model",
@@ -248,14 +243,14 @@ def _parser() -> _Parser:
     )
     bring.add_argument(
         "--step",
-        type=_duration,
+        type=arguments.duration,
         default=0.0,
         metavar="TIME",
         help="between ticks, as 30s, 15m or 1h, so that gaps are seen (default: not known)",
     )
     bring.add_argument(
         "--targets",
-        type=_number,
+        type=arguments.number,
         default=1,
         metavar="COUNT",
         help="values of a tick that are forecast, its first ones; the outputs are all of them one"
@@ -263,7 +258,7 @@ def _parser() -> _Parser:
     )
     bring.add_argument(
         "--window",
-        type=_count,
+        type=arguments.count,
         metavar="TICKS",
         help="run the last so many ticks from a zero state at each tick; 0: the state runs on"
         " (default: as the file says)",
@@ -274,7 +269,9 @@ def _parser() -> _Parser:
         help="of a PyTorch RNN, whose file does not say it (default: tanh)",
     )
 
-    export = command("export", _exchange("export_model"), "write a model for another framework")
+    export = command(
+        "export", _of("exchange", "export_model"), "write a model for another framework"
+    )
     export.add_argument("model", type=Path)
     export.add_argument(
         "--to",
@@ -285,20 +282,20 @@ def _parser() -> _Parser:
     export.add_argument("--out", type=Path, required=True, metavar="FILE")
 
     backtest = command(
-        "backtest", _for_people("backtest"), "judge a model on the latest part of a table"
+        "backtest", _of("commands", "backtest"), "judge a model on the latest part of a table"
     )
     backtest.add_argument("model", type=Path)
-    backtest.add_argument("data", help="a CSV or Parquet file, or the name of a bundled series")
+    backtest.add_argument("data", type=arguments.table, help=_TABLE)
     backtest.add_argument(
         "--last",
-        type=_part,
+        type=arguments.part,
         default=0.2,
         metavar="SHARE",
         help="share of each series, its latest, to forecast (default: 0.2)",
     )
     backtest.add_argument(
         "--levels",
-        type=_parts,
+        type=arguments.parts,
         default=(0.2, 0.5, 0.8, 0.95),
         metavar="LIST",
         help="coverages of further intervals to judge; with two or more the CRPS is approximated"
@@ -322,7 +319,7 @@ def _parser() -> _Parser:
     )
     backtest.add_argument(
         "--peers",
-        type=_names,
+        type=arguments.names,
         default=(),
         metavar="LIST",
         help="compare with other forecasters too, on the same targets: autoets, autotheta, mstl"
@@ -330,7 +327,7 @@ def _parser() -> _Parser:
     )
     backtest.add_argument(
         "--peer-origins",
-        type=_number,
+        type=arguments.number,
         default=20,
         metavar="N",
         help="origins of each series at which they are compared (default: 20)",
@@ -338,33 +335,35 @@ def _parser() -> _Parser:
     _table_arguments(backtest)
 
     forecast = command(
-        "forecast", _forecast, "forecast a table from the end of each of its series, into a table"
+        "forecast",
+        _of("forecast", "command"),
+        "forecast a table from the end of each of its series, into a table",
     )
     forecast.add_argument("model", type=Path)
-    forecast.add_argument("data", help="a CSV or Parquet file, or the name of a bundled series")
+    forecast.add_argument("data", type=arguments.table, help=_TABLE)
     forecast.add_argument(
         "--out", type=Path, metavar="FILE", help="a .csv or .parquet (default: CSV to stdout)"
     )
     forecast.add_argument(
         "--horizon",
-        type=_number,
+        type=arguments.number,
         metavar="STEPS",
         help="steps ahead (default: those of the model); beyond them the model goes on from its own"
         " forecasts",
     )
     forecast.add_argument(
         "--paths",
-        type=_number,
+        type=arguments.number,
         metavar="N",
         help="write N ways in which each series may go on, drawn by lot, instead of forecasts",
     )
     forecast.add_argument(
-        "--seed", type=_count, default=0, help="of what is drawn by lot (default: 0)"
+        "--seed", type=arguments.count, default=0, help="of what is drawn by lot (default: 0)"
     )
     _engine_arguments(forecast)
     _table_arguments(forecast)
 
-    inspect = command("inspect", _for_people("inspect"), "say what a model file holds")
+    inspect = command("inspect", _of("commands", "inspect"), "say what a model file holds")
     inspect.add_argument("model", type=Path, nargs="?")
     inspect.add_argument(
         "--kernels",
@@ -399,12 +398,12 @@ def _parser() -> _Parser:
         if name == "refit":
             made.add_argument("--dry-run", action="store_true", help="judge, and replace nothing")
             made.add_argument("--json", action="store_true", help="print one JSON object")
-            made.add_argument("--parent", type=_count, default=0, help=argparse.SUPPRESS)
+            made.add_argument("--parent", type=arguments.count, default=0, help=argparse.SUPPRESS)
 
     publish = command(
-        "publish", _for_people("publish"), "publish a table as ticks, to try a daemon"
+        "publish", _of("publishing", "publish"), "publish a table as ticks, to try a daemon"
     )
-    publish.add_argument("data", help="a CSV or Parquet file, or the name of a bundled series")
+    publish.add_argument("data", type=arguments.table, help=_TABLE)
     publish.add_argument(
         "--model",
         type=Path,
@@ -416,29 +415,32 @@ def _parser() -> _Parser:
     publish.add_argument("--format", choices=FORMATS, default="json", help="(default: json)")
     publish.add_argument(
         "--speed",
-        type=_speed,
+        type=arguments.speed,
         default=0.0,
         metavar="N",
         help="times the pace of the timestamps, as 3600 for an hour a second, or 'max' (default)",
     )
     publish.add_argument(
         "--warm",
-        type=_share,
+        type=arguments.share,
         default=0.0,
         metavar="SHARE",
         help="send the first share of each series as history, without predictions (default: 0)",
     )
     publish.add_argument(
         "--wait",
-        type=_seconds,
+        type=arguments.seconds,
         default=10.0,
         metavar="SECONDS",
         help="for a daemon to subscribe (default: 10)",
     )
+    publish.add_argument(
+        "--json", action="store_true", help="print one JSON object at the end, nothing else"
+    )
     _key_arguments(publish)
     _table_arguments(publish)
 
-    watch = command("watch", _for_people("watch"), "watch predictions as they come")
+    watch = command("watch", _of("watching", "watch"), "watch predictions as they come")
     watch.add_argument("endpoint", nargs="?", default=OUTPUT, help=f"(default: {OUTPUT})")
     watch.add_argument("prefix", nargs="?", default="", help="of the series' names (default: all)")
     watch.add_argument("--format", choices=FORMATS, default="json", help="(default: json)")
@@ -448,24 +450,60 @@ def _parser() -> _Parser:
         metavar="ENDPOINT",
         help="begin with the latest of each series, from the daemon's snapshot.bind there",
     )
-    watch.add_argument("--count", type=_count, default=0, metavar="N", help="leave after N of them")
+    watch.add_argument(
+        "--count", type=arguments.count, default=0, metavar="N", help="leave after N of them"
+    )
     watch.add_argument(
         "--wait",
-        type=_seconds,
+        type=arguments.seconds,
         default=10.0,
         metavar="SECONDS",
         help="for the daemon to answer (default: 10)",
     )
     _key_arguments(watch)
 
-    keys = command("keys", _for_people("keys"), "make a key pair for encrypted connections")
+    top = command("top", _of("top", "top"), "watch a daemon's vital signs, from its metrics")
+    status = command(
+        "status", _of("top", "status"), "say how a daemon is; exit code 0: it is ready"
+    )
+    for made, about in ((top, "a line of JSON a second"), (status, "print one JSON object")):
+        made.add_argument("url", nargs="?", default=METRICS, help=f"(default: {METRICS})")
+        made.add_argument("--json", action="store_true", help=about)
+        _metrics_arguments(made)
+    top.add_argument("--once", action="store_true", help="look for a second, tell it, and leave")
+
+    keys = command("keys", _of("commands", "keys"), "make a key pair for encrypted connections")
     keys.add_argument("name", help="of the files: NAME.key and NAME.key_secret")
     keys.add_argument(
         "--password",
         action="store_true",
         help="ask for a password instead, and print its hash, for metrics.users; NAME is the user",
     )
+
+    completion = command(
+        "completion", _completion, "print what completes commands and options in a shell"
+    )
+    completion.add_argument(
+        "shell",
+        choices=("bash", "zsh", "fish"),
+        help='in bash: eval "$(streamlstm completion bash)"; in zsh the same, after compinit;'
+        " in fish: streamlstm completion fish | source",
+    )
     return parser
+
+
+def _metrics_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("where the daemon asks for a password, or speaks TLS")
+    group.add_argument(
+        "--user",
+        metavar="NAME",
+        help="one of metrics.users; the password is asked for, or that of the environment variable"
+        " METRICS_PASSWORD",
+    )
+    group.add_argument("--password-file", type=Path, metavar="FILE", help="with the password")
+    group.add_argument("--ca", type=Path, metavar="FILE", help="PEM file of its authority")
+    group.add_argument("--cert", type=Path, metavar="FILE", help="PEM file of your certificate")
+    group.add_argument("--cert-key", type=Path, metavar="FILE", help="its key, if that is apart")
 
 
 def _key_arguments(parser: argparse.ArgumentParser) -> None:
@@ -478,6 +516,7 @@ def _replay_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         nargs="?",
+        type=arguments.table,
         help="a journal's folder, a checkpoint (its journal is run on top of it), a CSV or Parquet"
         " file, or the name of a bundled series (default: checkpoint.path)",
     )
@@ -496,7 +535,7 @@ def _replay_arguments(parser: argparse.ArgumentParser) -> None:
 def _engine_arguments(parser: argparse.ArgumentParser) -> None:
     """How the live engine is to run offline."""
     parser.add_argument(
-        "--coverage", type=_part, default=0.9, help="of the interval (default: 0.9)"
+        "--coverage", type=arguments.part, default=0.9, help="of the interval (default: 0.9)"
     )
     parser.add_argument(
         "--no-learning",
@@ -533,69 +572,3 @@ def _input_arguments(parser: argparse.ArgumentParser) -> None:
         ("static", "what a series is: numbers, or texts as categories"),
     ):
         group.add_argument(f"--{name}", default="", metavar="COLUMNS", help=about)
-
-
-def _count(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")
-    return int(text)
-
-
-def _number(text: str) -> int:
-    if not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 1 or more")
-    return int(text)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-
-
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to less than 1")
-    return share
-
-
-def _part(text: str) -> float:
-    if not (share := _share(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share above 0 and less than 1")
-    return share
-
-
-def _parts(text: str) -> tuple[float, ...]:
-    return () if text in ("", "none") else tuple(map(_part, text.split(",")))
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, 0 or more")
-    return seconds
-
-
-def _duration(text: str) -> float:
-    found = re.fullmatch(r"(\d+(?:\.\d*)?)([smh]?)", text)
-    seconds = float(found[1]) * {"m": 60, "h": 3600}.get(found[2], 1) if found else 0.0
-    if not seconds:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time above 0; write 90, 90s, 5m or 1h")
-    return seconds
-
-
-def _speed(text: str) -> float:
-    if text == "max":
-        return 0.0
-    try:
-        speed = float(text.removesuffix("x"))
-    except ValueError:
-        speed = 0.0
-    if not 0 < speed < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number above 0 nor 'max'")
-    return speed

@@ -2,6 +2,7 @@
 
 import secrets
 import time
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from numpy.typing import NDArray
 from streamlstm.datasets.frames import SeriesData
 from streamlstm.security import Curve
 from streamlstm.transport import WELCOME, TransportError
-from streamlstm.wire.format import BATCH, JOINED, REFUSED, SNAPSHOT, TOPIC, Format
-from streamlstm.wire.peer import Prediction, decode_predictions, encode_tick
+from streamlstm.wire.format import BATCH, JOINED, REFUSED, SNAPSHOT, TOPIC, Format, WireError
+from streamlstm.wire.peer import Glance, Prediction, decode_predictions, encode_tick, glance
 
 LINGER = 30.0
 """Seconds in which what was sent may still go out."""
@@ -21,6 +22,11 @@ _JOIN = 1.0
 """Seconds for the output to say that it knows of a subscription."""
 _LOOK_UP = 200
 """Milliseconds after which a feed that waits looks whether the daemon is still there."""
+
+_AT_ONCE = 4096
+"""Predictions taken at once at most: some 20 ms of work."""
+MOST_FOLLOWED = 1_000_000
+"""Series whose numbers are followed; of more, those silent for longest are forgotten."""
 
 
 class Feed:
@@ -133,8 +139,12 @@ class Listener:
         *,
         key: Path | None = None,
         server_key: Path | None = None,
+        most_waiting: int = 0,
     ) -> None:
         """Open the socket, with key files where the daemon asks for them; of it nothing is known.
+
+        What waits here to be taken is ``most_waiting`` messages at most (0: any number); the daemon
+        drops what comes on top of that.
 
         Raises:
             TransportError: the endpoint is malformed.
@@ -144,7 +154,7 @@ class Listener:
         curve = _curve(endpoint, key, server_key)
         self._context = zmq.Context()
         self.socket = self._context.socket(zmq.SUB)
-        self.socket.rcvhwm = 0
+        self.socket.rcvhwm = most_waiting
         self._known: dict[str, int] = {}
         self._boot = -1
         self.socket.subscribe(WELCOME)
@@ -173,14 +183,52 @@ class Listener:
 
     def receive(self, seconds: float) -> Iterator[Prediction]:
         """Those that wait; for ``seconds`` at most until the first."""
-        waiting = self.socket.poll(round(1000 * seconds))
-        while waiting:
-            message = self.socket.recv_multipart()
-            if message != [WELCOME]:
-                for prediction in decode_predictions(self.format, message):
-                    if self._is_new(prediction):
-                        yield prediction
-            waiting = self.socket.poll(0)
+        while glances := self.take(seconds):
+            for each in glances:
+                yield each.whole()
+            seconds = 0
+
+    def take(self, seconds: float, most: int = _AT_ONCE) -> list[Glance]:
+        """Look at those that wait, some ``most`` of them; for ``seconds`` until the first.
+
+        Raises:
+            WireError: there is something that is none, or of another format.
+        """
+        found: list[Glance] = []
+        until = time.monotonic() + seconds
+        while len(found) < most:
+            try:
+                message = self._next()
+            except zmq.Again:
+                left = until - time.monotonic()
+                if found or left <= 0:
+                    break
+                self.socket.poll(max(1, round(1000 * left)))
+                continue
+            if message:
+                found += glance(self.format, message)
+        if self._known or self.format == "arrow":
+            return [each for each in found if self._is_new(each)]
+        return found
+
+    def _next(self) -> list[bytes]:
+        """The next message; none of the daemon's that are not predictions.
+
+        Whether more frames follow is seen in the first one: asking the socket takes longer than all
+        else here.
+
+        Raises:
+            zmq.Again: there is none.
+        """
+        first = self.socket.recv(zmq.NOBLOCK)
+        if first == WELCOME or first.startswith(JOINED):
+            return []
+        if (self.format == "binary") != (b"\0" in first):
+            raise WireError(
+                f"{self.endpoint}: not predictions in {self.format}; give the daemon's"
+                " output.format by --format"
+            )
+        return [first] if self.format == "binary" else [first, self.socket.recv(zmq.NOBLOCK)]
 
     def catch_up(self, endpoint: str, seconds: float) -> list[Prediction]:
         """The latest prediction of each series, from the daemon's snapshot service.
@@ -234,7 +282,7 @@ class Listener:
                 return True
         return False
 
-    def _is_new(self, prediction: Prediction) -> bool:
+    def _is_new(self, prediction: Glance) -> bool:
         """Whether it is asked for, and later than the snapshot."""
         if not prediction.series.startswith(self.prefix):  # a batch has all
             return False
@@ -254,24 +302,47 @@ def _curve(endpoint: str, key: Path | None, server_key: Path | None) -> Curve:
 
 
 class Continuity:
-    """Notices what a subscriber missed: each series' predictions are numbered."""
+    """Notices what a subscriber missed: each series' predictions are numbered.
+
+    Attributes:
+        gaps: times that numbers were left out.
+        missed: those left out, or more.
+        restarts: times that the daemon was started anew.
+    """
 
     def __init__(self) -> None:
+        self.gaps = self.missed = self.restarts = 0
         self._boot = -1
-        self._seq: dict[str, int] = {}
+        self._seq: OrderedDict[str, int] = OrderedDict()  # those heard of lately last
 
-    def broken(self, prediction: Prediction) -> str:
+    @property
+    def series(self) -> int:
+        """How many were heard of since the daemon started."""
+        return len(self._seq)
+
+    def broken(self, prediction: Prediction | Glance) -> str:
         """What lies between this prediction and the one before it, in words; "" if nothing."""
         series, boot, seq = prediction.series, prediction.boot, prediction.seq
-        before, self._seq[series] = self._seq.get(series), seq
         if boot != self._boot:
-            said = f"the daemon was started anew: boot {self._boot}, now {boot}"
-            said, self._boot = said * (self._boot >= 0), boot
-            self._seq = {series: seq}
-            return said
-        if before is not None and seq != before + 1:
-            return f"{series}: seq {before} is followed by {seq}, predictions were missed"
-        return ""
+            before, self._boot = self._boot, boot
+            self._seq.clear()
+            self._seq[series] = seq
+            if before < 0:
+                return ""
+            self.restarts += 1
+            return f"the daemon was started anew: boot {before}, now {boot}"
+        last = self._seq.get(series)
+        self._seq[series] = seq
+        if last is None:
+            if len(self._seq) > MOST_FOLLOWED:
+                self._seq.popitem(last=False)
+            return ""
+        self._seq.move_to_end(series)
+        if seq == last + 1:
+            return ""
+        self.gaps += 1
+        self.missed += max(1, seq - last - 1)
+        return f"{series}: seq {last} is followed by {seq}, predictions were missed"
 
 
 class Pace:

@@ -11,19 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 from pydantic import ValidationError
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from streamlstm import adapt, intervals, rolling, speed
 from streamlstm import demo as demonstration
-from streamlstm.client import LINGER, Continuity, Feed, Listener, Pace, in_time_order
 from streamlstm.config import ConfigError
-from streamlstm.console import LeavingConsole, check_out, how, print_lines, say, spacing
+from streamlstm.console import check_out, how, say, spacing
 from streamlstm.datasets.bundled import DATASETS, table, table_for
 from streamlstm.datasets.frames import SeriesData, heads
 from streamlstm.datasets.inputs import Columns
@@ -39,21 +37,17 @@ from streamlstm.report import charts_by_step, charts_of_series, write_report
 from streamlstm.search import search
 from streamlstm.security import make_keys
 from streamlstm.series import bytes_per_series
+from streamlstm.tables import intervals_line, peers_table, scores_table, series_table
 from streamlstm.terminal import (
     FitBar,
+    LeavingConsole,
     fan_chart,
-    intervals_line,
-    peers_table,
+    print_lines,
     printable,
-    scores_table,
-    series_table,
-    sparkline,
     when,
 )
 from streamlstm.train import fit as fit_model
-from streamlstm.transport import TransportError
 from streamlstm.web import hash_password
-from streamlstm.wire.peer import Prediction
 
 SERIES, KEY = 100_000, 64
 """The daemon's defaults, for which ``inspect`` says the memory that a series takes."""
@@ -324,153 +318,6 @@ def _compare(
             learning=not options.no_learning,
             progress=lambda done: bar.advance(task, done),
         )
-
-
-# --- publish and watch ----------------------------------------------------------------------------
-
-
-def publish(options: argparse.Namespace) -> None:
-    """``streamlstm publish``."""
-    console = LeavingConsole(stderr=True)
-    if options.model is None:
-        data = table(options.data, **how(options))
-    else:
-        data = table_for(load_model(options.model).spec, options.data, **how(options))
-    say(console, data.notes)
-    which, rows = in_time_order(data.series)
-    warm = np.array([round(options.warm * len(s.ts)) for s in data.series])
-    feed = Feed(
-        options.to,
-        options.format,
-        bind=options.bind,
-        key=options.key,
-        server_key=options.server_key,
-    )
-    sent, began, linger = 0, time.monotonic(), 0.0
-    try:
-        feed.wait(options.wait)
-        pace = Pace(options.speed)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        with Progress(
-            *columns,
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        ) as bar:
-            task = bar.add_task("publishing", total=len(which))
-            for i, row in zip(which.tolist(), rows.tolist(), strict=True):
-                series, ts = data.series[i], int(data.series[i].ts[row])
-                history = row < warm[i]
-                while not history and (wait := pace.until(ts)):
-                    bar.update(task, completed=sent)
-                    feed.check(min(wait, 3600))
-                feed.send(series.name, ts, series.values[row].tolist(), warm=bool(history))
-                sent += 1
-                if sent % 1000 == 0:
-                    bar.update(task, completed=sent)
-                    feed.check()
-        feed.check()
-        linger = LINGER
-    except KeyboardInterrupt:
-        linger = LINGER
-        raise
-    except TransportError as error:
-        if not sent:
-            raise
-        raise TransportError(
-            f"{error}; {sent:,} of {len(which):,} ticks were sent, how many came is not known"
-        ) from None
-    finally:
-        feed.close(linger)
-        if linger:
-            seconds = time.monotonic() - began
-            print_lines(console, f"{sent:,} of {len(which):,} ticks published in {seconds:.1f} s")
-
-
-def watch(options: argparse.Namespace) -> None:
-    """``streamlstm watch``."""
-    listener = Listener(
-        options.endpoint,
-        options.format,
-        options.prefix,
-        key=options.key,
-        server_key=options.server_key,
-    )
-    try:
-        listener.wait(options.wait)
-        print(f"watching {options.endpoint}; Ctrl-C ends it", file=sys.stderr, flush=True)
-        first = listener.catch_up(options.snapshot, options.wait) if options.snapshot else []
-        if options.json or not sys.stdout.isatty():
-            _watch_lines(listener, options, first)
-        else:
-            _watch_table(listener, options, first)
-    finally:
-        listener.close()
-
-
-def _line(prediction: Prediction, as_json: bool) -> str:
-    if as_json:  # as the daemon's own
-        said = prediction._asdict()
-        further = [interval._asdict() for interval in said.pop("intervals")]
-        for part in (said, *further):
-            for name in {"forecast", "lower", "upper"} & part.keys():
-                steps = part[name]
-                part[name] = (steps[:, 0] if steps.shape[1] == 1 else steps).tolist()
-        said |= {"intervals": further} if further else {}
-        said |= {"quality": quality} if (quality := dict(said.pop("quality"))) else {}
-        ts = {"series": said.pop("series"), "ts": prediction.ts_ns / 1_000_000_000}
-        return msgspec.json.encode(ts | said).decode()  # NaN is null
-    first = ", ".join(f"{part[0, 0]:.6g}" for part in prediction[2:5])
-    return f"{when(prediction.ts_ns)} {printable(prediction.series)} {first}"
-
-
-def _warn(text: str) -> None:
-    if text:
-        print(printable(text), file=sys.stderr, flush=True)
-
-
-def _watch_lines(listener: Listener, options: argparse.Namespace, first: list[Prediction]) -> None:
-    """Time, series, and of the first step ahead forecast, lower and upper."""
-    left = options.count or -1
-    continuity = Continuity()
-    while left:
-        for prediction in itertools.chain(first, listener.receive(3600)):
-            _warn(continuity.broken(prediction))
-            print(_line(prediction, options.json), flush=True)
-            left -= 1
-            if not left:
-                return
-        first = []
-
-
-def _watch_table(listener: Listener, options: argparse.Namespace, first: list[Prediction]) -> None:
-    latest: dict[str, Prediction] = {}
-    continuity = Continuity()
-    count, began = 0, time.monotonic()
-    with Live(console=LeavingConsole(), refresh_per_second=8, transient=False) as live:
-        while not options.count or count < options.count:
-            for prediction in itertools.chain(first, listener.receive(0.1)):
-                _warn(continuity.broken(prediction))
-                latest.pop(prediction.series, None)
-                latest[prediction.series] = prediction  # the latest last
-                count += 1
-                if count == options.count or time.monotonic() > began + 3600:
-                    break
-            first = []
-            live.update(_watched(latest, count, live.console.size.height - 6))
-
-
-def _watched(latest: dict[str, Prediction], count: int, most: int) -> RichTable:
-    table = RichTable(title=f"{count:,} predictions of {len(latest):,} series")
-    for name in ("series", "time (UTC)", "next", "lower", "upper", "ahead"):
-        table.add_column(name, justify="left" if name in ("series", "ahead") else "right")
-    for prediction in list(latest.values())[: -max(1, most) - 1 : -1]:
-        numbers = (f"{part[0, 0]:,.6g}" for part in prediction[2:5])
-        ahead = sparkline(prediction.forecast[:48, 0].tolist())
-        series = Text(printable(prediction.series))
-        table.add_row(series, when(prediction.ts_ns), *numbers, ahead)
-    return table
 
 
 # --- keys -----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What the commands that people look at share: the console, how to read a table, where to write."""
+"""What the commands that people look at share: notes, how to read a table, where to write."""
 
 import argparse
 import os
@@ -7,27 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.text import Text
 
 from streamlstm.config import ConfigError
 from streamlstm.datasets.bundled import HOW
 from streamlstm.datasets.frames import Table
 from streamlstm.model import Spec
-from streamlstm.terminal import printable
-
-
-class LeavingConsole(Console):
-    """A console whose reader may leave: that is for :func:`streamlstm.cli.main` to settle."""
-
-    def on_broken_pipe(self) -> None:
-        """Called where Rich would leave with 1."""
-        raise BrokenPipeError
-
-
-def print_lines(console: Console, text: str, style: str = "") -> None:
-    """Print lines as they stand: names and paths hold neither markup nor control sequences."""
-    for line in text.split("\n"):
-        console.print(Text(printable(line), style), soft_wrap=True)
+from streamlstm.terminal import print_lines
 
 
 def say(console: Console, notes: list[str]) -> None:

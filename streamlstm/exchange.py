@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamlstm.config import ConfigError
-from streamlstm.console import LeavingConsole, check_out, print_lines, say
+from streamlstm.console import check_out, say
 from streamlstm.exporters import onnx as to_onnx
 from streamlstm.exporters import torch as to_torch
 from streamlstm.golden import forecasts_of, outputs_of
@@ -34,6 +34,7 @@ from streamlstm.importers.parts import (
     assemble,
 )
 from streamlstm.model import Model, load_model, save_model
+from streamlstm.terminal import LeavingConsole, print_lines
 
 SUFFIXES = {
     ".keras": "keras", ".h5": "keras", ".hdf5": "keras", ".onnx": "onnx",

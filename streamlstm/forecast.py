@@ -29,11 +29,12 @@ from rich.progress import Progress
 
 from streamlstm.client import in_time_order
 from streamlstm.config import ConfigError
-from streamlstm.console import LeavingConsole, check_out, how, print_lines, say, spacing
+from streamlstm.console import check_out, how, say, spacing
 from streamlstm.datasets.bundled import table_for
 from streamlstm.datasets.frames import SeriesData
 from streamlstm.engine import Engine
 from streamlstm.model import Model, load_model
+from streamlstm.terminal import LeavingConsole, print_lines
 from streamlstm.ticks import WARM, Keys, Ticks
 
 Floats = NDArray[np.float64]

@@ -7,7 +7,7 @@ import numpy as np
 
 from streamlstm.backtest import MODELS, Actual, Issued, Scores
 from streamlstm.svg import Chart
-from streamlstm.terminal import TITLES
+from streamlstm.tables import TITLES
 
 ACROSS = 3
 """Charts in a row."""

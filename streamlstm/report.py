@@ -10,7 +10,8 @@ from streamlstm.backtest import ENOUGH, MODELS, Scores
 from streamlstm.peers import Comparison
 from streamlstm.rolling import Backtest, Judged
 from streamlstm.svg import Chart
-from streamlstm.terminal import TITLES, printable, when
+from streamlstm.tables import TITLES
+from streamlstm.terminal import printable, when
 
 STEPS_SHOWN = 24
 """Rows at most of the table by step; charts show every step."""

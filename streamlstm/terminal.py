@@ -1,5 +1,6 @@
-"""What people look at in a terminal: charts, sparklines, tables of scores."""
+"""What a terminal shows, and how it is spoken to: charts, sparklines, lines, progress."""
 
+import math
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
@@ -7,19 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
-from streamlstm.backtest import MODELS, Scores
-from streamlstm.peers import Comparison
-from streamlstm.rolling import Judged
-
 Floats = NDArray[np.float64]
-TITLES = {
-    "model": "streamlstm",
-    "last_value": "last value",
-    "seasonal_naive": "one season before",
-}
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -28,17 +19,60 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
-def sparkline(values: Sequence[float]) -> str:
-    """One character a value; a space where it is not finite."""
+class LeavingConsole(Console):
+    """A console whose reader may leave: that is for :func:`streamlstm.cli.main` to settle."""
+
+    def on_broken_pipe(self) -> None:
+        """Called where Rich would leave with 1."""
+        raise BrokenPipeError
+
+
+def print_lines(console: Console, text: str, style: str = "") -> None:
+    """Print lines as they stand: names and paths hold neither markup nor control sequences."""
+    for line in text.split("\n"):
+        console.print(Text(printable(line), style), soft_wrap=True)
+
+
+def sparkline(values: Sequence[float], low: float | None = None) -> str:
+    """One character a value, from ``low``, or else the least; a space where it is not finite."""
     array = np.array(values, np.float64)
     finite = array[np.isfinite(array)]
     if not len(finite):
         return " " * len(array)
-    low, span = finite.min(), np.ptp(finite) or 1.0
+    low = finite.min() if low is None else low
+    span = finite.max() - low or 1.0
     return "".join(
         _BARS[int((v - low) / span * (len(_BARS) - 1) + 0.5)] if np.isfinite(v) else " "
         for v in array
     )
+
+
+def number(value: float) -> str:
+    """Six digits; a dash where it is not known."""
+    return f"{value:,.6g}" if math.isfinite(value) else "–"
+
+
+def short_time(seconds: float) -> str:
+    """A span of time in two or three digits, or in its two largest units; a dash: not known."""
+    if not math.isfinite(seconds):
+        return "–"
+    for limit, unit in ((1e-3, 1e-6), (1.0, 1e-3), (100.0, 1.0)):
+        if seconds < limit:
+            value = max(0.0, seconds) / unit
+            name = {1e-6: "us", 1e-3: "ms"}.get(unit, "s")
+            return f"{value:.{int(0 < value < 10)}f} {name}"
+    for size, large, part, small in ((86_400, "d", 3600, "h"), (3600, "h", 60, "min")):
+        if seconds >= size:
+            return f"{seconds // size:.0f} {large} {seconds % size // part:.0f} {small}"
+    return f"{seconds // 60:.0f} min {seconds % 60 // 1:.0f} s"
+
+
+def byte_size(count: float) -> str:
+    """Bytes in three digits and their unit, of powers of 1,000; a dash: not known."""
+    if not math.isfinite(count):
+        return "–"
+    power = min(int(math.log10(max(count, 1))) // 3, 4)
+    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 class FitBar:
@@ -154,88 +188,3 @@ def fan_chart(
 def when(ts_ns: int) -> str:
     """A timestamp, UTC, to the second."""
     return f"{datetime.fromtimestamp(ts_ns // 1_000_000_000, UTC):%Y-%m-%d %H:%M:%S}"
-
-
-def scores_table(scores: Scores, unit: str) -> Table:
-    """MAE, MASE and coverage of the steps shown."""
-    table = Table(title=f"mean absolute error{f', {unit}' if unit else ''} (MASE in brackets)")
-    table.add_column("steps ahead", justify="right")
-    for name in MODELS:
-        table.add_column(TITLES[name], justify="right")
-    table.add_column(f"within the {scores.coverages[0]:.0%} interval", justify="right")
-    mae = {name: scores.by_step("mae", name) for name in MODELS}
-    mase = {name: scores.by_step("mase", name) for name in MODELS}
-    coverage = scores.by_step("coverage")
-    for k in scores.shown:
-        best = min(MODELS, key=lambda name: mae[name][k - 1])
-        cells = []
-        for name in MODELS:
-            text = f"{mae[name][k - 1]:,.4g} ({mase[name][k - 1]:.3f})"
-            cells.append(Text(text, style="bold green" if name == best else ""))
-        table.add_row(str(k), *cells, f"{coverage[k - 1]:.1%}")
-    return table
-
-
-def intervals_line(scores: Scores) -> str:
-    """How the intervals did, over all steps."""
-    kept, promised = scores.mean("coverage"), scores.coverages[0]
-    line = f"{kept:.1%} of all targets within their {promised:.0%} interval; "
-    measures = {"winkler": "Winkler score", "crps": "CRPS"}
-    told = [
-        f"{title} {scores.mean(of):,.4g}, of the same around the naive forecast"
-        f" {scores.mean(of, 'seasonal_naive'):,.4g}"
-        for of, title in measures.items()
-        if of in scores.measures
-    ]
-    return line + "; ".join(told)
-
-
-def peers_table(found: Comparison, unit: str) -> Table:
-    """All forecasters at the same origins, over all steps; the least error of each kind stands out.
-
-    Figures of a forecaster that failed at some origins are of the others.
-    """
-    rows = found.rows
-    table = Table(title=f"at the same {found.origins:,} origins{f', {unit}' if unit else ''}")
-    table.add_column("forecast")
-    within = f"within the {found.coverage:.0%} interval"
-    for title in ("MAE", "MASE", within, "Winkler score", "seconds", "failed"):
-        table.add_column(title, justify="right")
-    for row in rows:
-        told: tuple[tuple[float, str, list[float]], ...] = (
-            (row.mae, ",.4g", [other.mae for other in rows]),
-            (row.mase, ".3f", []),
-            (row.coverage, ".1%", []),
-            (row.winkler, ",.4g", [other.winkler for other in rows]),
-            (row.seconds, ",.1f", []),
-        )
-        cells = []
-        for value, how, all_of_them in told:
-            best = value == min(filter(np.isfinite, all_of_them), default=np.nan)
-            text = format(value, how) if np.isfinite(value) else "–"
-            cells.append(Text(text, "bold green" if best else ""))
-        table.add_row(
-            TITLES.get(row.name, row.name), *cells, f"{row.failed:,}" if row.failed else ""
-        )
-    return table
-
-
-def series_table(series: Sequence[Judged], most: int = 10) -> Table:
-    """The first of the ``series``, which come the worst first; over all steps."""
-    shown = series[:most]
-    table = Table(title=f"the worst {len(shown):,} of {len(series):,} series, over all steps")
-    table.add_column("series")
-    for title in ("forecasts", "MAE", "RMSE", "MASE", "one season before", "within"):
-        table.add_column(title, justify="right")
-    for one in shown:
-        scores = one.scores
-        table.add_row(
-            Text(printable(one.name)),
-            f"{scores.forecasts:,}",
-            f"{scores.mean('mae'):,.4g}",
-            f"{scores.mean('rmse'):,.4g}",
-            f"{scores.mean('mase'):.3f}",
-            f"{scores.mean('mase', 'seasonal_naive'):.3f}",
-            f"{scores.mean('coverage'):.1%}",
-        )
-    return table

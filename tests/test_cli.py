@@ -9,25 +9,21 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import zmq
-from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
-from streamlstm import commands
 from streamlstm.cli import main
 from streamlstm.config import load_config
 from streamlstm.web import Users
-from streamlstm.wire.peer import Prediction
-from tests.daemon import Client, start
 from tests.models import random_model_file
 
 COMMANDS = (
     "demo", "fit", "backtest", "forecast", "inspect", "run", "check", "replay", "refit", "publish",
-    "watch", "keys",
+    "watch", "keys", "top", "status", "completion",
 )  # fmt: skip
 
 
@@ -381,67 +377,6 @@ def test_where_nothing_can_be_drawn_is_told_before_the_work(
     assert line == f"streamlstm backtest: {flag} {out}: {said}"
 
 
-def watching(*arguments: str) -> "subprocess.Popen[str]":
-    """``streamlstm watch``, known to be connected."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "streamlstm", "watch", *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stderr is not None
-    assert process.stderr.readline().startswith("watching ")
-    return process
-
-
-@pytest.mark.parametrize("format", ["json", "msgpack", "binary"])
-def test_publish_and_watch_need_no_code(
-    fitted: tuple[Path, Path], tmp_path: Path, format: str
-) -> None:
-    data, model = fitted
-    with start(tmp_path, model, input__format=format, output__format=format) as daemon:
-        endpoint = (daemon.output, "--format", format)
-        watcher = watching(*endpoint[:1], "a", *endpoint[1:], "--json", "--count", "60")
-        plain = watching(*endpoint, "--count", "1")
-        sent = streamlstm(
-            "publish", data, "--to", daemon.input, "--format", format, "--warm", "0.8"
-        )  # fmt: skip
-        assert "600 of 600 ticks published" in sent.stderr
-        lines = [json.loads(line) for line in watcher.communicate(timeout=60)[0].splitlines()]
-        shown = plain.communicate(timeout=60)[0].split()
-    assert [line["seq"] for line in lines] == list(range(1, 61))
-    assert {line["series"] for line in lines} == {"a"}
-    assert all(len(line["forecast"]) == 4 for line in lines)
-    assert shown[2] in ("a", "b")
-
-
-def prediction(series: str, **changed: Any) -> Prediction:
-    steps = np.ones((2, 1))
-    return Prediction(series, 0, steps, steps, steps, "0" * 12, 1, 1)._replace(**changed)
-
-
-def shown(table: object, width: int = 100) -> str:
-    console = Console(file=io.StringIO(), width=width, force_terminal=True)
-    console.print(table)
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
-
-
-@pytest.mark.parametrize("name", ["[/red]", "[bold red]x", "a\x1b]0;title\x07", ":smile:"])
-def test_names_of_series_are_shown_as_they_are_and_steer_nothing(name: str) -> None:
-    safe = "".join(c if c.isprintable() else "\ufffd" for c in name)
-    text = shown(commands._watched({name: prediction(name)}, 1, 10))
-    assert safe in text
-    assert "\x1b]" not in text
-    assert safe in commands._line(prediction(name), as_json=False)
-
-
-@pytest.mark.parametrize("most", [-4, 0])
-def test_a_tiny_window_shows_the_latest(most: int) -> None:
-    latest = {name: prediction(name) for name in ("first", "last")}
-    text = shown(commands._watched(latest, 2, most))
-    assert "last" in text
-    assert "first" not in text
-
-
 def test_paths_and_notes_are_no_markup(tmp_path: Path) -> None:
     folder = tmp_path / "[bold]x"
     folder.mkdir()
@@ -498,18 +433,6 @@ def test_a_misspelt_name_of_a_bundled_series() -> None:
     assert said.endswith("did you mean the bundled series 'weather'?")
 
 
-def test_a_line_of_json_is_as_the_daemon_says_it() -> None:
-    two = np.array([[1.0, 2.0], [3.0, np.nan]])
-    line = commands._line(prediction("a", ts_ns=1_500_000_000, forecast=two), as_json=True)
-    said = json.loads(line)
-    assert list(said) == [
-        "series", "ts", "ts_ns", "forecast", "lower", "upper", "model", "boot", "seq",
-    ]  # fmt: skip
-    assert said["ts"] == 1.5
-    assert said["forecast"] == [[1, 2], [3, None]]
-    assert said["lower"] == [1, 1]
-
-
 def test_a_reader_that_has_seen_enough_is_no_error(fitted: tuple[Path, Path]) -> None:
     _, model = fitted
     for flags in ([], ["--json"]):
@@ -521,22 +444,3 @@ def test_a_reader_that_has_seen_enough_is_no_error(fitted: tuple[Path, Path]) ->
         )  # fmt: skip
         os.close(write)
         assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_publish_says_that_the_daemon_went_away(fitted: tuple[Path, Path], tmp_path: Path) -> None:
-    data, model = fitted
-    with start(tmp_path, model) as daemon:
-        command = ["publish", str(data), "--to", daemon.input, "--speed", "3600"]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "streamlstm", *command], stderr=subprocess.PIPE, text=True
-        )
-        with Client(daemon) as client:
-            client.receive(1)
-        daemon.process.kill()
-        _, said = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "the daemon went away" in said
-    assert "of 600 ticks were sent, how many came is not known" in said
-    assert "published" not in said
-    endpoint = "tcp://127.0.0.1:9"
-    assert "no daemon" in complaint("publish", data, "--to", endpoint, "--wait", "0.1")

@@ -110,3 +110,12 @@ def test_what_a_watcher_missed_is_said() -> None:
     )
     assert continuity.broken(at("b", 2, 2)) == "the daemon was started anew: boot 1, now 2"
     assert continuity.broken(at("a", 2, 30)) == ""
+
+
+def test_what_is_missing_is_counted_and_memory_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamlstm.client.MOST_FOLLOWED", 2)
+    steps, continuity = np.zeros((1, 1)), Continuity()
+    for series, seq in (("a", 1), ("b", 1), ("a", 4), ("c", 7), ("b", 9), ("a", 9), ("c", 7)):
+        continuity.broken(Prediction(series, 0, steps, steps, steps, "m", 1, seq))
+    # c takes the place of b, and b that of a; then a and c come as if for the first time
+    assert (continuity.gaps, continuity.missed, continuity.series) == (1, 2, 2)

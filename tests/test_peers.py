@@ -20,7 +20,7 @@ from streamlstm.datasets.frames import SeriesData
 from streamlstm.peers import Compared, Comparison, PeerError, check_peers, compare, effort
 from streamlstm.report import report
 from streamlstm.rolling import backtest
-from streamlstm.terminal import peers_table
+from streamlstm.tables import peers_table
 from tests.models import HOUR, random_model, random_model_file
 from tests.test_cli import series_file
 from tests.test_rolling import table

@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from streamlstm.terminal import Canvas, fan_chart, printable, sparkline, when
+from streamlstm.terminal import (
+    Canvas,
+    byte_size,
+    fan_chart,
+    printable,
+    short_time,
+    sparkline,
+    when,
+)
 
 
 def test_a_sparkline_has_a_character_a_value() -> None:
@@ -11,6 +19,28 @@ def test_a_sparkline_has_a_character_a_value() -> None:
     assert sparkline([3, 3]) == "▁▁"
     assert sparkline([np.nan, 1, 2]) == " ▁█"
     assert sparkline([np.nan]) == " "
+    assert sparkline([7, 6, np.nan], 0.0) == "█▇ "
+    assert sparkline([0, 0], 0.0) == "▁▁"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0, "0 us"), (85e-6, "85 us"), (1.24e-3, "1.2 ms"), (0.0126, "13 ms"), (1, "1.0 s"),
+        (99.4, "99 s"), (100, "1 min 40 s"), (7384, "2 h 3 min"), (266_400, "3 d 2 h"),
+        (np.nan, "–"),
+    ],
+)  # fmt: skip
+def test_a_span_of_time(seconds: float, said: str) -> None:
+    assert short_time(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [(0, "0 B"), (999, "999 B"), (50_024, "50 kB"), (2.093e8, "209 MB"), (3e15, "3e+03 TB")],
+)
+def test_a_number_of_bytes(count: float, said: str) -> None:
+    assert byte_size(count) == said
 
 
 def test_a_line_goes_from_corner_to_corner() -> None:

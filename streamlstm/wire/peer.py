@@ -3,8 +3,9 @@
 No part of the daemon.
 """
 
+import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from streamlstm.watch import MEASURES
 from streamlstm.wire import binary, maps
-from streamlstm.wire.binary import VERSION, prediction_layout
+from streamlstm.wire.binary import SEQ, VERSION, prediction_layout
 from streamlstm.wire.format import BATCH, TOPIC, Format, WireError
 
 
@@ -46,6 +47,50 @@ class Prediction(NamedTuple):
     """of further coverages"""
     quality: Mapping[str, float] = MappingProxyType({})
     """numbers that :mod:`streamlstm.watch` explains, by name; NaN where one is not known"""
+
+
+class Glance(NamedTuple):
+    """What is seen of a prediction at once; to read all of it takes several times as long."""
+
+    series: str
+    boot: int
+    seq: int
+    next: float
+    """the forecast of the first step ahead, of the first target"""
+    format: Format
+    message: Sequence[bytes] | Prediction
+
+    def whole(self) -> Prediction:
+        """Read the rest.
+
+        Raises:
+            WireError: it is not one.
+        """
+        if isinstance(self.message, Prediction):
+            return self.message
+        return decode_prediction(self.format, self.message)
+
+
+class _Glanced(msgspec.Struct, gc=False):
+    """Of a prediction as a map says it."""
+
+    boot: int
+    seq: int
+    forecast: list[Any]
+
+
+_GLANCE: Mapping[str, Callable[[bytes], _Glanced]] = {
+    "json": msgspec.json.Decoder(_Glanced).decode,
+    "msgpack": msgspec.msgpack.Decoder(_Glanced).decode,
+}
+_FIRST = re.compile(rb'"forecast":\[(-?[\d.eE+-]+)')
+_NUMBERED = re.compile(rb'"boot":(\d+),"seq":(\d+)')
+"""Where the daemon writes them so, they are found without reading all of a JSON text: between its
+quotes no quote stands bare, so what looks like a name is one."""
+_NUMBERS = struct.Struct("<IQqd")
+"""boot, seq, ts and the first step of a prediction in binary."""
+_BOOT = SEQ - 4
+"""Where they lie."""
 
 
 def encode_tick(
@@ -173,6 +218,43 @@ def decode_predictions(format: Format, message: Sequence[bytes]) -> list[Predict
         ]  # fmt: skip
     except (pa.ArrowException, OSError, ValueError, LookupError, AttributeError) as error:
         raise WireError(f"not predictions in arrow: {error}") from error
+
+
+def glance(format: Format, message: Sequence[bytes]) -> list[Glance]:
+    """Look at the predictions of one message: one, but for the format arrow.
+
+    Raises:
+        WireError: it has none, or not of this format.
+    """
+    if format == "arrow":
+        return [glance_at(each) for each in decode_predictions(format, message)]
+    try:
+        if format == "binary":
+            (frame,) = message
+            end = frame.index(0)
+            series = frame[len(TOPIC) : end].decode()
+            boot, seq, _, first = _NUMBERS.unpack_from(frame, end + _BOOT)
+            return [Glance(series, boot, seq, first, format, message)]
+        topic, payload = message
+        series = topic[len(TOPIC) :].decode()
+        if format == "json":
+            numbered = _NUMBERED.match(payload, payload.rfind(b'"boot":'))
+            if numbered and (found := _FIRST.search(payload)):
+                boot, seq = int(numbered[1]), int(numbered[2])
+                return [Glance(series, boot, seq, float(found[1]), format, message)]
+        seen = _GLANCE[format](payload)
+        first = seen.forecast[0]
+        first = first[0] if isinstance(first, list) else first
+        number = np.nan if first is None else float(first)
+        return [Glance(series, seen.boot, seen.seq, number, format, message)]
+    except (msgspec.MsgspecError, struct.error, ValueError, TypeError, LookupError) as error:
+        raise WireError(f"not a prediction in {format}: {error}") from error
+
+
+def glance_at(prediction: Prediction) -> Glance:
+    """Of one that was read already."""
+    series, boot, seq = prediction.series, prediction.boot, prediction.seq
+    return Glance(series, boot, seq, float(prediction.forecast[0, 0]), "arrow", prediction)
 
 
 def decode_prediction(format: Format, message: Sequence[bytes]) -> Prediction:

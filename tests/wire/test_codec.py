@@ -15,7 +15,7 @@ from streamlstm.watch import MEASURES
 from streamlstm.wire.codec import Decoder, Encoder
 from streamlstm.wire.format import NUMBERED, REASONS, Shape, WireError
 from streamlstm.wire.maps import FIELDS
-from streamlstm.wire.peer import decode_prediction, encode_tick
+from streamlstm.wire.peer import decode_prediction, encode_tick, glance
 from streamlstm.wire.publishers import CEILING, COUNTS, MOST
 from tests.wire.ticks import binary
 
@@ -468,6 +468,9 @@ def test_predictions_come_back_as_they_were(
             assert np.array_equal(ends, rows.quantiles[i, 2 * k : 2 * k + 2], equal_nan=True)
         assert tuple(read.quality) == quality
         assert np.array_equal([*read.quality.values()], rows.quality[i], equal_nan=True)
+        (seen,) = glance(format, message)
+        assert seen[:4] == (read.series, read.boot, read.seq, read.forecast[0, 0])
+        assert seen.whole().ts_ns == read.ts_ns
 
 
 def test_a_json_prediction_by_its_fields() -> None:
@@ -525,5 +528,6 @@ def test_seconds_of_a_microsecond_come_back_as_they_were_sent(microseconds: int)
     "message", [[b""], [b"prediction.a", b"{}"], [b"prediction.a\0\1"], [b"x", b"y", b"z"], []]
 )
 def test_what_is_no_prediction_is_an_error(format: str, message: list[bytes]) -> None:
-    with pytest.raises(WireError):
-        decode_prediction(format, message)
+    for read in (decode_prediction, glance):
+        with pytest.raises(WireError):
+            read(format, message)
