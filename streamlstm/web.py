@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from email.utils import formatdate
 from http import HTTPStatus
+from ipaddress import ip_address
 from pathlib import Path
 from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
 from socket import AF_INET, AF_INET6, SO_REUSEADDR, SOL_SOCKET, socket
@@ -193,6 +194,8 @@ class Server:
     one that is slow.
     """
 
+    port: int
+
     def __init__(
         self,
         metrics: Metrics,
@@ -228,7 +231,8 @@ class Server:
             raise MetricsError(
                 f"metrics on {host}:{port}: {error.strerror}; set metrics.host and metrics.port"
             ) from None
-        self.port: int = self._listener.getsockname()[1]
+        address, self.port = self._listener.getsockname()[:2]
+        self._private = not users and ip_address(address).is_loopback
         at = f"[{host}]" if ":" in host else host
         self.url = f"http{'s' * bool(tls)}://{at}:{self.port}"
         self._clients: dict[int, _Client] = {}  # by file descriptor, the oldest first
@@ -319,7 +323,7 @@ class Server:
             case [_, _, b"HTTP/1.1" | b"HTTP/1.0"] if admitted != HTTPStatus.OK:
                 answer = Answer(admitted, b"name and password, please\n")
             case [b"GET" | b"HEAD", path, b"HTTP/1.1" | b"HTTP/1.0"]:
-                answer = self._look_up(path)
+                answer = self._look_up(path, request)
             case [_, _, b"HTTP/1.1" | b"HTTP/1.0"]:
                 answer = Answer(HTTPStatus.METHOD_NOT_ALLOWED, b"GET or HEAD\n")
             case _:
@@ -338,7 +342,7 @@ class Server:
         ).encode()
         return head if line[0] == b"HEAD" else head + answer.body
 
-    def _look_up(self, asked: bytes) -> Answer:
+    def _look_up(self, asked: bytes, request: bytes) -> Answer:
         path, _, query = asked.partition(b"?")
         try:
             match path:
@@ -351,11 +355,23 @@ class Server:
                 case b"/-/ready":
                     return Answer(HTTPStatus.SERVICE_UNAVAILABLE, b"not ready\n")
             if answer := self._pages(path, query):
+                if self._private and not _asks_by_address(request):
+                    why = b"ask by the address, or localhost; or set metrics.users\n"
+                    return Answer(HTTPStatus.MISDIRECTED_REQUEST, why)
                 return answer
         except Exception:
             _log.exception("a scrape failed" if path == b"/metrics" else "an answer failed")
             return Answer(HTTPStatus.INTERNAL_SERVER_ERROR, b"see the log\n")
         return Answer(HTTPStatus.NOT_FOUND, b"see /metrics, /-/healthy, /-/ready\n")
+
+
+def _asks_by_address(request: bytes) -> bool:
+    """Whether a browser's page is of this machine: another's may have its own name lead here."""
+    found = re.search(rb"\r\nhost:[ \t]*(\[[^\r\n\]]*\]|[^\r\n:]*)", request, re.IGNORECASE)
+    name = found[1].decode("latin-1").strip("[] \t").lower() if found else ""
+    with contextlib.suppress(ValueError):
+        return bool(ip_address(name))
+    return name == "localhost"
 
 
 class _Client:

@@ -7,6 +7,8 @@ import signal
 import socket
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -100,6 +102,40 @@ def test_whoever_may_not_read_the_metrics_may_not_look() -> None:
         ] * 3
     finally:
         server.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:80", 200), ("[::1]:80", 200), ("localhost", 200), ("LocalHost:80", 200),
+        ("evil.example", 421), ("127.0.0.1.evil.example", 421), ("localhost.evil.example:80", 421),
+        ("", 421),
+    ],
+)  # fmt: skip
+def test_a_page_of_elsewhere_cannot_read_it_by_a_name_that_leads_here(
+    host: str, status: int
+) -> None:
+    """DNS rebinding: to the browser, it would be that page's own server."""
+    pages = Live(Metrics(), lambda: []).answer
+    server = Server(Metrics(), "127.0.0.1", 0, pages=pages)
+    guarded = Server(Metrics(), "127.0.0.1", 0, users={"me": hash_password("x")}, pages=pages)
+
+    def asked(of: Server, path: str) -> int:
+        request = urllib.request.Request(of.url + path, headers={"Host": host})
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+
+    try:
+        assert asked(server, "/live") == asked(server, "/live/page.js") == status
+        assert asked(server, "/metrics") == 200
+        assert asked(guarded, "/live") == 401
+    finally:
+        server.close()
+        guarded.close()
 
 
 def test_a_question_that_fails_is_an_answer_and_a_line_in_the_log(
