@@ -82,7 +82,7 @@ def test_a_daemon_that_cannot_be_asked() -> None:
     assert "nothing listens there" in said["error"]
 
 
-def test_a_daemon_that_is_not_ready_or_asks_for_a_password(
+def test_a_daemon_that_is_not_ready_or_asks_for_a_password_or_leaves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server
 ) -> None:
     text = streamlstm("status", server.url, code=1).stdout
@@ -95,11 +95,15 @@ def test_a_daemon_that_is_not_ready_or_asks_for_a_password(
         monkeypatch.setenv("METRICS_PASSWORD", "x")
         assert " ready" in streamlstm("status", guarded.url, "--user", "ann").stdout
         monkeypatch.delenv("METRICS_PASSWORD")
-        with terminal([*TOP, guarded.url, "--user", "ann"]) as window:
+        command = [*TOP, guarded.url, "--user", "ann"]
+        with terminal(command, env={"NO_COLOR": "1"}) as window:
             window.until("password of ann: ")
             window.type("x\n")
             window.drawn(r" ready, up .*model ")
+            guarded.process.kill()
+            window.drawn("no answer for .*nothing listens there")  # and it goes on
             assert window.end() == 130
+    assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", window.written)  # no colours
 
 
 def test_top_is_drawn_anew_while_ticks_come(daemon: Daemon) -> None:
@@ -118,18 +122,6 @@ def test_top_is_drawn_anew_while_ticks_come(daemon: Daemon) -> None:
     assert "in " in last  # the last of it stays on the screen of before
     assert window.written.count("\x1b[?1049h") == window.written.count("\x1b[?1049l") == 1
     assert window.written.rindex("\x1b[?25h") > window.written.rindex("\x1b[?25l")  # the cursor
-
-
-def test_top_says_that_the_daemon_left_and_goes_on(tmp_path: Path) -> None:
-    with (
-        start(tmp_path, random_model_file(tmp_path)) as daemon,
-        terminal([*TOP, daemon.url], env={"NO_COLOR": "1"}) as window,
-    ):
-        window.drawn(" ready, up")
-        daemon.process.kill()
-        window.drawn("no answer for .*nothing listens there")
-        assert window.end() == 130
-    assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", window.written)  # no colours
 
 
 def test_where_stdout_is_no_terminal_it_is_a_line_a_second(daemon: Daemon) -> None:
