@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -127,27 +128,27 @@ def browsing() -> Iterator[Page]:
     assert program
     theirs, to = os.pipe()
     came, back = os.pipe()
-
-    def hand_over() -> None:  # it reads 3 and writes 4
-        given = os.dup(theirs), os.dup(back)
-        os.dup2(given[0], 3)
-        os.dup2(given[1], 4)
-
+    # it reads 3 and writes 4, which a shell makes of them: where a test has imported JAX, no Python
+    # may fork
+    given = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (theirs, back)]
+    handing = ["bash", "-c", f'exec 3<&{given[0]} 4>&{given[1]}; exec "$@"', "bash"]
+    for end in (theirs, back):
+        os.close(end)
     with tempfile.TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True) as folder:
         process = subprocess.Popen(
             [
-                program, "--headless=new", "--remote-debugging-pipe", f"--user-data-dir={folder}",
+                *handing, program, "--headless=new", "--remote-debugging-pipe",
+                f"--user-data-dir={folder}",
                 "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
                 "--disable-background-networking", "--disable-extensions", "--hide-scrollbars",
                 "--disable-component-update", "--disable-sync", "--no-proxy-server",
             ],
-            preexec_fn=hand_over,
-            close_fds=False,
+            pass_fds=given,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        os.close(theirs)
-        os.close(back)
+        for end in given:
+            os.close(end)
         try:
             yield Page(to, came)
         finally:

@@ -98,10 +98,10 @@ def terminal(
     fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     unwanted = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR")
     plain = {key: value for key, value in os.environ.items() if key not in unwanted}
+    # that makes it the terminal of a session; where a test has imported JAX, no Python may fork
     process = subprocess.Popen(
-        command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        ["setsid", "--ctty", *command], stdin=theirs, stdout=theirs, stderr=theirs,
         env=plain | {"TERM": "xterm-256color"} | dict(env),
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )  # fmt: skip
     os.close(theirs)
     try:

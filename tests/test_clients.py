@@ -25,7 +25,8 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 
 def client(daemon: Daemon, language: str, path: Path) -> None:
     """Write the client of a language to ``path``; its ports are those of ``daemon``."""
-    (source,) = re.findall(rf"^```{language}\n(.*?5556.*?)^```", README.read_text(), re.M | re.S)
+    blocks = re.findall(rf"^```{language}\n(.*?)^```", README.read_text(), re.M | re.S)
+    (source,) = [block for block in blocks if "5556" in block]
     assert source.count("tcp://127.0.0.1:5555") == source.count("tcp://127.0.0.1:5556") == 1
     source = source.replace("tcp://127.0.0.1:5555", daemon.input)
     path.write_text(source.replace("tcp://127.0.0.1:5556", daemon.output))

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from streamlstm import search as room
-from streamlstm.cli import _duration, main
+from streamlstm.arguments import duration
+from streamlstm.cli import main
 from streamlstm.fit_options import FitOptions
 from streamlstm.model import Model, Spec, load_model
 from streamlstm.search import GAIN, SEARCHED, Candidate, search
@@ -149,13 +150,13 @@ def test_its_model_is_that_of_a_fit_with_the_options_found() -> None:
     ("text", "seconds"), [("90", 90), ("90s", 90), ("5m", 300), ("1h", 3600), ("1.5m", 90)]
 )
 def test_budgets_are_read(text: str, seconds: float) -> None:
-    assert _duration(text) == seconds
+    assert duration(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "0", "5 m", "m", "-3", "5d", "1e3", "inf"])
 def test_what_is_no_budget_is_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="write 90, 90s, 5m or 1h"):
-        _duration(text)
+        duration(text)
 
 
 def test_the_command_says_what_it_tries(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
