@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,6 +24,7 @@ from streamlstm.client import Feed, Listener, in_time_order
 from streamlstm.datasets.frames import SeriesData, Table, heads
 from streamlstm.model import Model, save_model
 from streamlstm.train import FitOptions, Progress, fit
+from streamlstm.vitals import quantile
 
 UNSEEN = 0.2
 """Share of each series, its latest, that the model is not fitted on."""
@@ -259,25 +260,13 @@ class Stream:
             if family.name == name:
                 buckets = [s for s in family.samples if s.name == f"{name}_bucket"]
                 bounds = [(float(s.labels["le"]), s.value) for s in buckets]
-                return {"p50": quantile(bounds, 0.5), "p99": quantile(bounds, 0.99)}
+                return {"p50": quantile(0.5, bounds), "p99": quantile(0.99, bounds)}
         raise DemoError(f"the daemon exposes no {name}")
 
     def close(self) -> None:
         """Leave both ends."""
         self.feed.close()
         self.listener.close()
-
-
-def quantile(buckets: Sequence[tuple[float, float]], q: float) -> float:
-    """A quantile of a histogram's cumulative buckets, as Prometheus' histogram_quantile has it."""
-    wanted, below, before = q * buckets[-1][1], 0.0, 0.0
-    for bound, count in buckets:
-        if count >= wanted and count > before:
-            if math.isinf(bound):
-                return below
-            return below + (bound - below) * (wanted - before) / (count - before)
-        below, before = bound, count
-    return math.nan
 
 
 def demo(

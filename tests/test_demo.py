@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from streamlstm.datasets.frames import read_table
-from streamlstm.demo import fitted, quantile, steps_shown
+from streamlstm.demo import fitted, steps_shown
+from streamlstm.vitals import quantile
 from tests.test_cli import series_file, streamlstm
 
 
@@ -81,11 +82,11 @@ def test_a_table_too_short_is_told(tmp_path: Path) -> None:
 
 def test_quantiles_of_a_histogram_are_those_of_prometheus() -> None:
     buckets = [(0.1, 50.0), (0.2, 90.0), (0.5, 100.0), (float("inf"), 100.0)]
-    assert quantile(buckets, 0.5) == pytest.approx(0.1)
-    assert quantile(buckets, 0.7) == pytest.approx(0.15)
-    assert quantile(buckets, 0.95) == pytest.approx(0.35)
+    assert quantile(0.5, buckets) == pytest.approx(0.1)
+    assert quantile(0.7, buckets) == pytest.approx(0.15)
+    assert quantile(0.95, buckets) == pytest.approx(0.35)
     beyond = [(0.1, 1.0), (float("inf"), 10.0)]
-    assert quantile(beyond, 0.9) == 0.1
+    assert quantile(0.9, beyond) == 0.1
 
 
 def test_steps_shown_are_first_middle_last() -> None:
