@@ -194,8 +194,6 @@ class Server:
     one that is slow.
     """
 
-    port: int
-
     def __init__(
         self,
         metrics: Metrics,
@@ -231,7 +229,8 @@ class Server:
             raise MetricsError(
                 f"metrics on {host}:{port}: {error.strerror}; set metrics.host and metrics.port"
             ) from None
-        address, self.port = self._listener.getsockname()[:2]
+        address: str = self._listener.getsockname()[0]
+        self.port: int = self._listener.getsockname()[1]
         self._private = not users and ip_address(address).is_loopback
         at = f"[{host}]" if ":" in host else host
         self.url = f"http{'s' * bool(tls)}://{at}:{self.port}"

@@ -6,6 +6,7 @@ import pickle
 import re
 import tracemalloc
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -17,7 +18,16 @@ from safetensors.numpy import load_file, save_file
 import streamlstm
 from streamlstm.golden import check_golden
 from streamlstm.kernels import reference
-from streamlstm.model import Blend, ModelError, Spec, load_model, save_model
+from streamlstm.kernels.cell import ACTIVATIONS, TRAINABLE
+from streamlstm.model import (
+    ActivationName,
+    Blend,
+    ModelError,
+    Spec,
+    Trainable,
+    load_model,
+    save_model,
+)
 from tests.models import HOUR, random_model, random_model_file
 
 
@@ -278,3 +288,8 @@ def test_error_quantiles_between_the_levels_kept() -> None:
     np.testing.assert_allclose(errors.at(0.9), errors.quantiles[2])
     between = (errors.quantiles[2] + errors.quantiles[3]) / 2
     np.testing.assert_allclose(errors.at(0.925), between, rtol=1e-6)
+
+
+def test_activations_are_those_that_the_kernels_have() -> None:
+    assert {*get_args(ActivationName)} == {*ACTIVATIONS}
+    assert {*get_args(Trainable)} == {*TRAINABLE}
