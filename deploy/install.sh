@@ -155,6 +155,7 @@ fi
 echo "starting $unit; the first start compiles for a minute, or two"
 systemctl enable --quiet "$unit"
 systemctl restart "$unit" || {
+    journalctl --sync # what it said last may still be on its way
     journalctl --unit "$unit" --lines 20 --output cat --no-pager >&2
     fail "$unit does not start, see above; it is tried again until $toml is put right"
 }

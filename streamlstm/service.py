@@ -135,6 +135,7 @@ class Service:
         self.config = config
         self.stopping = self.reloading = False
         self.metrics = Metrics()
+        self._umask: int | None = None
         self.server: Server | None = None
         self.ends: Ends | None = None
         self._wakeup, self._sender = socket.socketpair()
@@ -163,7 +164,7 @@ class Service:
                 ParkingError, SecurityError, TransportError, MetricsError: each with one line.
         """
         config = self.config
-        umask = os.umask(0o077)  # what is written here is for nobody else
+        self._umask = os.umask(0o077)  # what is written here is for nobody else
         signal.signal(signal.SIGHUP, self._ask_for_reload)
         _ease_allocation()
         allow_files(config.security.max_connections)
@@ -179,7 +180,7 @@ class Service:
                 users=config.metrics.users,
                 **({"pages": self.live.answer} if self.live else {}),
             )
-        self.ends = Ends(config, umask)
+        self.ends = Ends(config, self._umask)
         self.receiver, self.publisher = self.ends.receiver, self.ends.publisher
         notify("STATUS=opening the model")
         self.kept = Kept(config, self.metrics.values, self._said)
@@ -318,6 +319,8 @@ class Service:
         if self.server:
             self.server.close()
         event.unregister("numba:compile", self._compiles)
+        if self._umask is not None:
+            os.umask(self._umask)
 
     @property
     def functions_compiled(self) -> int:

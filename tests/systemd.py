@@ -21,6 +21,7 @@ PACKAGES = "/opt/packages"
 """Where the machine has the libraries that the tests run with."""
 BOOT = """
 set -eu
+umask 022
 mount --make-rprivate /
 mount -t tmpfs tmpfs "$1"
 mkdir "$1/upper" "$1/work" "$1/packages" "$1/packages-work" "$1/root"
@@ -88,7 +89,7 @@ class Machine:
         path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         done = subprocess.run(
             [*self._enter, *command], capture_output=True, text=True, stdin=subprocess.DEVNULL,
-            env={"PATH": path, "PYTHONPATH": PACKAGES, "LANG": "C.UTF-8"},
+            env={"PATH": path, "PYTHONPATH": PACKAGES, "LANG": "C.UTF-8"}, umask=0o022,
         )  # fmt: skip
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done

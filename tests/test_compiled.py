@@ -106,7 +106,7 @@ def bring_code(package: Path, cache: Path, *left_out: str) -> None:
             for at in (PACKAGE, package)
         )
         if (ours / name).exists():
-            ignored = shutil.ignore_patterns(*left_out)
+            ignored = shutil.ignore_patterns("*.tmp.*", *left_out)  # those are being written
             to = cache / ours.name / other
             shutil.copytree(ours / name, to, ignore=ignored, dirs_exist_ok=True)
 

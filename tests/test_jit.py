@@ -206,7 +206,8 @@ def ready(folder: Path, model: Path, **options: Any) -> Iterator[Daemon]:
     Engine(load_model(model), max_series=1).warm_up()  # in the cache of all tests
     everything = Path(os.environ["NUMBA_CACHE_DIR"])
     cache = folder / everything.name
-    shutil.copytree(everything, cache)
+    being_written = shutil.ignore_patterns("*.tmp.*")  # by other tests
+    shutil.copytree(everything, cache, ignore=being_written)
     with start(folder, model, env={"NUMBA_CACHE_DIR": str(cache)}, **options) as daemon:
         for file in list(cache.rglob("*.nb?")):
             file.unlink()

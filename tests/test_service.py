@@ -511,7 +511,12 @@ def test_a_missing_model_is_one_line_and_exit_code_1(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = Config.model_validate({"model": tmp_path / "none", "metrics": {"enabled": False}})
-    assert service.run(config) == 1
+    before = os.umask(0o022)
+    try:
+        assert service.run(config) == 1
+        assert os.umask(before) == 0o022  # as it was found
+    finally:
+        os.umask(before)
     (line,) = capfd.readouterr().err.splitlines()
     assert "no such model file" in line
 
