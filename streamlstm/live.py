@@ -16,12 +16,13 @@ later. Names are copied into one text, which is searched a piece at a time, so t
 is never held for long.
 """
 
+import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from importlib import resources
-from itertools import chain
+from itertools import islice
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -167,11 +168,8 @@ class Live:
     def _find(self, engine: Engine, asked: list[tuple[str, str]]) -> dict[str, Any]:
         """Names that hold a text, and how those series went lately."""
         found = self._names.find(engine, dict(asked).get("q", "").encode(), MOST_FOUND + 1)
-        table, shown = engine.series.table, found[:MOST_FOUND]
-        sketches = []
-        for _, slot in shown:
-            row = table[slot : slot + 1].copy()[0]
-            sketches.append(_recent(row, 0, MOST_SKETCHED)[1].astype(np.float32).tolist())
+        shown = found[:MOST_FOUND]
+        sketches = _sketches(engine, [slot for _, slot in shown])
         return {
             "found": [
                 {"name": key.decode("utf-8", "replace"), "sketch": sketch}
@@ -200,13 +198,12 @@ class Names:
         """
         self._refresh(engine)
         begins = text.lower()
-        sought = () if b"\0" in text else (b"\0" + begins, begins)
-        rows: dict[int, None] = {}
-        for row in chain.from_iterable(map(self._rows, sought)):
-            rows[row] = None
-            if len(rows) >= most:
-                break
-        named = ((_key(engine, slot), slot) for slot in self._slots[list(rows)].tolist())
+        if b"\0" in text:
+            return []
+        rows = [*islice(self._rows(begins), most)]
+        if len(rows) == most:  # there may be more, of which those that begin with it come first
+            rows = [*dict.fromkeys([*islice(self._rows(b"\0" + begins), most), *rows])][:most]
+        named = ((_key(engine, slot), slot) for slot in self._slots[rows].tolist())
         return sorted(
             (each for each in named if each[0]),
             key=lambda each: (not each[0].lower().startswith(begins), each),
@@ -231,7 +228,8 @@ class Names:
     def _rows(self, sought: bytes) -> Iterator[int]:
         """Rows in which ``sought`` is found, each once."""
         text, at = self._text, 0
-        while at < len(text):
+        while at < len(text) - 1:  # what ends the last name begins none
+            os.sched_yield()  # the loop first, where both want one core
             end = at + PIECE + len(sought)
             found = text.find(sought, at, end)
             if found < 0:
@@ -295,6 +293,16 @@ def _copied(engine: Engine, slot: int) -> Any:
         if before == recent[slot] and not 0 < row["latest_seq"] == row["seq"] - 1:
             return row
     return None
+
+
+def _sketches(engine: Engine, slots: list[int]) -> list[list[float]]:
+    """The latest values of each series, at most ``MOST_SKETCHED``."""
+    rings, counts = engine.work.recent.recent, engine.work.recent.recent_count[slots]
+    most = min(rings.shape[1], MOST_SKETCHED)
+    ticks = counts[:, None] - most + np.arange(most)
+    rows = rings[np.asarray(slots, np.int64)[:, None], ticks % max(1, rings.shape[1]), 1]
+    values = rows.view(np.float64).astype(np.float32).tolist()
+    return [each[max(0, most - int(n)) :] for each, n in zip(values, counts, strict=True)]
 
 
 def _recent(row: Any, target: int, most: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

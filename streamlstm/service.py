@@ -178,7 +178,7 @@ class Service:
                 config.metrics.port,
                 tls=_open_tls(config),
                 users=config.metrics.users,
-                **({"pages": self.live.answer} if self.live else {}),
+                pages=self.live.answer if self.live else None,
             )
         self.ends = Ends(config, self._umask)
         self.receiver, self.publisher = self.ends.receiver, self.ends.publisher

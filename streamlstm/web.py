@@ -202,7 +202,7 @@ class Server:
         *,
         tls: Tls | None = None,
         users: Mapping[str, str] = MappingProxyType({}),
-        pages: Callable[[bytes, bytes], Answer | None] = lambda path, query: None,
+        pages: Callable[[bytes, bytes], Answer | None] | None = None,
     ) -> None:
         """Listen on ``host``, at any free port where ``port`` is 0; to ``users``, where named.
 
@@ -353,10 +353,10 @@ class Server:
                     return Answer(HTTPStatus.OK, b"ready\n")
                 case b"/-/ready":
                     return Answer(HTTPStatus.SERVICE_UNAVAILABLE, b"not ready\n")
-            if answer := self._pages(path, query):
-                if self._private and not _asks_by_address(request):
-                    why = b"ask by the address, or localhost; or set metrics.users\n"
-                    return Answer(HTTPStatus.MISDIRECTED_REQUEST, why)
+            if self._pages and self._private and not _asks_by_address(request):
+                why = b"ask by the address, or localhost; or set metrics.users\n"
+                return Answer(HTTPStatus.MISDIRECTED_REQUEST, why)
+            if self._pages and (answer := self._pages(path, query)):
                 return answer
         except Exception:
             _log.exception("a scrape failed" if path == b"/metrics" else "an answer failed")

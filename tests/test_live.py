@@ -25,7 +25,7 @@ from streamlstm.live import FILES, HEADERS, MOST_FOUND, Live, Names
 from streamlstm.metrics import Metrics
 from streamlstm.model import save_model
 from streamlstm.ticks import Arrivals, Keys
-from streamlstm.web import Server, hash_password
+from streamlstm.web import Answer, Server, hash_password
 from tests.browser import Page, browsing, chromium
 from tests.daemon import Client, Daemon, eventually, get, start
 from tests.models import HOUR, random_model, random_model_file
@@ -116,7 +116,12 @@ def test_a_page_of_elsewhere_cannot_read_it_by_a_name_that_leads_here(
     host: str, status: int
 ) -> None:
     """DNS rebinding: to the browser, it would be that page's own server."""
-    pages = Live(Metrics(), lambda: []).answer
+    looked_up: list[bytes] = []
+
+    def pages(path: bytes, query: bytes) -> Answer | None:
+        looked_up.append(path)
+        return Live(Metrics(), lambda: []).answer(path, query)
+
     server = Server(Metrics(), "127.0.0.1", 0, pages=pages)
     guarded = Server(Metrics(), "127.0.0.1", 0, users={"me": hash_password("x")}, pages=pages)
 
@@ -131,6 +136,7 @@ def test_a_page_of_elsewhere_cannot_read_it_by_a_name_that_leads_here(
 
     try:
         assert asked(server, "/live") == asked(server, "/live/page.js") == status
+        assert len(looked_up) == 2 * (status == 200)
         assert asked(server, "/metrics") == 200
         assert asked(guarded, "/live") == 401
     finally:
