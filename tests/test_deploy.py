@@ -29,6 +29,20 @@ def test_every_option_is_shown_with_its_default(tmp_path: Path) -> None:
     assert Config.model_validate(shown | {"model": "m"}) == Config(model=Path("m"))
 
 
+def test_the_readme_tells_defaults_as_they_are() -> None:
+    readme = (DEPLOY.parent / "README.md").read_text()
+    table = readme.partition("| option | default | what |\n")[2].partition("\n\n")[0]
+    rows = [line.split(" | ") for line in table.splitlines()[1:]]
+    assert len(rows) > 10
+    for names, defaults, _ in rows:
+        told = re.findall("`(.+?)`", defaults)
+        for at, name in enumerate(re.findall("`(.+?)`", names)):
+            if name != "model":
+                shown = tomllib.loads(f"{name} = {told[min(at, len(told) - 1)]}")
+                config = Config.model_validate(shown | {"model": "m"})
+                assert config == Config(model=Path("m")), name
+
+
 def test_no_option_is_set_that_the_unit_does_not_need() -> None:
     text = re.sub(r"^#.*\n", "", TOML.read_text(), flags=re.MULTILINE)
     assert {key for key in tomllib.loads(text) if tomllib.loads(text)[key]} == {
