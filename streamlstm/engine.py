@@ -23,22 +23,14 @@ import numpy as np
 from numba.extending import register_jitable
 from numpy.typing import NDArray
 
-from streamlstm import adapt, features, intervals, quality, watch
+from streamlstm import adapt, features, intervals, quality, stages, watch
+from streamlstm.admission import meet, place
 from streamlstm.events import Events
 from streamlstm.golden import check_golden, network_of
-from streamlstm.index import CLOSES, CLOSING, LINE, approach, close, find, seek, touch
-from streamlstm.jit import njit
+from streamlstm.index import CLOSES, CLOSING, close
 from streamlstm.kernels import cpu
 from streamlstm.kernels.cell import BackendError, Stages
-from streamlstm.memory import (
-    Fields,
-    address_of,
-    copy,
-    load_f64,
-    prefetch,
-    records,
-    store_f64,
-)
+from streamlstm.memory import Fields, address_of, records
 from streamlstm.model import Model, ModelError, Spec, without
 from streamlstm.placed import address_of_placed, placed, rewrite
 from streamlstm.policies import (
@@ -46,44 +38,21 @@ from streamlstm.policies import (
     CHANGES,
     DROPS,
     MOMENT,
-    SERIES_LIMIT,
     Clock,
     Counts,
     Policies,
     Rules,
-    fault,
-    fault_of_first,
-    is_message,
     rules_of,
 )
 from streamlstm.rounds import arrange, blame, compute, finish, proceed
 from streamlstm.series import Series, bytes_per_series
-from streamlstm.ticks import (
-    END,
-    RESET,
-    WARM,
-    Arrivals,
-    Forecasts,
-    Keys,
-    Names,
-    Ticks,
-    first,
-    rows_of,
-)
-from streamlstm.work import COUNT, FAULTY, Batch, Given, Latest, Recent, Schedule, Work
+from streamlstm.ticks import WARM, Arrivals, Forecasts, Keys, Names, Ticks, first, rows_of
+from streamlstm.work import COUNT, Batch, Given, Latest, Recent, Schedule, Work
 
 Column = TypeVar("Column", bound=NDArray[Any])
 BACKENDS = ("cpu", "cuda", "auto")
 HISTORY = 32
 """Ticks kept of each series, unless it is said how many."""
-AHEAD = 16
-"""Series whose records are on their way to the cache while one is worked on."""
-
-UNKNOWN, MESSAGE, UNFIT = -1, -2, -3
-"""What :func:`meet` finds instead of a slot: a series to be begun; none, and none is to be, since
-the tick is but a message to end or reset it; a tick to be dropped, or below for further reasons."""
-FIRST = UNFIT - len(DROPS)
-"""Or below for further reasons: a tick to be dropped unless its series has begun before it."""
 
 
 class Engine:
@@ -208,8 +177,8 @@ class Engine:
         self._batch = placed(Batch(self.work.given, self.work))
         given = self._batch, 0, 0
         self.stages = Stages(
-            address_of(_before, *given),
-            address_of(_after, *given),
+            address_of(stages.before, *given),
+            address_of(stages.after, *given),
             address_of_placed(self._batch),
         )
         self.code = self.taken = self._moment = 0
@@ -531,225 +500,9 @@ def _refuse_what_does_not_fit(declared: int, max_series: int) -> None:
         )
 
 
-# _nrt=False: nothing here owns an array, and reference counts would cost more than the work.
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def meet(work: Work, arrivals: Arrivals, now: int) -> int:
-    """Leave in ``work.found`` the slot of each arrival, or why it has none; how many are unknown.
-
-    Those that are known are as of the moment ``now`` in the order of use, so that none of them has
-    to make room for one that comes with it.
-    """
-    keys, data, unknown = arrivals.keys, arrivals.keys.data.ctypes.data, 0
-    approach(work.slots, keys, work.hashes)
-    for i in range(len(arrivals.ts)):
-        message = is_message(arrivals.values, i, arrivals.flags[i])
-        reason = -1 if message else fault(work.rules, arrivals.values, i, arrivals.ts[i])
-        if reason >= 0 and not arrivals.flags[i] & (RESET | END):
-            work.found[i] = UNFIT - reason
-            continue
-        slot = seek(work.slots, work.hashes[i], data + keys.begin[i], keys.end[i] - keys.begin[i])
-        if slot >= 0:
-            touch(work.slots, slot, now)
-        elif message:
-            slot = MESSAGE
-        else:
-            if reason < 0:
-                now_ns = arrivals.now
-                reason = fault_of_first(work.rules, arrivals.values, i, arrivals.ts[i], now_ns)
-            slot, unknown = (UNKNOWN, unknown + 1) if reason < 0 else (FIRST - reason, unknown)
-        work.found[i] = slot
-    return unknown
-
-
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def place(work: Work, arrivals: Arrivals, ticks: Ticks, at: int, now: int, oldest: int) -> int:
-    """Write those arrivals that a series can take to ``ticks``, row ``at`` on; how many they are.
-
-    As :meth:`Engine.place`. ``now`` is a moment that never falls, ``oldest`` that of the first of
-    the ticks that wait to be stepped, or ``now``: no series with one from then on is evicted.
-    """
-    keys, data, begin = arrivals.keys, arrivals.keys.data.ctypes.data, at
-    meet(work, arrivals, now)
-    for i in range(len(arrivals.ts)):
-        slot = int(work.found[i])
-        if slot < 0 and not FIRST < slot <= UNFIT:
-            key, length = data + keys.begin[i], keys.end[i] - keys.begin[i]
-            if slot == UNKNOWN:
-                slot = find(work.slots, work.hashes[i], key, length, now, oldest)
-                if slot < 0:
-                    slot = UNFIT - SERIES_LIMIT
-            else:
-                begun = seek(work.slots, work.hashes[i], key, length)  # by one before it
-                if begun >= 0:
-                    slot = begun
-                elif slot <= FIRST:
-                    slot += len(DROPS)
-        if slot < 0:
-            if slot <= UNFIT:
-                work.counts.drops[UNFIT - slot] += 1
-            continue
-        ticks.slot[at], ticks.ts[at] = slot, arrivals.ts[i]
-        ticks.flags[at] = arrivals.flags[i]
-        for k in range(arrivals.values.shape[1]):
-            ticks.values[at, k] = arrivals.values[i, k]
-        at += 1
-    return at - begin
-
-
 @register_jitable
 def events(work: Work) -> Events:
     """What became of slots, for the journal."""
     index = work.slots
     names = Names(index.names, index.lengths)
     return Events(index.changes, names, index.records, index.begin, index.end, work.told)
-
-
-# Compiled on their own, to be called by address.
-
-
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def _before(batch: Batch, start: int, stop: int) -> None:
-    """The stage before the network's: features."""
-    work, ticks = batch.work, batch.given.ticks
-    schedule = work.schedule
-    features.advance(
-        work.features,
-        work.memory,
-        work.rows,
-        schedule.tick,
-        schedule.slot,
-        schedule.steps,
-        ticks.ts,
-        ticks.values,
-        schedule.place,
-        start,
-        stop,
-    )
-
-
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def _after(batch: Batch, start: int, stop: int) -> None:
-    """The stage after the network's: forecasts and intervals."""
-    _forecast(batch.work, batch.given, start, stop)
-
-
-@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _forecast(work: Work, given: Given, start: int, stop: int) -> None:
-    """Raw forecasts of some rows, intervals around them, what was learnt of those made before."""
-    schedule, rows, outputs, forecasts, seq = (
-        work.schedule, work.rows, work.outputs, work.forecasts, work.seq
-    )  # fmt: skip
-    point, targets, ticks = forecasts.point, rows.scale.shape[1], given.ticks
-    latest, floor = work.latest, work.features.floor
-    first_record, size = seq.ctypes.data, seq.strides[0]
-    for j in range(start, stop):
-        if j + AHEAD < stop:  # the network's states have driven it out of the near cache
-            record = first_record + schedule.slot[j + AHEAD] * size
-            prefetch(record)
-            prefetch(record + LINE)
-        i, slot = schedule.tick[j], schedule.slot[j]
-        warm, finite = (ticks.flags[i] & WARM) != 0, True
-        for k in range(point.shape[1]):
-            for t in range(targets):
-                at = k * targets + t
-                raw = rows.base[j, at] + rows.scale[j, t] * outputs[j, at]
-                finite &= np.isfinite(raw)
-                point[i, k, t] = raw
-        if work.unbounded:
-            for k in range(work.recurrent.shape[1]):
-                finite &= np.isfinite(work.recurrent[slot, k])
-        if not finite:
-            schedule.fate[i], schedule.faults[0] = FAULTY, 1
-            continue
-        adapt.correct(
-            work.lessons,
-            work.learned,
-            slot,
-            schedule.place[j],
-            given.observed,
-            i,
-            rows.scale,
-            outputs,
-            j,
-            point,
-            i,
-        )
-        if floor > -np.inf:
-            _raise(point.ctypes.data + i * point.strides[0], point.strides[0], floor)
-        if not warm:
-            seq[slot] += 1
-            forecasts.slot[i] = slot
-            forecasts.ts[i] = ticks.ts[i]
-            forecasts.seq[i] = seq[slot]
-        for k in range(ticks.values.shape[1]):
-            work.expected[slot, k] = point[i, 0, k] if k < targets else ticks.values[i, k]
-        _remember(work.recent, slot, ticks.ts[i], given.observed, i, warm)
-        quality.mark(
-            work.intervals,
-            work.bands,
-            work.memory.past,
-            work.features.season,
-            work.quality,
-            slot,
-            schedule.place[j],
-            schedule.steps[i],
-            given.observed,
-            i,
-            rows.scale,
-            j,
-        )
-        if work.watched.kept and not warm:
-            quality.judge(work.watched, work.quality, slot, i, work.features.season)
-        intervals.surround(
-            work.intervals,
-            work.bands,
-            slot,
-            schedule.place[j],
-            schedule.steps[i],
-            given.observed,
-            i,
-            rows.scale,
-            outputs,
-            j,
-            point,
-            forecasts.quantiles,
-            i,
-            warm,
-        )
-        if floor > -np.inf:
-            quantiles = forecasts.quantiles
-            _raise(quantiles.ctypes.data + i * quantiles.strides[0], quantiles.strides[0], floor)
-        if latest.kept and not warm:
-            latest.latest_seq[slot], latest.latest_ts[slot] = seq[slot], ticks.ts[i]
-            to, length = latest.latest.ctypes.data, point.strides[0]
-            to += slot * latest.latest.strides[0]
-            copy(to, point.ctypes.data + i * length, length)
-            ends, wide = forecasts.quantiles.ctypes.data, forecasts.quantiles.strides[0]
-            copy(to + length, ends + i * wide, wide)
-            for k in range(forecasts.quality.shape[1]):
-                latest.latest_quality[slot, k] = forecasts.quality[i, k]
-
-
-@njit(cache=True, error_model="numpy", _nrt=False)
-def _raise(address: int, size: int, floor: float) -> None:
-    """Let none of the numbers that lie at an address, ``size`` bytes of them, be below a floor."""
-    for at in range(address, address + size, 8):
-        if load_f64(at) < floor:
-            store_f64(at, floor)
-
-
-@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _remember(
-    recent: Recent, slot: int, ts: int, observed: NDArray[np.float64], tick: int, warm: bool
-) -> None:
-    """Keep a tick among the latest of its series; a grid point that only fills a gap is none."""
-    history, missing = recent.recent.shape[1], 0
-    for k in range(observed.shape[1]):
-        missing += np.isnan(observed[tick, k])
-    if history == 0 or (warm and missing == observed.shape[1]):
-        return
-    at = recent.recent_count[slot] % history
-    recent.recent[slot, at, 0] = ts
-    for k in range(observed.shape[1]):
-        recent.recent[slot, at, 1 + k] = np.float64(observed[tick, k]).view(np.int64)
-    recent.recent_count[slot] += 1

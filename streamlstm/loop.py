@@ -20,9 +20,10 @@ from numba import types
 from numpy.typing import NDArray
 
 from streamlstm import metrics, transport
+from streamlstm.admission import place
 from streamlstm.backlog import BLOCK, Backlog, Queue, add, make_room
 from streamlstm.copy_on_write import BEHIND, MORE, sweep
-from streamlstm.engine import Engine, events, place
+from streamlstm.engine import Engine, events
 from streamlstm.handover import Handover
 from streamlstm.index import CLOSING, IDLE, WAITING, approach, close, seek
 from streamlstm.jit import njit

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from streamlstm.engine import FIRST, MESSAGE, UNKNOWN, Engine, meet
+from streamlstm.admission import FIRST, MESSAGE, UNKNOWN, meet
+from streamlstm.engine import Engine
 from streamlstm.index import FULL
 from streamlstm.ticks import WARM, Arrivals, Ticks
 
@@ -139,7 +140,7 @@ class Parking:
         """Bring back those of these series that are parked, and park others to make room for all.
 
         Whoever is then still unknown is new, or too many. ``now`` and ``oldest`` are as for
-        :func:`streamlstm.engine.place`, which is to follow.
+        :func:`streamlstm.admission.place`, which is to follow.
         """
         meet(engine.work, arrivals, now)
         found = engine.work.found[: len(arrivals.ts)]

@@ -21,7 +21,7 @@ LEVELS = {
     "watch": 1,
     "golden": 2, "quality": 2, "ends": 2, "index": 2, "policies": 2, "segments": 2, "wire": 2,
     "series": 3, "journal": 3, "work": 3,
-    "rounds": 4,
+    "rounds": 4, "admission": 4, "stages": 4,
     "engine": 5,
     "checkpoint": 6, "parking": 6, "snapshot": 6, "live": 6,
     "handover": 6, "loop": 7, "models": 7, "replay": 7,

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamlstm.engine import Engine, place
+from streamlstm.admission import place
+from streamlstm.engine import Engine
 from streamlstm.index import FULL
 from streamlstm.parking import Parking, ParkingError
 from streamlstm.policies import Policies

@@ -1,0 +1,165 @@
+"""The stages around the network's: features before a tile of rows is stepped, forecasts after it.
+
+Compiled on their own, and called by the kernels by address while the tile is near.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamlstm import adapt, features, intervals, quality
+from streamlstm.index import LINE
+from streamlstm.jit import njit
+from streamlstm.memory import copy, load_f64, prefetch, store_f64
+from streamlstm.ticks import WARM
+from streamlstm.work import FAULTY, Batch, Given, Recent, Work
+
+AHEAD = 16
+"""Series whose records are on their way to the cache while one is worked on."""
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def before(batch: Batch, start: int, stop: int) -> None:
+    """The stage before the network's: features."""
+    work, ticks = batch.work, batch.given.ticks
+    schedule = work.schedule
+    features.advance(
+        work.features,
+        work.memory,
+        work.rows,
+        schedule.tick,
+        schedule.slot,
+        schedule.steps,
+        ticks.ts,
+        ticks.values,
+        schedule.place,
+        start,
+        stop,
+    )
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def after(batch: Batch, start: int, stop: int) -> None:
+    """The stage after the network's: forecasts and intervals."""
+    _forecast(batch.work, batch.given, start, stop)
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _forecast(work: Work, given: Given, start: int, stop: int) -> None:
+    """Raw forecasts of some rows, intervals around them, what was learnt of those made before."""
+    schedule, rows, outputs, forecasts, seq = (
+        work.schedule, work.rows, work.outputs, work.forecasts, work.seq
+    )  # fmt: skip
+    point, targets, ticks = forecasts.point, rows.scale.shape[1], given.ticks
+    latest, floor = work.latest, work.features.floor
+    first_record, size = seq.ctypes.data, seq.strides[0]
+    for j in range(start, stop):
+        if j + AHEAD < stop:  # the network's states have driven it out of the near cache
+            record = first_record + schedule.slot[j + AHEAD] * size
+            prefetch(record)
+            prefetch(record + LINE)
+        i, slot = schedule.tick[j], schedule.slot[j]
+        warm, finite = (ticks.flags[i] & WARM) != 0, True
+        for k in range(point.shape[1]):
+            for t in range(targets):
+                at = k * targets + t
+                raw = rows.base[j, at] + rows.scale[j, t] * outputs[j, at]
+                finite &= np.isfinite(raw)
+                point[i, k, t] = raw
+        if work.unbounded:
+            for k in range(work.recurrent.shape[1]):
+                finite &= np.isfinite(work.recurrent[slot, k])
+        if not finite:
+            schedule.fate[i], schedule.faults[0] = FAULTY, 1
+            continue
+        adapt.correct(
+            work.lessons,
+            work.learned,
+            slot,
+            schedule.place[j],
+            given.observed,
+            i,
+            rows.scale,
+            outputs,
+            j,
+            point,
+            i,
+        )
+        if floor > -np.inf:
+            _raise(point.ctypes.data + i * point.strides[0], point.strides[0], floor)
+        if not warm:
+            seq[slot] += 1
+            forecasts.slot[i] = slot
+            forecasts.ts[i] = ticks.ts[i]
+            forecasts.seq[i] = seq[slot]
+        for k in range(ticks.values.shape[1]):
+            work.expected[slot, k] = point[i, 0, k] if k < targets else ticks.values[i, k]
+        _remember(work.recent, slot, ticks.ts[i], given.observed, i, warm)
+        quality.mark(
+            work.intervals,
+            work.bands,
+            work.memory.past,
+            work.features.season,
+            work.quality,
+            slot,
+            schedule.place[j],
+            schedule.steps[i],
+            given.observed,
+            i,
+            rows.scale,
+            j,
+        )
+        if work.watched.kept and not warm:
+            quality.judge(work.watched, work.quality, slot, i, work.features.season)
+        intervals.surround(
+            work.intervals,
+            work.bands,
+            slot,
+            schedule.place[j],
+            schedule.steps[i],
+            given.observed,
+            i,
+            rows.scale,
+            outputs,
+            j,
+            point,
+            forecasts.quantiles,
+            i,
+            warm,
+        )
+        if floor > -np.inf:
+            quantiles = forecasts.quantiles
+            _raise(quantiles.ctypes.data + i * quantiles.strides[0], quantiles.strides[0], floor)
+        if latest.kept and not warm:
+            latest.latest_seq[slot], latest.latest_ts[slot] = seq[slot], ticks.ts[i]
+            to, length = latest.latest.ctypes.data, point.strides[0]
+            to += slot * latest.latest.strides[0]
+            copy(to, point.ctypes.data + i * length, length)
+            ends, wide = forecasts.quantiles.ctypes.data, forecasts.quantiles.strides[0]
+            copy(to + length, ends + i * wide, wide)
+            for k in range(forecasts.quality.shape[1]):
+                latest.latest_quality[slot, k] = forecasts.quality[i, k]
+
+
+@njit(cache=True, error_model="numpy", _nrt=False)
+def _raise(address: int, size: int, floor: float) -> None:
+    """Let none of the numbers that lie at an address, ``size`` bytes of them, be below a floor."""
+    for at in range(address, address + size, 8):
+        if load_f64(at) < floor:
+            store_f64(at, floor)
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _remember(
+    recent: Recent, slot: int, ts: int, observed: NDArray[np.float64], tick: int, warm: bool
+) -> None:
+    """Keep a tick among the latest of its series; a grid point that only fills a gap is none."""
+    history, missing = recent.recent.shape[1], 0
+    for k in range(observed.shape[1]):
+        missing += np.isnan(observed[tick, k])
+    if history == 0 or (warm and missing == observed.shape[1]):
+        return
+    at = recent.recent_count[slot] % history
+    recent.recent[slot, at, 0] = ts
+    for k in range(observed.shape[1]):
+        recent.recent[slot, at, 1 + k] = np.float64(observed[tick, k]).view(np.int64)
+    recent.recent_count[slot] += 1
