@@ -19,6 +19,8 @@ NUMBERS: dict[str, tuple[float | None, float | None]] = {
     "hardsigmoid": (0.2, 0.5), "affine": (1.0, 0.0), "elu": (1.0, None), "leakyrelu": (0.01, None),
 }  # fmt: skip
 """The alpha and beta of activations that have them, where the node does not say."""
+ACTIVATIONS = (*PLAIN, *NUMBERS)
+"""Of those that are nodes, and of those of cells, whose names are spelled in any case."""
 
 
 class Activation(NamedTuple):

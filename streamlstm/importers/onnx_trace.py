@@ -6,7 +6,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamlstm.importers.onnx_cells import NUMBERS, Activation, Cells, activation, cells, constant
+from streamlstm.importers.onnx_cells import (
+    ACTIVATIONS,
+    NUMBERS,
+    Activation,
+    Cells,
+    activation,
+    cells,
+    constant,
+)
 from streamlstm.importers.onnx_graph import OURS, RECURRENT, Graph, attributes, label
 from streamlstm.importers.parts import Dense, Floats, Parts, RefusedError, upright
 
@@ -16,8 +24,6 @@ MOVING = ("Transpose", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Gather", "
           "Expand", "Concat", "Identity", "Dropout", "Cast")  # fmt: skip
 """Nodes that give the numbers that they are given; what they do with them is seen by running."""
 ARITHMETIC = ("Add", "Sub", "Mul", "Div")
-ACTIVATIONS = ("Relu", "Tanh", "Sigmoid", "HardSigmoid", "HardSwish", "Elu", "LeakyRelu", "Exp",
-               "Softplus", "Softsign", "Mish")  # fmt: skip
 CLIPPING = ("Clip", "Min", "Max")
 CLIPPED = {
     (0.0, np.inf): Activation("relu"), (0.0, 1.0): Activation("hard_sigmoid", 6.0, -3.0),
@@ -125,7 +131,7 @@ class Trace:
             self._dense(node, name, at)
         elif op in ARITHMETIC and node.domain in OURS:
             self._arithmetic(node, name, at)
-        elif op in ACTIVATIONS and node.domain in OURS:
+        elif op.lower() in ACTIVATIONS and node.domain in OURS:
             self._activation(node, at)
         elif op in CLIPPING and node.domain in OURS:
             self._clipping(node, name, at)
