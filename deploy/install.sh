@@ -27,6 +27,11 @@ program=/opt/streamlstm
 etc=/etc/streamlstm
 lib=/usr/local/lib
 command=/usr/local/bin/streamlstm
+declare -A completions=(
+    [bash]=/usr/local/share/bash-completion/completions/streamlstm
+    [zsh]=/usr/local/share/zsh/site-functions/_streamlstm
+    [fish]=/etc/fish/completions/streamlstm.fish
+)
 
 fail() {
     echo "install.sh: $1" >&2
@@ -78,7 +83,7 @@ if [ -n "$uninstall" ]; then
         rmdir --ignore-fail-on-non-empty $lib/systemd/system/streamlstm{,@}.service.d 2>/dev/null ||
             true
         rm -f $lib/systemd/system/streamlstm{,@}.service \
-            $lib/{sysusers,tmpfiles}.d/streamlstm.conf
+            $lib/{sysusers,tmpfiles}.d/streamlstm.conf "${completions[@]}"
         [ "$(readlink $command)" != $program/bin/streamlstm ] || rm $command
         rm -rf $program /var/cache/streamlstm
         if [ -n "$purge" ]; then
@@ -116,6 +121,10 @@ fi
 $program/bin/pip install --quiet --disable-pip-version-check "$package" ||
     fail "pip could not install $package, see above; is the network there?"
 ln -sf $program/bin/streamlstm $command
+for shell in "${!completions[@]}"; do
+    mkdir -p "$(dirname "${completions[$shell]}")"
+    $command completion "$shell" >"${completions[$shell]}"
+done
 
 # --- user, folders, units
 install -D -m 644 "$here/sysusers.conf" $lib/sysusers.d/streamlstm.conf
@@ -152,7 +161,15 @@ elif [ -n "$demo" ] && [ ! -f "$target" ]; then
 fi
 
 # --- run
-echo "starting $unit; the first start compiles for a minute, or two"
+if systemctl is-active --quiet "$unit"; then
+    echo "compiling for a minute, or two; $unit goes on meanwhile"
+    runuser -u streamlstm -- env NUMBA_CACHE_DIR="$cache" \
+        $program/bin/streamlstm check --compile --config "$toml" >/dev/null ||
+        fail "$unit goes on as it was, and would not start again until $toml is put right"
+    echo "starting $unit anew"
+else
+    echo "starting $unit; the first start compiles for a minute, or two"
+fi
 systemctl enable --quiet "$unit"
 systemctl restart "$unit" || {
     journalctl --sync # what it said last may still be on its way

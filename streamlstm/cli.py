@@ -101,10 +101,13 @@ def _run(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     from streamlstm import service
 
-    found, doubtful = service.check(_load(options))
+    config = _load(options)
+    found, doubtful = service.check(config)
     for each in doubtful:
         print(f"streamlstm check: warning: {each}", file=sys.stderr)
     print(found)
+    if options.compile:
+        print(f"{service.compile_all(config)} functions compiled and kept")
     return 0
 
 
@@ -392,6 +395,12 @@ def _parser() -> _Parser:
                 "--announce",
                 action="store_true",
                 help="when ready, print one line of JSON that says where it is reached",
+            )
+        if name == "check":
+            made.add_argument(
+                "--compile",
+                action="store_true",
+                help="compile what a start would have to, before an upgrade's restart for instance",
             )
         if name == "replay":
             _replay_arguments(made)

@@ -33,12 +33,41 @@ CREATE TABLE IF NOT EXISTS parked (
 
 _HEAD = 3
 """Words before the latest ticks."""
+_HEADER, _VERSION_AT = 100, 60
+"""Bytes of an SQLite file's header, and where in it user_version is: what is not yet in the file
+itself, but in its write-ahead log, is 0 there."""
 _UNUSABLE = (sqlite3.Error, UnicodeDecodeError)
 """What a file that is damaged, or not to be had, raises."""
 
 
 class ParkingError(OSError):
     """A file that cannot be used; the message is one line and says the mend."""
+
+
+def look(path: Path) -> None:
+    """See whether a file is one, if it is there: it is not made, and may be in use meanwhile.
+
+    Raises:
+        ParkingError: it is not, or of another version.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_HEADER)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ParkingError(f"{path}: parking: {error.strerror}; choose another path") from error
+    if head and (len(head) < _HEADER or not head.startswith(b"SQLite format 3\0")):
+        raise ParkingError(f"{path}: parking: file is not a database; move it away")
+    _heed_version(path, int.from_bytes(head[_VERSION_AT : _VERSION_AT + 4], "big"))
+
+
+def _heed_version(path: Path, version: int) -> None:
+    if version not in (0, FORMAT):
+        raise ParkingError(
+            f"{path}: parking of format {version}, this version reads {FORMAT}; use the"
+            " version that wrote it, or move it away"
+        )
 
 
 class Parking:
@@ -71,12 +100,7 @@ class Parking:
             raise ParkingError(f"{path}: parking: {error}; choose a path to write to") from error
         try:
             (version,) = self._file.execute("PRAGMA user_version").fetchone()
-            if version not in (0, FORMAT):
-                self._file.close()
-                raise ParkingError(
-                    f"{path}: parking of format {version}, this version reads {FORMAT}; use the"
-                    " version that wrote it, or move it away"
-                )
+            _heed_version(path, version)
             self._file.execute("PRAGMA locking_mode = EXCLUSIVE")  # there is no second process
             self._file.execute("PRAGMA journal_mode = WAL")
             self._file.execute("PRAGMA synchronous = FULL")  # what is committed is on disk
@@ -84,6 +108,9 @@ class Parking:
             self._file.execute(_SCHEMA)
             self._file.execute(f"PRAGMA user_version = {FORMAT}")
             self._file.execute("COMMIT")
+        except ParkingError:
+            self._file.close()
+            raise
         except _UNUSABLE as error:
             self._file.close()
             mend = "stop the other process" if "locked" in str(error) else "move it away"

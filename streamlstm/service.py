@@ -12,19 +12,20 @@ import select
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from numba.core import event
 
-from streamlstm import logs, transport
+from streamlstm import logs, parking, transport
 from streamlstm.backlog import Backlog
 from streamlstm.checkpoint import CheckpointError
 from streamlstm.config import Config, exposures
 from streamlstm.ends import Ends, allow_files
 from streamlstm.handover import Handover
-from streamlstm.kept import Kept, engine_of
+from streamlstm.kept import Kept, engine_of, open_engine
 from streamlstm.kernels.cell import BackendError
 from streamlstm.live import Live
 from streamlstm.loop import Loop
@@ -104,6 +105,8 @@ def run(config: Config, announce: bool = False) -> int:
 def check(config: Config) -> tuple[str, list[str]]:
     """Open all that :func:`run` would, but for the sockets; what was found, and what is doubtful.
 
+    Nothing is written, and a daemon may run by the same ``config`` meanwhile.
+
     Raises:
         ModelError, BackendError, CheckpointError, FormatError, MetricsError, ParkingError,
             SecurityError: each with one line.
@@ -111,7 +114,9 @@ def check(config: Config) -> tuple[str, list[str]]:
     _open_tls(config)
     Users(config.metrics.users)
     Ends(config).close()
-    engine = Kept(config, Metrics().values, logs.Limited()).engine
+    if config.engine.parking:  # to open it would be to own it
+        parking.look(config.engine.parking)
+    engine, _ = open_engine(config)
     model, before, restored = load_model(config.model), engine.model, engine.series.active
     if model.id != before.id:
         engine = engine_of(config, model)
@@ -125,6 +130,49 @@ def check(config: Config) -> tuple[str, list[str]]:
         f"{f', of model {before.id}, to be taken over' * (model.id != before.id)}"
     )
     return found, [*exposures(config), *doubts(config, model)]
+
+
+def compile_all(config: Config) -> int:
+    """Compile and keep whatever :func:`run` would have to, as one does that starts and stops.
+
+    A daemon that runs by the same ``config`` is not disturbed: this one listens on ports of its
+    own, and keeps what it keeps in a folder that is then gone. Returns how many functions were
+    compiled; those that had been kept are not.
+
+    Raises:
+        As :meth:`Service.startup`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        service = Service(_aside(config, Path(folder)))
+        try:
+            service.startup()
+        except BaseException:
+            service.close()
+            raise
+        service.shutdown()
+    return service.functions_compiled
+
+
+def _aside(config: Config, folder: Path) -> Config:
+    """The same to whatever is compiled, and in nobody's way."""
+
+    port, asked = ("tcp://127.0.0.1:*",), config
+    config = _but(config, "input", bind=port, connect=())
+    config = _but(config, "output", bind=port, connect=())
+    config = _but(config, "metrics", host="127.0.0.1", port=0)
+    config = _but(config, "refit", interval=0)
+    if asked.snapshot.bind:
+        config = _but(config, "snapshot", bind=port)
+    if asked.checkpoint.path:
+        config = _but(config, "checkpoint", path=folder / "checkpoint")
+    if asked.engine.parking:
+        config = _but(config, "engine", parking=folder / "parking")
+    return config
+
+
+def _but(config: Config, table: str, **changed: object) -> Config:
+    """The same, but for some options of a table."""
+    return config.model_copy(update={table: getattr(config, table).model_copy(update=changed)})
 
 
 class Service:

@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import re
 import shutil
 import subprocess
 import sys
@@ -109,6 +110,24 @@ def bring_code(package: Path, cache: Path, *left_out: str) -> None:
             ignored = shutil.ignore_patterns("*.tmp.*", *left_out)  # those are being written
             to = cache / ours.name / other
             shutil.copytree(ours / name, to, ignore=ignored, dirs_exist_ok=True)
+
+
+def test_what_check_compiled_a_start_need_not(tmp_path: Path) -> None:
+    model, cache = random_model_file(tmp_path), tmp_path / "cache"
+    ignored = shutil.ignore_patterns("*.tmp.*", "series.*", "copy_on_write.*", "journal.*")
+    shutil.copytree(os.environ["NUMBA_CACHE_DIR"], cache, ignore=ignored)
+    env, kept = {"NUMBA_CACHE_DIR": str(cache)}, tmp_path / "checkpoint"
+    given = (f"--set=model={model}", f"--set=checkpoint.path={kept}")
+    done = subprocess.run(
+        [sys.executable, "-m", "streamlstm", "check", "--compile", *given],
+        capture_output=True, text=True, check=True, timeout=300, env=os.environ | env,
+    )  # fmt: skip
+    found = re.search(r"^(\d+) functions compiled and kept$", done.stdout, re.MULTILINE)
+    assert found
+    assert int(found[1]) > 0
+    assert not kept.exists()
+    with start(tmp_path, model, env=env, checkpoint__path=kept) as daemon:
+        assert daemon.metric("streamlstm_functions_compiled_total") == 0
 
 
 def test_a_read_only_install_compiles_once(tmp_path: Path) -> None:

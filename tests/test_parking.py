@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from streamlstm.admission import place
 from streamlstm.engine import Engine
 from streamlstm.index import FULL
-from streamlstm.parking import Parking, ParkingError
+from streamlstm.parking import Parking, ParkingError, look
 from streamlstm.policies import Policies
 from streamlstm.ticks import END, WARM, Arrivals, Keys, Ticks, rows_of
 from tests.models import HOUR, random_model
@@ -219,13 +219,20 @@ def test_a_file_that_cannot_be_used_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no database, but long enough to be seen as something else" * 9)
     with pytest.raises(ParkingError, match=r"^[^\n]*text: parking: [^\n]*; move it away$"):
         Parking(tmp_path / "text", engine)
+    with pytest.raises(ParkingError, match=r"^[^\n]*text: parking: [^\n]*; move it away$"):
+        look(tmp_path / "text")
     with pytest.raises(ParkingError, match=r"^[^\n]*; choose a path to write to$"):
         Parking(tmp_path / "no" / "folder", engine)
     parking = Parking(tmp_path / "p", engine)
     with pytest.raises(ParkingError, match=r"^[^\n]*; stop the other process$"):
         Parking(tmp_path / "p", engine)
+    look(tmp_path / "p")
     parking.close()
     with contextlib.closing(sqlite3.connect(tmp_path / "p")) as file:
         file.execute("PRAGMA user_version = 9")
     with pytest.raises(ParkingError, match="of format 9, this version reads 2"):
         Parking(tmp_path / "p", engine)
+    with pytest.raises(ParkingError, match="of format 9, this version reads 2"):
+        look(tmp_path / "p")
+    look(tmp_path / "none")
+    assert not (tmp_path / "none").exists()

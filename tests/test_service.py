@@ -5,9 +5,11 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -531,6 +533,26 @@ def test_check_opens_all_but_sockets(model: Path, tmp_path: Path) -> None:
         service.check(Config.model_validate({"model": model, "checkpoint": {"path": "no/c"}}))
     with pytest.raises(ModelError, match="no such model file"):
         service.check(Config(model=tmp_path / "none"))
+
+
+def test_check_and_compiling_disturb_nothing_that_runs(model: Path, tmp_path: Path) -> None:
+    options = {
+        "checkpoint__path": tmp_path / "c", "engine__parking": tmp_path / "p",
+        "snapshot__bind": f"ipc://{tmp_path}/snapshot", "input__bind": f"ipc://{tmp_path}/in",
+    }  # fmt: skip
+    given = [f"--set={name.replace('__', '.')}={value}" for name, value in options.items()]
+    command = [sys.executable, "-m", "streamlstm", "check", "--compile", f"--set=model={model}"]
+    with start(tmp_path, model, **options) as daemon:
+        before = sorted(tmp_path.rglob("*"))
+        done = subprocess.run(
+            [*command, *given, f"--set=metrics.port={urlsplit(daemon.url).port}"],
+            capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "functions compiled and kept" in done.stdout
+        assert sorted(tmp_path.rglob("*")) == before
+        assert daemon.metric("streamlstm_checkpoint_failures_total") == 0
+        assert daemon.stop() == 0
 
 
 def test_what_it_announces(daemon: Daemon) -> None:

@@ -5,6 +5,7 @@ One machine for all tests (tests/systemd.py), in their order: what one leaves th
 
 import contextlib
 import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import urlencode
 
 import numpy as np
 import pytest
@@ -34,6 +36,12 @@ STATE, CACHE, ETC = Path("/var/lib/streamlstm"), Path("/var/cache/streamlstm"), 
 VERSION = importlib.metadata.version("streamlstm")
 MODELS = [random_model(seed) for seed in range(3)]
 AS_SHIPPED = SimpleNamespace(input="tcp://127.0.0.1:5555", output="tcp://127.0.0.1:5556")
+COMPLETIONS = (
+    "usr/local/share/bash-completion/completions/streamlstm",
+    "usr/local/share/zsh/site-functions/_streamlstm",
+    "etc/fish/completions/streamlstm.fish",
+)
+RULES = "/etc/prometheus/streamlstm.rules.yml"
 METRICS = "http://127.0.0.1:9464"
 STALL = """
 import signal, time
@@ -206,14 +214,40 @@ def test_it_is_ready_when_its_start_returns(service: Machine) -> None:
         for path in ("/-/ready", "/-/healthy", "/metrics"):
             assert urllib.request.urlopen(METRICS + path, timeout=30).status == 200
     assert service.run("streamlstm", "--version").stdout.strip() == VERSION
+    for at in COMPLETIONS:
+        assert "streamlstm" in (service.root / at).read_text()
 
 
-def test_the_third_command_of_the_readme_shows_predictions(service: Machine) -> None:
+def test_the_commands_of_the_readme_have_it_scraped_and_watched(
+    service: Machine, folder: Path
+) -> None:
+    """The first and the third of three; the second installed the service, but for ``--demo``."""
+    if not shutil.which("prometheus"):
+        pytest.skip("prometheus is not installed")
     readme = (CHECKOUT / "deploy" / "README.md").read_text()
-    found = re.search(r"^streamlstm publish .* & streamlstm watch$", readme, re.MULTILINE)
+    found = re.search(
+        r"^apt-get install -y python3-venv prometheus && (cp .*)\n"
+        r"deploy/install.sh --demo .*\n(streamlstm publish .* & streamlstm watch)$",
+        readme, re.MULTILINE,
+    )  # fmt: skip
     assert found
-    said = service.run("sh", "-c", f"{found[0]} --count 3; kill $!").stdout
+    once_a_second = folder / "checkout" / "deploy" / "prometheus" / "prometheus.yml"
+    once_a_second.write_text(once_a_second.read_text().replace("15s", "1s"))
+    service.run("sh", "-c", f"cd {folder}/checkout && {found[1]}")
+    said = service.run("sh", "-c", f"{found[2]} --count 3; kill $!").stdout
     assert len(re.findall(r"^2000-06-\d\d .* electricity \d+", said, re.MULTILINE)) == 3
+
+    def answers(query: str) -> list[float]:
+        url = f"http://127.0.0.1:9090/api/v1/query?{urlencode({'query': query})}"
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=30) as answer:
+            return [float(each["value"][1]) for each in json.load(answer)["data"]["result"]]
+        return []
+
+    with service.network():
+        service.eventually(lambda: answers('up{job="streamlstm"}') == [1])
+        p99 = "instance:streamlstm_tick_to_publish_seconds:p99_1m"
+        service.eventually(lambda: len(answers(p99)) == 1)
+    service.run("systemctl", "stop", "prometheus")
 
 
 def test_systemd_finds_no_fault_with_what_is_installed(service: Machine) -> None:
@@ -266,11 +300,22 @@ def test_installing_again_keeps_the_configuration_and_changes_nothing(
 ) -> None:
     config = service.root / "etc/streamlstm/streamlstm.toml"
     sockets = 'bind = ["tcp://127.0.0.1:5555", "ipc:///run/streamlstm/ticks"]'
-    config.write_text(config.read_text().replace("[input]\n", f"[input]\n{sockets}\n"))
+    text = config.read_text().replace("[input]\n", f"[input]\n{sockets}\n")
+    config.write_text(text)
     before = files(service)
-    install(service, folder)
+    run = service.show(SERVICE, "InvocationID")
+    wrong = folder / "wrong.toml"
+    done = install(service, folder, "--config", wrong, check=False)
+    assert "streamlstm goes on as it was" in done.stderr.splitlines()[-1]
+    assert service.show(SERVICE, "InvocationID") == run
+    config.write_text(text)
+    assert "streamlstm goes on meanwhile" in install(service, folder).stdout
+    assert service.show(SERVICE, "InvocationID") != run
     assert files(service) == before
     assert serves(service, MODELS[0])
+    with service.network():
+        told = urllib.request.urlopen(METRICS + "/metrics", timeout=30).read().decode()
+        assert "\nstreamlstm_functions_compiled_total 0.0\n" in told
     socket = (service.root / "run/streamlstm/ticks").stat()
     assert stat.S_ISSOCK(socket.st_mode)
     assert stat.S_IMODE(socket.st_mode) & 0o077 == 0
@@ -447,11 +492,11 @@ def test_uninstalling_leaves_what_is_the_operators_and_purging_nothing(
 
     said = service.run(script, "--uninstall").stdout
     assert "stays, until --uninstall --purge" in said
-    assert left() == {ETC, f"{ETC}/streamlstm.toml", str(STATE)}
+    assert left() == {ETC, f"{ETC}/streamlstm.toml", str(STATE), RULES}
     assert "0 loaded units" in service.run("systemctl", "list-units", "--all", "streamlstm*").stdout
     assert (service.root / "var/lib/streamlstm/checkpoint").exists()
     assert (service.root / "var/lib/streamlstm/demo/checkpoint").exists()
     service.run(script, "--uninstall", "--purge")
-    assert left() == set()
+    assert left() == {RULES}
     assert service.run("id", "streamlstm", check=False).returncode
     service.run(script, "--uninstall", "--purge")  # once more is no error
