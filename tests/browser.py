@@ -113,6 +113,13 @@ class Page:
         self.send("Input.dispatchKeyEvent", type="keyDown", key=key, **text, **code)
         self.send("Input.dispatchKeyEvent", type="keyUp", key=key, **code)
 
+    def touch(self, x: float, y: float, *then: float) -> None:
+        """A finger at ``y``, that moves to each of ``then`` and is taken away."""
+        for at in (y, *then):
+            kind = "touchMove" if at != y else "touchStart"
+            self.send("Input.dispatchTouchEvent", type=kind, touchPoints=[{"x": x, "y": at}])
+        self.send("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+
     def type(self, text: str) -> None:
         self.send("Input.insertText", text=text)
 

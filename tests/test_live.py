@@ -568,6 +568,8 @@ def test_keys_alone_find_open_read_and_close(page: Page, daemon: Daemon, client:
     page.until(f"{chosen}.textContent.startsWith('north/wind')")
     page.press("Enter")
     page.until("cards.has('north/wind') && results.hidden")
+    assert page.js("document.activeElement.ariaLabel") == "north/wind"
+    page.press("/")
     page.press("/")  # within the field it is a letter
     page.until("search.value === '/'")
     page.press("Escape")
@@ -588,6 +590,117 @@ def test_keys_alone_find_open_read_and_close(page: Page, daemon: Daemon, client:
     page.press("x")
     assert page.js("document.activeElement.id") == "search"
     assert "No chart is open" in text(page, "#empty")
+
+
+def test_what_was_found_is_scrolled_by_touch_and_opened_by_a_tap(
+    page: Page, daemon: Daemon, client: Client
+) -> None:
+    names = [f"touch/{number:02d}" for number in range(40)]
+    for name in names:
+        hours(client, name, 0, 1)
+    eventually(lambda: len(found(daemon, "touch/")["found"]) == 40)
+    page.resize(360, 740, phone=True)
+    page.send("Emulation.setTouchEmulationEnabled", enabled=True)
+    try:
+        look(page, daemon, names[0])
+        page.js("search.focus()")
+        page.type("touch/")
+        page.until("document.querySelectorAll('#found li').length === 40")
+        page.js("found.onscrollend = () => { found.ended = true; }")
+        x, y = page.js("(({x, y}) => [x + 60, y + 320])(found.getBoundingClientRect())")
+        page.touch(x, y, *(y - 20 * k for k in range(1, 12)))
+        page.until("found.scrollTop > 0 && found.ended")
+        assert page.js("[[...cards.keys()], results.hidden]") == [names[:1], False]
+        there = f"document.elementFromPoint({x}, {y}).closest('li').dataset.name"
+        page.until(f"!cards.has({there})")
+        tapped = page.js(there)
+        page.touch(x, y)
+        page.until(f"cards.has({json.dumps(tapped)}) && results.hidden")
+    finally:
+        page.send("Emulation.setTouchEmulationEnabled", enabled=False)
+
+
+def test_the_link_to_the_charts_leaves_them(page: Page, daemon: Daemon, client: Client) -> None:
+    hours(client, "stays", 0, 1)
+    look(page, daemon, "stays")
+    page.press("Tab")
+    assert page.js("document.activeElement.className") == "skip"
+    page.press("Enter")
+    page.until("document.activeElement === find('cards')")
+    assert page.js("[[...cards.keys()], location.hash]") == [["stays"], "#stays"]
+
+
+def test_where_ticks_are_missing_no_line_is_drawn(
+    page: Page, daemon: Daemon, client: Client
+) -> None:
+    hours(client, "holes", 0, 10)
+    hours(client, "holes", 14, 15)  # alone
+    hours(client, "holes", 17, 20)
+    look(page, daemon, "holes")
+    page.until("cards.get('holes').past.count === 14")
+    drawn = page.js(
+        "(() => { const {plot} = cards.get('holes').chart, came = plot.data.at(-2);"
+        " return plot.data[0].flatMap((t, i) => came[i] === null ? [t] : []); })()"
+    )
+    assert [t for t in drawn if t > STEP * 9] == [STEP * 11, STEP * 16]
+    page.js("cards.get('holes').node.focus()")
+    for _ in range(4):
+        page.press("ArrowLeft")  # from the last of three over nothing to the one that is alone
+    page.until(f"document.activeElement.textContent.includes('actual {value(14):.2f}')")
+
+
+def test_a_chart_keeps_what_the_daemon_forgot(page: Page, daemon: Daemon, client: Client) -> None:
+    hours(client, "keeps", 0, 40)
+    look(page, daemon, "keeps")
+    page.until("cards.get('keeps').past.count === 40")
+    client.tick("keeps", ts=STEP * 100, value=1.5, reset=True)
+    client.predictions(1)
+    page.until("cards.get('keeps').past.count === 1")
+    card = page.js("cards.get('keeps').past")
+    assert card["t"][-2:] == [STEP * 40, STEP * 100]
+    assert card["y"][-2:] == [value(39), 1.5]
+
+
+def test_what_a_key_chose_is_read_while_ticks_come(
+    page: Page, daemon: Daemon, client: Client
+) -> None:
+    hours(client, "held", 0, 30)
+    look(page, daemon, "held")
+    page.until("cards.get('held').past.count === 30")
+    page.js("cards.get('held').node.focus()")
+    for _ in range(3):
+        page.press("ArrowLeft")
+    read = f"document.querySelector('.read').textContent.includes('actual {value(27):.2f}')"
+    page.until(read)
+    assert page.js("document.querySelector('.read').ariaLive") == "polite"
+    hours(client, "held", 30, 36)
+    page.until("cards.get('held').past.count === 36")
+    page.js("new Promise(requestAnimationFrame)")  # drawn
+    assert page.js(read)
+    page.press("ArrowRight")
+    page.until(f"document.querySelector('.read').textContent.includes('actual {value(28):.2f}')")
+
+
+def test_it_asks_seldom_where_none_answers_and_not_while_it_is_hidden(
+    page: Page, daemon: Daemon
+) -> None:
+    look(page, daemon)
+    page.until("!asking")
+    page.js("globalThis.theirs = fetch; globalThis.asks = 0")
+    page.js("globalThis.fetch = () => { asks++; return Promise.reject(new TypeError('gone')); }")
+    waits = []
+    for _ in range(5):
+        page.js("ask()")
+        page.until("!asking")
+        waits.append(page.js("wait"))
+    assert waits == [2000, 4000, 8000, 8000, 8000]
+    assert "does not answer" in text(page, "#gone")
+    page.js("Object.defineProperty(document, 'hidden', {value: true, configurable: true})")
+    page.js("fetch = theirs; timer = 0; ask()")
+    page.until("!asking && find('state').textContent === 'serving'")
+    assert page.js("[wait, timer]") == [1000, 0]
+    page.js("delete document.hidden; document.dispatchEvent(new Event('visibilitychange'))")
+    page.until("timer !== 0")
 
 
 def test_a_name_is_never_markup(page: Page, daemon: Daemon, client: Client) -> None:

@@ -18,8 +18,9 @@ class Past {
     this.count = told.count;
     if (!told.actual) return false;
     const { t, y, afresh } = told.actual;
-    if (afresh) {
-      this.t = []; this.y = [];
+    if (afresh) { // what was before is kept, as far as it is
+      const from = this.t.findIndex((at) => at >= t[0]);
+      if (from >= 0) { this.t.length = from; this.y.length = from; }
     } else if (told.count - known > t.length && t.length) { // more came than is kept: a gap
       this.t.push(t[0] - 1e-3); this.y.push(null);
     }
@@ -68,11 +69,22 @@ class Past {
 
 const transposed = (rows, columns) => Array.from({ length: columns }, (_, k) => rows.map((row) => row[k]));
 
-/** What a chart shows of it: columns in the order of ``LAYERS``, joined over one axis of time. */
-function columnsOf(past, back, step, intervals) {
+/** Times and values, with a null where ticks are missing on the grid: there, no line is drawn. */
+function broken(t, y, step, usual) {
+  const broken = [[], []];
+  t.forEach((at, i) => {
+    if (i && at - t[i - 1] > 1.5 * usual) { broken[0].push(t[i - 1] + step); broken[1].push(null); }
+    broken[0].push(at); broken[1].push(y[i]);
+  });
+  return broken;
+}
+
+/** What a chart shows of it: columns in the order of its layers, joined over one axis of time. */
+function columnsOf(past, back, step, intervals, regular) {
   const from = past.t[Math.max(0, past.t.length - back)] ?? past.fan?.ts ?? 0;
   const begin = past.t.findIndex((t) => t >= from);
-  const actual = begin < 0 ? [[], []] : [past.t.slice(begin), past.y.slice(begin)];
+  const usual = regular ? Math.max(step, past.step()) : Infinity; // of a series that ticks every other step, none is missing
+  const actual = begin < 0 ? [[], []] : broken(past.t.slice(begin), past.y.slice(begin), step, usual);
   const made = transposed(past.made.filter(([t]) => t >= from), 4);
   const missed = transposed(past.missed(from, step), 2);
   const fan = Array.from({ length: 2 + 2 * intervals }, () => []);
@@ -110,12 +122,15 @@ function moment(times) {
   };
 }
 
-/** Numbers as fine as ``span`` asks for. */
-function numbersOf(span) {
-  if (!(span > 0) || span > 1e12 || span < 1e-6) return (x) => (x === null || x === undefined ? "–" : x.toPrecision(5));
-  const digits = Math.min(8, Math.max(0, 2 - Math.floor(Math.log10(span))));
-  const format = new Intl.NumberFormat(undefined, { minimumFractionDigits: digits, maximumFractionDigits: digits });
-  return (x) => (x === null || x === undefined ? "–" : format.format(x));
+/** Numbers so fine that those that are ``apart`` differ. */
+function numbersOf(apart) {
+  const finest = Math.floor(Math.log10(apart) + 1e-9);
+  if (!(finest >= -8 && finest <= 8)) {
+    const digits = (x) => Math.max(0, Math.min(15, Math.floor(Math.log10(Math.abs(x))) - finest)) || 0;
+    return (x) => (x ? x.toExponential(digits(x)).replace("e+", "e") : "0");
+  }
+  const digits = Math.max(0, -finest);
+  return new Intl.NumberFormat(undefined, { minimumFractionDigits: digits, maximumFractionDigits: digits }).format;
 }
 
 /** The chart, in ``place``; ``read`` is told what stands under the cursor. */
@@ -123,6 +138,8 @@ class Chart {
   constructor(place, intervals, read) {
     this.place = place; this.intervals = intervals; this.read = read;
     this.plot = null; this.columns = null; this.now = null;
+    this.held = null; // the time that keys chose to be read
+    place.onpointermove = () => { this.held = null; };
     this.resized = new ResizeObserver(() => {
       if (this.plot) this.plot.setSize({ width: place.clientWidth, height: place.clientHeight });
     });
@@ -134,6 +151,7 @@ class Chart {
     if (!columns) return;
     if (this.plot) this.plot.setData(columns);
     else this.#draw();
+    if (this.held !== null) queueMicrotask(() => this.#point()); // once it is drawn
     this.told();
   }
 
@@ -153,12 +171,21 @@ class Chart {
   move(by) {
     const { plot } = this;
     if (!plot) return;
-    if (!by) { plot.setCursor({ left: -10, top: -10 }); return; }
-    const last = plot.data[0].length - 1;
-    const came = plot.data.at(-2).findLastIndex((y) => y !== null && y !== undefined);
-    const at = plot.cursor.idx ?? came - by;
-    const to = Math.max(0, Math.min(last, at + by));
-    plot.setCursor({ left: plot.valToPos(plot.data[0][to], "x"), top: 0 });
+    if (!by) { this.held = null; this.#point(); return; }
+    const [t] = plot.data, [point, ahead, came] = plot.data.slice(-4);
+    const there = (at) => [point, ahead, came].some((column) => (column[at] ?? null) !== null);
+    let to = (plot.cursor.idx ?? came.findLastIndex((y) => (y ?? null) !== null) - by) + by;
+    while (to > 0 && to < t.length - 1 && !there(to)) to += by;
+    this.held = t[Math.max(0, Math.min(t.length - 1, to))];
+    this.#point();
+  }
+
+  /** Put the cursor on the time that is held, if it is still shown. */
+  #point() {
+    const { plot } = this;
+    if (!plot) return;
+    if (this.held < plot.data[0][0]) this.held = null;
+    plot.setCursor(this.held === null ? { left: -10, top: -10 } : { left: plot.valToPos(this.held, "x"), top: 0 });
   }
 
   /** Say what stands under the cursor, or at the end. */
@@ -166,11 +193,12 @@ class Chart {
     const [t, upper, lower, ...rest] = this.plot.data;
     const ends = rest.slice(0, 2 * this.intervals), [point, ahead, came] = rest.slice(2 * this.intervals);
     const found = this.plot.cursor.idx, pick = (column, i) => column?.[i] ?? null;
-    const y = this.plot.scales.y, format = numbersOf(y.max - y.min);
-    const at = found ?? t.findLastIndex((_, i) => pick(came, i) !== null || pick(point, i) !== null);
+    const y = this.plot.scales.y, format = numbersOf((y.max - y.min) / 100);
+    const latest = [came, point].map((column) => t.findLastIndex((_, i) => pick(column, i) !== null));
+    const at = found ?? latest.find((i) => i >= 0) ?? -1;
     const next = found === null ? t.findIndex((_, i) => t[i] > this.now && pick(ahead, i) !== null) : at;
     const past = pick(point, at) !== null;
-    const said = found !== null && past ? [point, lower, upper] : [ahead, ends[1], ends[0]];
+    const said = found !== null && (past || t[at] <= this.now) ? [point, lower, upper] : [ahead, ends[1], ends[0]];
     this.read({
       at: found !== null, when: t[found === null ? at : found],
       actual: pick(came, at) === null ? null : format(came[at]),
@@ -197,14 +225,14 @@ class Chart {
     for (let i = 0; i < intervals; i++) bands.push({ series: [3 + 2 * i, 4 + 2 * i], fill: faded(forecast, share) });
     this.plot = new uPlot({
       width: place.clientWidth, height: place.clientHeight, legend: { show: false }, series: layers, bands,
-      padding: [8, 6, 0, 0],
+      padding: [8, 16, 0, 0],
       cursor: { drag: { x: false, y: false }, y: false, points: { size: 7, width: 0, fill: (u, i) => [actual, forecast][i === fan + 2 ? 0 : 1], show: (u, i) => (i < fan || i === fan + 3 ? false : undefined) } },
       scales: { y: { range: (u, low, high) => { const by = (high - low) * 0.07 || Math.abs(high) * 0.1 || 1; return [low - by, high + by]; } } },
       axes: [
         { stroke: faint, font, grid: { show: false }, ticks: { show: false }, gap: 6, size: 30, space: 72, values: (u, times) => times.map(moment(times)) },
         {
           stroke: faint, font, grid: { stroke: grid, width: 1 }, ticks: { show: false }, gap: 8, space: 38,
-          values: (u, marks) => { const format = numbersOf(100 * (marks[1] - marks[0] || 1)); return marks.map(format); },
+          values: (u, marks) => { return marks.map(numbersOf(marks[1] - marks[0] || 1)); },
           size: (u, texts) => 18 + 7 * Math.max(2, ...(texts ?? []).map((text) => text.length)),
         },
       ],

@@ -2,6 +2,7 @@
 /* Asks the daemon each second for what is shown, and shows it. Names of series are text, never markup. */
 
 const EVERY = 1000; // milliseconds from one answer to the next question
+const SELDOM = 8000; // the same, at most, where no answer comes
 const PATIENCE = 5000; // milliseconds that an answer may take
 const LATELY = 10, WHILE = 300; // seconds over which latencies, and scores, are told
 const ENOUGH = 100; // forecasts whose tick came, to be told of the last minutes alone
@@ -33,11 +34,12 @@ function spark(values) {
 }
 
 function trace(path, values) {
-  const known = values.filter(Number.isFinite), low = Math.min(...known), span = Math.max(...known) - low || 1;
+  const known = values.filter(Number.isFinite), low = Math.min(...known), span = Math.max(...known) - low;
   let line = "", pen = "M";
+  const level = span ? (value) => 19 - (18 * (value - low)) / span : () => 10;
   values.forEach((value, i) => {
     if (!Number.isFinite(value)) { pen = "M"; return; }
-    line += `${pen}${((100 * i) / Math.max(1, values.length - 1)).toFixed(1)} ${(19 - (18 * (value - low)) / span).toFixed(1)}`;
+    line += `${pen}${((100 * i) / Math.max(1, values.length - 1)).toFixed(1)} ${level(value).toFixed(1)}`;
     pen = "L";
   });
   path.setAttribute("d", known.length > 1 ? line : "");
@@ -81,9 +83,9 @@ function showDuration(name, seconds) {
   else unit(name, seconds.toPrecision(3), "s");
 }
 
-const short = (value) => (value >= 1e5 ? new Intl.NumberFormat(undefined, { notation: "compact", maximumSignificantDigits: 3 }).format(value) : value >= 100 ? whole.format(Math.round(value)) : value.toFixed(value && value < 10 ? 1 : 0));
+const short = (value) => (value >= 1e5 ? new Intl.NumberFormat(undefined, { notation: "compact", maximumSignificantDigits: 3 }).format(value) : value >= 100 ? whole.format(Math.round(value)) : value.toFixed(value < 10 && !Number.isInteger(value) ? 1 : 0));
 const percent = (value) => (Number.isFinite(value) ? `${(100 * value).toFixed(1)} %` : "–");
-const ratio = (value) => (Number.isFinite(value) ? value.toFixed(3) : "–");
+const ratio = (value) => (!Number.isFinite(value) ? "–" : value < 100 ? value.toFixed(3) : short(value));
 const rated = (value) => (value < 1 ? "good" : value > 1 ? "bad" : "");
 const plural = (count, one) => `${whole.format(count)} ${one}${count === 1 ? "" : "s"}`;
 
@@ -124,7 +126,7 @@ function showScores(told) {
   const when = enough ? (minutes > 1 ? `of the last ${minutes} min` : "of the last minute") : "since the start";
   const over = sum[2] / sum[3];
   unit("error", ratio(over));
-  find("error-of").textContent = sum[0] ? `${over < 1 ? "better" : "no better"}, ${when}` : "no forecast's tick came yet";
+  find("error-of").textContent = !sum[0] ? "no forecast's tick came yet" : Number.isFinite(over) ? `${over < 1 ? "better" : "no better"}, ${when}` : "not compared";
   unit("covered", percent(sum[1] / sum[0]).replace(" %", ""), sum[0] ? "%" : "");
   find("covered-of").textContent = main ? `${percent(main).replace(".0", "")} is meant` : "no intervals";
   find("scores").replaceChildren(...rows.map((row, k) => {
@@ -167,13 +169,17 @@ class Card {
     this.heard = element("span", { className: "heard" });
     this.select = element("select", { ariaLabel: `Target of ${name}`, hidden: true });
     this.select.onchange = () => { this.target = this.select.selectedIndex; this.past = new Past(); ask(); };
-    const close = element("button", { className: "close", type: "button", ariaLabel: `Close ${name}`, textContent: "×", title: "Close (x)" });
-    close.onclick = () => this.close();
+    const button = (textContent, ariaLabel, title, onclick) => element("button", { type: "button", textContent, ariaLabel, title, onclick });
+    const buttons = [
+      button("−", `More of the past of ${name}`, "More past (−)", () => this.zoom(2)),
+      button("+", `Less of the past of ${name}`, "Less past (+)", () => this.zoom(0.5)),
+      button("×", `Close ${name}`, "Close (x)", (event) => this.close(!event.detail)),
+    ];
     this.read = element("p", { className: "read" });
     this.plot = element("div", { className: "plot" });
     this.says = element("p", { className: "says" });
     this.node = element("article", { className: "card", tabIndex: 0, ariaLabel: name },
-      element("div", {}, this.title, this.select, this.heard, close), this.read, this.plot, this.says);
+      element("div", {}, this.title, this.select, this.heard, ...buttons), this.read, this.plot, this.says);
     this.node.addEventListener("keydown", (event) => this.pressed(event));
     this.node.addEventListener("blur", () => this.chart?.move(0));
     this.says.textContent = "…";
@@ -208,7 +214,7 @@ class Card {
   }
 
   draw() {
-    this.chart?.show(columnsOf(this.past, this.back, this.step, about.coverages.length), this.past.fan ? this.past.fan.ts : null);
+    this.chart?.show(columnsOf(this.past, this.back, this.step, about.coverages.length, about.step > 0), this.past.fan ? this.past.fan.ts : null);
   }
 
   judge() {
@@ -232,8 +238,9 @@ class Card {
     const clock = step < 86_400 ? { hour: "2-digit", minute: "2-digit", second: step < 60 ? "2-digit" : undefined, hourCycle: "h23" } : {};
     const parts = [part("when", date.toLocaleString(undefined, { ...day, ...clock }))];
     if (actual !== null) parts.push(part("actual", "actual ", element("b", { textContent: actual })));
-    if (forecast !== null) parts.push(part("forecast", at ? "forecast " : "next ", element("b", { textContent: forecast }), ...(interval ? [`, ${interval[0]} to ${interval[1]}`] : [])));
+    if (forecast !== null) parts.push(part("forecast", at ? "forecast " : "next ", element("b", { textContent: forecast }), ...(interval ? [` (${interval[0]} to ${interval[1]})`] : [])));
     if (missed) parts.push(part("missed", "outside its interval"));
+    this.read.ariaLive = at ? "polite" : "off"; // what a key asked for is read out, what comes by itself is not
     this.read.replaceChildren(...parts);
     const text = parts.map((each) => each.textContent).join("; ");
     this.plot.setAttribute("role", "img");
@@ -276,10 +283,17 @@ class Card {
   }
 }
 
+const UNITS = [[86_400, "d"], [3600, "h"], [60, "min"]];
+
 function since(seconds) {
-  for (const [size, name] of [[86_400, "d"], [3600, "h"], [60, "min"]])
-    if (seconds >= size) return `${Math.floor(seconds / size)} ${name}`;
+  for (const [size, name] of UNITS) if (seconds >= size) return `${Math.floor(seconds / size)} ${name}`;
   return `${Math.round(seconds)} s`;
+}
+
+/** A time from tick to tick, to the second. */
+function spacing(seconds) {
+  for (const [size, name] of UNITS) if (seconds % size === 0) return `${seconds / size} ${name}`;
+  return `${seconds} s`;
 }
 
 function open(name) {
@@ -355,10 +369,10 @@ function showFound({ found: names, more, active: all }) {
     item.dataset.name = name;
     if (cards.has(name)) item.append(element("span", { className: "open", textContent: "open" }));
     item.append(spark(sketch));
-    item.onpointerdown = (event) => { event.preventDefault(); take(i); };
+    item.onclick = () => take(i);
     return item;
   }));
-  find("many").textContent = !names.length ? (all ? "No series of that name." : "No series yet.") : more ? `${names.length} of them; type more of the name to see others.` : "";
+  find("many").textContent = !names.length ? (all ? "No series of that name." : "No series yet.") : more ? `The first ${names.length}; type more of the name to see others.` : `${names.length} found.`;
   results.hidden = false;
   search.setAttribute("aria-expanded", "true");
   choose(names.length && search.value.trim() ? 0 : -1);
@@ -384,12 +398,14 @@ function shut() {
 function take(i) {
   const { name } = found.children[i].dataset;
   search.value = "";
-  shut();
-  open(name).node.scrollIntoView({ block: "nearest", behavior: reduced.matches ? "auto" : "smooth" });
+  const { node } = open(name);
+  node.focus({ preventScroll: true });
+  node.scrollIntoView({ block: "nearest", behavior: reduced.matches ? "auto" : "smooth" });
 }
 
 search.addEventListener("focus", look);
 search.addEventListener("blur", shut);
+results.addEventListener("mousedown", (event) => event.preventDefault()); // what is typed goes on
 search.addEventListener("input", () => { clearTimeout(pause); pause = setTimeout(look, 80); });
 search.addEventListener("keydown", (event) => {
   const count = results.hidden ? 0 : found.children.length;
@@ -410,7 +426,7 @@ document.addEventListener("keydown", (event) => {
 
 /* --- asking ----------------------------------------------------------------------------------- */
 
-let about = null, ahead = 0, turn = 0, timer = 0, asking = false, again = false;
+let about = null, ahead = 0, turn = 0, timer = 0, wait = EVERY, asking = false, again = false;
 
 /** What time it is for the daemon, seconds since the epoch. */
 const now = () => Date.now() / 1000 + ahead;
@@ -447,18 +463,21 @@ async function ask() {
   if (asking) { again = true; return; }
   asking = true; again = false;
   clearTimeout(timer);
+  const [path, of] = question();
+  const answer = await fetch(path, { signal: AbortSignal.timeout(PATIENCE), cache: "no-store" }).catch(() => null);
+  const told = answer?.ok ? await answer.json().catch(() => null) : null;
+  wait = told || answer?.status === 503 ? EVERY : Math.min(2 * wait, SELDOM);
   try {
-    const [path, of] = question();
-    const answer = await fetch(path, { signal: AbortSignal.timeout(PATIENCE), cache: "no-store" });
-    if (answer.ok) hear(await answer.json(), of);
-    else if (answer.status === 503) say("starting", "starting");
-    else say("gone", "refused", `The daemon answers ${answer.status} ${answer.statusText}; load this page again.`);
+    if (told) hear(told, of);
+    else if (answer?.status === 503) say("starting", "starting");
+    else if (answer && !answer.ok) say("gone", "refused", `The daemon answers ${answer.status} ${answer.statusText}; load this page again.`);
+    else say("gone", "gone", "The daemon does not answer. It is asked again every few seconds, and the page goes on once it is back.");
   } catch (error) {
-    if (error instanceof TypeError || error.name === "TimeoutError" || error.name === "AbortError") say("gone", "gone", "The daemon does not answer. It is asked again each second, and the page goes on once it is back.");
-    else { say("gone", "error", `This page failed: ${error.message}`); console.error(error); }
+    say("gone", "error", `This page failed: ${error.message}`);
+    console.error(error);
   }
   asking = false;
-  if (!document.hidden) timer = setTimeout(ask, again ? 0 : EVERY);
+  if (!document.hidden) timer = setTimeout(ask, again ? 0 : wait);
 }
 
 function hear(told, of) {
@@ -469,7 +488,7 @@ function hear(told, of) {
     const [boot] = (about?.about ?? "").split(".");
     if (about && boot !== told.about.split(".")[0]) { lastLine = 0; samples.length = 0; }
     about = told;
-    find("model").textContent = `model ${told.model} · ${told.network} · ${plural(told.horizon, "step")} ahead${told.step ? ` of ${since(told.step)}` : ""}`;
+    find("model").textContent = `model ${told.model} · ${told.network} · ${plural(told.horizon, "step")}${told.step ? ` of ${spacing(told.step)}` : ""} ahead`;
     for (const card of cards.values()) { card.past.count = 0; card.begin(); }
     again = true; // what is told of series was asked of what was before
   }
@@ -494,5 +513,9 @@ async function openFirst() {
 }
 
 document.addEventListener("visibilitychange", () => { if (!document.hidden) ask(); });
+document.querySelector(".skip").addEventListener("click", (event) => { // the address names series, and no places
+  event.preventDefault();
+  find("cards").focus();
+});
 for (const name of named()) open(name);
 ask();
