@@ -317,12 +317,13 @@ def _actual(engine: Engine, row: Any, target: int, known: int) -> dict[str, Any]
     """The ticks of a series that are not known: their times and values.
 
     Of a series of which nothing is known, also those before that the features remember, dated by
-    their place on the grid.
+    their place on the grid, if none was ever missing.
     """
     count, step = int(row["recent_count"]), engine.model.spec.step_ns
     afresh = not 0 < known <= count
     ts, y = _recent(row, target, count if afresh else count - known)
-    if afresh and step and row["seen"] > 0 and len(row["past"]):
+    whole = row["seen"] == row["place"] + 1  # else what lies at a place may be of long before
+    if afresh and step and row["seen"] > 0 and whole and len(row["past"]):
         last, place, past = int(row["last_ts"]), int(row["place"]), row["past"][:, target]
         end = place - round((last - int(ts[0])) / step) if len(ts) else place + 1
         places = np.arange(max(0, place + 1 - len(past), end + len(ts) - MOST_PAST), max(0, end))

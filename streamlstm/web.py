@@ -30,7 +30,7 @@ MOST_CLIENTS = 32
 """Connections kept at once; the oldest makes room for one more."""
 PATIENCE = 5.0
 """Seconds that a client may take from connecting to having read its answer."""
-LONGEST_REQUEST = 8192
+LONGEST_REQUEST = 1 << 14
 """Bytes of a request, all its headers included."""
 GUESS_EVERY = 1.0
 """Seconds from one password that has to be hashed to the next."""
@@ -319,6 +319,9 @@ class Server:
         line = request.partition(b"\r\n")[0].split(b" ")
         admitted = self._users.admit(request)
         match line:
+            case [_, _, b"HTTP/1.1" | b"HTTP/1.0"] if b"\r\n\r\n" not in request:
+                why = b"shorter, please: all the cookies of this host came with it, maybe\n"
+                answer = Answer(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, why)
             case [_, _, b"HTTP/1.1" | b"HTTP/1.0"] if admitted != HTTPStatus.OK:
                 answer = Answer(admitted, b"name and password, please\n")
             case [b"GET" | b"HEAD", path, b"HTTP/1.1" | b"HTTP/1.0"]:

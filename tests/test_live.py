@@ -227,6 +227,16 @@ def test_of_a_series_the_past_is_told_once_and_then_what_is_new(
     assert it["actual"] == {"t": [STEP * 100], "y": [1.5], "afresh": True}
 
 
+def test_what_never_came_is_not_told(daemon: Daemon, client: Client) -> None:
+    """The features keep something at each place of the grid, whether a tick came or not."""
+    sent = [(STEP * (1 + 2 * number), value(number)) for number in range(2 * SEASON)]
+    for ts, y in sent:
+        client.tick("every other", ts=ts, value=y)
+    client.predictions(len(sent))
+    actual = told(daemon, "0.0.every other")["actual"]
+    assert [*zip(actual["t"], actual["y"], strict=True)] == sent[-HISTORY:]
+
+
 def test_what_there_is_not_is_null(daemon: Daemon, client: Client) -> None:
     hours(client, "there", 0, 2)
     assert told(daemon, "0.0.there")["count"] == 2

@@ -16,7 +16,15 @@ import pytest
 
 from streamlstm import web as room
 from streamlstm.metrics import Metrics
-from streamlstm.web import MOST_CLIENTS, MetricsError, Server, Tls, Users, hash_password
+from streamlstm.web import (
+    LONGEST_REQUEST,
+    MOST_CLIENTS,
+    MetricsError,
+    Server,
+    Tls,
+    Users,
+    hash_password,
+)
 from tests.daemon import get
 
 
@@ -106,7 +114,8 @@ def test_a_request_may_come_in_pieces(server: Server) -> None:
         (b"GET /metrics HTTP/2\r\n\r\n", b"400"),
         (b"\x16\x03\x01\x00\xff\r\n\r\n", b"400"),
         (b"\r\n\r\n", b"400"),
-        (b"GET /" + b"x" * 8187, b"400"),
+        (b"GET /" + b"x" * (LONGEST_REQUEST - 5), b"400"),
+        (b"GET /metrics HTTP/1.1\r\nCookie: ".ljust(LONGEST_REQUEST, b"x"), b"431"),
     ],
 )
 def test_what_is_no_request_is_answered_so(server: Server, request_: bytes, status: bytes) -> None:
