@@ -373,7 +373,7 @@ def demo(options: argparse.Namespace) -> None:
     print_lines(show, known.title if known else options.data, "bold")
     say(show, data.notes)
     live = Live(console=show, refresh_per_second=8, transient=True)
-    watching = show.is_terminal and not options.json
+    watching = show.draws and not options.json
     unseen = sum(len(s.ts) for s in data.series) * demonstration.UNSEEN
     shown = 0.0
 

@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import sys
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from streamlstm.config import ConfigError
 from streamlstm.terminal import (
     LeavingConsole,
     byte_size,
@@ -36,7 +36,7 @@ _LOOK = 0.1
 
 def top(options: argparse.Namespace) -> None:
     """``streamlstm top``."""
-    daemon = _daemon(options)
+    daemon, console = _daemon(options), LeavingConsole()
     before = daemon.scrape()
     if options.once:
         time.sleep(EVERY)
@@ -44,8 +44,8 @@ def top(options: argparse.Namespace) -> None:
         if options.json:
             _print_json(daemon, now)
         else:
-            _print(LeavingConsole(), [_head(daemon, now), *_lines(now)])
-    elif options.json or not sys.stdout.isatty():
+            _print(console, [_head(daemon, now), *_lines(now)])
+    elif options.json or not console.draws:
         while True:
             time.sleep(EVERY)
             before, now = _next(daemon, before)
@@ -54,7 +54,7 @@ def top(options: argparse.Namespace) -> None:
             else:
                 print(_one_line(now), flush=True)
     else:
-        _live(daemon, before)
+        _live(console, daemon, before)
 
 
 def status(options: argparse.Namespace) -> int:
@@ -79,6 +79,8 @@ def status(options: argparse.Namespace) -> int:
 
 
 def _daemon(options: argparse.Namespace) -> Daemon:
+    if options.user is None and options.password_file:
+        raise ConfigError(f"--password-file {options.password_file}: give the name by --user")
     password = "" if options.user is None else password_of(options.user, options.password_file)
     return Daemon(
         options.url,
@@ -115,9 +117,9 @@ def _one_line(now: Vitals) -> str:
     )
 
 
-def _live(daemon: Daemon, before: Scrape) -> None:
+def _live(console: LeavingConsole, daemon: Daemon, before: Scrape) -> None:
     """Draw it each second; go on where the daemon is away for a while."""
-    console, past = LeavingConsole(), deque([vitals(before)], 120)
+    past = deque([vitals(before)], 120)
     lost, seen = "", time.monotonic()
     try:
         with Live(console=console, screen=True, auto_refresh=False) as live:
