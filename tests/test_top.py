@@ -103,8 +103,10 @@ def test_a_daemon_that_is_not_ready_or_asks_for_a_password_or_leaves(
             window.type("x\n")
             window.drawn(r" ready, up .*model ")
             guarded.process.kill()
-            window.drawn("no answer for .*nothing listens there")  # and it goes on
+            picture = window.drawn("no answer for .*: nothing listens there")  # and it goes on
+            assert picture.startswith(f"{guarded.url} away")
             assert window.end() == 130
+    assert window.text.rpartition(" away\n")[2].startswith("no answer for ")  # what stays
     assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", window.written)  # no colours
 
 
