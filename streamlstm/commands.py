@@ -471,7 +471,7 @@ def _keep_running(console: Console, stream: demonstration.Stream, reached: dict[
     try:
         print_lines(
             console,
-            f"the daemon goes on until Ctrl-C: streamlstm watch {output}, or see {metrics}/metrics",
+            f"the daemon goes on until Ctrl-C: streamlstm watch {output}, streamlstm top {metrics}",
         )
         for row in itertools.cycle(range(again, len(series.ts))):
             ts += spec.step_ns or 1_000_000_000

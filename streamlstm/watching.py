@@ -246,7 +246,7 @@ class Board:
         told.append(f"  {self.count:,} predictions")
         if not missing.gaps:
             told.append("  no gaps in seq", "dim")
-        said = Text(f"{rate:,.0f}/s", "bold", no_wrap=True, overflow="ellipsis")
+        said = Text(no_wrap=True, overflow="ellipsis").append(f"{rate:,.0f}/s", "bold")
         room = max(0, width - said.cell_len - 1 - told.cell_len)
         if room:
             said.append(" ").append(sparkline(rates[-room:], 0.0), "cyan")
