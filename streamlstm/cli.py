@@ -5,8 +5,11 @@ libraries of those that people look at.
 """
 
 import argparse
+import codecs
 import difflib
 import importlib
+import io
+import json
 import os
 import re
 import sys
@@ -49,6 +52,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    _open_ends()
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
@@ -68,6 +72,25 @@ def main(arguments: list[str] | None = None) -> int:
         if type(error) in (ValueError, RuntimeError):  # ours have names of their own
             raise
         return _fail(options, error, 1)
+
+
+def _open_ends() -> None:
+    """Have all three, a closed one leading nowhere; stdout takes what its encoding lacks.
+
+    In a terminal that becomes a question mark, as wide as what it stands for, elsewhere what JSON
+    has for it, so that a line of JSON says the same in any encoding.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        codecs.register_error("json", _as_json)
+        sys.stdout.reconfigure(errors="replace" if sys.stdout.isatty() else "json")
+
+
+def _as_json(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 def _fail(options: argparse.Namespace, error: Exception, code: int) -> int:

@@ -373,7 +373,7 @@ def demo(options: argparse.Namespace) -> None:
     print_lines(show, known.title if known else options.data, "bold")
     say(show, data.notes)
     live = Live(console=show, refresh_per_second=8, transient=True)
-    watching = show.is_terminal and not options.json
+    watching = show.draws and not options.json
     unseen = sum(len(s.ts) for s in data.series) * demonstration.UNSEEN
     shown = 0.0
 
@@ -471,7 +471,7 @@ def _keep_running(console: Console, stream: demonstration.Stream, reached: dict[
     try:
         print_lines(
             console,
-            f"the daemon goes on until Ctrl-C: streamlstm watch {output}, or see {metrics}/metrics",
+            f"the daemon goes on until Ctrl-C: streamlstm watch {output}, streamlstm top {metrics}",
         )
         for row in itertools.cycle(range(again, len(series.ts))):
             ts += spec.step_ns or 1_000_000_000

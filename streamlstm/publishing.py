@@ -7,7 +7,6 @@ from collections import deque
 
 import msgspec
 import numpy as np
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from streamlstm.client import LINGER, Feed, Pace, in_time_order
@@ -86,15 +85,15 @@ def publish(options: argparse.Namespace) -> None:
 class _Bar:
     """How far it is: a bar on a terminal, else a line now and then."""
 
-    def __init__(self, console: Console, total: int) -> None:
-        self._console, self._total = console, total
+    def __init__(self, console: LeavingConsole, total: int) -> None:
+        self._draws, self._total = console.draws, total
         self._bar = Progress(
             TextColumn("publishing"),
             BarColumn(),
             TextColumn("{task.fields[said]}"),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not self._draws,
         )
         self._task = self._bar.add_task("", total=total, said="")
         self._next, self._tell = 0.0, time.monotonic() + TOLD
@@ -120,6 +119,6 @@ class _Bar:
             left = (self._total - sent) / rate if rate else float("inf")
         said = f"{sent:,} of {self._total:,} ticks, {rate:,.0f}/s, {short_time(left)} left"
         self._bar.update(self._task, completed=sent, said=said)
-        if not self._console.is_terminal and now >= self._tell:
+        if not self._draws and now >= self._tell:
             self._tell = now + TOLD
             print(f"published {said}", file=sys.stderr, flush=True)

@@ -1,8 +1,13 @@
 """What a terminal shows, and how it is spoken to: charts, sparklines, lines, progress."""
 
+import contextlib
 import math
+import os
+import signal
+import termios
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +17,8 @@ from rich.text import Text
 
 Floats = NDArray[np.float64]
 _BARS = "▁▂▃▄▅▆▇█"
+_LEAVING = (signal.SIGTSTP, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+"""Signals that stop or end a process, and leave its terminal as it is at the moment."""
 
 
 def printable(text: str) -> str:
@@ -20,11 +27,54 @@ def printable(text: str) -> str:
 
 
 class LeavingConsole(Console):
-    """A console whose reader may leave: that is for :func:`streamlstm.cli.main` to settle."""
+    """A console that is left in order, by whom it is read or by us.
+
+    A reader that leaves is for :func:`streamlstm.cli.main` to settle. Signals that stop us or end
+    us while pictures are drawn find the terminal as it was before them.
+    """
+
+    @property
+    def draws(self) -> bool:
+        """Whether one picture may follow another: in a terminal that can, and is ours now."""
+        if not self.file.isatty() or not self.is_terminal or self.is_dumb_terminal:
+            return False
+        try:
+            return os.tcgetpgrp(self.file.fileno()) == os.getpgrp()
+        except OSError:  # nobody's
+            return True
 
     def on_broken_pipe(self) -> None:
         """Called where Rich would leave with 1."""
         raise BrokenPipeError
+
+    def show_cursor(self, show: bool = True) -> bool:
+        """Called by Rich, without ``show`` before it draws, with it after that."""
+        if not show:
+            self._take(signal.SIG_DFL, self._leave)
+        shown = super().show_cursor(show)
+        if show:
+            self._take(self._leave, signal.SIG_DFL)
+        return shown
+
+    def _take(self, before: object, after: Any) -> None:
+        for number in _LEAVING:
+            if signal.getsignal(number) == before:
+                signal.signal(number, after)
+
+    def _leave(self, number: int, _: object) -> None:
+        """Stop or end, as the signal says; whoever goes on goes on to draw."""
+        elsewhere = self.is_alt_screen
+        self._steer(b"\x1b[?25h" + b"\x1b[?1049l" * elsewhere)
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+        with contextlib.suppress(termios.error):
+            termios.tcdrain(self.file.fileno())  # stops us once more where we are in the background
+        signal.signal(number, self._leave)
+        self._steer(b"\x1b[?1049h" * elsewhere + b"\x1b[?25l")
+
+    def _steer(self, control: bytes) -> None:
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            os.write(self.file.fileno(), control)
 
 
 def print_lines(console: Console, text: str, style: str = "") -> None:

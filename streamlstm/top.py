@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import sys
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from streamlstm.config import ConfigError
 from streamlstm.terminal import (
     LeavingConsole,
     byte_size,
@@ -36,7 +36,7 @@ _LOOK = 0.1
 
 def top(options: argparse.Namespace) -> None:
     """``streamlstm top``."""
-    daemon = _daemon(options)
+    daemon, console = _daemon(options), LeavingConsole()
     before = daemon.scrape()
     if options.once:
         time.sleep(EVERY)
@@ -44,8 +44,8 @@ def top(options: argparse.Namespace) -> None:
         if options.json:
             _print_json(daemon, now)
         else:
-            _print(LeavingConsole(), [_head(daemon, now), *_lines(now)])
-    elif options.json or not sys.stdout.isatty():
+            _print(console, [*_head(daemon, now), *_lines(now)])
+    elif options.json or not console.draws:
         while True:
             time.sleep(EVERY)
             before, now = _next(daemon, before)
@@ -54,7 +54,7 @@ def top(options: argparse.Namespace) -> None:
             else:
                 print(_one_line(now), flush=True)
     else:
-        _live(daemon, before)
+        _live(console, daemon, before)
 
 
 def status(options: argparse.Namespace) -> int:
@@ -74,11 +74,13 @@ def status(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(daemon, now)
     else:
-        _print(LeavingConsole(), [_head(daemon, now), *_lines(now, brief=True)])
+        _print(LeavingConsole(), [*_head(daemon, now), *_lines(now, brief=True)])
     return 0 if now.ready else 1
 
 
 def _daemon(options: argparse.Namespace) -> Daemon:
+    if options.user is None and options.password_file:
+        raise ConfigError(f"--password-file {options.password_file}: give the name by --user")
     password = "" if options.user is None else password_of(options.user, options.password_file)
     return Daemon(
         options.url,
@@ -115,16 +117,16 @@ def _one_line(now: Vitals) -> str:
     )
 
 
-def _live(daemon: Daemon, before: Scrape) -> None:
+def _live(console: LeavingConsole, daemon: Daemon, before: Scrape) -> None:
     """Draw it each second; go on where the daemon is away for a while."""
-    console, past = LeavingConsole(), deque([vitals(before)], 120)
+    past = deque([vitals(before)], 120)
     lost, seen = "", time.monotonic()
     try:
         with Live(console=console, screen=True, auto_refresh=False) as live:
             due = time.monotonic()
             while True:
                 size = console.size
-                live.update(_screen(daemon, past, lost, seen, size.width), refresh=True)
+                live.update(_screen(daemon, past, _away(lost, seen), size.width), refresh=True)
                 due = max(due + EVERY, time.monotonic())
                 while (left := due - time.monotonic()) > 0 and console.size == size:
                     time.sleep(min(left, _LOOK))
@@ -136,12 +138,17 @@ def _live(daemon: Daemon, before: Scrape) -> None:
                     past.append(now)
                     lost, seen = "", time.monotonic()
                 except VitalsError as error:
-                    lost = str(error)
+                    lost = str(error).removeprefix(f"{daemon.url}: ")
     finally:
-        _print(console, [_head(daemon, past[-1]), *_lines(past[-1])])
+        _print(console, [*_head(daemon, past[-1], _away(lost, seen)), *_lines(past[-1])])
 
 
-def _screen(daemon: Daemon, past: "deque[Vitals]", lost: str, seen: float, width: int) -> Group:
+def _away(lost: str, seen: float) -> str:
+    """For how long there was no answer, and why; "" where there is one."""
+    return lost and f"no answer for {short_time(time.monotonic() - seen)}: {printable(lost)}"
+
+
+def _screen(daemon: Daemon, past: "deque[Vitals]", away: str, width: int) -> Group:
     now = past[-1]
     room = width - _LABEL - _VALUE
     sparks = {
@@ -150,22 +157,21 @@ def _screen(daemon: Daemon, past: "deque[Vitals]", lost: str, seen: float, width
         "p99": [each.p99 for each in past],
     }
     drawn = {label: sparkline(values[-room:], 0.0) for label, values in sparks.items() if room > 0}
-    lines = [_head(daemon, now), *_lines(now, drawn)]
-    if lost:
-        ago = short_time(time.monotonic() - seen)
-        lines.insert(1, Text(f"no answer for {ago}: {printable(lost)}", "bold red"))
+    lines = [*_head(daemon, now, away), *_lines(now, drawn)]
     for each in lines:
         each.no_wrap, each.overflow = True, "ellipsis"
     return Group(*lines)
 
 
-def _head(daemon: Daemon, now: Vitals) -> Text:
+def _head(daemon: Daemon, now: Vitals, away: str = "") -> list[Text]:
     said = Text(f"{daemon.url} ")
+    if away:
+        return [said.append("away", "bold red"), Text(away, "bold red")]
     said.append("ready" if now.ready else "not ready", "bold green" if now.ready else "bold red")
     if math.isfinite(now.since):
         started = when(round(now.since * 1e9))
         said.append(f", up {short_time(now.uptime)}, since {started} UTC", "dim")
-    return said
+    return [said]
 
 
 def _lines(

@@ -93,7 +93,8 @@ class Daemon:
         except ValueError:
             known = None
         if not known or parts.username or any(not c.isprintable() or c == " " for c in url):
-            raise ConfigError(f"{url}: give a URL like http://host:9464, a name by --user")
+            shown = url.rpartition("@")[2]  # before it a password may stand
+            raise ConfigError(f"{shown}: give a URL like http://host:9464, a name by --user")
         self.url = f"{parts.scheme}://{parts.netloc}"
         self._user = user
         self._headers = {}
@@ -104,6 +105,8 @@ class Daemon:
             self._headers["Authorization"] = f"Basic {said}"
         context = ssl.create_default_context()
         _load("--ca", ca, lambda: context.load_verify_locations(ca))
+        if cert_key and not cert:
+            raise ConfigError(f"--cert-key {cert_key}: give the certificate too, by --cert")
         if cert:
             _load("--cert", cert, lambda: context.load_cert_chain(cert, cert_key, lambda: ""))
         # neither a proxy nor another address that is answered with: the password is for this one

@@ -26,6 +26,10 @@ from streamlstm.wire.peer import Glance, Prediction, glance_at
 
 REDRAWN = 10
 """Times a second at most."""
+_AT_ONCE = 4096
+"""Messages taken at once at most."""
+_GATHERED = 0.005
+"""Seconds left for more to come, where fewer did: to take them in ones and twos costs more."""
 WAITING = 100_000
 """Messages that may wait here to be taken; where more come, numbers are seen to be missing."""
 MOST_SERIES = 100_000
@@ -56,13 +60,16 @@ def watch(options: argparse.Namespace) -> None:
     )
     try:
         listener.wait(options.wait)
-        print(f"watching {options.endpoint}; Ctrl-C ends it", file=sys.stderr, flush=True)
+        which = f", the series {options.prefix}..." * bool(options.prefix)
+        said = printable(f"watching {options.endpoint}{which}; Ctrl-C ends it")
+        print(said, file=sys.stderr, flush=True)
         found = listener.catch_up(options.snapshot, options.wait) if options.snapshot else []
         first = [glance_at(prediction) for prediction in found]
-        if options.json or not sys.stdout.isatty():
+        console = LeavingConsole()
+        if options.json or not console.draws:
             _lines(listener, options, first)
         else:
-            _table(listener, options, first)
+            _table(console, listener, options, first)
     finally:
         listener.close()
 
@@ -116,8 +123,10 @@ def _lines(listener: Listener, options: argparse.Namespace, first: list[Glance])
 # --- the table ------------------------------------------------------------------------------------
 
 
-def _table(listener: Listener, options: argparse.Namespace, first: list[Glance]) -> None:
-    console, board = LeavingConsole(), Board()
+def _table(
+    console: LeavingConsole, listener: Listener, options: argparse.Namespace, first: list[Glance]
+) -> None:
+    board = Board()
     drawn, size, pause = -1.0, console.size, 1 / REDRAWN
     came = first
     gc.set_threshold(100_000, 20, 20)  # thousands come and go at once, and no cycle is among them
@@ -131,7 +140,10 @@ def _table(listener: Listener, options: argparse.Namespace, first: list[Glance])
                     live.update(board.view(*size), refresh=True)
                     drawn = time.monotonic()
                     pause = max(1 / REDRAWN, 4 * (drawn - now))  # a fifth of the time at most
-                came = listener.take(max(0.0, min(1 / REDRAWN, drawn + pause - time.monotonic())))
+                if len(came) < _AT_ONCE:
+                    time.sleep(_GATHERED)
+                wait = max(0.0, min(1 / REDRAWN, drawn + pause - time.monotonic()))
+                came = listener.take(wait, _AT_ONCE)
     finally:
         console.print(board.view(*console.size))  # what was seen last stays when the screen goes
 
@@ -212,7 +224,7 @@ class Board:
         }
 
     def _summary(self, now: float, width: int) -> Text:
-        """Rate, number of series, what was missed."""
+        """Rate, number of series, what was missed; where there is no room, first the past rates."""
         if now >= self._seconds[-1][0] + 1:
             self._seconds.append((now, self.count))
         seconds = self._seconds
@@ -221,21 +233,24 @@ class Board:
         ]
         missing = self._continuity
         rate = rates[-1] if rates else self.count / max(now - seconds[0][0], 0.1)
-        said = Text(no_wrap=True, overflow="ellipsis")
-        said.append(f"{rate:,.0f}/s ", "bold").append(sparkline(rates, 0.0), "cyan")
-        said.append(f"  {missing.series:,}{'+' * (missing.series == MOST_FOLLOWED)} series")
-        said.append(f"  {self.count:,} predictions")
+        told = Text()
         if missing.gaps:
-            said.append(
-                f"  {missing.missed:,} missed in {missing.gaps:,} gaps of seq", "bold yellow"
-            )
-        else:
-            said.append("  no gaps in seq", "dim")
+            gaps = f"{missing.gaps:,} gap{'s' * (missing.gaps > 1)} of seq"
+            told.append(f"  {missing.missed:,} missed in {gaps}", "bold yellow")
         if missing.restarts:
-            said.append(f"  daemon started anew {missing.restarts:,} times", "yellow")
+            times = f"{missing.restarts:,} time{'s' * (missing.restarts > 1)}"
+            told.append(f"  daemon started anew {times}", "yellow")
         if now > self._heard + 5:
-            said.append(f"  silent for {short_time(now - self._heard)}", "yellow")
-        return said
+            told.append(f"  silent for {short_time(now - self._heard)}", "yellow")
+        told.append(f"  {missing.series:,}{'+' * (missing.series == MOST_FOLLOWED)} series")
+        told.append(f"  {self.count:,} predictions")
+        if not missing.gaps:
+            told.append("  no gaps in seq", "dim")
+        said = Text(no_wrap=True, overflow="ellipsis").append(f"{rate:,.0f}/s", "bold")
+        room = max(0, width - said.cell_len - 1 - told.cell_len)
+        if room:
+            said.append(" ").append(sparkline(rates[-room:], 0.0), "cyan")
+        return said.append(told)
 
 
 def _fitting(rows: list[dict[str, str]], width: int) -> dict[str, int]:

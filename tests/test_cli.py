@@ -20,6 +20,7 @@ from streamlstm.cli import main
 from streamlstm.config import load_config
 from streamlstm.web import Users
 from tests.models import random_model_file
+from tests.pseudo_terminal import terminal
 
 COMMANDS = (
     "demo", "fit", "backtest", "forecast", "inspect", "run", "check", "replay", "refit", "publish",
@@ -117,6 +118,7 @@ def test_help_names_every_command_and_each_explains_itself() -> None:
         (["backtest", "m", "x.csv", "--last", "0"], "'0' is not a share above 0"),
         (["backtest", "m", "x.csv", "--levels", "0.5,50"], "'50' is not a share from 0"),
         (["fit", "x.csv", "--budget", "5d"], "'5d' is not a time above 0; write 90, 90s, 5m or 1h"),
+        (["watch", "--count", "²"], "'²' is not a whole number, 0 or more"),
         (["watch", "--wait", "-1"], "'-1' is not a number of seconds, 0 or more"),
         (["fit", "x.csv", "--horizon", "many"], "--horizon many: "),
         (["fit", "x.csv", "--floor", "low"], "--floor low: "),
@@ -133,6 +135,30 @@ def test_help_names_every_command_and_each_explains_itself() -> None:
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(arguments: list[str], said: str) -> None:
     assert said in complaint(*arguments, code=2)
+
+
+def test_any_encoding_will_do_and_json_means_the_same_in_each() -> None:
+    said = "größe 漢 🙂 \udc80"
+    text = json.dumps(said, ensure_ascii=False)
+    code = f"from streamlstm import cli; cli._open_ends(); print({text!r})"
+    for encoding in ("ascii", "latin-1", "utf-8"):
+        printed = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONIOENCODING": encoding}, capture_output=True, check=True,
+        ).stdout  # fmt: skip
+        assert json.loads(printed.decode(encoding)) == said
+    with terminal([sys.executable, "-c", code], env={"PYTHONIOENCODING": "ascii"}) as window:
+        assert window.until("\n").strip() == '"gr??e ? ? ?"'
+
+
+def test_closed_ends_lead_nowhere() -> None:
+    command = 'exec "$0" -m streamlstm status http://127.0.0.1:9 <&- >&- --json'
+    done = subprocess.run(
+        ["sh", "-c", command, sys.executable], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
+    done = subprocess.run(["sh", "-c", f"{command} 2>&-", sys.executable], check=False)
+    assert done.returncode == 1
 
 
 @pytest.mark.parametrize("command", ["inspect", "check", "run", "backtest"])
@@ -156,7 +182,7 @@ def test_a_model_that_cannot_be_used(tmp_path: Path, command: str, case: str) ->
         said = "golden trajectory deviates"
     arguments: list[object] = [path]
     if command in ("run", "check"):
-        arguments = ["--set", f"model={path}"]
+        arguments = ["--set", f"model={path}", "--set", "metrics.port=0"]
     if command == "backtest":
         arguments = [path, series_file(tmp_path)]
     assert said in complaint(command, *arguments, alone=command == "run")

@@ -104,7 +104,7 @@ def test_whatever_ends_the_demo_ends_its_daemon(number: signal.Signals, tmp_path
     assert process.stdout is not None
     said = next(line for line in process.stdout if "goes on until Ctrl-C" in line)
     url = next(word for word in said.split() if word.startswith("http://"))
-    with urllib.request.urlopen(url, timeout=30):
+    with urllib.request.urlopen(f"{url}/metrics", timeout=30):
         pass  # it is up
     process.send_signal(number)
     assert process.wait(60) == 0

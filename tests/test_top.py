@@ -77,6 +77,8 @@ def test_a_daemon_that_cannot_be_asked() -> None:
         said = f"streamlstm {command}: {nowhere}: nothing listens there"
         assert complaint(command, nowhere).startswith(said)
         assert complaint(command, "ftp://a", code=2).startswith(f"streamlstm {command}: ftp://a: ")
+        said = complaint(command, nowhere, "--password-file", "p", code=2)
+        assert said.endswith("--password-file p: give the name by --user")
     said = json.loads(streamlstm("status", nowhere, "--json", code=1).stdout)
     assert (said["ready"], said["url"]) == (False, nowhere)
     assert "nothing listens there" in said["error"]
@@ -101,8 +103,10 @@ def test_a_daemon_that_is_not_ready_or_asks_for_a_password_or_leaves(
             window.type("x\n")
             window.drawn(r" ready, up .*model ")
             guarded.process.kill()
-            window.drawn("no answer for .*nothing listens there")  # and it goes on
+            picture = window.drawn("no answer for .*: nothing listens there")  # and it goes on
+            assert picture.startswith(f"{guarded.url} away")
             assert window.end() == 130
+    assert window.text.rpartition(" away\n")[2].startswith("no answer for ")  # what stays
     assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", window.written)  # no colours
 
 
@@ -122,6 +126,12 @@ def test_top_is_drawn_anew_while_ticks_come(daemon: Daemon) -> None:
     assert "in " in last  # the last of it stays on the screen of before
     assert window.written.count("\x1b[?1049h") == window.written.count("\x1b[?1049l") == 1
     assert window.written.rindex("\x1b[?25h") > window.written.rindex("\x1b[?25l")  # the cursor
+
+
+def test_in_a_terminal_that_cannot_draw_it_is_a_line_a_second(daemon: Daemon) -> None:
+    with terminal([*TOP, daemon.url], env={"TERM": "dumb"}) as window:
+        window.until(r"series 2\n.*series 2\n")
+    assert "\x1b" not in window.written
 
 
 def test_where_stdout_is_no_terminal_it_is_a_line_a_second(daemon: Daemon) -> None:

@@ -105,8 +105,9 @@ def test_a_quantile_is_as_prometheus_has_it() -> None:
     ["ftp://a", "http://", "http://a:b", "http://me:secret@a:1", "http://a b", "http://a\n:1"],
 )
 def test_a_url_of_no_use(url: str) -> None:
-    with pytest.raises(ConfigError, match=r"give a URL like http://host:9464"):
+    with pytest.raises(ConfigError, match=r"give a URL like http://host:9464") as error:
         Daemon(url)
+    assert "secret" not in str(error.value)
 
 
 def complaint(daemon: Daemon) -> str:
@@ -192,6 +193,8 @@ def test_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         with pytest.raises(ConfigError, match=f"{flag} .*; name another"):
             Daemon(server.url, **given)
+    with pytest.raises(ConfigError, match=r"--cert-key .*: give the certificate too, by --cert"):
+        Daemon(server.url, cert_key=made["client.key"])
 
 
 def test_where_a_password_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -89,6 +90,15 @@ def test_what_is_missing_is_counted() -> None:
     assert "3 missed in 2 gaps" in summary
     assert "1 series" in summary
     assert "started anew 1 time" in shown(board, width=200)[-1]
+
+
+def test_what_was_missed_is_told_before_all_else_that_a_narrow_window_has_no_room_for() -> None:
+    board = Board()
+    board.add([seen("a", seq, boot=boot) for boot in (1, 2) for seq in (1, 7)])
+    board._seconds.extend((board._heard + i, 66_000 * i) for i in range(1, 31))
+    assert re.match(r"66,000/s █{30}  10 missed in 2 gaps of seq  daemon", shown(board, 160)[-1])
+    assert re.match(r"66,000/s █{3}  10 missed in .* time  1 series  4 pred", shown(board, 93)[-1])
+    assert shown(board, 40)[-1] == "66,000/s  10 missed in 2 gaps of seq  d…"
 
 
 @pytest.mark.parametrize("height", [0, 1, 3, 4])
@@ -195,14 +205,14 @@ def test_a_flood_is_counted_to_the_last_and_drawn_now_and_then(publisher: Publis
         assert rows == [f"s{series - 1 - i}" for i in range(9)]
         assert "1,000 series  10,000 predictions  no gaps in seq" in picture
         publisher.send("s0", 12)
-        window.drawn("1 missed in 1 gaps")
+        window.drawn("1 missed in 1 gap of seq")
         window.resize(60, 8)
         picture = window.drawn(r"next")
         while "lower" in picture:  # drawn before
             picture = window.drawn(r"next")
         assert all(len(row) <= 60 for row in picture.splitlines())
         assert len([row for row in picture.splitlines() if re.match(r"s\d", row)]) == 5
-        assert "10,001 predictions" in left_in_order(window)
+        assert "10,001 predic" in left_in_order(window)
 
 
 def test_as_many_as_were_asked_for_stay_on_the_screen(publisher: Publisher) -> None:
@@ -214,6 +224,51 @@ def test_as_many_as_were_asked_for_stay_on_the_screen(publisher: Publisher) -> N
             pass
         assert window.process.wait(60) == 0
     assert "3 predictions  no gaps" in window.text.splitlines()[-1]
+
+
+def test_a_shell_has_its_screen_back_when_we_are_stopped_and_none_is_taken_from_it(
+    publisher: Publisher,
+) -> None:
+    with terminal(["bash", "--norc", "--noprofile", "-i"]) as window:
+        window.type(" ".join([*WATCH, publisher.endpoint]) + "\n")
+        publisher.welcome()
+        publisher.send("a", 1)
+        window.drawn("1 predictions")
+        window.type("\x1a")
+        window.until("Stopped")
+        assert window.written.rindex("\x1b[?1049l") > window.written.rindex("\x1b[?1049h")
+        assert window.written.rindex("\x1b[?25h") > window.written.rindex("\x1b[?25l")
+        before = len(window.written)
+        window.type("set -b; bg\n")  # -b: to be told at once
+        window.until("Stopped.*Stopped")  # it draws nothing where a shell is
+        assert "\x1b[?1049h" not in window.written[before:]
+        window.type("fg\n")
+        publisher.send("a", 2)
+        window.drawn("2 predictions")
+        assert window.written.rindex("\x1b[?1049h") > window.written.rindex("\x1b[?1049l")
+
+
+@pytest.mark.parametrize(
+    ("shell", "env"), [("set -m; {} & wait", {}), ("exec {}", {"TERM": "dumb"})]
+)
+def test_in_the_background_or_where_none_can_be_drawn_there_are_lines(
+    publisher: Publisher, shell: str, env: dict[str, str]
+) -> None:
+    command = shell.format(" ".join([*WATCH, publisher.endpoint, "--count", "1"]))
+    with terminal(["bash", "-c", command], env=env) as window:
+        publisher.welcome()
+        publisher.send("a", 1)
+        window.until(r"1970-01-01 00:00:00 a 1, 1, 1\n")
+    assert "\x1b" not in window.written
+
+
+def test_a_signal_that_ends_it_finds_the_terminal_as_it_was(publisher: Publisher) -> None:
+    with terminal([*WATCH, publisher.endpoint]) as window:
+        publisher.welcome()
+        window.drawn("0 predictions")
+        assert window.end(signal.SIGTERM) == -signal.SIGTERM
+    assert window.written.count("\x1b[?1049h") == window.written.count("\x1b[?1049l") == 1
+    assert window.written.rindex("\x1b[?25h") > window.written.rindex("\x1b[?25l")
 
 
 def test_json_in_a_terminal_is_a_line_each_and_steers_nothing(publisher: Publisher) -> None:
