@@ -11,8 +11,8 @@ import zmq
 from numpy.typing import NDArray
 
 from streamlstm.datasets.frames import SeriesData
-from streamlstm.security import Curve
-from streamlstm.transport import WELCOME, TransportError
+from streamlstm.security import Curve, SecurityError
+from streamlstm.transport import WELCOME, TransportError, attempt
 from streamlstm.wire.format import BATCH, JOINED, REFUSED, SNAPSHOT, TOPIC, Format, WireError
 from streamlstm.wire.peer import Glance, Prediction, decode_predictions, encode_tick, glance
 
@@ -48,7 +48,7 @@ class Feed:
             SecurityError: a key file cannot be used.
         """
         self.format, self.endpoint = format, endpoint
-        curve = _curve(endpoint, key, server_key)
+        curve = _curve(endpoint, key, server_key, bind)
         self._context = zmq.Context()
         self.socket = self._context.socket(zmq.XPUB)
         self.socket.setsockopt(zmq.XPUB_NODROP, 1)
@@ -58,15 +58,13 @@ class Feed:
         try:
             if bind:
                 curve.before_bind(self.socket)
-                self.socket.bind(endpoint)
+                attempt(self.socket.bind, endpoint)
             else:
                 curve.before_connect(self.socket, endpoint)
-                self.socket.connect(endpoint)
-        except zmq.ZMQError as error:
+                attempt(self.socket.connect, endpoint)
+        except TransportError:
             self.close(0)
-            raise TransportError(
-                f"{endpoint}: {error.strerror}; give one like tcp://host:5555"
-            ) from None
+            raise
 
     def wait(self, seconds: float) -> None:
         """Wait until a daemon subscribes: what is sent before goes nowhere.
@@ -161,12 +159,10 @@ class Listener:
         self.socket.subscribe(BATCH if format == "arrow" else TOPIC + prefix.encode())
         try:
             curve.before_connect(self.socket, endpoint)
-            self.socket.connect(endpoint)
-        except zmq.ZMQError as error:
+            attempt(self.socket.connect, endpoint)
+        except TransportError:
             self.close()
-            raise TransportError(
-                f"{endpoint}: {error.strerror}; give one like tcp://host:5556"
-            ) from None
+            raise
 
     def wait(self, seconds: float) -> None:
         """Wait for the daemon's welcome.
@@ -241,12 +237,7 @@ class Listener:
         until = time.monotonic() + seconds
         with self._context.socket(zmq.DEALER) as asking:
             asking.linger = 0
-            try:
-                asking.connect(endpoint)
-            except zmq.ZMQError as error:
-                raise TransportError(
-                    f"{endpoint}: {error.strerror}; give one like tcp://host:5557"
-                ) from None
+            attempt(asking.connect, endpoint)
             while True:
                 token = secrets.token_hex(8).encode()
                 self.socket.subscribe(JOINED + token)
@@ -297,7 +288,9 @@ class Listener:
         self._context.destroy(0)
 
 
-def _curve(endpoint: str, key: Path | None, server_key: Path | None) -> Curve:
+def _curve(endpoint: str, key: Path | None, server_key: Path | None, bind: bool = False) -> Curve:
+    if key and not server_key and not bind:
+        raise SecurityError(f"{key}: opens nothing alone; name the daemon's key too (--server-key)")
     return Curve(keys=key, servers={endpoint: server_key} if server_key else {})
 
 

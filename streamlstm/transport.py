@@ -358,12 +358,12 @@ def _open(
         for endpoint in bind:
             if curve:
                 curve.before_bind(socket)
-            _try(socket.bind, endpoint)
+            attempt(socket.bind, endpoint)
             endpoints.append(socket.get_string(zmq.LAST_ENDPOINT))
         for endpoint in connect:
             if curve:
                 curve.before_connect(socket, endpoint)
-            _try(socket.connect, endpoint)
+            attempt(socket.connect, endpoint)
             endpoints.append(endpoint)
     except TransportError:
         socket.close(0)
@@ -371,7 +371,12 @@ def _open(
     return tuple(endpoints)
 
 
-def _try(open_endpoint: Callable[[str], object], endpoint: str) -> None:
+def attempt(open_endpoint: Callable[[str], object], endpoint: str) -> None:
+    """Bind or connect a socket.
+
+    Raises:
+        TransportError: the endpoint is malformed, in use, or not this machine's.
+    """
     try:
         open_endpoint(endpoint)
     except zmq.ZMQError as error:

@@ -1,7 +1,9 @@
 """Feed and listener against real sockets; the daemon itself meets them in test_cli."""
 
+import socket
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import zmq
 
 from streamlstm.client import Continuity, Feed, Listener, Pace, in_time_order
 from streamlstm.datasets.frames import SeriesData
+from streamlstm.security import SecurityError, make_keys
 from streamlstm.transport import TransportError
 from streamlstm.wire.peer import Prediction
 
@@ -54,8 +57,22 @@ def test_nobody_there_is_one_line_with_the_mend() -> None:
 
 @pytest.mark.parametrize("end", [Feed, Listener])
 def test_a_malformed_endpoint(end: type) -> None:
-    with pytest.raises(TransportError, match=r"nonsense: .*; give one like tcp://host:555"):
+    with pytest.raises(TransportError, match=r"nonsense: .*; an endpoint is tcp://address:port"):
         end("nonsense", "json")
+
+
+def test_an_endpoint_in_use() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        endpoint = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(TransportError, match=f"^{endpoint}: .*in use; stop what listens"):
+            Feed(endpoint, "json", bind=True)
+
+
+@pytest.mark.parametrize("end", [Feed, Listener])
+def test_a_key_without_the_daemons_is_an_error(end: type, tmp_path: Path) -> None:
+    make_keys(tmp_path / "me")
+    with pytest.raises(SecurityError, match=r"me\.key_secret: .*--server-key"):
+        end("tcp://127.0.0.1:1", "json", key=tmp_path / "me.key_secret")
 
 
 def test_series_are_played_together_in_time_order() -> None:

@@ -267,6 +267,7 @@ def test_options_that_make_no_sense(tmp_path: Path, options: dict[str, str], sai
         ("ds,y\n2024-01-01,1\n2024-01-02,1.2.3\n", ("line 3", "'1.2.3'", "'y'")),
         ("ds,y\n2024-01-01,1\n\n2024-01-02,x\n", ("line 4", "'x'")),
         ("ds,y\n2024-01-01,1\n2024-01-02,2,3\n", ("line 3", "damaged CSV")),
+        ("ds\ry\n2024-01-01,1\n", ("line 1", "is not CSV", "give a text file")),
         ("ds,y\n2024-01-01T00:00Z,1\n2024-01-02T00:00,2\n", ("line 3", "offset")),
         ("ds,y\n1500-01-01,1\n1500-01-02,2\n", ("line 2", "1678")),
         ("unique_id,ds,y\n,2024-01-01,1\n", ("line 2", "'unique_id' is empty")),

@@ -328,7 +328,10 @@ class _Csv:
             separator: first.count(separator) for separator in ";\t|,"
         }  # a decimal comma never wins
         self._separator = max(counts, key=lambda separator: counts[separator])
-        fields = next(csv.reader([first.strip("\r")], delimiter=self._separator), [])
+        try:
+            fields = next(csv.reader([first.strip("\r")], delimiter=self._separator), [])
+        except csv.Error as error:
+            raise DataError(f"{path}: line 1 is not CSV ({error}); give a text file") from error
         if not fields:
             raise DataError(f"{path}: begins with an empty line; remove it")
         self._decimal = "."
