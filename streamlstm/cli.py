@@ -101,10 +101,14 @@ def _run(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     from streamlstm import service
 
-    found, doubtful = service.check(_load(options))
+    config = _load(options)
+    found, doubtful = service.check(config)
     for each in doubtful:
         print(f"streamlstm check: warning: {each}", file=sys.stderr)
-    print(found)
+    print(found, flush=True)
+    if options.compile:
+        service.compile_all(config)
+        print("compiled: all that 'streamlstm run' needs here")
     return 0
 
 
@@ -392,6 +396,12 @@ def _parser() -> _Parser:
                 "--announce",
                 action="store_true",
                 help="when ready, print one line of JSON that says where it is reached",
+            )
+        if name == "check":
+            made.add_argument(
+                "--compile",
+                action="store_true",
+                help="compile all that the daemon needs too, so that its start is a quick one",
             )
         if name == "replay":
             _replay_arguments(made)

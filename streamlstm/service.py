@@ -12,6 +12,7 @@ import select
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from streamlstm.checkpoint import CheckpointError
 from streamlstm.config import Config, exposures
 from streamlstm.ends import Ends, allow_files
 from streamlstm.handover import Handover
-from streamlstm.kept import Kept, engine_of
+from streamlstm.kept import Kept, engine_of, open_engine
 from streamlstm.kernels.cell import BackendError
 from streamlstm.live import Live
 from streamlstm.loop import Loop
@@ -102,16 +103,16 @@ def run(config: Config, announce: bool = False) -> int:
 
 
 def check(config: Config) -> tuple[str, list[str]]:
-    """Open all that :func:`run` would, but for the sockets; what was found, and what is doubtful.
+    """Open all that a daemon that runs leaves others; what was found, and what is doubtful.
 
     Raises:
-        ModelError, BackendError, CheckpointError, FormatError, MetricsError, ParkingError,
-            SecurityError: each with one line.
+        ModelError, BackendError, CheckpointError, FormatError, MetricsError, SecurityError: each
+            with one line.
     """
     _open_tls(config)
     Users(config.metrics.users)
     Ends(config).close()
-    engine = Kept(config, Metrics().values, logs.Limited()).engine
+    engine, _ = open_engine(config)
     model, before, restored = load_model(config.model), engine.model, engine.series.active
     if model.id != before.id:
         engine = engine_of(config, model)
@@ -125,6 +126,35 @@ def check(config: Config) -> tuple[str, list[str]]:
         f"{f', of model {before.id}, to be taken over' * (model.id != before.id)}"
     )
     return found, [*exposures(config), *doubts(config, model)]
+
+
+def compile_all(config: Config) -> None:
+    """Compile, into the cache folder, all that :func:`run` would; a daemon may serve meanwhile.
+
+    What is on disk is that daemon's, so this begins without.
+
+    Raises:
+        the errors of :meth:`Service.prepare`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        parking = Path(folder, "parked") if config.engine.parking else None
+        apart: dict[str, dict[str, object]] = {
+            "checkpoint": {"path": None},
+            "engine": {"parking": parking},
+            "metrics": {"enabled": False},
+        }
+        service = Service(
+            config.model_copy(
+                update={
+                    table: getattr(config, table).model_copy(update=options)
+                    for table, options in apart.items()
+                }
+            )
+        )
+        try:
+            service.prepare()
+        finally:
+            service.close()
 
 
 class Service:
@@ -156,12 +186,12 @@ class Service:
         self._dropped_by_engine = self._quarantined = 0
         self._evicted: dict[str, int] = {}
 
-    def startup(self) -> None:
-        """Bring everything up, compiled and restored.
+    def prepare(self) -> None:
+        """Bring everything up, compiled and restored, but for the endpoints of the sockets.
 
         Raises:
             ModelError, BackendError, CheckpointError, CoreError, FormatError, JournalError,
-                ParkingError, SecurityError, TransportError, MetricsError: each with one line.
+                ParkingError, SecurityError, MetricsError: each with one line.
         """
         config = self.config
         self._umask = os.umask(0o077)  # what is written here is for nobody else
@@ -213,6 +243,17 @@ class Service:
                 "libzmq's functions were not found: messages pass one by one through pyzmq, at a"
                 " third of the speed; install pyzmq from a wheel"
             )
+
+    def startup(self) -> None:
+        """Prepare, and be reached from here on.
+
+        Raises:
+            TransportError: an endpoint cannot be had, in one line.
+            the errors of :meth:`prepare`.
+        """
+        self.prepare()
+        assert self.ends
+        model = self.engine.model
         self.ends.open(self._may_grow)
         self._heed_signals()
         self._describe()
@@ -223,7 +264,7 @@ class Service:
         if self.live:
             self.live.engine = self.engine
             sys.setswitchinterval(TURN)
-        for doubt in doubts(config, model):
+        for doubt in doubts(self.config, model):
             _log.warning("%s", doubt)
         notify("READY=1", f"STATUS=serving model {model.id}")
         logs.event(
