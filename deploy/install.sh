@@ -25,6 +25,7 @@ END
 
 here=$(dirname "$(readlink -f "$0")")
 program=/opt/streamlstm
+begun=$program.begun # there while the program is being installed
 etc=/etc/streamlstm
 lib=/usr/local/lib
 command=/usr/local/bin/streamlstm
@@ -95,7 +96,7 @@ if [ -n "$uninstall" ]; then
             $lib/{sysusers,tmpfiles}.d/streamlstm.conf
         [ "$(readlink $command)" != $program/bin/streamlstm ] || rm $command
         rm -f "${completions[@]}"
-        rm -rf $program /var/cache/streamlstm
+        rm -rf $program $begun /var/cache/streamlstm
         if [ -n "$purge" ]; then
             rm -rf /var/lib/streamlstm $etc
             ! id streamlstm >/dev/null 2>&1 || userdel streamlstm
@@ -108,7 +109,7 @@ if [ -n "$uninstall" ]; then
     fi
     systemctl daemon-reload
     systemctl reset-failed 'streamlstm*.service'
-    [ -n "$purge" ] || echo "stays, until --uninstall --purge: $etc, /var/lib/streamlstm, their user"
+    [ -n "$purge" ] || [ ! -d $etc ] || echo "stays, until --uninstall --purge: $etc, /var/lib/streamlstm, their user"
     exit
 fi
 
@@ -138,16 +139,17 @@ target=${target:-$state/model.safetensors}
 # --- the program
 umask 022 # the service's user reads it
 # none yet, or of a Python that is gone, or left by an installation that did not come to its end
-if [ -e $program/begun ] || ! $program/bin/python -c 'import pip' 2>/dev/null; then
+if [ -e $begun ] || ! $program/bin/python -c 'import pip' 2>/dev/null; then
+    touch $begun
     "$python" -m venv --clear $program
 fi
-touch $program/begun
+touch $begun
 [ -z "$gpu" ] || package="$package[cuda]"
 $program/bin/pip install --quiet --disable-pip-version-check "$package" || {
-    rm $program/begun # pip has put back what was there
+    rm $begun # pip has put back what was there
     fail "pip could not install $package, see above; is the network there?"
 }
-rm $program/begun
+rm $begun
 ln -sf $program/bin/streamlstm $command
 
 # --- user, folders, units
@@ -174,6 +176,7 @@ done
 
 # --- configuration and model: judged, and compiled for, while the one that serves goes on
 toml_now=$toml target_now=$target
+trap 'rm -f "$toml.new" "$target.new"' EXIT
 if [ -n "$config" ] || [ ! -f "$toml" ]; then
     toml_now=$toml.new
     if [ -n "$config" ]; then
@@ -181,9 +184,9 @@ if [ -n "$config" ] || [ ! -f "$toml" ]; then
     else
         sed "s|/var/lib/streamlstm/|$state/|" "$here/streamlstm.toml"
     fi >"$toml_now"
-    chgrp streamlstm "$toml_now"
-    chmod 640 "$toml_now" # there may be hashes of passwords in it
 fi
+chgrp streamlstm "$toml_now"
+chmod 640 "$toml_now" # there may be hashes of passwords in it
 if [ -n "$model" ]; then
     target_now=$target.new
     install -m 600 -o streamlstm -g streamlstm -- "$model" "$target_now"
@@ -192,10 +195,8 @@ elif [ -n "$demo" ] && [ ! -f "$target" ]; then
     streamlstm fit electricity --horizon 48 --updates 200 --quiet --out "$target"
 fi
 echo "compiling, where that was not done before: a minute, or two"
-streamlstm check --compile --config "$toml_now" --set model="$target_now" >/dev/null || {
-    rm -f "$toml.new" "$target.new"
+streamlstm check --compile --config "$toml_now" --set model="$target_now" >/dev/null ||
     fail "$unit cannot be run so, see above; its configuration and model are as they were"
-}
 [ "$toml_now" = "$toml" ] || mv "$toml_now" "$toml"
 [ "$target_now" = "$target" ] || mv "$target_now" "$target"
 

@@ -115,7 +115,7 @@ def check(config: Config) -> tuple[str, list[str]]:
     engine, _ = open_engine(config)
     model, before, restored = load_model(config.model), engine.model, engine.series.active
     if model.id != before.id:
-        engine = engine_of(config, model)
+        engine = Handover(engine, engine_of(config, model)).new
     _open_decoder(config, model)
     _open_encoders(config, model, 0)
     each = sum(engine.bytes_per_series.values())

@@ -285,6 +285,7 @@ def test_installing_again_keeps_the_configuration_and_changes_nothing(
     before = files(service)
     kept = f"{CACHE}/streamlstm-*/*/series.*"
     service.run("sh", "-c", f"rm {kept}.nbc")
+    service.run("chgrp", "root", ETC + "/streamlstm.toml")  # so that the service cannot read it
     install(service, folder)
     assert service.run("sh", "-c", f"ls {kept}.nbc").stdout, "compiled before it was started anew,"
     ready = service.journal(SERVICE, "--grep=^ready model=").splitlines()[-1]
@@ -328,7 +329,14 @@ def test_a_reload_takes_another_model_or_keeps_the_one_it_has(
     service.eventually(lambda: "goes on serving" in service.journal(SERVICE, "--priority=err"))
     assert serves(service, MODELS[1])
     put(folder / "1.safetensors")
+    save_model(random_model(3, inputs=2), folder / "two inputs.safetensors")
+    for other, why in (("two inputs.safetensors", "takes 2 values"), ("wrong.toml", "damaged")):
+        done = install(service, folder, "--model", folder / other, check=False)
+        assert done.returncode == 1
+        assert why in done.stderr
+        assert "its configuration and model are as they were" in done.stderr
     assert service.main(SERVICE) == pid
+    assert not [*(service.root / "var/lib/streamlstm").glob("*.new")]
 
 
 def test_a_loop_that_stands_still_is_ended_and_begins_anew(service: Machine) -> None:
@@ -483,13 +491,17 @@ def test_three_commands_of_the_readme_make_a_service_that_is_scraped_and_watched
     booted.run("sed", "-i", "s/15s/1s/", "/etc/prometheus/prometheus.yml")
     assert first == "apt-get install -y python3-venv prometheus"
     booted.run("systemctl", "enable", "--quiet", "--now", "prometheus")  # as apt does
-    (booted.root / "opt/streamlstm").mkdir()
-    (booted.root / "opt/streamlstm/begun").touch()  # by an installation that was killed
-    bring_program(booted, folder)
     (wheel,) = folder.glob("*.whl")
-    offline = f"{second.partition('#')[0]} --package {wheel} --python {booted.python}"
+    script = folder / "checkout" / "deploy" / "install.sh"
+    offline = ("--package", wheel, "--python", booted.python)
+    killed = ("timeout", "--signal=KILL", "2", script, "--demo", *offline)
+    assert booted.run(*killed, check=False).returncode, "at whichever moment that was"
+    assert (booted.root / "opt/streamlstm.begun").exists()
+    bring_program(booted, folder)
+    assert not (booted.root / "opt/streamlstm.begun").exists()
+    command = " ".join(map(str, (second.partition("#")[0], *offline)))
     for _ in range(2):  # the second time changes nothing
-        booted.run("sh", "-c", f"cd {folder}/checkout && {offline}")
+        booted.run("sh", "-c", f"cd {folder}/checkout && {command}")
         scrapes = (booted.root / "etc/prometheus/prometheus.yml").read_text()
         jobs = re.findall(r"^  - job_name: '?(\w+)", scrapes, re.MULTILINE)
         assert jobs == ["prometheus", "node", "streamlstm"]
