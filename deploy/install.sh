@@ -13,6 +13,7 @@ usage: install.sh --model FILE | --demo | (nothing, where a model is there alrea
   --config FILE     the configuration; else one with all defaults, where there is none
   --instance NAME   streamlstm@NAME, with /etc/streamlstm/NAME.toml and state of its own
   --gpu             open the GPU to it, and install what CUDA needs
+  --prometheus      have the Prometheus of this machine scrape it, and watch it by our rules
   --python COMMAND  Python 3.11 or newer, readable by all (default: python3)
   --package SPEC    what pip is to install (default: the checkout that this script lies in)
 
@@ -24,21 +25,24 @@ END
 
 here=$(dirname "$(readlink -f "$0")")
 program=/opt/streamlstm
+begun=$program.begun # there while the program is being installed
 etc=/etc/streamlstm
 lib=/usr/local/lib
 command=/usr/local/bin/streamlstm
 declare -A completions=(
     [bash]=/usr/local/share/bash-completion/completions/streamlstm
     [zsh]=/usr/local/share/zsh/site-functions/_streamlstm
-    [fish]=/etc/fish/completions/streamlstm.fish
+    [fish]=/etc/fish/completions/streamlstm.fish # of /usr/local it reads nothing
 )
+scrapes=/etc/prometheus/prometheus.yml
+rules=/etc/prometheus/streamlstm.rules.yml
 
 fail() {
     echo "install.sh: $1" >&2
     exit "${2:-1}"
 }
 
-model='' demo='' config='' instance='' gpu='' python=python3 package=$(dirname "$here")
+model='' demo='' config='' instance='' gpu='' prometheus='' python=python3 package=$(dirname "$here")
 uninstall='' purge=''
 while [ $# -gt 0 ]; do
     case $1 in
@@ -47,7 +51,7 @@ while [ $# -gt 0 ]; do
         declare "${1#--}=$2"
         shift
         ;;
-    --demo | --gpu | --uninstall | --purge) declare "${1#--}=yes" ;;
+    --demo | --gpu | --prometheus | --uninstall | --purge) declare "${1#--}=yes" ;;
     -h | --help)
         usage
         exit
@@ -58,7 +62,13 @@ while [ $# -gt 0 ]; do
 done
 [ -z "$model" ] || [ -z "$demo" ] || fail "--model or --demo, not both" 2
 [ -z "$purge" ] || [ -n "$uninstall" ] || fail "--purge goes with --uninstall" 2
-[[ $instance =~ ^[A-Za-z0-9_-]*$ ]] || fail "--instance $instance: letters, digits, - and _ only" 2
+[[ $instance =~ ^([A-Za-z0-9][A-Za-z0-9_-]*)?$ ]] ||
+    fail "--instance $instance: letters, digits, - and _ only, and no - first" 2
+case $instance in
+streamlstm | checkpoint) fail "--instance $instance: a file of streamlstm.service has that name" 2 ;;
+esac
+[ -z "$prometheus" ] || [ -z "$instance" ] ||
+    fail "--prometheus is for streamlstm.service; add the instance's port in $scrapes" 2
 
 unit=streamlstm${instance:+@$instance}
 toml=$etc/${instance:-streamlstm}.toml
@@ -83,48 +93,64 @@ if [ -n "$uninstall" ]; then
         rmdir --ignore-fail-on-non-empty $lib/systemd/system/streamlstm{,@}.service.d 2>/dev/null ||
             true
         rm -f $lib/systemd/system/streamlstm{,@}.service \
-            $lib/{sysusers,tmpfiles}.d/streamlstm.conf "${completions[@]}"
+            $lib/{sysusers,tmpfiles}.d/streamlstm.conf
         [ "$(readlink $command)" != $program/bin/streamlstm ] || rm $command
-        rm -rf $program /var/cache/streamlstm
+        rm -f "${completions[@]}"
+        rm -rf $program $begun /var/cache/streamlstm
         if [ -n "$purge" ]; then
             rm -rf /var/lib/streamlstm $etc
             ! id streamlstm >/dev/null 2>&1 || userdel streamlstm
+            if [ -f $rules ]; then
+                rm $rules
+                systemctl try-reload-or-restart prometheus.service
+                echo "stays, since it is part of $scrapes: the job streamlstm"
+            fi
         fi
     fi
     systemctl daemon-reload
     systemctl reset-failed 'streamlstm*.service'
-    [ -n "$purge" ] || echo "stays, until --uninstall --purge: $etc, /var/lib/streamlstm, their user"
+    [ -n "$purge" ] || [ ! -d $etc ] || echo "stays, until --uninstall --purge: $etc, /var/lib/streamlstm, their user"
     exit
 fi
 
 # --- what must be there, before anything is changed
-at() { [ ! -f "$1" ] || sed -n 's/^model *= *"\(.*\)"/\1/p' "$1"; }
-target=$(at "${config:-$toml}")
-target=${target:-$state/model.safetensors}
 for file in "$model" "$config"; do
-    [ -z "$file" ] || [ -r "$file" ] || fail "$file: cannot be read"
+    [ -z "$file" ] || { [ -f "$file" ] && [ -r "$file" ]; } || fail "$file: cannot be read"
 done
-[ -n "$model$demo" ] || [ -f "$target" ] ||
-    fail "no model at $target: give it --model FILE, or --demo to begin with" 2
 command -v "$python" >/dev/null || fail "no $python: apt-get install python3-venv, or --python"
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
     fail "$python is too old: Python 3.11 or newer is needed (--python)"
 "$python" -c 'import ensurepip, venv' 2>/dev/null ||
     fail "$python makes no virtual environments: apt-get install python3-venv"
+target=$("$python" - "${config:-$toml}" <<'END'
+import os, sys, tomllib
+try:
+    given = tomllib.load(open(sys.argv[1], "rb")) if os.path.exists(sys.argv[1]) else {}
+except (ValueError, OSError) as error:
+    sys.exit(f"install.sh: {sys.argv[1]}: {error}")
+print(given.get("model", ""))
+END
+)
+target=${target:-$state/model.safetensors}
+[ -n "$model$demo" ] || [ -f "$target" ] ||
+    fail "no model at $target: give it --model FILE, or --demo to begin with" 2
+[ -z "$prometheus" ] || [ -f $scrapes ] || fail "no $scrapes: apt-get install prometheus"
 
 # --- the program
 umask 022 # the service's user reads it
-if ! $program/bin/python -c 'import pip' 2>/dev/null; then # none yet, or of a Python that is gone
+# none yet, or of a Python that is gone, or left by an installation that did not come to its end
+if [ -e $begun ] || ! $program/bin/python -c 'import pip' 2>/dev/null; then
+    touch $begun
     "$python" -m venv --clear $program
 fi
+touch $begun
 [ -z "$gpu" ] || package="$package[cuda]"
-$program/bin/pip install --quiet --disable-pip-version-check "$package" ||
+$program/bin/pip install --quiet --disable-pip-version-check "$package" || {
+    rm $begun # pip has put back what was there
     fail "pip could not install $package, see above; is the network there?"
+}
+rm $begun
 ln -sf $program/bin/streamlstm $command
-for shell in "${!completions[@]}"; do
-    mkdir -p "$(dirname "${completions[$shell]}")"
-    $command completion "$shell" >"${completions[$shell]}"
-done
 
 # --- user, folders, units
 install -D -m 644 "$here/sysusers.conf" $lib/sysusers.d/streamlstm.conf
@@ -139,42 +165,61 @@ if [ -n "$gpu" ]; then
     done
 fi
 systemctl daemon-reload
+streamlstm() {
+    runuser -u streamlstm -- \
+        env --chdir=/ NUMBA_CACHE_DIR="$cache" nice $program/bin/streamlstm "$@"
+}
+for shell in "${!completions[@]}"; do
+    mkdir -p "${completions[$shell]%/*}"
+    streamlstm completion "$shell" >"${completions[$shell]}"
+done
 
-# --- configuration and model
+# --- configuration and model: judged, and compiled for, while the one that serves goes on
+toml_now=$toml target_now=$target
+trap 'rm -f "$toml.new" "$target.new"' EXIT
 if [ -n "$config" ] || [ ! -f "$toml" ]; then
+    toml_now=$toml.new
     if [ -n "$config" ]; then
-        cat "$config"
+        cat -- "$config"
     else
         sed "s|/var/lib/streamlstm/|$state/|" "$here/streamlstm.toml"
-    fi >"$toml.new"
-    chgrp streamlstm "$toml.new"
-    chmod 640 "$toml.new" # there may be hashes of passwords in it
-    mv "$toml.new" "$toml"
+    fi >"$toml_now"
 fi
+chgrp streamlstm "$toml_now"
+chmod 640 "$toml_now" # there may be hashes of passwords in it
 if [ -n "$model" ]; then
-    install -m 600 -o streamlstm -g streamlstm "$model" "$target.new"
-    mv "$target.new" "$target"
+    target_now=$target.new
+    install -m 600 -o streamlstm -g streamlstm -- "$model" "$target_now"
 elif [ -n "$demo" ] && [ ! -f "$target" ]; then
     echo "fitting a model to half-hourly electricity demand: a minute, or two"
-    runuser -u streamlstm -- env NUMBA_CACHE_DIR="$cache" \
-        $program/bin/streamlstm fit electricity --horizon 48 --updates 200 --quiet --out "$target"
+    streamlstm fit electricity --horizon 48 --updates 200 --quiet --out "$target"
 fi
+echo "compiling, where that was not done before: a minute, or two"
+streamlstm check --compile --config "$toml_now" --set model="$target_now" >/dev/null ||
+    fail "$unit cannot be run so, see above; its configuration and model are as they were"
+[ "$toml_now" = "$toml" ] || mv "$toml_now" "$toml"
+[ "$target_now" = "$target" ] || mv "$target_now" "$target"
 
 # --- run
-if systemctl is-active --quiet "$unit"; then
-    echo "compiling for a minute, or two; $unit goes on meanwhile"
-    runuser -u streamlstm -- env NUMBA_CACHE_DIR="$cache" \
-        $program/bin/streamlstm check --compile --config "$toml" >/dev/null ||
-        fail "$unit goes on as it was, and would not start again until $toml is put right"
-    echo "starting $unit anew"
-else
-    echo "starting $unit; the first start compiles for a minute, or two"
-fi
 systemctl enable --quiet "$unit"
 systemctl restart "$unit" || {
     journalctl --sync # what it said last may still be on its way
     journalctl --unit "$unit" --lines 20 --output cat --no-pager >&2
     fail "$unit does not start, see above; it is tried again until $toml is put right"
 }
+if [ -n "$prometheus" ]; then
+    install -m 644 "$here/prometheus/streamlstm.rules.yml" $rules
+    if ! grep -q 'job_name: streamlstm' $scrapes; then # its last part becomes that of what is there
+        sed '/^rule_files:/a\  - streamlstm.rules.yml' $scrapes >$scrapes.new
+        echo >>$scrapes.new
+        sed -n '/job_name: streamlstm/,$p' "$here/prometheus/prometheus.yml" >>$scrapes.new
+        { grep -q streamlstm.rules.yml $scrapes.new && promtool check config $scrapes.new >/dev/null; } || {
+            rm $scrapes.new
+            fail "$unit runs, but $scrapes has to be extended by hand: see README.md"
+        }
+        mv $scrapes.new $scrapes
+    fi
+    systemctl reload-or-restart prometheus.service
+fi
 echo "$unit: $(systemctl show --value --property StatusText "$unit")"
 echo "next: streamlstm watch; streamlstm publish YOUR.csv; journalctl -fu $unit; edit $toml"

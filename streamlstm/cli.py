@@ -128,9 +128,10 @@ def _check(options: argparse.Namespace) -> int:
     found, doubtful = service.check(config)
     for each in doubtful:
         print(f"streamlstm check: warning: {each}", file=sys.stderr)
-    print(found)
+    print(found, flush=True)
     if options.compile:
-        print(f"{service.compile_all(config)} functions compiled and kept")
+        service.compile_all(config)
+        print("compiled: all that 'streamlstm run' needs here")
     return 0
 
 
@@ -423,7 +424,7 @@ def _parser() -> _Parser:
             made.add_argument(
                 "--compile",
                 action="store_true",
-                help="compile what a start would have to, before an upgrade's restart for instance",
+                help="compile all that the daemon needs too, so that its start is a quick one",
             )
         if name == "replay":
             _replay_arguments(made)

@@ -103,13 +103,13 @@ def run(config: Config, announce: bool = False) -> int:
 
 
 def check(config: Config) -> tuple[str, list[str]]:
-    """Open all that :func:`run` would, but for the sockets; what was found, and what is doubtful.
+    """Open all that a daemon that runs leaves others; what was found, and what is doubtful.
 
     Nothing is written, and a daemon may run by the same ``config`` meanwhile.
 
     Raises:
-        ModelError, BackendError, CheckpointError, FormatError, MetricsError, ParkingError,
-            SecurityError: each with one line.
+        ModelError, BackendError, CheckpointError, FormatError, MetricsError, SecurityError: each
+            with one line.
     """
     _open_tls(config)
     Users(config.metrics.users)
@@ -119,7 +119,7 @@ def check(config: Config) -> tuple[str, list[str]]:
     engine, _ = open_engine(config)
     model, before, restored = load_model(config.model), engine.model, engine.series.active
     if model.id != before.id:
-        engine = engine_of(config, model)
+        engine = Handover(engine, engine_of(config, model)).new
     _open_decoder(config, model)
     _open_encoders(config, model, 0)
     each = sum(engine.bytes_per_series.values())
@@ -132,47 +132,33 @@ def check(config: Config) -> tuple[str, list[str]]:
     return found, [*exposures(config), *doubts(config, model)]
 
 
-def compile_all(config: Config) -> int:
-    """Compile and keep whatever :func:`run` would have to, as one does that starts and stops.
+def compile_all(config: Config) -> None:
+    """Compile, into the cache folder, all that :func:`run` would; a daemon may serve meanwhile.
 
-    A daemon that runs by the same ``config`` is not disturbed: this one listens on ports of its
-    own, and keeps what it keeps in a folder that is then gone. Returns how many functions were
-    compiled; those that had been kept are not.
+    What is on disk is that daemon's, so this begins without.
 
     Raises:
-        As :meth:`Service.startup`.
+        the errors of :meth:`Service.prepare`.
     """
     with tempfile.TemporaryDirectory() as folder:
-        service = Service(_aside(config, Path(folder)))
+        parked = Path(folder, "parked") if config.engine.parking else None
+        apart: dict[str, dict[str, object]] = {
+            "checkpoint": {"path": None},
+            "engine": {"parking": parked},
+            "metrics": {"enabled": False},
+        }
+        service = Service(
+            config.model_copy(
+                update={
+                    table: getattr(config, table).model_copy(update=options)
+                    for table, options in apart.items()
+                }
+            )
+        )
         try:
-            service.startup()
-        except BaseException:
+            service.prepare()
+        finally:
             service.close()
-            raise
-        service.shutdown()
-    return service.functions_compiled
-
-
-def _aside(config: Config, folder: Path) -> Config:
-    """The same to whatever is compiled, and in nobody's way."""
-
-    port, asked = ("tcp://127.0.0.1:*",), config
-    config = _but(config, "input", bind=port, connect=())
-    config = _but(config, "output", bind=port, connect=())
-    config = _but(config, "metrics", host="127.0.0.1", port=0)
-    config = _but(config, "refit", interval=0)
-    if asked.snapshot.bind:
-        config = _but(config, "snapshot", bind=port)
-    if asked.checkpoint.path:
-        config = _but(config, "checkpoint", path=folder / "checkpoint")
-    if asked.engine.parking:
-        config = _but(config, "engine", parking=folder / "parking")
-    return config
-
-
-def _but(config: Config, table: str, **changed: object) -> Config:
-    """The same, but for some options of a table."""
-    return config.model_copy(update={table: getattr(config, table).model_copy(update=changed)})
 
 
 class Service:
@@ -204,12 +190,12 @@ class Service:
         self._dropped_by_engine = self._quarantined = 0
         self._evicted: dict[str, int] = {}
 
-    def startup(self) -> None:
-        """Bring everything up, compiled and restored.
+    def prepare(self) -> None:
+        """Bring everything up, compiled and restored, but for the endpoints of the sockets.
 
         Raises:
             ModelError, BackendError, CheckpointError, CoreError, FormatError, JournalError,
-                ParkingError, SecurityError, TransportError, MetricsError: each with one line.
+                ParkingError, SecurityError, MetricsError: each with one line.
         """
         config = self.config
         self._umask = os.umask(0o077)  # what is written here is for nobody else
@@ -261,6 +247,17 @@ class Service:
                 "libzmq's functions were not found: messages pass one by one through pyzmq, at a"
                 " third of the speed; install pyzmq from a wheel"
             )
+
+    def startup(self) -> None:
+        """Prepare, and be reached from here on.
+
+        Raises:
+            TransportError: an endpoint cannot be had, in one line.
+            the errors of :meth:`prepare`.
+        """
+        self.prepare()
+        assert self.ends
+        model = self.engine.model
         self.ends.open(self._may_grow)
         self._heed_signals()
         self._describe()
@@ -271,7 +268,7 @@ class Service:
         if self.live:
             self.live.engine = self.engine
             sys.setswitchinterval(TURN)
-        for doubt in doubts(config, model):
+        for doubt in doubts(self.config, model):
             _log.warning("%s", doubt)
         notify("READY=1", f"STATUS=serving model {model.id}")
         logs.event(

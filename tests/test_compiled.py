@@ -2,7 +2,6 @@
 
 import os
 import pwd
-import re
 import shutil
 import subprocess
 import sys
@@ -112,24 +111,6 @@ def bring_code(package: Path, cache: Path, *left_out: str) -> None:
             shutil.copytree(ours / name, to, ignore=ignored, dirs_exist_ok=True)
 
 
-def test_what_check_compiled_a_start_need_not(tmp_path: Path) -> None:
-    model, cache = random_model_file(tmp_path), tmp_path / "cache"
-    ignored = shutil.ignore_patterns("*.tmp.*", "series.*", "copy_on_write.*", "journal.*")
-    shutil.copytree(os.environ["NUMBA_CACHE_DIR"], cache, ignore=ignored)
-    env, kept = {"NUMBA_CACHE_DIR": str(cache)}, tmp_path / "checkpoint"
-    given = (f"--set=model={model}", f"--set=checkpoint.path={kept}")
-    done = subprocess.run(
-        [sys.executable, "-m", "streamlstm", "check", "--compile", *given],
-        capture_output=True, text=True, check=True, timeout=300, env=os.environ | env,
-    )  # fmt: skip
-    found = re.search(r"^(\d+) functions compiled and kept$", done.stdout, re.MULTILINE)
-    assert found
-    assert int(found[1]) > 0
-    assert not kept.exists()
-    with start(tmp_path, model, env=env, checkpoint__path=kept) as daemon:
-        assert daemon.metric("streamlstm_functions_compiled_total") == 0
-
-
 def test_a_read_only_install_compiles_once(tmp_path: Path) -> None:
     root, cache = tmp_path / "root", tmp_path / "cache"
     install(root)
@@ -161,3 +142,40 @@ def test_a_read_only_install_compiles_once(tmp_path: Path) -> None:
     assert counts[1] == 0
     (kept,) = cache.iterdir()
     assert any(kept.rglob("series.*.nbc"))
+
+
+def test_a_check_can_compile_beforehand_what_a_start_needs(tmp_path: Path) -> None:
+    """Of a daemon that has all that one may have, while another serves what is on disk."""
+    root, cache = tmp_path / "root", tmp_path / "cache"
+    install(root)
+    bring_code(root / "streamlstm", cache, "series.*", "parking.*", "checkpoint.*", "segments.*")
+    model = random_model_file(tmp_path)
+    options: dict[str, object] = {
+        "checkpoint.path": tmp_path / "checkpoint",
+        "engine.parking": tmp_path / "parked",
+        "engine.when_full": "evict",
+        "snapshot.bind": "tcp://127.0.0.1:*",
+        "output.batch": True,
+    }
+    env = os.environ | {"NUMBA_CACHE_DIR": str(cache), "PYTHONPATH": ""}
+    sets = [f"--set={name}={value}" for name, value in (options | {"model": model}).items()]
+
+    def compiles() -> bool:
+        done = subprocess.run(
+            [sys.executable, "-m", "streamlstm", "check", "--compile", *sets],
+            cwd=root, env=env, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout.endswith("\ncompiled: all that 'streamlstm run' needs here\n")
+
+    assert compiles()
+    assert any(cache.rglob("series.*.nbc"))
+    assert not (tmp_path / "checkpoint.journal").exists()
+    assert not (tmp_path / "parked").exists()
+    underlined = {name.replace(".", "__"): value for name, value in options.items()}
+    with start(
+        tmp_path, model, cwd=root, env={"NUMBA_CACHE_DIR": str(cache), "PYTHONPATH": ""},
+        **underlined,
+    ) as daemon:  # fmt: skip
+        assert daemon.metric("streamlstm_functions_compiled_total") == 0
+        assert compiles(), "what that daemon has open is left to it"

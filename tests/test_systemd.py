@@ -5,7 +5,7 @@ One machine for all tests (tests/systemd.py), in their order: what one leaves th
 
 import contextlib
 import importlib.metadata
-import json
+import math
 import os
 import re
 import shutil
@@ -18,7 +18,6 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from urllib.parse import urlencode
 
 import numpy as np
 import pytest
@@ -29,6 +28,7 @@ from tests.daemon import Client
 from tests.models import random_model
 from tests.systemd import PACKAGES, Machine, NotAllowedError, machine
 from tests.test_compiled import bring_code
+from tests.test_prometheus import Prometheus, needs
 
 CHECKOUT = Path(__file__).parent.parent
 SERVICE = "streamlstm.service"
@@ -36,12 +36,6 @@ STATE, CACHE, ETC = Path("/var/lib/streamlstm"), Path("/var/cache/streamlstm"), 
 VERSION = importlib.metadata.version("streamlstm")
 MODELS = [random_model(seed) for seed in range(3)]
 AS_SHIPPED = SimpleNamespace(input="tcp://127.0.0.1:5555", output="tcp://127.0.0.1:5556")
-COMPLETIONS = (
-    "usr/local/share/bash-completion/completions/streamlstm",
-    "usr/local/share/zsh/site-functions/_streamlstm",
-    "etc/fish/completions/streamlstm.fish",
-)
-RULES = "/etc/prometheus/streamlstm.rules.yml"
 METRICS = "http://127.0.0.1:9464"
 STALL = """
 import signal, time
@@ -112,19 +106,25 @@ def bring(booted: Machine, cache: Path) -> None:
     booted.run("chown", "--recursive", "streamlstm:streamlstm", cache)
 
 
+def bring_program(booted: Machine, folder: Path) -> None:
+    """All but configuration, model and service, and what is compiled: installed once in vain."""
+    config = folder / "wrong.toml"
+    config.write_text("nonsense = 1\n")
+    model = folder / "0.safetensors"
+    done = install(booted, folder, "--model", model, "--config", config, check=False)
+    assert done.returncode == 1
+    *_, unknown, said = done.stderr.splitlines()
+    assert "nonsense: unknown option" in unknown
+    assert said.startswith("install.sh: streamlstm cannot be run so, see above")
+    assert booted.show(SERVICE, "UnitFileState") == "disabled"
+    bring(booted, CACHE)
+
+
 @pytest.fixture(scope="module")
 def service(booted: Machine, folder: Path) -> Machine:
     """Installed as README.md says, and running."""
-    # once in vain, so that what is compiled can be brought before anything runs
-    config, model = folder / "wrong.toml", folder / "0.safetensors"
-    config.write_text("nonsense = 1\n")
-    done = install(booted, folder, "--model", model, "--config", config, check=False)
-    assert done.returncode == 1
-    assert "unknown" in done.stderr or "nonsense" in done.stderr
-    assert "install.sh: streamlstm does not start, see above" in done.stderr
-    bring(booted, CACHE)
-    (booted.root / "etc/streamlstm/streamlstm.toml").unlink()
-    said = install(booted, folder).stdout
+    bring_program(booted, folder)
+    said = install(booted, folder, "--model", folder / "0.safetensors").stdout
     assert f"streamlstm: serving model {MODELS[0].id}" in said
     return booted
 
@@ -176,6 +176,7 @@ def test_errors_are_one_line_and_change_nothing(booted: Machine, folder: Path) -
     bare = booted.root / "tmp/bare"
     bare.write_text('#!/bin/sh\ncase "$*" in *ensurepip*) exit 1 ;; esac\n')
     bare.chmod(0o755)
+    (folder / "typo.toml").write_text("model\n")
     before = files(booted)
     for options, code, why in (
         ((), 2, "no model at /var/lib/streamlstm/model.safetensors: give it --model FILE, or"),
@@ -186,6 +187,10 @@ def test_errors_are_one_line_and_change_nothing(booted: Machine, folder: Path) -
         (("--demo", "--python", "false"), 1, "false is too old: Python 3.11"),
         (("--demo", "--python", "/tmp/bare"), 1, "apt-get install python3-venv"),
         (("--demo", "--instance", "a/b"), 2, "--instance a/b: letters, digits"),
+        (("--instance", "--demo"), 2, "--instance --demo: letters, digits"),
+        (("--demo", "--instance", "checkpoint"), 2, "a file of streamlstm.service has that name"),
+        (("--demo", "--instance", "a", "--prometheus"), 2, "--prometheus is for streamlstm.serv"),
+        (("--demo", "--config", folder / "typo.toml"), 1, "typo.toml: Expected '=' after a key"),
         (("--purge",), 2, "--purge goes with --uninstall"),
     ):
         done = install(booted, folder, *options, check=False)
@@ -214,40 +219,16 @@ def test_it_is_ready_when_its_start_returns(service: Machine) -> None:
         for path in ("/-/ready", "/-/healthy", "/metrics"):
             assert urllib.request.urlopen(METRICS + path, timeout=30).status == 200
     assert service.run("streamlstm", "--version").stdout.strip() == VERSION
-    for at in COMPLETIONS:
-        assert "streamlstm" in (service.root / at).read_text()
 
 
-def test_the_commands_of_the_readme_have_it_scraped_and_watched(
-    service: Machine, folder: Path
-) -> None:
-    """The first and the third of three; the second installed the service, but for ``--demo``."""
-    if not shutil.which("prometheus"):
-        pytest.skip("prometheus is not installed")
-    readme = (CHECKOUT / "deploy" / "README.md").read_text()
-    found = re.search(
-        r"^apt-get install -y python3-venv prometheus && (cp .*)\n"
-        r"deploy/install.sh --demo .*\n(streamlstm publish .* & streamlstm watch)$",
-        readme, re.MULTILINE,
-    )  # fmt: skip
-    assert found
-    once_a_second = folder / "checkout" / "deploy" / "prometheus" / "prometheus.yml"
-    once_a_second.write_text(once_a_second.read_text().replace("15s", "1s"))
-    service.run("sh", "-c", f"cd {folder}/checkout && {found[1]}")
-    said = service.run("sh", "-c", f"{found[2]} --count 3; kill $!").stdout
-    assert len(re.findall(r"^2000-06-\d\d .* electricity \d+", said, re.MULTILINE)) == 3
-
-    def answers(query: str) -> list[float]:
-        url = f"http://127.0.0.1:9090/api/v1/query?{urlencode({'query': query})}"
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=30) as answer:
-            return [float(each["value"][1]) for each in json.load(answer)["data"]["result"]]
-        return []
-
-    with service.network():
-        service.eventually(lambda: answers('up{job="streamlstm"}') == [1])
-        p99 = "instance:streamlstm_tick_to_publish_seconds:p99_1m"
-        service.eventually(lambda: len(answers(p99)) == 1)
-    service.run("systemctl", "stop", "prometheus")
+def test_shells_complete_its_commands(service: Machine) -> None:
+    for shell, asked, said in (
+        ("bash", ". /usr/local/share/bash-completion/completions/streamlstm; complete -p", "-F "),
+        ("zsh", "autoload -Uz compinit; compinit -D; echo ${_comps[streamlstm]}", "_streamlstm"),
+        ("fish", "complete -C 'streamlstm wat'", "watch"),
+    ):
+        if shutil.which(shell):
+            assert said in service.run(shell, "-c", asked).stdout, shell
 
 
 def test_systemd_finds_no_fault_with_what_is_installed(service: Machine) -> None:
@@ -300,22 +281,17 @@ def test_installing_again_keeps_the_configuration_and_changes_nothing(
 ) -> None:
     config = service.root / "etc/streamlstm/streamlstm.toml"
     sockets = 'bind = ["tcp://127.0.0.1:5555", "ipc:///run/streamlstm/ticks"]'
-    text = config.read_text().replace("[input]\n", f"[input]\n{sockets}\n")
-    config.write_text(text)
+    config.write_text(config.read_text().replace("[input]\n", f"[input]\n{sockets}\n"))
     before = files(service)
-    run = service.show(SERVICE, "InvocationID")
-    wrong = folder / "wrong.toml"
-    done = install(service, folder, "--config", wrong, check=False)
-    assert "streamlstm goes on as it was" in done.stderr.splitlines()[-1]
-    assert service.show(SERVICE, "InvocationID") == run
-    config.write_text(text)
-    assert "streamlstm goes on meanwhile" in install(service, folder).stdout
-    assert service.show(SERVICE, "InvocationID") != run
+    kept = f"{CACHE}/streamlstm-*/*/series.*"
+    service.run("sh", "-c", f"rm {kept}.nbc")
+    service.run("chgrp", "root", ETC + "/streamlstm.toml")  # so that the service cannot read it
+    install(service, folder)
+    assert service.run("sh", "-c", f"ls {kept}.nbc").stdout, "compiled before it was started anew,"
+    ready = service.journal(SERVICE, "--grep=^ready model=").splitlines()[-1]
+    assert ready.endswith(" functions_compiled=0"), "which has nothing left to compile"
     assert files(service) == before
     assert serves(service, MODELS[0])
-    with service.network():
-        told = urllib.request.urlopen(METRICS + "/metrics", timeout=30).read().decode()
-        assert "\nstreamlstm_functions_compiled_total 0.0\n" in told
     socket = (service.root / "run/streamlstm/ticks").stat()
     assert stat.S_ISSOCK(socket.st_mode)
     assert stat.S_IMODE(socket.st_mode) & 0o077 == 0
@@ -353,7 +329,14 @@ def test_a_reload_takes_another_model_or_keeps_the_one_it_has(
     service.eventually(lambda: "goes on serving" in service.journal(SERVICE, "--priority=err"))
     assert serves(service, MODELS[1])
     put(folder / "1.safetensors")
+    save_model(random_model(3, inputs=2), folder / "two inputs.safetensors")
+    for other, why in (("two inputs.safetensors", "takes 2 values"), ("wrong.toml", "damaged")):
+        done = install(service, folder, "--model", folder / other, check=False)
+        assert done.returncode == 1
+        assert why in done.stderr
+        assert "its configuration and model are as they were" in done.stderr
     assert service.main(SERVICE) == pid
+    assert not [*(service.root / "var/lib/streamlstm").glob("*.new")]
 
 
 def test_a_loop_that_stands_still_is_ended_and_begins_anew(service: Machine) -> None:
@@ -433,44 +416,40 @@ path = "/var/lib/streamlstm/{name}/checkpoint"
 
 
 def test_instances_run_side_by_side(service: Machine, folder: Path) -> None:
-    ports = {"east": 600, "demo": 700}
+    ports = {"east": 600, "west": 700}
     model = folder / "2.safetensors"
-    for name, given in (("east", ("--model", model)), ("demo", ("--demo", "--gpu"))):
+    for name, given in (("east", ()), ("west", ("--gpu",))):
         service.run("mkdir", "-m", "700", CACHE / name)
         service.run("sh", "-c", f"cp -a {CACHE}/streamlstm-* {CACHE}/{name}")
         service.run("chown", "streamlstm:streamlstm", CACHE / name)
         config = folder / f"{name}.toml"
         config.write_text(INSTANCE.format(name=name, port=ports[name]))
-        install(service, folder, "--instance", name, "--config", config, *given)
+        install(service, folder, "--instance", name, "--config", config, "--model", model, *given)
+        assert serves(service, MODELS[2], f"streamlstm@{name}")
     assert serves(service, MODELS[1])
-    assert serves(service, MODELS[2], "streamlstm@east")
-    status = service.show("streamlstm@demo", "StatusText")
-    assert status not in (f"serving model {each.id}" for each in MODELS)
-    assert status.startswith("serving model ")
     with service.network():
         at = [
             SimpleNamespace(input=f"tcp://127.0.0.1:{p}0", output=f"tcp://127.0.0.1:{p}1")
             for p in ports.values()
         ]
-        with Client(at[0]) as east, Client(at[1]) as demo:
+        with Client(at[0]) as east, Client(at[1]) as west:
             east.tick("boiler", ts=0, value=1)
             (made,) = east.predictions(1)
             assert (made["model"], made["seq"]) == (MODELS[2].id, 1)
-            assert demo.silent()
-            demo.tick("town", ts=0, value=30_000)
-            (made,) = demo.predictions(1)
-            assert len(made["forecast"]) == 48
+            assert west.silent()
+            west.tick("boiler", ts=0, value=1)
+            west.predictions(1)
     mounts = Path(f"/proc/{service.main('streamlstm@east')}/root")
-    for path, writable in (("east", True), ("demo", False), (".", False)):
+    for path, writable in (("east", True), ("west", False), (".", False)):
         at_path = mounts / STATE.relative_to("/") / path
         assert (os.statvfs(at_path).f_flag & os.ST_RDONLY == 0) == writable, path
     service.run("systemctl", "stop", "streamlstm@east")
     assert serves(service, MODELS[1])
-    assert service.show("streamlstm@demo", "SubState") == "running"
+    assert service.show("streamlstm@west", "SubState") == "running"
 
 
 def test_the_gpu_is_opened_by_a_drop_in(service: Machine) -> None:
-    for unit in (SERVICE, "streamlstm@demo"):
+    for unit in (SERVICE, "streamlstm@west"):
         assert service.show(unit, "PrivateDevices") == "no"
         assert "char-nvidia-uvm rw" in service.show(unit, "DeviceAllow")
     assert "nvidia" not in service.show("systemd-journald.service", "DeviceAllow")
@@ -492,11 +471,59 @@ def test_uninstalling_leaves_what_is_the_operators_and_purging_nothing(
 
     said = service.run(script, "--uninstall").stdout
     assert "stays, until --uninstall --purge" in said
-    assert left() == {ETC, f"{ETC}/streamlstm.toml", str(STATE), RULES}
+    assert left() == {ETC, f"{ETC}/streamlstm.toml", str(STATE)}
     assert "0 loaded units" in service.run("systemctl", "list-units", "--all", "streamlstm*").stdout
     assert (service.root / "var/lib/streamlstm/checkpoint").exists()
-    assert (service.root / "var/lib/streamlstm/demo/checkpoint").exists()
+    assert (service.root / "var/lib/streamlstm/west/checkpoint").exists()
     service.run(script, "--uninstall", "--purge")
-    assert left() == {RULES}
+    assert left() == set()
     assert service.run("id", "streamlstm", check=False).returncode
     service.run(script, "--uninstall", "--purge")  # once more is no error
+
+
+def test_three_commands_of_the_readme_make_a_service_that_is_scraped_and_watched(
+    booted: Machine, folder: Path
+) -> None:
+    """In their order, from nothing; what is added is what a machine without a network demands."""
+    needs("prometheus")
+    readme = (CHECKOUT / "deploy" / "README.md").read_text()
+    first, second, third = readme.partition("```sh\n")[2].partition("\n```")[0].splitlines()
+    booted.run("sed", "-i", "s/15s/1s/", "/etc/prometheus/prometheus.yml")
+    assert first == "apt-get install -y python3-venv prometheus"
+    booted.run("systemctl", "enable", "--quiet", "--now", "prometheus")  # as apt does
+    (wheel,) = folder.glob("*.whl")
+    script = folder / "checkout" / "deploy" / "install.sh"
+    offline = ("--package", wheel, "--python", booted.python)
+    begun = "/opt/streamlstm.begun"
+    killed = f"""
+        setsid {" ".join(map(str, (script, "--demo", *offline)))} &
+        until [ -e {begun} ]; do sleep 0.02; done
+        kill -KILL -- -$!"""
+    booted.run("sh", "-c", killed)
+    assert (booted.root / begun[1:]).exists()
+    bring_program(booted, folder)
+    assert not (booted.root / begun[1:]).exists()
+    command = " ".join(map(str, (second.partition("#")[0], *offline)))
+    for _ in range(2):  # the second time changes nothing
+        booted.run("sh", "-c", f"cd {folder}/checkout && {command}")
+        scrapes = (booted.root / "etc/prometheus/prometheus.yml").read_text()
+        jobs = re.findall(r"^  - job_name: '?(\w+)", scrapes, re.MULTILINE)
+        assert jobs == ["prometheus", "node", "streamlstm"]
+    assert booted.show(SERVICE, "StatusText").startswith("serving model ")
+
+    watching = "watching.service"
+    booted.run("systemd-run", "--quiet", f"--unit={watching}", "bash", "-c", third)
+    with booted.network():
+        prometheus = Prometheus("http://127.0.0.1:9090")
+        for query, holds in (
+            ('up{job="streamlstm"}', lambda value: value == 1),
+            ("instance:streamlstm_tick_to_publish_seconds:p99_1m", lambda value: 0 < value < 1),
+            ('count(ALERTS{alertname="StreamlstmDown"})', math.isnan),
+        ):
+            booted.eventually(lambda asked=query, holds=holds: holds(prometheus.value(asked)))
+    booted.eventually(
+        lambda: bool(booted.journal(watching, r"--grep=^2000-06-\d\d .* electricity \d+"))
+    )
+    booted.run("systemctl", "stop", watching)
+    booted.run(folder / "checkout" / "deploy" / "install.sh", "--uninstall", "--purge")
+    assert not (booted.root / "etc/prometheus/streamlstm.rules.yml").exists()
