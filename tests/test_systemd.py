@@ -498,7 +498,7 @@ def test_three_commands_of_the_readme_make_a_service_that_is_scraped_and_watched
     killed = f"""
         setsid {" ".join(map(str, (script, "--demo", *offline)))} &
         until [ -e {begun} ]; do sleep 0.02; done
-        kill -KILL -- -$!"""
+        kill -KILL -$!"""
     booted.run("sh", "-c", killed)
     assert (booted.root / begun[1:]).exists()
     bring_program(booted, folder)
