@@ -23,7 +23,7 @@ _JOIN = 1.0
 _LOOK_UP = 200
 """Milliseconds after which a feed that waits looks whether the daemon is still there."""
 
-_AT_ONCE = 4096
+AT_ONCE = 4096
 """Predictions taken at once at most: some 20 ms of work."""
 MOST_FOLLOWED = 1_000_000
 """Series whose numbers are followed; of more, those silent for longest are forgotten."""
@@ -184,7 +184,7 @@ class Listener:
                 yield each.whole()
             seconds = 0
 
-    def take(self, seconds: float, most: int = _AT_ONCE) -> list[Glance]:
+    def take(self, seconds: float, most: int = AT_ONCE) -> list[Glance]:
         """Look at those that wait, some ``most`` of them; for ``seconds`` until the first.
 
         Raises:

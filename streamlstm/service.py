@@ -103,13 +103,13 @@ def run(config: Config, announce: bool = False) -> int:
 
 
 def check(config: Config) -> tuple[str, list[str]]:
-    """Open all that a daemon that runs leaves others; what was found, and what is doubtful.
+    """Open all that :func:`run` would, but for the sockets; what was found, and what is doubtful.
 
     Nothing is written, and a daemon may run by the same ``config`` meanwhile.
 
     Raises:
-        ModelError, BackendError, CheckpointError, FormatError, MetricsError, SecurityError: each
-            with one line.
+        ModelError, BackendError, CheckpointError, FormatError, MetricsError, ParkingError,
+            SecurityError: each with one line.
     """
     _open_tls(config)
     Users(config.metrics.users)

@@ -20,14 +20,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from streamlstm.client import MOST_FOLLOWED, Continuity, Listener
+from streamlstm.client import AT_ONCE, MOST_FOLLOWED, Continuity, Listener
 from streamlstm.terminal import LeavingConsole, number, printable, short_time, sparkline, when
 from streamlstm.wire.peer import Glance, Prediction, glance_at
 
 REDRAWN = 10
 """Times a second at most."""
-_AT_ONCE = 4096
-"""Messages taken at once at most."""
 _GATHERED = 0.005
 """Seconds left for more to come, where fewer did: to take them in ones and twos costs more."""
 WAITING = 100_000
@@ -140,10 +138,10 @@ def _table(
                     live.update(board.view(*size), refresh=True)
                     drawn = time.monotonic()
                     pause = max(1 / REDRAWN, 4 * (drawn - now))  # a fifth of the time at most
-                if len(came) < _AT_ONCE:
+                if len(came) < AT_ONCE:
                     time.sleep(_GATHERED)
                 wait = max(0.0, min(1 / REDRAWN, drawn + pause - time.monotonic()))
-                came = listener.take(wait, _AT_ONCE)
+                came = listener.take(wait)
     finally:
         console.print(board.view(*console.size))  # what was seen last stays when the screen goes
 

@@ -472,10 +472,14 @@ def page(tab: Page) -> Iterator[Page]:
     assert tab.problems == []
 
 
-def look(page: Page, daemon: Daemon, *names: str) -> None:
+def look(page: Page, daemon: Daemon, *names: str, ticks: int = 0) -> None:
+    """Open the page, of these series; with ``ticks``, until so many of each are there."""
     page.go("about:blank")  # or only what follows the # would change
     page.go(f"{daemon.url}/live#{'&'.join(quote(name, safe='') for name in names)}")
     page.until("find('state').textContent === 'serving'")
+    if ticks:
+        there = f"[...cards.values()].filter((card) => card.past.count === {ticks}).length"
+        page.until(f"{there} === {len(names)}")
 
 
 def text(page: Page, where: str) -> str:
@@ -519,8 +523,7 @@ def test_a_chart_has_as_many_layers_as_columns(
 ) -> None:
     """Also where the daemon makes no intervals, the ends of which are null then."""
     hours(client, f"layers {intervals}", 0, 2)
-    look(page, daemon, f"layers {intervals}")
-    page.until("cards.values().next().value.past.count === 2")
+    look(page, daemon, f"layers {intervals}", ticks=2)
     fan = [[1.0, 2.0], *([[None] * 2] * 2 if not intervals else [[0.5, 1.5]] * 2 * intervals)]
     drawn = page.js(
         "(() => { const past = new Past(); past.take({count: 2, ts: 7200, actual: {t: [3600, 7200],"
@@ -539,8 +542,7 @@ def test_what_was_said_before_stands_beside_what_came(
 ) -> None:
     """The k-th forecast where k - 1 ticks were not seen, and dots where the interval was missed."""
     (first,) = hours(client, "beside", 0, 20)[-1:]
-    look(page, daemon, "beside")
-    page.until("cards.get('beside').past.count === 20")
+    look(page, daemon, "beside", ticks=20)
     with daemon.stopped():
         for hour in (20, 21):
             client.tick("beside", ts=STEP * (1 + hour), value=1e6)
@@ -646,8 +648,7 @@ def test_where_ticks_are_missing_no_line_is_drawn(
     hours(client, "holes", 0, 10)
     hours(client, "holes", 14, 15)  # alone
     hours(client, "holes", 17, 20)
-    look(page, daemon, "holes")
-    page.until("cards.get('holes').past.count === 14")
+    look(page, daemon, "holes", ticks=14)
     drawn = page.js(
         "(() => { const {plot} = cards.get('holes').chart, came = plot.data.at(-2);"
         " return plot.data[0].flatMap((t, i) => came[i] === null ? [t] : []); })()"
@@ -661,8 +662,7 @@ def test_where_ticks_are_missing_no_line_is_drawn(
 
 def test_a_chart_keeps_what_the_daemon_forgot(page: Page, daemon: Daemon, client: Client) -> None:
     hours(client, "keeps", 0, 40)
-    look(page, daemon, "keeps")
-    page.until("cards.get('keeps').past.count === 40")
+    look(page, daemon, "keeps", ticks=40)
     client.tick("keeps", ts=STEP * 100, value=1.5, reset=True)
     client.predictions(1)
     page.until("cards.get('keeps').past.count === 1")
@@ -675,8 +675,7 @@ def test_what_a_key_chose_is_read_while_ticks_come(
     page: Page, daemon: Daemon, client: Client
 ) -> None:
     hours(client, "held", 0, 30)
-    look(page, daemon, "held")
-    page.until("cards.get('held').past.count === 30")
+    look(page, daemon, "held", ticks=30)
     page.js("cards.get('held').node.focus()")
     for _ in range(3):
         page.press("ArrowLeft")
@@ -717,8 +716,7 @@ def test_a_name_is_never_markup(page: Page, daemon: Daemon, client: Client) -> N
     name = "<img src=x onerror=alert(1)><script>alert(2)</script>"
     hours(client, name, 0, 2)
     eventually(lambda: len(found(daemon, name)["found"]) == 1)
-    look(page, daemon, name)
-    page.until("cards.values().next().value.past.count === 2")
+    look(page, daemon, name, ticks=2)
     assert text(page, ".card h2") == name
     page.js("search.focus()")
     page.type("<img")
@@ -736,8 +734,7 @@ def test_it_fits_where_it_is_shown(
         hours(client, name, 0, 40)
     page.prefer(prefers_color_scheme=scheme, prefers_reduced_motion="reduce")
     page.resize(width, 800, phone=width < 500)
-    look(page, daemon, *names)
-    page.until("[...cards.values()].every((card) => card.past.count === 40)")
+    look(page, daemon, *names, ticks=40)
     assert page.js("document.documentElement.scrollWidth") <= width
     assert page.js("getComputedStyle(document.querySelector('#body')).transitionDuration") == "0s"
     ground, ink = page.js(
@@ -765,8 +762,7 @@ def test_the_chart_is_drawn_anew_where_it_grows_dark(
 ) -> None:
     """By its pixels: actual and forecast, in the colours of the one and the other."""
     hours(client, "dark", 0, 40)
-    look(page, daemon, "dark")
-    page.until("cards.get('dark').past.count === 40")
+    look(page, daemon, "dark", ticks=40)
     ask(page)
     light = {(0x1F, 0x77, 0xB4), (0xD9, 0x5F, 0x02)}
     dark = {(0x63, 0xAE, 0xEA), (0xFF, 0x9D, 0x57)}
@@ -807,8 +803,7 @@ def test_without_data_it_says_what_to_do_and_it_outlives_the_daemon(
         assert len(card["made"]) == made + 1
         assert card["fan"]["rows"][0] == prediction["forecast"]
         page.go("about:blank")
-        look(page, daemon, "first")  # what was said before is remembered
-        page.until("cards.get('first').past.count === 5")
+        look(page, daemon, "first", ticks=5)  # what was said before is remembered
         assert len(page.js("cards.get('first').past.made")) == made + 1
     away = ("ERR_CONNECTION", "503", "ERR_EMPTY_RESPONSE")
     page.problems[:] = [each for each in page.problems if not any(word in each for word in away)]
