@@ -10,6 +10,7 @@ float32 goes through the register-blocked kernels, float64 through plain loops, 
 gradients.
 """
 
+import itertools
 import math
 import weakref
 from collections.abc import Mapping
@@ -114,7 +115,7 @@ def net_of(spec: Spec) -> Net:
     """
     if spec.cell != "lstm":
         raise ValueError(f"only LSTM cells can be trained, not {spec.cell}")
-    used = (spec.activation, spec.recurrent_activation, spec.head_activation)
+    used = (*itertools.chain(*spec.activations), spec.head_activation)
     if strange := [name for name in used if name not in cell.TRAINABLE]:
         known = ", ".join(cell.TRAINABLE)
         raise ValueError(f"activation {strange[0]} cannot be trained; those that can: {known}")
@@ -131,8 +132,7 @@ def net_of(spec: Spec) -> Net:
         inputs,
         spec.outputs,
         columns,
-        cell.activation_code(spec.activation),
-        cell.activation_code(spec.recurrent_activation),
+        np.array([[*map(cell.activation_code, each)] for each in spec.activations]),
         cell.activation_code(spec.head_activation),
         np.cumsum([0, *sizes]),
     )

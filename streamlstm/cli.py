@@ -116,21 +116,25 @@ def _load(options: argparse.Namespace) -> Config:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from streamlstm import service
+    from streamlstm import ahead, logs, service
 
-    return service.run(_load(options), announce=options.announce)
+    config = _load(options)
+    logs.to_stderr(config.service.log_level)
+    ahead.share(config)
+    return service.run(config, announce=options.announce)
 
 
 def _check(options: argparse.Namespace) -> int:
-    from streamlstm import service
+    from streamlstm import ahead, service
 
     config = _load(options)
+    ahead.share(config)
     found, doubtful = service.check(config)
     for each in doubtful:
         print(f"streamlstm check: warning: {each}", file=sys.stderr)
     print(found, flush=True)
     if options.compile:
-        service.compile_all(config)
+        ahead.compile_all(config)
         print("compiled: all that 'streamlstm run' needs here")
     return 0
 

@@ -200,10 +200,14 @@ def _about(model: Model, report: dict[str, Any]) -> RichTable:
     base = {"seasonal": f"the value {spec.season} steps before", "last": "the last value"}
     if blend := spec.blend:
         base["blend"] = f"the last value, and those {blend.short} and {blend.long} steps before"
+    activations = (
+        each if isinstance(each, str) else ", ".join(each)
+        for each in (spec.activation, spec.recurrent_activation)
+    )
     rows = {
         "model": f"{model.id}, {report['parameters']:,} parameters",
         "network": f"{spec.layers} x {spec.cell.upper()} of {spec.hidden},"
-        f" {spec.activation} and {spec.recurrent_activation}"
+        f" {' and '.join(activations)}"
         + f", run afresh over the last {spec.window} inputs"
         * bool(spec.window),
         "input": _inputs(spec)

@@ -30,7 +30,7 @@ from streamlstm.golden import check_golden, network_of
 from streamlstm.index import CLOSES, CLOSING, close
 from streamlstm.kernels import cpu
 from streamlstm.kernels.cell import BackendError, Stages
-from streamlstm.memory import Fields, address_of, records
+from streamlstm.memory import Fields, is_postponing, records, require
 from streamlstm.model import Model, ModelError, Spec, without
 from streamlstm.placed import address_of_placed, placed, rewrite
 from streamlstm.policies import (
@@ -62,7 +62,7 @@ class Engine:
         work: what the compiled stages are given.
         coverages: shares of values to fall within an interval, the main one first; 0 alone: none.
         stages: of them those that the kernels call, and where they find what :func:`arrange` left.
-        code: where the kernels' machine code lies; 0: they are called from Python.
+        code: where the kernels' machine code lies; None: they are called from Python.
         taken: ticks that :meth:`step` took last, those without a forecast included.
     """
 
@@ -123,7 +123,8 @@ class Engine:
         self.bytes_per_series = {"recurrent": self.kernels.bytes_per_series(network)}
         self.bytes_per_series |= bytes_per_series(fields, max_series, max_key)
         _refuse_what_does_not_fit(sum(self.bytes_per_series.values()), max_series)
-        check_golden(model, self.kernels)
+        if not is_postponing():
+            check_golden(model, self.kernels)
         self.series = Series(fields, max_series, max_key, ordered=ordered, evict=evict)
         self.buffers = self.kernels.allocate(network, max_series, threads or None)
         kept = self.series.state if keep_latest else records(latest, 1)
@@ -177,14 +178,16 @@ class Engine:
         self._batch = placed(Batch(self.work.given, self.work))
         given = self._batch, 0, 0
         self.stages = Stages(
-            address_of(stages.before, *given),
-            address_of(stages.after, *given),
+            require(stages.before, *given),
+            require(stages.after, *given),
             address_of_placed(self._batch),
         )
-        self.code = self.taken = self._moment = 0
+        self.code: int | None = None
+        self.taken = self._moment = 0
         if kernel := self.kernels.compiled_step(self.buffers):
             rows = self.work.schedule.slot, self.work.rows.x, self.work.schedule.bounds
-            self.code = address_of(kernel, 0, *rows, self.work.outputs, self.stages)
+            self.code = require(kernel, 0, *rows, self.work.outputs, self.stages)
+            require(compute, self.work, self._ticks, 0, 0, 0, self.stages)
 
     @property
     def _rules(self) -> Rules:
@@ -366,7 +369,7 @@ class Engine:
         slot, ts, values, flags = ticks
         ticks = Ticks(_compact(slot), _compact(ts), _compact(values), _compact(flags))
         work, progress = self.work, self.work.schedule.progress
-        if self.code:
+        if self.code is not None:
             published = compute(work, ticks, now, self.code, self.buffers.plan, self.stages)
         else:
             published = self._step(ticks, now)
@@ -486,7 +489,10 @@ def can_diverge(spec: Spec) -> bool:
     most, which float32 no longer sees beyond 2^24. A window keeps no recurrent state.
     """
     gates = {"tanh", "sigmoid", "hard_sigmoid", "hard_tanh", "softsign", "sparse_sigmoid"}
-    bounded = spec.activation in gates | {"relu6"} and spec.recurrent_activation in gates
+    bounded = all(
+        activation in gates | {"relu6"} and recurrent in gates
+        for activation, recurrent in spec.activations
+    )
     return not (spec.window or bounded)
 
 

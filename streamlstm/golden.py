@@ -22,13 +22,12 @@ def network_of(spec: Spec, weights: Mapping[str, NDArray[np.float32]]) -> cell.N
             weights[f"{spec.cell}.weight_ih_l{n}"],
             weights[f"{spec.cell}.weight_hh_l{n}"],
             weights[f"{spec.cell}.bias_{'ih_' * apart}l{n}"],
-            spec.activation,
-            spec.recurrent_activation,
+            *activations,
             spec.cell,
             spec.reset_after,
             weights[f"{spec.cell}.bias_hh_l{n}"] if apart else cell.NO_BIAS,
         )
-        for n in range(spec.layers)
+        for n, activations in enumerate(spec.activations)
     )
     head = cell.Head(
         weights["head.weight"], weights["head.bias"], weights["head.skip"], spec.head_activation

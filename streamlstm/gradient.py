@@ -46,8 +46,8 @@ class Net(NamedTuple):
     outputs: int
     columns: int
     """outputs, padded"""
-    activation: int
-    recurrent: int
+    activations: NDArray[np.int64]
+    """(layers, 2) of each layer: its activation, and that of its gates"""
     head: int
     at: NDArray[np.int64]
     """(3 * layers + 4,) where weight_ih, weight_hh, bias of each layer, then weight, bias and skip
@@ -143,21 +143,22 @@ def _drop(
 
 
 @njit(cache=True, _nrt=False)
-def _cell(net: Net, record: Array, z: int, h: int, c: int, seen: int, b: int) -> None:
+def _cell(net: Net, layer: int, record: Array, z: int, h: int, c: int, seen: int, b: int) -> None:
     """One step of b rows: from pre-activations at z to h and c, keeping what the way back needs.
 
     h, c: where the states before the step lie; those after it follow.
     """
     H, wide = net.units, lanes(record)
+    activation, recurrent = net.activations[layer]
     for r in range(b):
         for j in range(r * H, r * H + H, wide):
             at = z + 3 * r * H + j
-            i = activate(net.recurrent, load(record, at))
-            f = activate(net.recurrent, load(record, at + H))
-            g = activate(net.activation, load(record, at + 2 * H))
-            o = activate(net.recurrent, load(record, at + 3 * H))
+            i = activate(recurrent, load(record, at))
+            f = activate(recurrent, load(record, at + H))
+            g = activate(activation, load(record, at + 2 * H))
+            o = activate(recurrent, load(record, at + 3 * H))
             state = f * load(record, c + j) + i * g
-            out = activate(net.activation, state)
+            out = activate(activation, state)
             store(record, at, i)
             store(record, at + H, f)
             store(record, at + 2 * H, g)
@@ -205,7 +206,7 @@ def _forward(
         for t in range(steps):
             now = t * b * H
             _through(b, 4 * H, H, record, h + now, flipped, weight_hh, z + 4 * now)
-            _cell(net, record, z + 4 * now, h + now, c + now, seen + now, b)
+            _cell(net, layer, record, z + 4 * now, h + now, c + now, seen + now, b)
         for r in range(b):
             last = (chunk.rows[row + r, 1] * b + r) * H
             for j in range(H):
@@ -277,21 +278,22 @@ def _add_rows(record: Array, at: int, rows: int, n: int, to: int) -> None:
 
 @njit(cache=True, _nrt=False)
 def _cell_back(
-    net: Net, record: Array, z: int, c: int, seen: int, dh: int, dc: int, b: int
+    net: Net, layer: int, record: Array, z: int, c: int, seen: int, dh: int, dc: int, b: int
 ) -> None:
     """One step back: from the gradients of h and c to those at z, and of the c before the step."""
     H, wide = net.units, lanes(record)
+    activation, recurrent = net.activations[layer]
     for r in range(b):
         for j in range(r * H, r * H + H, wide):
             at = z + 3 * r * H + j
             i, f = load(record, at), load(record, at + H)
             g, o = load(record, at + 2 * H), load(record, at + 3 * H)
             out, back = load(record, seen + j), load(record, dh + j)
-            d = load(record, dc + j) + back * o * slope(net.activation, out)
-            store(record, at, d * g * slope(net.recurrent, i))
-            store(record, at + H, d * load(record, c + j) * slope(net.recurrent, f))
-            store(record, at + 2 * H, d * i * slope(net.activation, g))
-            store(record, at + 3 * H, back * out * slope(net.recurrent, o))
+            d = load(record, dc + j) + back * o * slope(activation, out)
+            store(record, at, d * g * slope(recurrent, i))
+            store(record, at + H, d * load(record, c + j) * slope(recurrent, f))
+            store(record, at + 2 * H, d * i * slope(activation, g))
+            store(record, at + 3 * H, back * out * slope(recurrent, o))
             store(record, dc + j, d * f)
 
 
@@ -340,7 +342,7 @@ def _backward(
         record[dc : dc + b * H] = 0
         for t in range(steps - 1, -1, -1):
             now = t * b * H
-            _cell_back(net, record, z + 4 * now, c + now, seen + now, dh + now, dc, b)
+            _cell_back(net, layer, record, z + 4 * now, c + now, seen + now, dh + now, dc, b)
             if t:
                 _back(record, b, 4 * H, H, z + 4 * now, theta, weight_hh, dh + now - b * H)
         below, width = x, inputs

@@ -239,7 +239,7 @@ def surround(
         _nest(quantiles[to, 2 * c + 1], quantiles[to, within + 1], quantiles[to, beyond + 1])
 
 
-@njit(cache=True, error_model="numpy", _nrt=False, inline="always")
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _pace(
     plan: Plan, bands: Bands, slot: int, a: int, c: int, j: int, error: float, reach: float
 ) -> float:
@@ -256,14 +256,14 @@ def _pace(
     return max(np.float64(pace[slot, w, j, 0]), RATE)
 
 
-@njit(cache=True, error_model="numpy", _nrt=False, inline="always")
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _exp(x: float) -> float:
     """Of a small number; the same bits everywhere."""
     even, odd = 1.0 + x * x / 10.0, x / 2.0 + x * x * x / 120.0  # Padé's approximant
     return (even + odd) / (even - odd)
 
 
-@njit(cache=True, error_model="numpy", _nrt=False, inline="always")
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _centre(
     plan: Plan, bands: Bands, slot: int, place: int, answers: NDArray[np.float32], row: int
 ) -> None:
@@ -282,7 +282,7 @@ def _centre(
             answers[row, at] = min(max(log - mean, -MOST), MOST)
 
 
-@njit(cache=True, error_model="numpy", _nrt=False, inline="always")
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _track(
     plan: Plan,
     bands: Bands,
@@ -332,7 +332,7 @@ def _track(
     reach[slot, r, j] = np.float32(width[slot, w, j] * scale)
 
 
-@njit(cache=True, error_model="numpy", _nrt=False, inline="always")
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _issue(
     plan: Plan,
     bands: Bands,
@@ -365,7 +365,7 @@ def _issue(
             quantiles[to, 2 * c + 1, k, j] = point[to, k, j] + half
 
 
-@njit(cache=True, error_model="numpy", _nrt=False, inline="always")
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _nest(ends: NDArray[np.float64], least: NDArray[np.float64], most: NDArray[np.float64]) -> None:
     """Keep the ends of an interval, (horizon, targets), between those of others."""
     for j in range(ends.shape[1]):
@@ -373,7 +373,7 @@ def _nest(ends: NDArray[np.float64], least: NDArray[np.float64], most: NDArray[n
             ends[k, j] = _between(ends[k, j], least[k, j], most[k, j])
 
 
-@njit(cache=True, error_model="numpy", _nrt=False, inline="always")
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _between(number: float, least: float, most: float) -> float:
     """A number within two bounds; one that is NaN, or the number itself, bounds nothing."""
     return least if least > number else most if most < number else number

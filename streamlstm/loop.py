@@ -29,7 +29,7 @@ from streamlstm.index import CLOSING, IDLE, WAITING, approach, close, seek
 from streamlstm.jit import njit
 from streamlstm.journal import FULL, Log, append, commit, nowhere
 from streamlstm.kernels.cell import Stages
-from streamlstm.memory import address_of, call_for_int
+from streamlstm.memory import call_for_int, require
 from streamlstm.parking import Parking
 from streamlstm.placed import placed, whole
 from streamlstm.rounds import compute
@@ -143,6 +143,9 @@ class Loop:
         for each in waited_for:
             self._poller.register(each, zmq.POLLIN)
         self._way = self._compiled_way()
+        if self._way:
+            require(_run, self._way, 0)
+        require(_record, self._log, engine.work, pending.waiting, 0)
 
     @property
     def compiled(self) -> bool:
@@ -152,16 +155,16 @@ class Loop:
     def _compiled_way(self) -> Way | None:
         """What :func:`_run` is given; None where a stage has no compiled code."""
         engine, reader, writer = self.engine, self.decoder.reader, self.encoders[0].writer
-        if not (transport.compiled() and engine.code) or len(self.encoders) > 1:
+        if not transport.compiled() or engine.code is None or len(self.encoders) > 1:
             return None
         work, names, messages = engine.work, engine.series.names, self.receiver.messages
         columns, written = reader.columns, writer.messages
         return placed(
             Way(
                 Code(
-                    address_of(reader.compiled, messages, 0, columns, reader.limits),
+                    require(reader.compiled, messages, 0, columns, reader.limits),
                     engine.code,
-                    address_of(writer.compiled, written, writer.layout, work.forecasts, names, 0),
+                    require(writer.compiled, written, writer.layout, work.forecasts, names, 0),
                 ),
                 self._items,
                 self.receiver.source,

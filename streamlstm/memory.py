@@ -6,7 +6,9 @@ Little endian, as the wire is and every machine that Numba compiles for; nothing
 caller keeps the memory alive: ``array.ctypes.data`` is the address of an array's first byte.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -136,12 +138,37 @@ def store_shared(typing: Any, address: Any, value: Any) -> Any:
     return types.void(types.intp, types.int64), generate
 
 
-def address_of(compiled: Any, *like: Any) -> int:
-    """Where the machine code of a compiled function lies, of arguments like these, or so typed.
+Wanted = list[tuple[Any, tuple[types.Type, ...]]]
+"""Functions that are to be compiled, and the types of their arguments."""
+_postponed: ContextVar[Wanted | None] = ContextVar("postponed", default=None)
 
-    What is called by its address is compiled once, on its own, however many callers it has.
+
+@contextmanager
+def postponing() -> Iterator[Wanted]:
+    """Compile nothing of what is required, but list it; addresses are 0, and nothing may be run."""
+    wanted: Wanted = []
+    before = _postponed.set(wanted)
+    try:
+        yield wanted
+    finally:
+        _postponed.reset(before)
+
+
+def is_postponing() -> bool:
+    """Whether nothing is to be compiled now, and so nothing can be run."""
+    return _postponed.get() is not None
+
+
+def require(compiled: Any, *like: Any) -> int:
+    """Have a function compiled, or loaded, for arguments like these, or so typed.
+
+    Returns where its machine code lies. What is called by this address is compiled once, on its
+    own, however many callers it has.
     """
     kinds = tuple(each if isinstance(each, types.Type) else typeof(each) for each in like)
+    if (wanted := _postponed.get()) is not None:
+        wanted.append((compiled, kinds))
+        return 0
     compiled.compile(kinds)
     found = compiled.overloads[kinds]
     return found.library.get_pointer_to_function(found.fndesc.llvm_func_name)

@@ -80,6 +80,8 @@ ActivationName = Literal[
     "sparse_sigmoid", "tanh_shrink",
 ]  # fmt: skip
 """By Keras' names, with its default numbers."""
+OfLayers = ActivationName | tuple[ActivationName, ...]
+"""Of all layers, or of each from the input up."""
 CalendarName = Literal["hour", "week", "year"]
 _WEIGHTS = ("lstm.", "gru.", "rnn.", "head.")
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -180,8 +182,8 @@ class Spec(BaseModel):
     )
     layers: int = Field(default=1, ge=1, le=16)
     hidden: int = Field(ge=1, le=4096)
-    activation: ActivationName = "tanh"
-    recurrent_activation: ActivationName = "sigmoid"
+    activation: OfLayers = "tanh"
+    recurrent_activation: OfLayers = "sigmoid"
     head_activation: ActivationName = "linear"
     window: int = Field(
         default=0, ge=0, le=100_000, description="run the last so many inputs afresh; 0: stateful"
@@ -232,6 +234,15 @@ class Spec(BaseModel):
             + len(self.of_role("number"))
             + sum(self.categories)
         )
+
+    @property
+    def activations(self) -> tuple[tuple[ActivationName, ActivationName], ...]:
+        """Of each layer: its activation, and that of its gates."""
+        own, recurrent = (
+            (each,) * self.layers if isinstance(each, str) else each
+            for each in (self.activation, self.recurrent_activation)
+        )
+        return tuple(zip(own, recurrent, strict=True))
 
     def of_role(self, role: str) -> tuple[Input, ...]:
         """The inputs that have this role."""
@@ -302,6 +313,9 @@ class Spec(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        for each in (self.activation, self.recurrent_activation):
+            if not isinstance(each, str) and len(each) != self.layers:
+                raise ValueError(f"{len(each)} activations, but layers: {self.layers}")
         if self.targets > self.inputs:
             raise ValueError(f"targets ({self.targets}) exceed inputs ({self.inputs})")
         if self.roles:

@@ -56,7 +56,7 @@ class History(NamedTuple):
 
 
 class Sequential:
-    """LSTM layers, of one activation, and a dense head.
+    """LSTM layers and a dense head.
 
     Raises:
         ValueError: from all methods, where something is asked for that is not here; it says what.
@@ -85,10 +85,11 @@ class Sequential:
                 raise ValueError("an LSTM layer below another needs return_sequences=True")
             if isinstance(layer, Dense) and before.return_sequences:
                 raise ValueError("the last LSTM layer needs return_sequences=False")
-            # narrower layers are filled up with units that stay 0, unless their activation is not
-            unlike = isinstance(layer, LSTM) and layer.units != before.units
-            if unlike and before.activation in ("sigmoid", "hard_sigmoid"):
-                raise ValueError(f"layers of {before.activation} need to be of one width")
+        recurrent = [each for each in (*self.layers, layer) if isinstance(each, LSTM)]
+        widest = max(each.units for each in recurrent)
+        for each in recurrent:  # the narrower are filled up with units that have to stay 0
+            if each.units < widest and each.activation in ("sigmoid", "hard_sigmoid"):
+                raise ValueError(f"a layer of {each.activation} has to be as wide as the widest")
         self.layers.append(layer)
         self._weights += self._initial(layer, len(self.layers))
         self._trainer = None

@@ -24,7 +24,7 @@ from streamlstm.index import (
     touch,
 )
 from streamlstm.jit import njit
-from streamlstm.memory import Fields, record_layout, records
+from streamlstm.memory import Fields, record_layout, records, require
 from streamlstm.placed import placed
 from streamlstm.ticks import Keys, Names
 
@@ -93,6 +93,9 @@ class Series:
                 capacity,
             )
         )
+        keys, slots = Keys.of([]), np.zeros(0, np.int32)
+        require(_lookup, self.index, keys, np.zeros(0, np.uint64), slots)
+        require(_bind, self.index, slots, np.zeros((0, max_key), np.uint8), np.zeros(0, np.int64))
 
     @property
     def active(self) -> int:

@@ -12,7 +12,6 @@ import select
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -132,35 +131,6 @@ def check(config: Config) -> tuple[str, list[str]]:
     return found, [*exposures(config), *doubts(config, model)]
 
 
-def compile_all(config: Config) -> None:
-    """Compile, into the cache folder, all that :func:`run` would; a daemon may serve meanwhile.
-
-    What is on disk is that daemon's, so this begins without.
-
-    Raises:
-        the errors of :meth:`Service.prepare`.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        parked = Path(folder, "parked") if config.engine.parking else None
-        apart: dict[str, dict[str, object]] = {
-            "checkpoint": {"path": None},
-            "engine": {"parking": parked},
-            "metrics": {"enabled": False},
-        }
-        service = Service(
-            config.model_copy(
-                update={
-                    table: getattr(config, table).model_copy(update=options)
-                    for table, options in apart.items()
-                }
-            )
-        )
-        try:
-            service.prepare()
-        finally:
-            service.close()
-
-
 class Service:
     """One daemon in the main thread of its process."""
 
@@ -192,6 +162,22 @@ class Service:
 
     def prepare(self) -> None:
         """Bring everything up, compiled and restored, but for the endpoints of the sockets.
+
+        Raises:
+            the errors of :meth:`lay_out`.
+        """
+        self.lay_out()
+        assert self.kept
+        self.loop.warm_up()
+        self.kept.warm_up()
+        if not transport.compiled():
+            _log.warning(
+                "libzmq's functions were not found: messages pass one by one through pyzmq, at a"
+                " third of the speed; install pyzmq from a wheel"
+            )
+
+    def lay_out(self) -> None:
+        """The same, but that some of what is short is not yet compiled.
 
         Raises:
             ModelError, BackendError, CheckpointError, CoreError, FormatError, JournalError,
@@ -240,13 +226,6 @@ class Service:
                 len(self.decoder.reader.columns.ts),
             )
         )
-        self.loop.warm_up()
-        self.kept.warm_up()
-        if not transport.compiled():
-            _log.warning(
-                "libzmq's functions were not found: messages pass one by one through pyzmq, at a"
-                " third of the speed; install pyzmq from a wheel"
-            )
 
     def startup(self) -> None:
         """Prepare, and be reached from here on.

@@ -35,6 +35,8 @@ def test_gradients_are_those_of_pytorch(loss: str, dtype: type, tolerance: float
              head_activation="sigmoid"),
         Spec(step_ns=1, horizon=2, hidden=4, layers=2, activation="hard_sigmoid",
              head_activation="relu"),
+        Spec(step_ns=1, horizon=2, hidden=4, layers=2, activation=("sigmoid", "tanh"),
+             recurrent_activation=("tanh", "sigmoid")),
     ],
     ids=lambda spec: f"{spec.activation}-{spec.recurrent_activation}-{spec.head_activation}",
 )  # fmt: skip

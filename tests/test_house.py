@@ -28,6 +28,7 @@ LEVELS = {
     "kept": 8,
     "reload": 9, "refitting": 9,
     "service": 10,
+    "ahead": 11,
     # the side rooms: nothing of the daemon may import them
     "datasets": 11, "samples": 11, "speed": 11, "precision": 11, "backtest": 11,
     "svg": 11, "terminal": 11, "vitals": 11, "arguments": 11,

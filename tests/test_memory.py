@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numba import njit, typeof
 
 from streamlstm import memory
-from streamlstm.memory import address_of, call, call_for_int, copy
+from streamlstm.memory import call, call_for_int, copy, require
 
 ROOM = 32
 BYTES = st.binary(min_size=ROOM, max_size=ROOM)
@@ -80,16 +80,16 @@ def test_calling_what_lies_at_an_address() -> None:
     """One caller, of whatever code it is given the address of."""
     values = np.arange(4.0)
     call_it = njit(lambda address, *given: call(address, *given))
-    call_it(address_of(_scale, values, 2.0, (5, 1)), values, 2.0, (5, 1))
+    call_it(require(_scale, values, 2.0, (5, 1)), values, 2.0, (5, 1))
     assert values.tolist() == [4, 6, 8, 10]
     ask_it = njit(lambda address, *given: call_for_int(address, *given))
-    assert ask_it(address_of(_count, values, 0), values, 7) == 2
+    assert ask_it(require(_count, values, 0), values, 7) == 2
 
 
-def test_the_address_of_a_function_stays() -> None:
+def test_the_require_a_function_stays() -> None:
     values = np.zeros(1)
-    assert address_of(_count, values, 0) == address_of(_count, values, 0) != 0
-    assert address_of(_count, values, 0) != address_of(_count, values.astype(np.float32), 0)
+    assert require(_count, values, 0) == require(_count, values, 0) != 0
+    assert require(_count, values, 0) != require(_count, values.astype(np.float32), 0)
 
 
 FIELDS: memory.Fields = {

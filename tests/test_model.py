@@ -55,6 +55,7 @@ CELLS: list[dict[str, object]] = [
     {"cell": "gru"},
     {"cell": "gru", "reset_after": False},
     {"cell": "rnn", "activation": "relu"},
+    {"activation": ("relu", "tanh")},
     {"window": 5},
     {"cell": "gru", "window": 24},
 ]
@@ -159,6 +160,7 @@ def test_a_safetensors_file_of_something_else(tmp_path: Path) -> None:
         (lambda h, t: h["spec"].update(timezone="Mars/Olympus"), "unknown time zone"),
         (lambda h, t: h["spec"].update(hidden=9), "the spec asks for"),
         (lambda h, t: h["spec"].update(base="seasonal"), "needs a season"),
+        (lambda h, t: h["spec"].update(activation=["tanh"] * 3), "3 activations, but layers: 1"),
         (lambda h, t: h["spec"].update(base="blend"), "goes with a blend"),
         (
             lambda h, t: h["spec"].update(

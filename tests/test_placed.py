@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit, typeof
 
-from streamlstm.memory import address_of, call_for_int, records
+from streamlstm.memory import call_for_int, records, require
 from streamlstm.placed import At, address_of_placed, placed, replace, rewrite, whole
 
 
@@ -103,7 +103,7 @@ def test_in_python_it_is_what_it_was() -> None:
 def test_it_is_called_by_its_address() -> None:
     value = placed(held())
     last = njit(lambda at: at.last)
-    code = address_of(last, value)
+    code = require(last, value)
     call = njit(lambda code, at: call_for_int(code, at))
     assert call(code, address_of_placed(value)) == -(1 << 62)
 

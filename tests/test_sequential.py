@@ -1,5 +1,6 @@
 """What is written as in Keras trains as Keras does, and the daemon's engine serves it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -47,9 +48,19 @@ def test_it_learns_and_predicts_what_its_weights_say() -> None:
     assert model.fit(x, y).history["loss"][0] < 1.2 * history[-1]  # it goes on from there
 
 
-def test_what_is_saved_forecasts_each_tick_from_the_last_window(tmp_path: Path) -> None:
+def mixed() -> Sequential:
+    first = LSTM(9, "relu", "hard_sigmoid", input_shape=(10, 1), return_sequences=True)
+    model = Sequential([first, LSTM(9, "sigmoid"), Dense(1)])
+    model.compile()
+    return model
+
+
+@pytest.mark.parametrize("make", [built, mixed])
+def test_what_is_saved_forecasts_each_tick_from_the_last_window(
+    make: Callable[[], Sequential], tmp_path: Path
+) -> None:
     x, y = windows()
-    model = built()
+    model = make()
     model.fit(x, y, epochs=2)
     model.save(tmp_path / "m.safetensors", step_ns=HOUR)
     series = np.random.default_rng(1).random(60)
@@ -106,7 +117,7 @@ def test_a_batch_that_is_not_full_counts_by_its_windows() -> None:
                     LSTM(4, "sigmoid"),
                 ]
             ),
-            "one width",
+            "a layer of sigmoid has to be as wide as the widest",
         ),
         (
             lambda: built().save("m.safetensors", targets=2),

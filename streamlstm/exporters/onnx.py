@@ -90,7 +90,7 @@ def export(model: Model, path: Path) -> None:
 
 
 def _check(spec: Spec) -> None:
-    of_layers = {spec.activation} | ({spec.recurrent_activation} if spec.cell != "rnn" else set())
+    of_layers = {each for both in spec.activations for each in both[: 1 + (spec.cell != "rnn")]}
     for used, known in ((of_layers, ACTIVATIONS), ({spec.head_activation}, OF_HEADS)):
         if strange := sorted(used - {*known}):
             raise ModelError(
@@ -163,11 +163,10 @@ def _layer(
         inputs.append(made.node("Gather", [each, which], [f"{name}0_l{n}"], axis=0))
         outputs.append(f"{name}_l{n}")
         ends[name].append(outputs[-1])
-    used = [spec.activation]
-    if of != "rnn":
-        used.insert(0, spec.recurrent_activation)
-    if of == "lstm":
-        used.append(spec.activation)
+    activation, recurrent = spec.activations[n]
+    used = {"lstm": [recurrent, activation, activation], "gru": [recurrent, activation]}.get(
+        of, [activation]
+    )
     options: dict[str, Any] = {"activations": [ACTIVATIONS[each] for each in used]}
     for name in ("alpha", "beta"):
         numbers = [NUMBERS[each][name] for each in used if name in NUMBERS.get(each, {})]

@@ -100,16 +100,17 @@ def export(model: Model, path: Path) -> None:
 def _check(spec: Spec) -> None:
     kind = f"nn.{_KINDS[spec.cell]}"
     able = ("tanh", "relu") if spec.cell == "rnn" else ("tanh",)
+    own, recurrent = ({*each} for each in zip(*spec.activations, strict=True))
     if spec.head_activation not in _HEADS:
         raise ModelError(f"activation {spec.head_activation} of the head: PyTorch has none such")
-    if spec.activation not in able:
-        raise ModelError(f"activation {spec.activation}: {kind} has {' or '.join(able)}; {_MEND}")
+    if strange := sorted(own - {*able}):
+        raise ModelError(f"activation {strange[0]}: {kind} has {' or '.join(able)}; {_MEND}")
+    if len(own) > 1:
+        raise ModelError(f"layers of {' and '.join(sorted(own))}: {kind} has one; {_MEND}")
     if spec.cell == "rnn":
         return
-    if spec.recurrent_activation != "sigmoid":
-        raise ModelError(
-            f"recurrent_activation {spec.recurrent_activation}: {kind} has sigmoid; {_MEND}"
-        )
+    if strange := sorted(recurrent - {"sigmoid"}):
+        raise ModelError(f"recurrent_activation {strange[0]}: {kind} has sigmoid; {_MEND}")
     if not spec.reset_after:
         raise ModelError(f"reset_after false: {kind} resets after the product; {_MEND}")
 

@@ -135,8 +135,8 @@ def assemble(parts: Parts, wanted: Wanted) -> Model:
             reset_after=first.bias_hh is not None or first.cell != "gru",
             layers=len(layers),
             hidden=hidden,
-            activation=first.activation,  # type: ignore[arg-type]
-            recurrent_activation=first.recurrent_activation,  # type: ignore[arg-type]
+            activation=_of_layers([layer.activation for layer in layers]),
+            recurrent_activation=_of_layers([layer.recurrent_activation for layer in layers]),
             head_activation=head.activation,  # type: ignore[arg-type]
             window=parts.window if wanted.window is None else wanted.window,
             inputs=inputs,
@@ -182,13 +182,6 @@ def _check_alike(layers: Sequence[Recurrent]) -> None:
                 f"{layer.name} is of {layer.cell.upper()} cells, {first.name} of"
                 f" {first.cell.upper()}; all layers have to be of one kind"
             )
-        for what in ("activation", "recurrent_activation"):
-            one, other = getattr(layer, what), getattr(first, what)
-            if one != other and (layer.cell != "rnn" or what == "activation"):
-                raise RefusedError(
-                    f"{layer.name}: {what} {one}, but {other} of {first.name};"
-                    " all layers have to have the same"
-                )
         if (layer.bias_hh is None) != (first.bias_hh is None):
             raise RefusedError(
                 f"{layer.name} resets otherwise than {first.name}: reset_after has to be the same"
@@ -199,6 +192,11 @@ def _check_alike(layers: Sequence[Recurrent]) -> None:
                 f" {width}"
             )
         width = layer.weight_hh.shape[1]
+
+
+def _of_layers(activations: list[str]) -> Any:
+    """As a spec says it: once where all layers have the same."""
+    return activations[0] if len({*activations}) == 1 else tuple(activations)
 
 
 def _check_activation(name: str, activation: str) -> None:

@@ -33,7 +33,7 @@ from streamlstm.kernels.cell import (
     state_shape,
 )
 from streamlstm.kernels.tiles import FLOAT_BYTES, TILE
-from streamlstm.memory import address_of, call
+from streamlstm.memory import call, require
 
 BLOCK = 384  # float32 of a register block at most
 SUM_COST = 9  # of adding up the lanes of a vector, in multiply-adds of vectors
@@ -160,7 +160,7 @@ def allocate(network: Network, capacity: int, threads: int | None = None) -> Buf
         head_terms=terms,
         sums=take(BLOCK),
         turn=take(2),
-        rows_code=address_of(_ROWS[kind], 0, 0, tiles.Ticks(0, 0, 0, 0, 0, 0), 0, 0, 0),
+        rows_code=require(_ROWS[kind], 0, 0, tiles.Ticks(0, 0, 0, 0, 0, 0), 0, 0, 0),
         share=at,
         scratch=keep(np.zeros(at * threads, np.float32)),
     )

@@ -28,7 +28,7 @@ from streamlstm.kernels.cell import (
     tanh,
 )
 from streamlstm.kernels.simd import fma, maximum, minimum, number, product, set_number
-from streamlstm.memory import address_of
+from streamlstm.memory import require
 
 (
     ELU, EXPONENTIAL, GELU, HARD_SILU, HARD_TANH, LEAKY_RELU, LOG_SIGMOID, MISH, RELU6, SELU, SILU,
@@ -151,4 +151,4 @@ def _all(code: int, memory: int, count: int) -> None:
 
 def words(code: int) -> NDArray[np.int64]:
     """What the address of says to `cell.activate` which activation it is."""
-    return np.array([address_of(_all, 0, 0, 0), code], np.int64)
+    return np.array([require(_all, 0, 0, 0), code], np.int64)

@@ -34,6 +34,8 @@ KINDS: list[dict[str, Any]] = [
     {"activation": "elu", "recurrent_activation": "softsign", "head_activation": "hard_silu"},
     {"cell": "gru", "activation": "softsign", "head_activation": "softplus"},
     {"cell": "rnn", "activation": "leaky_relu", "head_activation": "exponential"},
+    {"layers": 2, "activation": ("relu", "tanh"), "recurrent_activation": ("sigmoid", "elu")},
+    {"cell": "gru", "layers": 2, "activation": ("softsign", "linear")},
     {"window": 9, "cell": "gru", "layers": 2},
     {"window": 1},
 ]  # fmt: skip

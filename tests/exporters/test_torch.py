@@ -56,6 +56,10 @@ def test_it_comes_back_bit_for_bit(which: str, skip: bool, tmp_path: Path) -> No
     [
         ({"activation": "relu"}, r"activation relu: nn\.LSTM has tanh; export it as \.onnx"),
         ({"cell": "rnn", "activation": "linear"}, r"activation linear: nn\.RNN has tanh or relu"),
+        (
+            {"cell": "rnn", "layers": 2, "activation": ("tanh", "relu")},
+            r"layers of relu and tanh: nn\.RNN has one; export",
+        ),
         ({"recurrent_activation": "hard_sigmoid"}, "recurrent_activation hard_sigmoid: .* sigmoid"),
         ({"cell": "gru", "reset_after": False}, r"reset_after false: nn\.GRU .* \.onnx"),
     ],

@@ -133,15 +133,9 @@ def sources(draw: st.DrawFn, kind: str) -> dict[str, Any]:
     inputs = draw(st.integers(1, 3))
     window = draw(st.sampled_from([None, 7]))
     cell = kind.split(",")[0]
-    options: dict[str, Any] = {"activation": draw(st.sampled_from(("tanh", *ACTIVATIONS)))}
-    if cell != "SimpleRNN":
-        chosen = draw(st.sampled_from(("sigmoid", *ACTIVATIONS)))
-        options["recurrent_activation"] = chosen
+    options: dict[str, Any] = {"use_bias": draw(st.sampled_from((True, True, False)))}
     if cell == "GRU":
         options["reset_after"] = "before" not in kind
-    options["use_bias"] = draw(st.sampled_from((True, True, False)))
-    # states that are not bounded by an activation grow unless the weights are small
-    grows = any(options.get(what) in UNBOUNDED for what in ("activation", "recurrent_activation"))
     layers = maybe(
         call("Normalization"),
         call("Rescaling", scale=-0.8, offset=0.1),
@@ -151,7 +145,15 @@ def sources(draw: st.DrawFn, kind: str) -> dict[str, Any]:
     units = draw(st.lists(st.sampled_from((1, 2, 3, 5, 8)), min_size=1, max_size=3))
     steps = draw(st.booleans())
     cells = draw(st.sampled_from(("layers", "layers", "RNN", "stacked")))
-    many = [f"L.{cell}Cell({n}, **{options})" for n in units]
+    chosen = []
+    for _ in units:
+        each = {"activation": draw(st.sampled_from(("tanh", *ACTIVATIONS)))}
+        if cell != "SimpleRNN":
+            each["recurrent_activation"] = draw(st.sampled_from(("sigmoid", *ACTIVATIONS)))
+        chosen.append(each)
+    # states that are not bounded by an activation grow unless the weights are small
+    grows = any(name in UNBOUNDED for each in chosen for name in each.values())
+    many = [f"L.{cell}Cell({n}, **{options | own})" for n, own in zip(units, chosen, strict=True)]
     if len(units) == 1 and cells == "stacked":
         cells = "RNN"  # Keras itself fails on one LSTM cell in a list
     if cells == "stacked":
@@ -162,7 +164,8 @@ def sources(draw: st.DrawFn, kind: str) -> dict[str, Any]:
             layers.append(f"L.RNN({many[k]}, return_sequences={on}, name={name(cell)})")
         else:
             dropout = draw(st.sampled_from((0.0, 0.2)))
-            layers.append(call(cell, units=n, return_sequences=on, dropout=dropout, **options))
+            own = options | chosen[k]
+            layers.append(call(cell, units=n, return_sequences=on, dropout=dropout, **own))
         layers += maybe(call("Dropout", rate=0.2))
     last = draw(st.sampled_from(ACTIVATIONS))
     head = draw(st.sampled_from(("Dense", "two", "apart", "none", "each")))

@@ -13,7 +13,7 @@ from numba.core import event
 from streamlstm.jit import njit
 from streamlstm.kernels import cpu, layers, reference, simd, tiles
 from streamlstm.kernels.cell import ACTIVATIONS, Stages, padded
-from streamlstm.memory import address_of
+from streamlstm.memory import require
 from tests.kernels.networks import CELLS, LONG, OTHERS, SHORT, golden, random_network
 
 
@@ -276,7 +276,7 @@ def test_stages_run_for_each_row_before_and_after_it(count):
     arrays = inputs, brought, calls, outputs, taken
     context = np.array([array.ctypes.data for array in arrays])
     stages = Stages(
-        address_of(bring_inputs, 0, 0, 0), address_of(take_outputs, 0, 0, 0), context.ctypes.data
+        require(bring_inputs, 0, 0, 0), require(take_outputs, 0, 0, 0), context.ctypes.data
     )
     cpu.step(with_stages, slots, brought, rounds, outputs, stages)
     assert (calls == 1).all()

@@ -1,0 +1,117 @@
+"""Compile what the daemon needs before it starts: where nothing is compiled yet, on several cores.
+
+Numba compiles one function at a time in a process. So a few processes lay the same daemon out
+without compiling, which gives each the same list of what it requires; each takes the next of it
+until nothing is left, and what they make goes to the folder of compiled code.
+"""
+
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from streamlstm import logs
+from streamlstm.config import Config
+from streamlstm.memory import postponing
+from streamlstm.refitting import end_with
+from streamlstm.service import Service
+from streamlstm.systemd import notify
+
+MOST = 4
+"""Processes that compile at once, some 400 MB each: more would wait for the longest function."""
+
+
+def compile_all(config: Config) -> None:
+    """Compile, into the cache folder, all that the daemon would; one may serve meanwhile.
+
+    Raises:
+        the errors of :meth:`streamlstm.service.Service.prepare`.
+    """
+    with _apart(config) as service:
+        service.prepare()
+
+
+def share(config: Config) -> None:
+    """Where no daemon was compiled yet, compile most of it on several cores.
+
+    What goes wrong in these processes is left for the daemon to say, or to compile.
+    """
+    processes = min(len(os.sched_getaffinity(0)), MOST)
+    loops = Path(os.environ["NUMBA_CACHE_DIR"]).rglob("loop._run-*.nbi")
+    if processes == 1 or next(loops, None):
+        return
+    notify("STATUS=compiling")
+    logs.event(logging.INFO, "compiling", processes=processes, kept=os.environ["NUMBA_CACHE_DIR"])
+    numbers, write = os.pipe()
+    os.write(write, bytes(range(256)))
+    os.close(write)
+    command = [sys.executable, "-m", "streamlstm.ahead", str(os.getpid()), str(numbers)]
+    children = [
+        subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=[numbers],
+            env={name: said for name, said in os.environ.items() if name != "NOTIFY_SOCKET"},
+            process_group=0,  # Ctrl-C is for this process, which then ends them
+        )
+        for _ in range(processes)
+    ]
+    os.close(numbers)
+    try:
+        for child in children:
+            assert child.stdin
+            child.stdin.write(config.model_dump_json().encode())
+            child.stdin.close()
+        for child in children:
+            child.wait()
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+
+
+@contextmanager
+def _apart(config: Config) -> Iterator[Service]:
+    """A daemon by the same configuration, apart from what another has on disk and serves."""
+    with tempfile.TemporaryDirectory() as folder:
+        parked = Path(folder, "parked") if config.engine.parking else None
+        apart: dict[str, dict[str, object]] = {
+            "checkpoint": {"path": None},
+            "engine": {"parking": parked},
+            "metrics": {"enabled": False},
+            "service": {"cpus": ()},
+        }
+        service = Service(
+            config.model_copy(
+                update={
+                    table: getattr(config, table).model_copy(update=options)
+                    for table, options in apart.items()
+                }
+            )
+        )
+        try:
+            yield service
+        finally:
+            service.close()
+
+
+def _take_part(numbers: int) -> None:
+    """Compile what the numbers read there stand for, a byte each, until they end."""
+    config = Config.model_validate_json(sys.stdin.buffer.read())
+    with _apart(config) as service:
+        with postponing() as wanted:
+            service.lay_out()
+        while (said := os.read(numbers, 1)) and said[0] < len(wanted):
+            function, kinds = wanted[said[0]]
+            function.compile(kinds)
+
+
+if __name__ == "__main__":
+    end_with(int(sys.argv[1]))
+    _take_part(int(sys.argv[2]))

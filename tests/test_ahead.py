@@ -1,0 +1,127 @@
+"""A first start compiles on several cores, and nothing of that outlives the daemon or harms it."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from numba.core import event
+
+from streamlstm import ahead, memory
+from streamlstm.config import Config
+from tests.models import random_model_file
+
+several_cores = pytest.mark.skipif(
+    len(os.sched_getaffinity(0)) == 1, reason="one core: there is nobody to share with"
+)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return Config.model_validate({"model": random_model_file(tmp_path)})
+
+
+@pytest.fixture
+def cold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of compiled code that has none, for processes begun from here on."""
+    folder = tmp_path / "cold"
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(folder))
+    return folder
+
+
+def required(config: Config) -> list[str]:
+    with ahead._apart(config) as service, memory.postponing() as wanted:
+        service.lay_out()
+    return [function.__name__ for function, _ in wanted]
+
+
+def test_what_a_daemon_requires_is_known_before_it_is_compiled(config: Config) -> None:
+    listener = event.RecordingListener()
+    event.register("numba:compile", listener)
+    try:
+        names = required(config)
+    finally:
+        event.unregister("numba:compile", listener)
+    compiled = {what.data["dispatcher"].__name__ for _, what in listener.buffer}
+    assert {"_lstm_rows", "before", "after", "compute", "_read", "_write", "_run"} <= {*names}
+    assert not compiled & {*names}
+    assert not memory.is_postponing()
+
+
+def test_each_process_compiles_what_falls_to_it(config: Config, cold: Path) -> None:
+    numbers, write = os.pipe()
+    os.write(write, bytes([required(config).index("_lookup"), 255]))
+    os.close(write)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "streamlstm.ahead", str(os.getpid()), str(numbers)],
+            input=config.model_dump_json(), pass_fds=[numbers], capture_output=True, text=True,
+        )  # fmt: skip
+    finally:
+        os.close(numbers)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    kept = {path.name.partition("-")[0] for path in cold.rglob("*.nbi")}
+    assert "series._lookup" in kept
+    assert not {"series._bind", "stages.after", "cpu._lstm_rows"} & kept
+
+
+def test_one_that_was_compiled_before_is_not_shared(
+    config: Config, cold: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is it where there is one core."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a process was begun")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    cold.mkdir()
+    with monkeypatch.context() as alone:
+        alone.setattr(os, "sched_getaffinity", lambda pid: {0})
+        ahead.share(config)
+    (cold / "loop._run-1.py311.nbi").touch()
+    ahead.share(config)
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@several_cores
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_no_process_outlives_the_daemon(number: int, config: Config, cold: Path) -> None:
+    daemon = subprocess.Popen(
+        [sys.executable, "-m", "streamlstm", "run", "--set", f"model={config.model}"],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with daemon:
+        assert daemon.stderr
+        assert " INFO compiling processes=" in daemon.stderr.readline()
+        until = time.monotonic() + 60
+        while not any(cold.rglob("*.nbi")):  # so both have long begun
+            assert time.monotonic() < until
+            os.sched_yield()
+        handles = [os.pidfd_open(pid) for pid in children_of(daemon.pid)]
+        assert len(handles) > 1
+        daemon.send_signal(number)
+        assert daemon.wait(60) == {signal.SIGINT: 130, signal.SIGKILL: -9}[number]  # type: ignore[index]
+        for handle in handles:
+            poll = select.poll()
+            poll.register(handle, select.POLLIN)
+            assert poll.poll(10_000), "it goes on"
+            os.close(handle)
+
+
+@several_cores
+def test_what_is_wrong_is_said_by_the_daemon(cold: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "streamlstm", "run", "--set", "model=none"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    compiling, error = done.stderr.splitlines()
+    assert "compiling" in compiling
+    assert "ERROR none: no such model file" in error
+    assert done.returncode == 1
