@@ -167,9 +167,9 @@ def prepare() -> None:
     for name, twin in twins.items():
         setattr(decimals, name, twin)
 
-    from streamlstm import journal
+    from streamlstm import appending
 
-    journal._pwrite = lambda file, begin, size, at: os.pwrite(
+    appending._pwrite = lambda file, begin, size, at: os.pwrite(
         file, ctypes.string_at(int(begin), int(size)), int(at)
     )
 

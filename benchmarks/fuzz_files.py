@@ -21,9 +21,10 @@ import zmq
 from benchmarks.fuzz_mutate import Message
 from benchmarks.fuzz_wire import NOW, Finding
 from streamlstm import checkpoint, config, segments
+from streamlstm.appending import append
 from streamlstm.engine import Engine
 from streamlstm.hashing import checksum, siphash
-from streamlstm.journal import Journal, append
+from streamlstm.journal import Journal
 from streamlstm.model import ModelError, load_model, save_model
 from streamlstm.parking import Parking, _sum
 from streamlstm.snapshot import Snapshots

@@ -30,7 +30,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from streamlstm import journal
+from streamlstm import appending, journal
 from streamlstm.events import NEW as NEW_SERIES
 from streamlstm.events import Changes, no_events
 from streamlstm.ticks import Names, Ticks
@@ -113,9 +113,9 @@ class _Segments:
     def append(self, number: int) -> None:
         log, batch = self._journal.log, self._batch
         batch.begin_series(number)
-        while (error := journal.append(log, batch.ticks, batch.events, 0)) == journal.FULL:
+        while (error := appending.append(log, batch.ticks, batch.events, 0)) == appending.FULL:
             time.sleep(0.001)
-        if error or journal.commit(log):
+        if error or appending.commit(log):
             raise OSError(error, "journal")
 
     def sync(self) -> None:
@@ -125,7 +125,7 @@ class _Segments:
         self._journal.forget(before)
 
     def size(self) -> int:
-        return int(self._journal.log.state[journal.BYTES])
+        return int(self._journal.log.state[appending.BYTES])
 
     def close(self) -> None:
         self._journal.close()

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from streamlstm import logs
@@ -24,6 +24,8 @@ from streamlstm.systemd import notify
 MOST = 4
 """Processes that compile at once, some 400 MB each: more would wait for the longest function."""
 
+_log = logging.getLogger("streamlstm")
+
 
 def compile_all(config: Config) -> None:
     """Compile, into the cache folder, all that the daemon would; one may serve meanwhile.
@@ -31,8 +33,10 @@ def compile_all(config: Config) -> None:
     Raises:
         the errors of :meth:`streamlstm.service.Service.prepare`.
     """
-    with _apart(config) as service:
-        service.prepare()
+    with tempfile.TemporaryDirectory() as folder:
+        parked = Path(folder, "parked") if config.engine.parking else None
+        with _apart(config, parking=parked) as service:
+            service.prepare()
 
 
 def share(config: Config) -> None:
@@ -41,75 +45,75 @@ def share(config: Config) -> None:
     What goes wrong in these processes is left for the daemon to say, or to compile.
     """
     processes = min(len(os.sched_getaffinity(0)), MOST)
-    loops = Path(os.environ["NUMBA_CACHE_DIR"]).rglob("loop._run-*.nbi")
-    if processes == 1 or next(loops, None):
+    kept = Path(os.environ["NUMBA_CACHE_DIR"])
+    if processes == 1 or next(kept.rglob("loop._run-*.nbi"), None):
         return
     notify("STATUS=compiling")
-    logs.event(logging.INFO, "compiling", processes=processes, kept=os.environ["NUMBA_CACHE_DIR"])
+    logs.event(logging.INFO, "compiling", processes=processes, kept=kept)
     numbers, write = os.pipe()
     os.write(write, bytes(range(256)))
     os.close(write)
-    command = [sys.executable, "-m", "streamlstm.ahead", str(os.getpid()), str(numbers)]
-    children = [
-        subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=[numbers],
-            env={name: said for name, said in os.environ.items() if name != "NOTIFY_SOCKET"},
-            process_group=0,  # Ctrl-C is for this process, which then ends them
-        )
-        for _ in range(processes)
-    ]
-    os.close(numbers)
+    children: list[subprocess.Popen[bytes]] = []
     try:
-        for child in children:
-            assert child.stdin
-            child.stdin.write(config.model_dump_json().encode())
-            child.stdin.close()
+        for _ in range(processes):
+            children.append(_begun(numbers, config))
         for child in children:
             child.wait()
+    except OSError as error:
+        _log.warning("no process could be begun that compiles: %s", error.strerror)
     finally:
+        os.close(numbers)
         for child in children:
             child.kill()
             child.wait()
 
 
-@contextmanager
-def _apart(config: Config) -> Iterator[Service]:
-    """A daemon by the same configuration, apart from what another has on disk and serves."""
-    with tempfile.TemporaryDirectory() as folder:
-        parked = Path(folder, "parked") if config.engine.parking else None
-        apart: dict[str, dict[str, object]] = {
-            "checkpoint": {"path": None},
-            "engine": {"parking": parked},
-            "metrics": {"enabled": False},
-            "service": {"cpus": ()},
-        }
-        service = Service(
-            config.model_copy(
-                update={
-                    table: getattr(config, table).model_copy(update=options)
-                    for table, options in apart.items()
-                }
-            )
-        )
-        try:
-            yield service
-        finally:
-            service.close()
+def _begun(numbers: int, config: Config) -> subprocess.Popen[bytes]:
+    """A process that takes part."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "streamlstm.ahead", str(os.getpid()), str(numbers)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        pass_fds=[numbers],
+        env={name: said for name, said in os.environ.items() if name != "NOTIFY_SOCKET"},
+        process_group=0,  # Ctrl-C is for this process, which then ends it
+    )
+    assert child.stdin
+    with suppress(BrokenPipeError), child.stdin as pipe:
+        pipe.write(config.model_dump_json().encode())
+    return child
 
 
 def _take_part(numbers: int) -> None:
     """Compile what the numbers read there stand for, a byte each, until they end."""
     config = Config.model_validate_json(sys.stdin.buffer.read())
-    with _apart(config) as service:
+    # a GPU is the daemon's alone, and what it compiles for the CPU is the same beside one
+    with _apart(config, parking=None, backend="cpu") as service:
         with postponing() as wanted:
             service.lay_out()
         while (said := os.read(numbers, 1)) and said[0] < len(wanted):
             function, kinds = wanted[said[0]]
             function.compile(kinds)
+
+
+@contextmanager
+def _apart(config: Config, **engine: object) -> Iterator[Service]:
+    """A daemon by the same configuration, apart from what another has on disk and serves."""
+    apart: dict[str, dict[str, object]] = {
+        "checkpoint": {"path": None},
+        "engine": engine,
+        "metrics": {"enabled": False},
+        "service": {"cpus": ()},
+    }
+    tables = {
+        table: getattr(config, table).model_copy(update=options) for table, options in apart.items()
+    }
+    service = Service(config.model_copy(update=tables))
+    try:
+        yield service
+    finally:
+        service.close()
 
 
 if __name__ == "__main__":

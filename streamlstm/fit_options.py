@@ -48,7 +48,9 @@ class FitOptions(BaseModel):
     )
     spread: bool = Field(default=True, description="say with each forecast how far it may err")
     loss: Literal["mse", "mae", "huber"] = Field(default="mae", description="mse, mae or huber")
-    updates: int = Field(default=600, ge=1, description="updates of the weights, at most")
+    updates: int = Field(
+        default=600, ge=1, description="updates of the weights, at most, in each of two trainings"
+    )
     batch: int = Field(default=64, ge=1, le=65536, description="spans an update learns from")
     chunk: int = Field(default=48, ge=1, le=65536, description="steps that gradients travel back")
     carried: int = Field(default=4, ge=1, description="chunks that a span is long")

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from streamlstm import checkpoint, journal, logs, models, segments
+from streamlstm import appending, checkpoint, logs, models, segments
 from streamlstm.checkpoint import CheckpointError, Saving
 from streamlstm.config import Config
 from streamlstm.engine import Engine
@@ -115,7 +115,7 @@ class Kept:
                 self.adopt(handover.new)
                 logs.event(logging.INFO, "model taken over", model=wanted.id, before=before)
         except OSError as error:
-            raise CheckpointError(f"{error}; {mend_of(error)}") from error
+            raise CheckpointError(fault_of(error, path)) from error
 
     def adopt(self, engine: Engine) -> None:
         """Keep what this engine is from now on, in the place of the one before."""
@@ -212,8 +212,8 @@ class Kept:
         """Fetch what is counted here; it only reads, in whichever thread."""
         values = self._values
         if self.journal:
-            values["journal_bytes"] = self.journal.log.state[journal.BYTES]
-            values["ticks_not_journalled"] = self.journal.log.state[journal.MISSED]
+            values["journal_bytes"] = self.journal.log.state[appending.BYTES]
+            values["ticks_not_journalled"] = self.journal.log.state[appending.MISSED]
         if self.parking:
             values["series_parked"] = self.parking.parked
             values["series_returned"] = self.parking.returned
@@ -335,9 +335,10 @@ def engine_of(config: Config, model: Model) -> Engine:
     )
 
 
-def mend_of(error: OSError) -> str:
-    """What to do where a file could not be written."""
-    return _MENDS.get(error.errno or 0, "choose a folder that this user may write to")
+def fault_of(error: OSError, path: Path) -> str:
+    """One line about what could not be written at that path, or beside it, with the mend."""
+    mend = _MENDS.get(error.errno or 0, "choose a folder that this user may write to")
+    return f"{error.filename or path}: {error.strerror}; {mend}"
 
 
 def _state_bytes(engine: Engine) -> int:

@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 
 from streamlstm import metrics, transport
 from streamlstm.admission import place
+from streamlstm.appending import FULL, Log, append, commit, nowhere
 from streamlstm.backlog import BLOCK, Backlog, Queue, add, make_room
 from streamlstm.copy_on_write import BEHIND, MORE, sweep
 from streamlstm.engine import Engine, events
 from streamlstm.handover import Handover
 from streamlstm.index import CLOSING, IDLE, WAITING, approach, close, seek
 from streamlstm.jit import njit
-from streamlstm.journal import FULL, Log, append, commit, nowhere
 from streamlstm.kernels.cell import Stages
 from streamlstm.memory import call_for_int, require
 from streamlstm.parking import Parking

@@ -32,7 +32,7 @@ from streamlstm.model import Model, load_model, save_model
 from streamlstm.recorded import recorded
 from streamlstm.refitting import KEPT, WON, end_with
 from streamlstm.rolling import Backtest
-from streamlstm.terminal import FitBar, printable
+from streamlstm.terminal import FitBar, LeavingConsole, printable
 from streamlstm.train import fit
 
 COVERAGE = 0.9
@@ -66,7 +66,7 @@ def command(config: Config, options: argparse.Namespace) -> int:
         raise ConfigError("checkpoint.path: missing; the journal that is learned from lies there")
     if not (options.dry_run or os.access(path.parent, os.W_OK)):
         raise ConfigError(f"{path.parent}: no model can be written there; choose another folder")
-    console = Console(stderr=True, quiet=options.json)
+    console = LeavingConsole(stderr=True, quiet=options.json)
     old, asked = load_model(path), config.refit
     chosen = options_of(path, old)
     folder = journal_of(config.checkpoint.path)

@@ -15,7 +15,7 @@ from streamlstm.checkpoint import Saving
 from streamlstm.config import Config
 from streamlstm.copy_on_write import BEHIND, MORE, NOTHING, sweep
 from streamlstm.handover import Handover
-from streamlstm.kept import Kept, engine_of, mend_of
+from streamlstm.kept import Kept, engine_of, fault_of
 from streamlstm.loop import Loop
 from streamlstm.model import ModelError, load_model
 
@@ -69,7 +69,8 @@ class Reload:
         try:
             return self._advance()
         except OSError as error:
-            raise ReloadError(f"{error}; {mend_of(error)}") from error
+            path = self._config.checkpoint.path or self._config.model
+            raise ReloadError(fault_of(error, path)) from error
         except ModelError as error:
             raise ReloadError(f"{error}") from error
 

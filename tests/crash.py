@@ -25,9 +25,9 @@ from streamlstm import offline
 from streamlstm.checkpoint import CheckpointError
 from streamlstm.config import Config
 from streamlstm.engine import Engine
-from streamlstm.journal import JournalError
 from streamlstm.model import Model, load_model
 from streamlstm.parking import Parking
+from streamlstm.segments import JournalError
 from streamlstm.ticks import END, Arrivals, Forecasts, Keys, Ticks
 from streamlstm.wire.peer import decode_prediction, encode_tick
 from tests.daemon import Client, Daemon, start

@@ -34,7 +34,7 @@ def cold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def required(config: Config) -> list[str]:
-    with ahead._apart(config) as service, memory.postponing() as wanted:
+    with ahead._apart(config, parking=None) as service, memory.postponing() as wanted:
         service.lay_out()
     return [function.__name__ for function, _ in wanted]
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streamlstm.appending import BYTES, FULL, SYNC_ERRORS, SYNCS, append, commit
 from streamlstm.events import (
     BACK,
     CREATE,
@@ -26,7 +27,7 @@ from streamlstm.events import (
     no_events,
     note,
 )
-from streamlstm.journal import BYTES, FULL, SYNC_ERRORS, SYNCS, Durability, Journal, append, commit
+from streamlstm.journal import Durability, Journal
 from streamlstm.segments import Entry, Found, JournalError, read, tail
 from streamlstm.ticks import Names, Ticks
 

@@ -12,9 +12,9 @@ from streamlstm import checkpoint
 from streamlstm.config import Config, ConfigError
 from streamlstm.datasets.frames import read_table
 from streamlstm.engine import Engine
-from streamlstm.journal import JournalError
 from streamlstm.model import load_model
 from streamlstm.offline import command, difference, digest, run, state_of
+from streamlstm.segments import JournalError
 from streamlstm.ticks import Keys, Ticks
 from tests.models import HOUR, random_model_file
 from tests.test_cli import streamlstm

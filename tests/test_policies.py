@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamlstm import features
+from streamlstm.appending import append
 from streamlstm.engine import Engine, events
 from streamlstm.golden import make_golden
-from streamlstm.journal import Journal, append
+from streamlstm.journal import Journal
 from streamlstm.kernels import cpu
 from streamlstm.model import Model
 from streamlstm.policies import AS_THEY_COME, IN_A_ROW, Policies

@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 
 from streamlstm import refit
+from streamlstm.appending import FULL, append
 from streamlstm.config import Config, ConfigError, load_config
 from streamlstm.datasets.frames import SeriesData
 from streamlstm.engine import Engine, events
 from streamlstm.events import Events
 from streamlstm.fit_options import FitOptions
-from streamlstm.journal import FULL, Journal, append
+from streamlstm.journal import Journal
 from streamlstm.model import Model, load_model, save_model
 from streamlstm.policies import LIMIT
 from streamlstm.recorded import recorded

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from streamlstm import checkpoint
+from streamlstm.appending import append
 from streamlstm.engine import Engine, events
-from streamlstm.journal import Journal, append
+from streamlstm.journal import Journal
 from streamlstm.loop import _step
 from streamlstm.model import load_model
 from streamlstm.parking import Parking
