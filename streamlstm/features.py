@@ -17,24 +17,18 @@ next, or before.
 """
 
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
-from functools import cache
-from math import exp, factorial
+from math import exp
 from typing import Any, NamedTuple
-from zoneinfo import ZoneInfo
 
 import numpy as np
 from numpy.typing import NDArray
 
+from streamlstm.calendars import DAY, PERIODS, UTC_ALONE, local_shift, sin_cos, utc_offsets
 from streamlstm.jit import njit
 from streamlstm.memory import Fields, records
 from streamlstm.model import CalendarName, Spec
 from streamlstm.placed import placed
 
-SECOND = 1_000_000_000
-MINUTE, HOUR, DAY = 60 * SECOND, 3600 * SECOND, 86400 * SECOND
-WEEK, YEAR = 7 * DAY, 31_556_952 * SECOND  # the mean Gregorian year
-_PERIOD: dict[CalendarName, int] = {"hour": DAY, "week": WEEK, "year": YEAR}
 _SCALINGS = ("none", "fixed", "running")
 _BASES = ("none", "last", "seasonal", "blend")
 FIXED, RUNNING = 1, 2
@@ -46,7 +40,6 @@ FARTHEST_APART = 8.0
 ENOUGH = 30
 """Ticks of a series before which its running scale says little."""
 _NEAREST = exp(-FARTHEST_APART)
-_SINE = tuple((-1.0) ** (n // 2) / factorial(n) for n in range(17, 0, -2))
 
 
 class Plan(NamedTuple):
@@ -153,7 +146,7 @@ def memory_of(state: Mapping[str, NDArray[Any]]) -> Memory:
 
 def plan(spec: Spec) -> Plan:
     """Lay ``spec`` out for compiled code."""
-    shift_at, shift = _utc_offsets(spec.timezone) if spec.calendar else _FIXED_UTC
+    shift_at, shift = utc_offsets(spec.timezone) if spec.calendar else UTC_ALONE
     ones = np.ones(spec.inputs)
     return Plan(
         spec.step_ns,
@@ -170,7 +163,7 @@ def plan(spec: Spec) -> Plan:
         spec.blend.long if spec.blend else 1,
         np.array(spec.blend.weights if spec.blend else [], np.float64).reshape(-1, 3),
         np.array(spec.lags, np.int64),
-        np.array([_PERIOD[name] for name in spec.calendar], np.int64),
+        np.array([PERIODS[name] for name in spec.calendar], np.int64),
         shift_at,
         shift,
         spec.measured,
@@ -271,10 +264,10 @@ def _advance(
             rows.x[row, column] = np.float32(since / rows.scale[row, j])
             column += 1
     if len(plan.periods):
-        local = ts + _shift(plan.shift_at, plan.shift, ts)
+        local = ts + local_shift(plan.shift_at, plan.shift, ts)
         for a in range(len(plan.periods)):
             period = plan.periods[a]
-            sine, cosine = _sin_cos((local % period) / period)
+            sine, cosine = sin_cos((local % period) / period)
             rows.x[row, column], rows.x[row, column + 1] = sine, cosine
             rows.x[row, column + 2] = 2.0 * sine * cosine
             rows.x[row, column + 3] = cosine * cosine - sine * sine
@@ -486,46 +479,6 @@ def _log(x: float) -> float:
     return min(2.0 * ratio * total + exponent * 0.6931471805599453, FARTHEST_APART)
 
 
-@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _shift(shift_at: NDArray[np.int64], shift: NDArray[np.int64], ts: int) -> int:
-    """Local time minus UTC at ``ts``, by bisection."""
-    low, high = 0, len(shift_at)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if shift_at[middle] <= ts:
-            low = middle
-        else:
-            high = middle
-    return shift[low]
-
-
-@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _sin_cos(turn: float) -> tuple[float, float]:
-    """Sine and cosine of a phase in [0, 1), in turns; within 1e-10, the same bits everywhere."""
-    return _sin_quarter(_fold(turn)), _sin_quarter(_fold(turn + 0.25))
-
-
-@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _fold(turn: float) -> float:
-    """The phase in [-1/4, 1/4] of the same sine."""
-    turn -= np.floor(turn + 0.5)
-    if turn > 0.25:
-        return 0.5 - turn
-    if turn < -0.25:
-        return -0.5 - turn
-    return turn
-
-
-@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _sin_quarter(turn: float) -> float:
-    """Taylor's series of sin(2 pi turn) to the 17th power, |turn| <= 1/4; within 1e-13."""
-    a = 6.283185307179586 * turn
-    total = 0.0
-    for coefficient in _SINE:
-        total = total * (a * a) + coefficient
-    return total * a
-
-
 def features_of(spec: Spec, ts: NDArray[np.int64], values: NDArray[np.float64]) -> Rows:
     """Features of a whole series from a cold start, as the stream would compute them.
 
@@ -551,40 +504,11 @@ def grid_steps(step_ns: int, ts: NDArray[np.int64]) -> NDArray[np.int64]:
     return steps
 
 
-_FIXED_UTC = (np.zeros(1, np.int64), np.zeros(1, np.int64))
-
-
-@cache
-def _utc_offsets(name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Transitions of a time zone from 1970 to 2100: from when (UTC ns), local minus UTC (ns)."""
-    zone = ZoneInfo(name)
-
-    def offset(second: int) -> int:
-        delta = datetime.fromtimestamp(second, UTC).astimezone(zone).utcoffset() or timedelta()
-        return round(delta.total_seconds())
-
-    week = WEEK // SECOND
-    at, shifts = [0], [offset(0)]
-    for start in range(0, 130 * YEAR // SECOND, week):
-        low, high = start, start + week
-        if offset(high) == shifts[-1]:
-            continue
-        while high - low > 1:
-            middle = (low + high) // 2
-            if offset(middle) == shifts[-1]:
-                low = middle
-            else:
-                high = middle
-        at.append(high)
-        shifts.append(offset(high))
-    return np.array(at, np.int64) * SECOND, np.array(shifts, np.int64) * SECOND
-
-
 def default_calendar(step_ns: int, span_ns: int) -> tuple[CalendarName, ...]:
     """The phases that a spacing can see and a span of at least two periods can teach."""
     longest: dict[CalendarName, int] = {"hour": DAY // 2, "week": 2 * DAY, "year": 60 * DAY}
     return tuple(
         name
-        for name, period in _PERIOD.items()
-        if 0 < step_ns <= longest[name] and span_ns >= 2 * period
+        for name, most in longest.items()
+        if 0 < step_ns <= most and span_ns >= 2 * PERIODS[name]
     )

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from streamlstm.calendars import DAY, WEEK, YEAR
 from streamlstm.datasets.frames import SeriesData
 from streamlstm.datasets.times import grid_of
-from streamlstm.features import DAY, WEEK, YEAR, default_calendar, features_of
+from streamlstm.features import default_calendar, features_of
 from streamlstm.fit_options import FitOptions
 from streamlstm.linear import trimmed_mean
 from streamlstm.model import ROLES, Blend, Input, Scaling, Spec

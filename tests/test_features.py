@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamlstm import features
-from streamlstm.features import HOUR, features_of
+from streamlstm.calendars import HOUR, YEAR, sin_cos
+from streamlstm.features import features_of
 from streamlstm.model import Blend, Scaling, Spec
 
 START = 1_400_000_000 * 10**9 // HOUR * HOUR
@@ -159,7 +160,7 @@ def test_calendar_is_that_of_the_stated_time_zone(zone: str) -> None:
 @given(st.floats(0, 1, exclude_max=True))
 @settings(max_examples=500)
 def test_sine_and_cosine(turn: float) -> None:
-    ours = features._sin_cos(turn)
+    ours = sin_cos(turn)
     assert ours == pytest.approx((np.sin(2 * np.pi * turn), np.cos(2 * np.pi * turn)), abs=1e-12)
 
 
@@ -178,4 +179,4 @@ def test_default_calendar_is_what_spacing_and_span_can_show() -> None:
     assert features.default_calendar(day, 60 * day) == ("week",)
     assert features.default_calendar(30 * day, 800 * day) == ("year",)
     assert features.default_calendar(0, 800 * day) == ()
-    assert timedelta(microseconds=features.YEAR // 1000).days == 365
+    assert timedelta(microseconds=YEAR // 1000).days == 365

@@ -15,7 +15,7 @@ LEVELS = {
     "jit": -1,  # how all others have their functions compiled
     "files": -1,
     "config": 0, "model": 0, "ticks": 0, "timestamps": 0, "metrics": 0, "compiled": 0, "memory": 0,
-    "decimals": 0, "placed": 0, "security": 0, "logs": 0, "systemd": 0,
+    "decimals": 0, "placed": 0, "calendars": 0, "security": 0, "logs": 0, "systemd": 0,
     "fit_options": 1, "features": 1, "kernels": 1, "hashing": 1, "transport": 1,
     "intervals": 1, "adapt": 1, "backlog": 1, "events": 1, "copy_on_write": 1, "web": 1,
     "watch": 1,

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+from streamlstm.calendars import DAY
 from streamlstm.exporters.pipeline import described
 from streamlstm.exporters.torch import export
-from streamlstm.features import DAY, features_of
+from streamlstm.features import features_of
 from streamlstm.golden import network_of
 from streamlstm.importers.parts import Wanted
 from streamlstm.importers.torch import convert, run
