@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamlstm.jit import njit
-from streamlstm.memory import Fields, copy, load_f32, store_f32
+from streamlstm.memory import Fields, beyond, copy, load_f32, row_of, store_f32
 from streamlstm.model import Spec
 
 RATE = 0.001
@@ -65,6 +65,8 @@ class Plan(NamedTuple):
     """(learned,) ticks between two examples of a step, at least as many as it lies ahead"""
     memory: NDArray[np.float64]
     """(learned,) answers over which gain and usual error are averaged"""
+    fade: NDArray[np.float64]
+    """(learned, horizon) share of a step's correction that each forecast gets"""
     model: int
     """what its directions mean: those of another model say nothing to what was learned from them"""
 
@@ -113,8 +115,20 @@ def plan(spec: Spec, steps: Sequence[int], model: str = "1") -> Plan:
         apart.append(ticks)
     memory = [max(LEAST_MEMORY, MEMORY / ticks) for ticks in apart]
     return Plan(
-        np.array(chosen, np.int64), np.array(apart, np.int64), np.array(memory), int(model, 16)
-    )
+        np.array(chosen, np.int64), np.array(apart, np.int64), np.array(memory),
+        _faded(chosen, spec.horizon), int(model, 16),
+    )  # fmt: skip
+
+
+def _faded(steps: Sequence[int], horizon: int) -> NDArray[np.float64]:
+    """A correction fades in from the step learned before, and out towards the next one."""
+    edges, every = [0, *steps, horizon + 1], np.arange(1, horizon + 1)
+    fade = np.zeros((len(steps), horizon))
+    for a, (before, k, after) in enumerate(zip(edges, edges[1:], edges[2:], strict=False)):
+        rising, falling = (before < every) & (every <= k), (k < every) & (every < after)
+        fade[a, rising] = (every[rising] - before) / (k - before) if a > 0 else 1.0
+        fade[a, falling] = (after - every[falling]) / (after - k) if a + 1 < len(steps) else 1.0
+    return fade
 
 
 def learned_fields(plan: Plan, spec: Spec) -> Fields:
@@ -204,19 +218,19 @@ def _begin(plan: Plan, learned: Learned, slot: int) -> None:
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _apply(plan: Plan, a: int, j: int, amount: float, point: NDArray[np.float64], to: int) -> None:
-    """Let the correction of a learned step fade in from the step learned before, and out after."""
+    """Correct the forecasts that a learned step has a share in."""
     if amount == 0.0:
         return
-    k, last = plan.steps[a], len(plan.steps) - 1
-    before = plan.steps[a - 1] if a > 0 else 0
-    after = plan.steps[a + 1] if a < last else point.shape[1] + 1
-    for step in range(before + 1, after):
-        share = 1.0
-        if step < k and a > 0:
-            share = (step - before) / (k - before)
-        elif step > k and a < last:
-            share = (after - step) / (after - k)
-        point[to, step - 1, j] += share * amount
+    begin = plan.steps[a - 1] if a > 0 else 0
+    end = plan.steps[a + 1] - 1 if a + 1 < len(plan.steps) else point.shape[1]
+    targets, fade = point.shape[2], beyond(row_of(plan.fade, a), begin)
+    forecast = beyond(row_of(point, to), begin * targets + j)
+    if targets == 1:  # they lie side by side
+        for k in range(end - begin):
+            forecast[k] += fade[k] * amount
+    else:
+        for k in range(end - begin):
+            forecast[k * targets] += fade[k] * amount
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from streamlstm.calendars import DAY, PERIODS, UTC_ALONE, local_shift, sin_cos, utc_offsets
 from streamlstm.jit import njit
-from streamlstm.memory import Fields, records
+from streamlstm.memory import Fields, beyond, records, row_of
 from streamlstm.model import CalendarName, Spec
 from streamlstm.placed import placed
 
@@ -362,37 +362,58 @@ def _base_forecast(
     j: int,
 ) -> None:
     """Write the base forecast of target ``j``, for whose step 1 loc stands there on entry."""
-    targets = plan.targets
+    targets, base, past = plan.targets, row_of(rows.base, row), row_of(memory.past, slot)
     if plan.base == BLEND:
-        _blended(plan, memory, rows, row, slot, place, value, j)
-        return
-    known = value if plan.base == LAST else rows.base[row, j]
-    filled = plan.horizon
-    if plan.base == SEASONAL:
-        known, filled = value, min(plan.season, plan.horizon)
-    history = memory.past.shape[1]
-    back = place + 1 - plan.season  # the place one season before the step ahead
-    at = back % history if history else 0
+        if targets == 1:  # then all that is read lies side by side
+            _blended(plan, past, place, value, 0, 1, base)
+        else:
+            _blended(plan, past, place, value, j, targets, base)
+    elif plan.base == SEASONAL:
+        _seasonal(plan, past, place, value, j, base)
+    else:
+        known = value if plan.base == LAST else base[j]
+        for at in range(j, len(base), targets):
+            base[at] = known
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _seasonal(
+    plan: Plan,
+    past: NDArray[np.float64],
+    place: int,
+    value: float,
+    j: int,
+    base: NDArray[np.float64],
+) -> None:
+    """The value one season before each step; ``value`` where that is before the first tick."""
+    targets, season = plan.targets, plan.season
+    history, filled = len(past) // targets, min(season, plan.horizon)
+    back = place + 1 - season  # the place one season before the step ahead
+    at = back % history
     for k in range(filled):
-        y = known
-        if plan.base == SEASONAL and back + k >= 0:
-            y = memory.past[slot, at, j]
-        rows.base[row, k * targets + j] = y
+        base[k * targets + j] = past[at * targets + j] if back + k >= 0 else value
         at = at + 1 if at + 1 < history else 0
     for k in range(filled, plan.horizon):
-        rows.base[row, k * targets + j] = rows.base[row, (k - plan.season) * targets + j]
+        base[k * targets + j] = base[(k - season) * targets + j]
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _blended(
-    plan: Plan, memory: Memory, rows: Rows, row: int, slot: int, place: int, value: float, j: int
+    plan: Plan,
+    past: NDArray[np.float64],
+    place: int,
+    value: float,
+    j: int,
+    targets: int,
+    base: NDArray[np.float64],
 ) -> None:
     """The base forecast of target ``j`` as :class:`streamlstm.model.Blend` says."""
-    history, short, long = memory.past.shape[1], plan.short, plan.long
+    history, short, long = len(past) // targets, plan.short, plan.long
     # the places at the phase of the step ahead, and where the ring holds them
     place1, place2 = place + 1 - short, place + 1 - long
     at1, at2, at3 = place1 % history, place2 % history, (place1 - long) % history
-    for k in range(plan.horizon):
+    k = 0
+    while k < plan.horizon:
         if place1 > place:
             place1 -= short
             at1 -= short if at1 >= short else short - history
@@ -400,20 +421,33 @@ def _blended(
         if place2 > place:
             place2 -= long
             at2 -= long if at2 >= long else long - history
-        output = k * plan.targets + j
-        base = value
-        if place1 >= 0:
-            s1 = memory.past[slot, at1, j]
-            base += plan.blend[output, 0] * (s1 - value)
-            if place1 >= long:
-                base += plan.blend[output, 2] * (s1 - memory.past[slot, at3, j])
-        if place2 >= 0:
-            base += plan.blend[output, 1] * (memory.past[slot, at2, j] - value)
-        rows.base[row, output] = base
-        place1, place2 = place1 + 1, place2 + 1
-        at1 = at1 + 1 if at1 + 1 < history else 0
-        at2 = at2 + 1 if at2 + 1 < history else 0
-        at3 = at3 + 1 if at3 + 1 < history else 0
+        # as many steps as go alike, none beyond the end of the ring
+        run = min(plan.horizon - k, place + 1 - max(place1, place2))
+        run = min(run, history - max(at1, at2, at3))
+        if place1 >= long and place2 >= 0:
+            past1, past2 = beyond(past, at1 * targets + j), beyond(past, at2 * targets + j)
+            past3, to = beyond(past, at3 * targets + j), beyond(base, k * targets + j)
+            weights = beyond(plan.blend, 3 * (k * targets + j))
+            for n in range(0, run * targets, targets):
+                s1, s2, s3 = past1[n], past2[n], past3[n]
+                known = value + weights[3 * n] * (s1 - value)
+                known += weights[3 * n + 2] * (s1 - s3)
+                to[n] = known + weights[3 * n + 1] * (s2 - value)
+        else:  # some of it is before the first tick
+            for n in range(run):
+                output, known = (k + n) * targets + j, value
+                if place1 + n >= 0:
+                    s1 = past[(at1 + n) * targets + j]
+                    known += plan.blend[output, 0] * (s1 - value)
+                    if place1 + n >= long:
+                        known += plan.blend[output, 2] * (s1 - past[(at3 + n) * targets + j])
+                if place2 + n >= 0:
+                    known += plan.blend[output, 1] * (past[(at2 + n) * targets + j] - value)
+                base[output] = known
+        k, place1, place2 = k + run, place1 + run, place2 + run
+        at1 = at1 + run if at1 + run < history else 0
+        at2 = at2 + run if at2 + run < history else 0
+        at3 = at3 + run if at3 + run < history else 0
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)

@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamlstm.jit import njit
-from streamlstm.memory import Fields, records
+from streamlstm.memory import Fields, beyond, records, row_of
 from streamlstm.model import Errors
 from streamlstm.placed import placed
 
@@ -69,10 +69,8 @@ class Plan(NamedTuple):
     """(scored,) rising, from 1; none where intervals are off"""
     ring: NDArray[np.int64]
     """(scored + 1,) where the ring of each scored step begins in ``pending``"""
-    left: NDArray[np.int64]
-    """(horizon,) index of the scored step at or below each step"""
     share: NDArray[np.float64]
-    """(horizon,) weight of the scored step after that one"""
+    """(horizon,) of the line from the scored step at or below each step to the next: where it is"""
     runs: NDArray[np.int64]
     """(coverages,) misses in a row, over k, after which the rate rises"""
     shape: NDArray[np.float64]
@@ -107,6 +105,17 @@ class Bands(NamedTuple):
     """(series, horizon, targets) those means, likewise"""
     share: NDArray[np.float32]
     """(series, scored * coverages, targets) of the spread that is used, likewise"""
+
+
+class Row(NamedTuple):
+    """Of :class:`Bands` what one series keeps but for ``mean``, each field in one piece."""
+
+    pending: NDArray[np.float64]
+    reach: NDArray[np.float32]
+    width: NDArray[np.float32]
+    pace: NDArray[np.float32]
+    told: NDArray[np.float32]
+    share: NDArray[np.float32]
 
 
 def bands_fields(plan: Plan) -> Fields:
@@ -145,7 +154,7 @@ def plan(
     count, every = len(scored), np.arange(1, horizon + 1)
     initial = np.full((count, len(coverages), targets), np.nan, np.float32)
     shape = np.ones((len(coverages), horizon, targets))
-    left, share = np.zeros(horizon, np.int64), np.zeros(horizon)
+    share = np.zeros(horizon)
     if count:
         left = np.maximum(np.searchsorted(scored, every, side="right") - 1, 0)
         share = np.interp(every, scored, np.arange(count)) - left
@@ -159,7 +168,7 @@ def plan(
     narrower, wider = _beside(coverages), _beside(-coverages)
     runs = np.array([_seldom(1.0 - level) for level in coverages.tolist()])
     column = horizon * targets if spread and count else 0
-    return Plan(coverages, narrower, wider, scored, ring, left, share, runs, shape, initial, column)
+    return Plan(coverages, narrower, wider, scored, ring, share, runs, shape, initial, column)
 
 
 def _seldom(probability: float) -> int:
@@ -178,6 +187,7 @@ def _beside(numbers: NDArray[np.float64]) -> NDArray[np.int64]:
     return found
 
 
+# Rows are views, for inner loops over their numbers; of one target these lie side by side.
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def surround(
     plan: Plan,
@@ -204,56 +214,67 @@ def surround(
     ``point`` (n, horizon, targets) and the ``quantiles`` (n, 2 * coverages, horizon, targets) to be
     written at ``to``.
     """
-    pending, reach, targets = bands.pending, bands.reach, scale.shape[1]
+    own = Row(
+        row_of(bands.pending, slot), row_of(bands.reach, slot), row_of(bands.width, slot),
+        row_of(bands.pace, slot), row_of(bands.told, slot), row_of(bands.share, slot),
+    )  # fmt: skip
+    forecast, logs, targets = row_of(point, to), row_of(answers, row), scale.shape[1]
     many = len(plan.coverages)
     if plan.spread > 0:
-        _centre(plan, bands, slot, place, answers, row)
+        _centre(plan, row_of(bands.mean, slot), place, logs)
     # the main one apart: where there is no other, nothing is paid for others
     for a in range(len(plan.steps)):
         k, ring = plan.steps[a], plan.ring[a]
         for missed in range(max(place - steps + 1, place - k), place):
             for j in range(targets):
-                pending[slot, ring + missed % k, j] = np.nan
+                own.pending[(ring + missed % k) * targets + j] = np.nan
         at = ring + place % k
         for j in range(targets):
-            error, due = abs(values[tick, j] - pending[slot, at, j]), place >= k
+            here = at * targets + j
+            error, due = abs(values[tick, j] - own.pending[here]), place >= k
             due = due and not (warm and plan.initial[a, 0, j] >= 0.0)
-            pending[slot, at, j] = point[to, k - 1, j]
+            own.pending[here] = forecast[(k - 1) * targets + j]
             said = told = 0.0
             if plan.spread > 0:
-                said = np.float64(bands.told[slot, at, j])
-                told = np.float64(answers[row, plan.spread + (k - 1) * targets + j])
-                bands.told[slot, at, j] = told
-            _track(plan, bands, slot, a, at, 0, j, place, due, error, scale[row, j], said, told)
+                said = np.float64(own.told[here])
+                told = np.float64(logs[plan.spread + (k - 1) * targets + j])
+                own.told[here] = told
+            _track(plan, own, targets, a, at, 0, j, place, due, error, scale[row, j], said, told)
             for c in range(1, many):
-                _track(plan, bands, slot, a, at, c, j, place, due, error, scale[row, j], said, told)
-                r, within, beyond = at * many, plan.narrower[c], plan.wider[c]
-                reach[slot, r + c, j] = _between(
-                    reach[slot, r + c, j], reach[slot, r + within, j], reach[slot, r + beyond, j]
+                _track(
+                    plan, own, targets, a, at, c, j, place, due, error, scale[row, j], said, told
                 )
-    _issue(plan, bands, slot, 0, scale, answers, row, point, quantiles, to)
+                first = at * many * targets + j
+                within, beyond = plan.narrower[c] * targets, plan.wider[c] * targets
+                own.reach[first + c * targets] = _between(
+                    own.reach[first + c * targets],
+                    own.reach[first + within],
+                    own.reach[first + beyond],
+                )
+    ends = row_of(quantiles, to)
+    _issue(plan, own, 0, scale, logs, row, forecast, ends)
     for c in range(1, many):
-        _issue(plan, bands, slot, c, scale, answers, row, point, quantiles, to)
-        within, beyond = 2 * plan.narrower[c], 2 * plan.wider[c]
-        _nest(quantiles[to, 2 * c], quantiles[to, beyond], quantiles[to, within])
-        _nest(quantiles[to, 2 * c + 1], quantiles[to, within + 1], quantiles[to, beyond + 1])
+        _issue(plan, own, c, scale, logs, row, forecast, ends)
+        size, within, beyond = len(forecast), 2 * plan.narrower[c], 2 * plan.wider[c]
+        _nest(ends, 2 * c * size, beyond * size, within * size, size)
+        _nest(ends, (2 * c + 1) * size, (within + 1) * size, (beyond + 1) * size, size)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _pace(
-    plan: Plan, bands: Bands, slot: int, a: int, c: int, j: int, error: float, reach: float
+    plan: Plan, pace: NDArray[np.float32], a: int, c: int, at: int, error: float, reach: float
 ) -> float:
-    """The rate at which half-widths move now; otherwise as :func:`_track`."""
-    pace, k, w = bands.pace, plan.steps[a], a * len(plan.coverages) + c
+    """The rate at which half-widths move now; what it goes by lies at ``at`` and beside it."""
+    k = plan.steps[a]
     if error <= reach:
-        pace[slot, w, j, 1] = 0.0
+        pace[at + 1] = 0.0
     elif error > reach:
-        pace[slot, w, j, 1] += 1.0
-    if pace[slot, w, j, 1] >= plan.runs[c] * k:
-        pace[slot, w, j, 0] = FAST / k
-    elif pace[slot, w, j, 0] > RATE:
-        pace[slot, w, j, 0] *= 1.0 - DECAY / k
-    return max(np.float64(pace[slot, w, j, 0]), RATE)
+        pace[at + 1] += 1.0
+    if pace[at + 1] >= plan.runs[c] * k:
+        pace[at] = FAST / k
+    elif pace[at] > RATE:
+        pace[at] *= 1.0 - DECAY / k
+    return max(np.float64(pace[at]), RATE)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
@@ -265,28 +286,27 @@ def _exp(x: float) -> float:
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _centre(
-    plan: Plan, bands: Bands, slot: int, place: int, answers: NDArray[np.float32], row: int
+    plan: Plan, means: NDArray[np.float32], place: int, answers: NDArray[np.float32]
 ) -> None:
     """Take from the logarithms of the spreads their means, in place; those learn of them first.
 
     What is no number counts as 0.
     """
-    for k in range(bands.mean.shape[1]):
-        for j in range(bands.mean.shape[2]):
-            at = plan.spread + k * bands.mean.shape[2] + j
-            log = np.float64(answers[row, at])
-            log = np.float64(min(max(log, -MOST), MOST) if log == log else 0.0)
-            mean = np.float64(bands.mean[slot, k, j]) if place > 0 else 0.0
-            mean += (log - mean) / min(place + 1 + FEW, MEMORY)
-            bands.mean[slot, k, j] = mean
-            answers[row, at] = min(max(log - mean, -MOST), MOST)
+    count, logs = float(min(place + 1 + FEW, MEMORY)), beyond(answers, plan.spread)
+    for n in range(len(means)):
+        log = np.float64(logs[n])
+        log = np.float64(min(max(log, -MOST), MOST) if log == log else 0.0)
+        mean = np.float64(means[n]) if place > 0 else 0.0
+        mean += (log - mean) / count
+        means[n] = mean
+        logs[n] = min(max(log - mean, -MOST), MOST)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _track(
     plan: Plan,
-    bands: Bands,
-    slot: int,
+    own: Row,
+    targets: int,
     a: int,
     at: int,
     c: int,
@@ -303,74 +323,104 @@ def _track(
     Of scored step ``a``, coverage ``c`` and target ``j``; it lies at ``at`` in the ring. The
     logarithm of the spread was ``said`` with what is scored, and is ``told`` with what is issued.
     """
-    reach, width, many = bands.reach, bands.width, len(plan.coverages)
-    w, r = a * many + c, at * many + c
+    reach, width, share, many = own.reach, own.width, own.share, len(plan.coverages)
+    w, r = (a * many + c) * targets + j, (at * many + c) * targets + j
     if place == 0:
-        width[slot, w, j] = plan.initial[a, c, j]
-        bands.pace[slot, w, j, 0] = bands.pace[slot, w, j, 1] = 0.0
+        width[w] = plan.initial[a, c, j]
+        own.pace[2 * w] = own.pace[2 * w + 1] = 0.0
         if plan.spread > 0:
-            bands.share[slot, w, j] = SHARE
+            share[w] = SHARE
     elif due and error >= 0.0:  # NaN, after a gap, says nothing
         # there lies what was issued as many steps ago
-        rate = _pace(plan, bands, slot, a, c, j, error, reach[slot, r, j])
-        if plan.spread > 0 and reach[slot, r, j] >= 0.0:
-            missed = plan.coverages[c] - (1.0 if error <= reach[slot, r, j] else 0.0)
-            share = bands.share[slot, w, j] + TILT * missed * said
-            bands.share[slot, w, j] = min(max(share, 0.0), 1.0)
-        if error <= reach[slot, r, j]:
-            width[slot, w, j] *= _exp(rate * (plan.coverages[c] - 1.0))
-            if width[slot, w, j] < LEAST:
-                width[slot, w, j] = 0.0
-        elif not width[slot, w, j] > 0.0:  # nothing to widen yet
-            width[slot, w, j] = error / scale
+        rate = _pace(plan, own.pace, a, c, 2 * w, error, reach[r])
+        if plan.spread > 0 and reach[r] >= 0.0:
+            missed = plan.coverages[c] - (1.0 if error <= reach[r] else 0.0)
+            share[w] = min(max(share[w] + TILT * missed * said, 0.0), 1.0)
+        if error <= reach[r]:
+            width[w] *= _exp(rate * (plan.coverages[c] - 1.0))
+            if width[w] < LEAST:
+                width[w] = 0.0
+        elif not width[w] > 0.0:  # nothing to widen yet
+            width[w] = error / scale
             if plan.spread > 0:
-                width[slot, w, j] /= _exp(bands.share[slot, w, j] * said)
-        elif error > reach[slot, r, j]:
-            width[slot, w, j] *= _exp(rate * plan.coverages[c])
+                width[w] /= _exp(share[w] * said)
+        elif error > reach[r]:
+            width[w] *= _exp(rate * plan.coverages[c])
     if plan.spread > 0:
-        scale *= _exp(bands.share[slot, w, j] * told)
-    reach[slot, r, j] = np.float32(width[slot, w, j] * scale)
+        scale *= _exp(share[w] * told)
+    reach[r] = np.float32(width[w] * scale)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _issue(
     plan: Plan,
-    bands: Bands,
-    slot: int,
+    own: Row,
     c: int,
     scale: NDArray[np.float64],
     answers: NDArray[np.float32],
     row: int,
-    point: NDArray[np.float64],
-    quantiles: NDArray[np.float64],
-    to: int,
+    forecast: NDArray[np.float64],
+    ends: NDArray[np.float64],
 ) -> None:
     """Write the interval of coverage ``c``."""
-    width, many = bands.width, len(plan.coverages)
-    for k in range(point.shape[1]):
-        for j in range(point.shape[2]):
-            half = np.nan
-            if len(plan.steps):
-                w, share = plan.left[k] * many + c, plan.share[k]
-                half = np.float64(width[slot, w, j])
-                if share > 0.0:
-                    half += share * (width[slot, w + many, j] - half)
-                half *= plan.shape[c, k, j] * scale[row, j]
-                if plan.spread > 0:
-                    used = np.float64(bands.share[slot, w, j])
-                    if share > 0.0:
-                        used += share * (bands.share[slot, w + many, j] - used)
-                    half *= _exp(used * answers[row, plan.spread + k * point.shape[2] + j])
-            quantiles[to, 2 * c, k, j] = point[to, k, j] - half
-            quantiles[to, 2 * c + 1, k, j] = point[to, k, j] + half
+    targets = scale.shape[1]
+    if targets == 1:
+        _issue_one(plan, own, c, 0, 1, scale[row, 0], answers, forecast, ends)
+    else:
+        for j in range(targets):
+            _issue_one(plan, own, c, j, targets, scale[row, j], answers, forecast, ends)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _nest(ends: NDArray[np.float64], least: NDArray[np.float64], most: NDArray[np.float64]) -> None:
-    """Keep the ends of an interval, (horizon, targets), between those of others."""
-    for j in range(ends.shape[1]):
-        for k in range(ends.shape[0]):
-            ends[k, j] = _between(ends[k, j], least[k, j], most[k, j])
+def _issue_one(
+    plan: Plan,
+    own: Row,
+    c: int,
+    j: int,
+    targets: int,
+    scale: float,
+    answers: NDArray[np.float32],
+    forecast: NDArray[np.float64],
+    ends: NDArray[np.float64],
+) -> None:
+    """That of one target: between two scored steps half-widths take the line between theirs."""
+    size, last, shape = len(forecast), len(plan.steps) - 1, row_of(plan.shape, c)
+    lower, upper = 2 * c * size, (2 * c + 1) * size
+    if last < 0:
+        for at in range(j, size, targets):
+            ends[lower + at] = ends[upper + at] = np.nan
+    for a in range(last + 1):
+        first = (a * len(plan.coverages) + c) * targets + j
+        second = first + (len(plan.coverages) * targets if a < last else 0)
+        half, beside = np.float64(own.width[first]), np.float64(own.width[second])
+        used = also = 0.0
+        if plan.spread > 0:
+            used, also = np.float64(own.share[first]), np.float64(own.share[second])
+        begin = plan.steps[a] - 1 if a > 0 else 0
+        end = plan.steps[a + 1] - 1 if a < last else size // targets
+        at = begin * targets + j
+        shares, shapes = beyond(plan.share, begin), beyond(shape, at)
+        below, above = beyond(ends, lower + at), beyond(ends, upper + at)
+        for k in range(end - begin):
+            wide = half + shares[k] * (beside - half) if shares[k] > 0.0 else half
+            above[k * targets] = wide * (shapes[k * targets] * scale)
+        if plan.spread > 0:
+            logs = beyond(answers, plan.spread + at)
+            for k in range(end - begin):
+                part = used + shares[k] * (also - used) if shares[k] > 0.0 else used
+                above[k * targets] *= _exp(part * logs[k * targets])
+        forecasts = beyond(forecast, at)
+        for k in range(end - begin):
+            wide = above[k * targets]
+            below[k * targets] = forecasts[k * targets] - wide
+            above[k * targets] = forecasts[k * targets] + wide
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _nest(ends: NDArray[np.float64], at: int, least: int, most: int, size: int) -> None:
+    """Keep the ends of an interval, ``size`` from ``at`` on, between those of others."""
+    for k in range(size):
+        ends[at + k] = _between(ends[at + k], ends[least + k], ends[most + k])
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)

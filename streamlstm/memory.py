@@ -138,6 +138,56 @@ def store_shared(typing: Any, address: Any, value: Any) -> Any:
     return types.void(types.intp, types.int64), generate
 
 
+def _view(context: Any, builder: Any, array: Any, data: Any, at: Any, size: Any) -> Any:
+    """(size,) from ``at`` bytes beyond where ``data`` lies, of an array's numbers."""
+    whole = context.make_array(array)(context, builder, data)
+    view = context.make_array(types.Array(array.dtype, 1, "C"))(context, builder)
+    begin = builder.gep(builder.bitcast(whole.data, _BYTE.as_pointer()), [at])
+    context.populate_array(
+        view,
+        data=builder.bitcast(begin, view.data.type),
+        shape=[size],
+        strides=[whole.itemsize],
+        itemsize=whole.itemsize,
+        meminfo=None,
+    )
+    return view._getvalue()
+
+
+# Views for inner loops: of an index that counts from 0 the compiler knows that it is not below 0,
+# and takes many at a time.
+
+
+@intrinsic
+def row_of(typing: Any, array: Any, index: Any) -> Any:
+    """row_of(array, index) -> (size,) all of array[index], not below 0, which is in one piece."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        whole = context.make_array(array)(context, builder, args[0])
+        size = whole.itemsize.type(1)
+        for count in cgutils.unpack_tuple(builder, whole.shape)[1:]:
+            size = builder.mul(size, count)
+        stride = cgutils.unpack_tuple(builder, whole.strides)[0]
+        return _view(context, builder, array, args[0], builder.mul(args[1], stride), size)
+
+    return types.Array(array.dtype, 1, "C")(array, types.intp), generate
+
+
+@intrinsic
+def beyond(typing: Any, array: Any, begin: Any) -> Any:
+    """beyond(array, begin) -> (size - begin,) from there on, of an array in one piece."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        whole = context.make_array(array)(context, builder, args[0])
+        size = whole.itemsize.type(1)
+        for count in cgutils.unpack_tuple(builder, whole.shape):
+            size = builder.mul(size, count)
+        at = builder.mul(args[1], whole.itemsize)
+        return _view(context, builder, array, args[0], at, builder.sub(size, args[1]))
+
+    return types.Array(array.dtype, 1, "C")(array, types.intp), generate
+
+
 Wanted = list[tuple[Any, tuple[types.Type, ...]]]
 """Functions that are to be compiled, and the types of their arguments."""
 _postponed: ContextVar[Wanted | None] = ContextVar("postponed", default=None)

@@ -7,9 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamlstm import adapt, features, intervals, quality
+from streamlstm.features import Rows
 from streamlstm.index import LINE
 from streamlstm.jit import njit
-from streamlstm.memory import copy, load_f64, prefetch, store_f64
+from streamlstm.memory import copy, load_f64, prefetch, row_of, store_f64
 from streamlstm.ticks import WARM
 from streamlstm.work import FAULTY, Batch, Given, Recent, Work
 
@@ -58,13 +59,8 @@ def _forecast(work: Work, given: Given, start: int, stop: int) -> None:
             prefetch(record)
             prefetch(record + LINE)
         i, slot = schedule.tick[j], schedule.slot[j]
-        warm, finite = (ticks.flags[i] & WARM) != 0, True
-        for k in range(point.shape[1]):
-            for t in range(targets):
-                at = k * targets + t
-                raw = rows.base[j, at] + rows.scale[j, t] * outputs[j, at]
-                finite &= np.isfinite(raw)
-                point[i, k, t] = raw
+        warm = (ticks.flags[i] & WARM) != 0
+        finite = _compose(rows, outputs, j, point, i)
         if work.unbounded:
             for k in range(work.recurrent.shape[1]):
                 finite &= np.isfinite(work.recurrent[slot, k])
@@ -138,6 +134,34 @@ def _forecast(work: Work, given: Given, start: int, stop: int) -> None:
             copy(to + length, ends + i * wide, wide)
             for k in range(forecasts.quality.shape[1]):
                 latest.latest_quality[slot, k] = forecasts.quality[i, k]
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _compose(
+    rows: Rows, outputs: NDArray[np.float32], row: int, point: NDArray[np.float64], to: int
+) -> bool:
+    """Write the forecasts of a row; whether all are finite."""
+    base, output, forecast = row_of(rows.base, row), row_of(outputs, row), row_of(point, to)
+    targets, finite = rows.scale.shape[1], True
+    if targets == 1:
+        return _compose_one(base, output, forecast, 0, 1, rows.scale[row, 0])
+    for t in range(targets):
+        finite &= _compose_one(base, output, forecast, t, targets, rows.scale[row, t])
+    return finite
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _compose_one(
+    base: NDArray[np.float64], output: NDArray[np.float32], forecast: NDArray[np.float64],
+    first: int, apart: int, scale: float,
+) -> bool:  # fmt: skip
+    """Those of one target; of no other there is, they lie side by side: many at a time."""
+    finite = True
+    for k in range(first, len(forecast), apart):
+        raw = base[k] + scale * output[k]
+        finite &= raw - raw == 0.0
+        forecast[k] = raw
+    return finite
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)

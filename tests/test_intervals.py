@@ -271,9 +271,11 @@ def test_scored_steps_span_the_horizon_within_bounds(horizon: int) -> None:
     assert (steps[0], steps[-1]) == (1, horizon)
     assert (np.diff(steps) > 0).all()
     assert len(steps) == min(horizon, 3) == len(plan.initial)
-    right = np.minimum(plan.left + 1, len(steps) - 1)
-    between = (1 - plan.share) * steps[plan.left] + plan.share * steps[right]
-    np.testing.assert_allclose(between, np.arange(1, horizon + 1))
+    every = np.arange(1, horizon + 1)
+    left = np.searchsorted(steps, every, side="right") - 1
+    right = np.minimum(left + 1, len(steps) - 1)
+    between = (1 - plan.share) * steps[left] + plan.share * steps[right]
+    np.testing.assert_allclose(between, every)
 
 
 def test_between_scored_steps_the_width_bends_as_errors_on_unseen_data_do() -> None:

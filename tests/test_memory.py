@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numba import njit, typeof
+from numpy.typing import NDArray
 
 from streamlstm import memory
-from streamlstm.memory import call, call_for_int, copy, require
+from streamlstm.memory import beyond, call, call_for_int, copy, records, require, row_of
 
 ROOM = 32
 BYTES = st.binary(min_size=ROOM, max_size=ROOM)
@@ -125,3 +126,34 @@ def test_prefetching_changes_nothing() -> None:
     room = np.arange(8)
     fetch(room)
     assert room.tolist() == list(range(8))
+
+
+@njit(_nrt=False)
+def _numbers(view: NDArray[np.float32], to: NDArray[np.float32]) -> None:
+    for k in range(len(view)):
+        to[k] = view[k]
+
+
+@njit(_nrt=False)
+def _row(table: NDArray[np.float32], index: int, to: NDArray[np.float32]) -> int:
+    _numbers(row_of(table, index), to)
+    return len(row_of(table, index))
+
+
+@njit(_nrt=False)
+def _rest(array: NDArray[np.float32], begin: int, to: NDArray[np.float32]) -> int:
+    _numbers(beyond(array, begin), to)
+    return len(beyond(array, begin))
+
+
+def test_views_are_of_one_row_and_of_what_is_left() -> None:
+    table = records({"other": (np.int8, ()), "y": (np.float32, (3, 2))}, 5)["y"]
+    table[:] = np.random.default_rng(0).normal(size=table.shape)
+    to = np.zeros(6, np.float32)
+    assert _row(table, 3, to) == 6
+    np.testing.assert_array_equal(to, table[3].ravel())
+    whole = np.ascontiguousarray(table)
+    to = np.zeros(30, np.float32)
+    assert _rest(whole, 4, to) == 26
+    np.testing.assert_array_equal(to[:26], whole.ravel()[4:])
+    assert _rest(whole, 30, to) == 0
