@@ -112,6 +112,20 @@ def test_what_several_save_at_once_is_what_is_loaded(tmp_path: Path) -> None:
     assert [file.load(key) for key in range(100)] == [*range(100)]
 
 
+@pytest.mark.parametrize("ending", ["nbi", "nbc"])
+@pytest.mark.parametrize("left", [b"", bytes(100)], ids=["empty", "zeros"])
+def test_what_a_power_cut_left_unsound_is_compiled_again(
+    ending: str, left: bytes, tmp_path: Path
+) -> None:
+    file = IndexDataCacheFile(str(tmp_path), "function", "stamp")
+    file.save("key", "code")
+    (found,) = tmp_path.glob(f"*.{ending}")
+    found.write_bytes(left)
+    assert file.load("key") is None
+    file.save("key", "code")
+    assert file.load("key") == "code"
+
+
 def bring_code(package: Path, cache: Path, *left_out: str) -> None:
     """What the tests have compiled so far, as if of the package there, less that left out."""
     ours = Path(os.environ["NUMBA_CACHE_DIR"])
