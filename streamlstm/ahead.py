@@ -19,7 +19,7 @@ from streamlstm import logs
 from streamlstm.config import Config
 from streamlstm.memory import postponing
 from streamlstm.refitting import end_with
-from streamlstm.service import Service
+from streamlstm.service import Service, look
 from streamlstm.systemd import notify
 
 MOST = 4
@@ -108,6 +108,7 @@ def _said(config: Config) -> bytes:
 def _take_part(numbers: int) -> None:
     """Compile what the numbers read there stand for, a byte each, until they end."""
     config = Config.model_validate(json.load(sys.stdin))
+    look(config)  # so that no minute passes before the daemon says what is wrong
     # a GPU is the daemon's alone, and what it compiles for the CPU is the same beside one
     with _apart(config, parking=None, backend="cpu") as service:
         with postponing() as wanted:

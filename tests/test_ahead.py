@@ -131,12 +131,24 @@ def test_no_process_outlives_the_daemon(
 
 
 @several_cores
-def test_what_is_wrong_is_said_by_the_daemon(cold: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"model": "none"}, "none: no such model file"),
+        ({"metrics.cert_file": "none", "metrics.key_file": "none"}, "none: No such file"),
+    ],
+)
+def test_what_is_wrong_is_said_by_the_daemon_at_once(
+    options: dict[str, object], said: str, config: Config, cold: Path
+) -> None:
+    options = {"model": config.model} | options
+    flags = [part for name, value in options.items() for part in ("--set", f"{name}={value}")]
     done = subprocess.run(
-        [sys.executable, "-m", "streamlstm", "run", "--set", "model=none"],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "streamlstm", "run", *flags], capture_output=True, text=True
+    )
     compiling, error = done.stderr.splitlines()
     assert "compiling" in compiling
-    assert "ERROR none: no such model file" in error
+    assert " ERROR " in error
+    assert said in error
     assert done.returncode == 1
+    assert not [*cold.rglob("*.nbi")]
