@@ -5,6 +5,7 @@ without compiling, which gives each the same list of what it requires; each take
 until nothing is left, and what they make goes to the folder of compiled code.
 """
 
+import json
 import logging
 import os
 import subprocess
@@ -18,11 +19,13 @@ from streamlstm import logs
 from streamlstm.config import Config
 from streamlstm.memory import postponing
 from streamlstm.refitting import end_with
-from streamlstm.service import Service
+from streamlstm.service import Service, look
 from streamlstm.systemd import notify
 
 MOST = 4
 """Processes that compile at once, some 400 MB each: more would wait for the longest function."""
+LAST = "_record"
+"""What any daemon requires last, whatever its configuration."""
 
 _log = logging.getLogger("streamlstm")
 
@@ -46,10 +49,22 @@ def share(config: Config) -> None:
     """
     processes = min(len(os.sched_getaffinity(0)), MOST)
     kept = Path(os.environ["NUMBA_CACHE_DIR"])
-    if processes == 1 or next(kept.rglob("loop._run-*.nbi"), None):
+    if processes == 1 or next(kept.rglob(f"loop.{LAST}-*.nbi"), None):
         return
     notify("STATUS=compiling")
     logs.event(logging.INFO, "compiling", processes=processes, kept=kept)
+    try:
+        _compile_on(processes, config)
+    except OSError as error:
+        _log.warning("no process could be begun that compiles: %s", error.strerror)
+
+
+def _compile_on(processes: int, config: Config) -> None:
+    """Begin so many processes, and wait for them.
+
+    Raises:
+        OSError: one cannot be begun; all are ended.
+    """
     numbers, write = os.pipe()
     os.write(write, bytes(range(256)))
     os.close(write)
@@ -59,8 +74,6 @@ def share(config: Config) -> None:
             children.append(_begun(numbers, config))
         for child in children:
             child.wait()
-    except OSError as error:
-        _log.warning("no process could be begun that compiles: %s", error.strerror)
     finally:
         os.close(numbers)
         for child in children:
@@ -70,24 +83,32 @@ def share(config: Config) -> None:
 
 def _begun(numbers: int, config: Config) -> subprocess.Popen[bytes]:
     """A process that takes part."""
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # not the current folder: -P
+    env.pop("NOTIFY_SOCKET", None)
     child = subprocess.Popen(
-        [sys.executable, "-m", "streamlstm.ahead", str(os.getpid()), str(numbers)],
+        [sys.executable, "-P", "-m", "streamlstm.ahead", str(os.getpid()), str(numbers)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         pass_fds=[numbers],
-        env={name: said for name, said in os.environ.items() if name != "NOTIFY_SOCKET"},
+        env=env,
         process_group=0,  # Ctrl-C is for this process, which then ends it
     )
     assert child.stdin
     with suppress(BrokenPipeError), child.stdin as pipe:
-        pipe.write(config.model_dump_json().encode())
+        pipe.write(_said(config))
     return child
+
+
+def _said(config: Config) -> bytes:
+    """All options as JSON, paths that are no UTF-8 included."""
+    return json.dumps(config.model_dump(), default=os.fspath).encode()
 
 
 def _take_part(numbers: int) -> None:
     """Compile what the numbers read there stand for, a byte each, until they end."""
-    config = Config.model_validate_json(sys.stdin.buffer.read())
+    config = Config.model_validate(json.load(sys.stdin))
+    look(config)  # so that no minute passes before the daemon says what is wrong
     # a GPU is the daemon's alone, and what it compiles for the CPU is the same beside one
     with _apart(config, parking=None, backend="cpu") as service:
         with postponing() as wanted:

@@ -8,6 +8,7 @@ little endian; the header says which fields lie where, and how many rows there a
 """
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -160,7 +161,7 @@ class Saving:
         except OSError as error:
             self._error = error
         except BaseException as error:  # never seen; but who waits for it is to know
-            self._error = OSError(f"{self._path}: {error!r}")
+            self._error = OSError(errno.EIO, repr(error), f"{self._path}")
         finally:
             self._over.set()
             self._tell()

@@ -2,10 +2,66 @@
 
 That wrapper would be a sixth of the time to compile, and nothing calls a function so: other
 compiled code does by its name, or by the address of the function itself (`memory.require`).
+
+And what Numba lacks where several processes keep their code in one folder, or the power goes.
 """
 
+import fcntl
+import os
+from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import numba
+from numba.core.caching import IndexDataCacheFile
 
 njit = partial(numba.njit, no_cfunc_wrapper=True)
+
+
+# --- the folder of compiled code ------------------------------------------------------------------
+
+_save, _load_index, _load_data = (
+    IndexDataCacheFile.save,
+    IndexDataCacheFile._load_index,
+    IndexDataCacheFile._load_data,
+)
+
+
+def _save_in_turn(file: Any, key: Any, data: Any) -> None:
+    """Save compiled code, and no other process meanwhile.
+
+    Of two that save a function's code for different arguments, both would give it the same name,
+    and who asks for the one might be given the other.
+    """
+    folder = os.open(file._cache_path, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # not every file system can
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        _save(file, key, data)
+    except OSError as error:  # a full disk's names no file
+        raise OSError(error.errno, error.strerror, file._cache_path) from error
+    finally:
+        os.close(folder)
+
+
+def _load_sound_index(file: Any) -> dict[Any, str]:
+    """Load what is saved; nothing, to be compiled again, where a power cut left no sound file."""
+    try:
+        return dict(_load_index(file))
+    except OSError:
+        raise
+    except Exception:  # whatever unpickling raises
+        return {}
+
+
+def _load_sound_data(file: Any, name: str) -> Any:
+    """The same of one; its OSError means to Numba that it is not there."""
+    try:
+        return _load_data(file, name)
+    except Exception as error:
+        raise OSError(f"{name}: {error!r}") from error
+
+
+IndexDataCacheFile.save = _save_in_turn
+IndexDataCacheFile._load_index = _load_sound_index
+IndexDataCacheFile._load_data = _load_sound_data

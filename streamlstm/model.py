@@ -52,8 +52,10 @@ from numpy.typing import NDArray
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     SerializerFunctionWrapHandler,
+    Tag,
     ValidationError,
     model_serializer,
     model_validator,
@@ -80,7 +82,10 @@ ActivationName = Literal[
     "sparse_sigmoid", "tanh_shrink",
 ]  # fmt: skip
 """By Keras' names, with its default numbers."""
-OfLayers = ActivationName | tuple[ActivationName, ...]
+OfLayers = Annotated[
+    Annotated[ActivationName, Tag("all")] | Annotated[tuple[ActivationName, ...], Tag("layer")],
+    Discriminator(lambda given: "layer" if isinstance(given, list | tuple) else "all"),
+]
 """Of all layers, or of each from the input up."""
 CalendarName = Literal["hour", "week", "year"]
 _WEIGHTS = ("lstm.", "gru.", "rnn.", "head.")

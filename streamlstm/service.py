@@ -110,11 +110,7 @@ def check(config: Config) -> tuple[str, list[str]]:
         ModelError, BackendError, CheckpointError, FormatError, MetricsError, ParkingError,
             SecurityError: each with one line.
     """
-    _open_tls(config)
-    Users(config.metrics.users)
-    Ends(config).close()
-    if config.engine.parking:  # to open it would be to own it
-        parking.look(config.engine.parking)
+    look(config)
     engine, _ = open_engine(config)
     model, before, restored = load_model(config.model), engine.model, engine.series.active
     if model.id != before.id:
@@ -129,6 +125,19 @@ def check(config: Config) -> tuple[str, list[str]]:
         f"{f', of model {before.id}, to be taken over' * (model.id != before.id)}"
     )
     return found, [*exposures(config), *doubts(config, model)]
+
+
+def look(config: Config) -> None:
+    """Open what is open at once.
+
+    Raises:
+        MetricsError, ParkingError, SecurityError: each with one line.
+    """
+    _open_tls(config)
+    Users(config.metrics.users)
+    Ends(config).close()
+    if config.engine.parking:  # to open it would be to own it
+        parking.look(config.engine.parking)
 
 
 class Service:

@@ -1,5 +1,6 @@
 """A first start compiles on several cores, and nothing of that outlives the daemon or harms it."""
 
+import contextlib
 import os
 import select
 import signal
@@ -52,6 +53,12 @@ def test_what_a_daemon_requires_is_known_before_it_is_compiled(config: Config) -
     assert not memory.is_postponing()
 
 
+def test_that_one_was_compiled_is_told_by_what_any_daemon_requires(config: Config) -> None:
+    said = {"model": config.model, "output": {"batch": True}}  # which has no compiled loop
+    for each in config, Config.model_validate(said):
+        assert required(each)[-1] == ahead.LAST
+
+
 def test_each_process_compiles_what_falls_to_it(config: Config, cold: Path) -> None:
     numbers, write = os.pipe()
     os.write(write, bytes([required(config).index("_lookup"), 255]))
@@ -59,11 +66,11 @@ def test_each_process_compiles_what_falls_to_it(config: Config, cold: Path) -> N
     try:
         done = subprocess.run(
             [sys.executable, "-m", "streamlstm.ahead", str(os.getpid()), str(numbers)],
-            input=config.model_dump_json(), pass_fds=[numbers], capture_output=True, text=True,
+            input=ahead._said(config), pass_fds=[numbers], capture_output=True,
         )  # fmt: skip
     finally:
         os.close(numbers)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     kept = {path.name.partition("-")[0] for path in cold.rglob("*.nbi")}
     assert "series._lookup" in kept
     assert not {"series._bind", "stages.after", "cpu._lstm_rows"} & kept
@@ -82,7 +89,7 @@ def test_one_that_was_compiled_before_is_not_shared(
     with monkeypatch.context() as alone:
         alone.setattr(os, "sched_getaffinity", lambda pid: {0})
         ahead.share(config)
-    (cold / "loop._run-1.py311.nbi").touch()
+    (cold / f"loop.{ahead.LAST}-1.py311.nbi").touch()
     ahead.share(config)
 
 
@@ -92,20 +99,28 @@ def children_of(pid: int) -> list[int]:
 
 @several_cores
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_no_process_outlives_the_daemon(number: int, config: Config, cold: Path) -> None:
+def test_no_process_outlives_the_daemon(
+    number: int, config: Config, cold: Path, tmp_path: Path
+) -> None:
+    model = config.model.rename(tmp_path / "m\udcff")  # a name that is no UTF-8
+    (tmp_path / "secrets.py").write_text("raise SystemExit")  # no module of ours, if named like one
     daemon = subprocess.Popen(
-        [sys.executable, "-m", "streamlstm", "run", "--set", f"model={config.model}"],
-        stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-P", "-m", "streamlstm", "run", "--set", f"model={model}"],
+        cwd=tmp_path, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    with daemon:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(daemon)
+        stack.callback(daemon.kill)
         assert daemon.stderr
         assert " INFO compiling processes=" in daemon.stderr.readline()
         until = time.monotonic() + 60
         while not any(cold.rglob("*.nbi")):  # so both have long begun
+            assert daemon.poll() is None
             assert time.monotonic() < until
             os.sched_yield()
         handles = [os.pidfd_open(pid) for pid in children_of(daemon.pid)]
         assert len(handles) > 1
+        daemon.send_signal(signal.SIGHUP)  # the model, which is to be taken anew, is yet to be
         daemon.send_signal(number)
         assert daemon.wait(60) == {signal.SIGINT: 130, signal.SIGKILL: -9}[number]  # type: ignore[index]
         for handle in handles:
@@ -116,12 +131,24 @@ def test_no_process_outlives_the_daemon(number: int, config: Config, cold: Path)
 
 
 @several_cores
-def test_what_is_wrong_is_said_by_the_daemon(cold: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"model": "none"}, "none: no such model file"),
+        ({"metrics.cert_file": "none", "metrics.key_file": "none"}, "none: No such file"),
+    ],
+)
+def test_what_is_wrong_is_said_by_the_daemon_at_once(
+    options: dict[str, object], said: str, config: Config, cold: Path
+) -> None:
+    options = {"model": config.model} | options
+    flags = [part for name, value in options.items() for part in ("--set", f"{name}={value}")]
     done = subprocess.run(
-        [sys.executable, "-m", "streamlstm", "run", "--set", "model=none"],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "streamlstm", "run", *flags], capture_output=True, text=True
+    )
     compiling, error = done.stderr.splitlines()
     assert "compiling" in compiling
-    assert "ERROR none: no such model file" in error
+    assert " ERROR " in error
+    assert said in error
     assert done.returncode == 1
+    assert not [*cold.rglob("*.nbi")]

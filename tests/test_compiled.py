@@ -5,12 +5,15 @@ import pwd
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from numba.core.caching import IndexDataCacheFile
 from numba.core.caching import _CacheLocator as Locator
 
 import streamlstm
+import streamlstm.jit
 from streamlstm import compiled
 from tests.daemon import Client, start
 from tests.models import random_model_file
@@ -95,6 +98,32 @@ def test_a_folder_that_cannot_be_written_to_is_one_line_with_the_mend(
     assert line.startswith(f"streamlstm run: {given}/streamlstm-")
     assert line.endswith("; set NUMBA_CACHE_DIR to a folder of your own")
     assert done.returncode == 1
+
+
+def test_what_several_save_at_once_is_what_is_loaded(tmp_path: Path) -> None:
+    def save(keys: range) -> None:
+        file = IndexDataCacheFile(str(tmp_path), "function", "stamp")
+        for key in keys:
+            file.save(key, key)
+
+    with ThreadPoolExecutor() as pool:
+        assert len([*pool.map(save, [range(k, k + 25) for k in range(0, 100, 25)])]) == 4
+    file = IndexDataCacheFile(str(tmp_path), "function", "stamp")
+    assert [file.load(key) for key in range(100)] == [*range(100)]
+
+
+@pytest.mark.parametrize("ending", ["nbi", "nbc"])
+@pytest.mark.parametrize("left", [b"", bytes(100)], ids=["empty", "zeros"])
+def test_what_a_power_cut_left_unsound_is_compiled_again(
+    ending: str, left: bytes, tmp_path: Path
+) -> None:
+    file = IndexDataCacheFile(str(tmp_path), "function", "stamp")
+    file.save("key", "code")
+    (found,) = tmp_path.glob(f"*.{ending}")
+    found.write_bytes(left)
+    assert file.load("key") is None
+    file.save("key", "code")
+    assert file.load("key") == "code"
 
 
 def bring_code(package: Path, cache: Path, *left_out: str) -> None:

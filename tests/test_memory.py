@@ -87,7 +87,7 @@ def test_calling_what_lies_at_an_address() -> None:
     assert ask_it(require(_count, values, 0), values, 7) == 2
 
 
-def test_the_require_a_function_stays() -> None:
+def test_the_address_of_a_function_stays() -> None:
     values = np.zeros(1)
     assert require(_count, values, 0) == require(_count, values, 0) != 0
     assert require(_count, values, 0) != require(_count, values.astype(np.float32), 0)

@@ -161,6 +161,9 @@ def test_a_safetensors_file_of_something_else(tmp_path: Path) -> None:
         (lambda h, t: h["spec"].update(hidden=9), "the spec asks for"),
         (lambda h, t: h["spec"].update(base="seasonal"), "needs a season"),
         (lambda h, t: h["spec"].update(activation=["tanh"] * 3), "3 activations, but layers: 1"),
+        (lambda h, t: h["spec"].update(activation=[]), "0 activations, but layers: 1"),
+        (lambda h, t: h["spec"].update(activation=["tan"]), "spec, activation.layer.0: Input"),
+        (lambda h, t: h["spec"].update(recurrent_activation=1), "recurrent_activation.all: Input"),
         (lambda h, t: h["spec"].update(base="blend"), "goes with a blend"),
         (
             lambda h, t: h["spec"].update(

@@ -160,7 +160,7 @@ def _source(spec: Spec, name: str, file: str, skip: bool) -> str:
             line, 96, initial_indent=" " * 4 * listed, subsequent_indent=" " * (8 if listed else 4),
             break_long_words=False, break_on_hyphens=False,
         )  # fmt: skip
-    relu = ', nonlinearity="relu"' if spec.activation == "relu" else ""
+    relu = ', nonlinearity="relu"' if "relu" in spec.activations[0] else ""
     layers = f"num_layers={spec.layers}, batch_first=True{relu}"
     many = "layers" if spec.layers > 1 else "layer"
     return _MODULE.format(

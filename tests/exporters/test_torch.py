@@ -27,6 +27,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "lstm": {"layers": 2},
     "gru": {"cell": "gru", "layers": 3, "inputs": 2, "targets": 2},
     "rnn": {"cell": "rnn", "activation": "relu", "head_activation": "hard_sigmoid"},
+    "two": {"cell": "rnn", "layers": 2, "activation": ("relu", "relu")},
     "rows": {"spread": True, "directions": 3, "lags": (1, 2), "calendar": ("week",)},
     "window": {"cell": "gru", "window": 8},
 }
@@ -40,7 +41,9 @@ def test_it_comes_back_bit_for_bit(which: str, skip: bool, tmp_path: Path) -> No
         model.weights["head.skip"][:] = 0
     path = tmp_path / "exported.safetensors"
     export(model, path)
-    relu = "relu" if model.spec.activation == "relu" else None
+    relu = "relu" if "relu" in model.spec.activations[0] else None
+    said = path.with_suffix(".py").read_text("utf-8")
+    assert ('nonlinearity="relu"' in said) == bool(relu)
     back = convert(path, Wanted(), relu)
     spec, weights = without(model.spec, model.weights, spread=True, directions=True)
     assert back.weights.keys() == weights.keys()
