@@ -8,6 +8,7 @@ until nothing is left, and what they make goes to the folder of compiled code.
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from pathlib import Path
 from streamlstm import logs
 from streamlstm.config import Config
 from streamlstm.memory import postponing
+from streamlstm.model import load_model
 from streamlstm.refitting import end_with
 from streamlstm.service import Service, look
 from streamlstm.systemd import notify
@@ -49,14 +51,23 @@ def share(config: Config) -> None:
     """
     processes = min(len(os.sched_getaffinity(0)), MOST)
     kept = Path(os.environ["NUMBA_CACHE_DIR"])
-    if processes == 1 or next(kept.rglob(f"loop.{LAST}-*.nbi"), None):
+    python = "py{}{}".format(*sys.version_info)  # as Numba names what it keeps
+    if processes == 1 or next(kept.rglob(f"loop.{LAST}-*.{python}*.nbi"), None):
+        return
+    try:
+        look(config)
+        load_model(config.model)
+    except (ValueError, OSError, RuntimeError):  # which the daemon says, and at once
         return
     notify("STATUS=compiling")
     logs.event(logging.INFO, "compiling", processes=processes, kept=kept)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what it asks for is yet to be opened
     try:
         _compile_on(processes, config)
     except OSError as error:
         _log.warning("no process could be begun that compiles: %s", error.strerror)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def _compile_on(processes: int, config: Config) -> None:
@@ -108,7 +119,6 @@ def _said(config: Config) -> bytes:
 def _take_part(numbers: int) -> None:
     """Compile what the numbers read there stand for, a byte each, until they end."""
     config = Config.model_validate(json.load(sys.stdin))
-    look(config)  # so that no minute passes before the daemon says what is wrong
     # a GPU is the daemon's alone, and what it compiles for the CPU is the same beside one
     with _apart(config, parking=None, backend="cpu") as service:
         with postponing() as wanted:

@@ -12,7 +12,6 @@ import io
 import json
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -119,7 +118,6 @@ def _load(options: argparse.Namespace) -> Config:
 def _run(options: argparse.Namespace) -> int:
     from streamlstm import ahead, logs, service
 
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the model that it asks for is yet to be opened
     config = _load(options)
     logs.to_stderr(config.service.log_level)
     ahead.share(config)

@@ -89,7 +89,7 @@ def test_one_that_was_compiled_before_is_not_shared(
     with monkeypatch.context() as alone:
         alone.setattr(os, "sched_getaffinity", lambda pid: {0})
         ahead.share(config)
-    (cold / f"loop.{ahead.LAST}-1.py311.nbi").touch()
+    (cold / f"loop.{ahead.LAST}-1.py{sys.version_info[0]}{sys.version_info[1]}.nbi").touch()
     ahead.share(config)
 
 
@@ -146,8 +146,7 @@ def test_what_is_wrong_is_said_by_the_daemon_at_once(
     done = subprocess.run(
         [sys.executable, "-m", "streamlstm", "run", *flags], capture_output=True, text=True
     )
-    compiling, error = done.stderr.splitlines()
-    assert "compiling" in compiling
+    (error,) = done.stderr.splitlines()
     assert " ERROR " in error
     assert said in error
     assert done.returncode == 1

@@ -65,7 +65,8 @@ def streamlstm(*arguments: object, code: int = 0, alone: bool = False) -> Done:
 def complaint(*arguments: object, code: int = 1, alone: bool = False) -> str:
     """The one line on stderr of a command that fails."""
     done = streamlstm(*arguments, code=code, alone=alone)
-    lines = [line for line in done.stderr.splitlines() if not line.startswith("note: ")]
+    beside = re.compile("note: |.* INFO compiling ")  # the latter where none was before
+    lines = [line for line in done.stderr.splitlines() if not beside.match(line)]
     assert len(lines) == 1, done.stderr
     assert done.stdout == ""
     return lines[0]
