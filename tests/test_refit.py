@@ -426,9 +426,17 @@ def refits(daemon: Daemon, outcome: str) -> float:
 
 
 def child_of(daemon: Daemon) -> int:
-    """The process that fits; it is waited for."""
+    """The process that fits; it is waited for, and until it is no copy of the daemon any more."""
+
+    def arguments(pid: int) -> list[str]:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        return []
+
     found: list[int] = []
-    eventually(lambda: bool(found.extend(daemon.children) or found))
+    eventually(
+        lambda: bool(found.extend(c for c in daemon.children if "refit" in arguments(c)) or found)
+    )
     return found[0]
 
 
