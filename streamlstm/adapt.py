@@ -226,11 +226,18 @@ def _apply(plan: Plan, a: int, j: int, amount: float, point: NDArray[np.float64]
     targets, fade = point.shape[2], beyond(row_of(plan.fade, a), begin)
     forecast = beyond(row_of(point, to), begin * targets + j)
     if targets == 1:  # they lie side by side
-        for k in range(end - begin):
-            forecast[k] += fade[k] * amount
+        _add(forecast, 1, fade, amount, end - begin)
     else:
-        for k in range(end - begin):
-            forecast[k * targets] += fade[k] * amount
+        _add(forecast, targets, fade, amount, end - begin)
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _add(
+    forecast: NDArray[np.float64], apart: int, fade: NDArray[np.float64], amount: float, steps: int
+) -> None:
+    """Add a share of an amount to the forecast of each step, which lie so far apart."""
+    for k in range(steps):
+        forecast[k * apart] += fade[k] * amount
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)

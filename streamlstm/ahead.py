@@ -25,7 +25,7 @@ from streamlstm.service import Service, look
 from streamlstm.systemd import notify
 
 MOST = 4
-"""Processes that compile at once, some 400 MB each: more would wait for the longest function."""
+"""Processes that compile at once, some 300 MB each: more would wait for the longest function."""
 LAST = "_record"
 """What any daemon requires last, whatever its configuration."""
 

@@ -143,7 +143,7 @@ def _compose(
     """Write the forecasts of a row; whether all are finite."""
     base, output, forecast = row_of(rows.base, row), row_of(outputs, row), row_of(point, to)
     targets, finite = rows.scale.shape[1], True
-    if targets == 1:
+    if targets == 1:  # they lie side by side
         return _compose_one(base, output, forecast, 0, 1, rows.scale[row, 0])
     for t in range(targets):
         finite &= _compose_one(base, output, forecast, t, targets, rows.scale[row, t])
@@ -155,7 +155,7 @@ def _compose_one(
     base: NDArray[np.float64], output: NDArray[np.float32], forecast: NDArray[np.float64],
     first: int, apart: int, scale: float,
 ) -> bool:  # fmt: skip
-    """Those of one target; of no other there is, they lie side by side: many at a time."""
+    """Those of one target, which lie so far apart from the first on; whether all are finite."""
     finite = True
     for k in range(first, len(forecast), apart):
         raw = base[k] + scale * output[k]
