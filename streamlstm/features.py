@@ -421,29 +421,26 @@ def _blended(
         if place2 > place:
             place2 -= long
             at2 -= long if at2 >= long else long - history
-        # as many steps as go alike, none beyond the end of the ring
+        # as many steps as go alike: before the first tick or not, none beyond the end of the ring
         run = min(plan.horizon - k, place + 1 - max(place1, place2))
         run = min(run, history - max(at1, at2, at3))
-        if place1 >= long and place2 >= 0:
-            past1, past2 = beyond(past, at1 * targets + j), beyond(past, at2 * targets + j)
-            past3, to = beyond(past, at3 * targets + j), beyond(base, k * targets + j)
-            weights = beyond(plan.blend, 3 * (k * targets + j))
-            for n in range(0, run * targets, targets):
-                s1, s2, s3 = past1[n], past2[n], past3[n]
-                known = value + weights[3 * n] * (s1 - value)
-                known += weights[3 * n + 2] * (s1 - s3)
-                to[n] = known + weights[3 * n + 1] * (s2 - value)
-        else:  # some of it is before the first tick
-            for n in range(run):
-                output, known = (k + n) * targets + j, value
-                if place1 + n >= 0:
-                    s1 = past[(at1 + n) * targets + j]
-                    known += plan.blend[output, 0] * (s1 - value)
-                    if place1 + n >= long:
-                        known += plan.blend[output, 2] * (s1 - past[(at3 + n) * targets + j])
-                if place2 + n >= 0:
-                    known += plan.blend[output, 1] * (past[(at2 + n) * targets + j] - value)
-                base[output] = known
+        one, two, three = place1 >= 0, place2 >= 0, place1 >= long
+        if not three:
+            run = min(run, long - place1 if one else -place1)
+        if not two:
+            run = min(run, -place2)
+        past1, past2 = beyond(past, at1 * targets + j), beyond(past, at2 * targets + j)
+        past3, to = beyond(past, at3 * targets + j), beyond(base, k * targets + j)
+        weights = beyond(plan.blend, 3 * (k * targets + j))
+        for n in range(0, run * targets, targets):
+            known = value
+            if one:
+                known += weights[3 * n] * (past1[n] - value)
+            if three:
+                known += weights[3 * n + 2] * (past1[n] - past3[n])
+            if two:
+                known += weights[3 * n + 1] * (past2[n] - value)
+            to[n] = known
         k, place1, place2 = k + run, place1 + run, place2 + run
         at1 = at1 + run if at1 + run < history else 0
         at2 = at2 + run if at2 + run < history else 0
