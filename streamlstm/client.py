@@ -165,7 +165,10 @@ class Listener:
             raise
 
     def wait(self, seconds: float) -> None:
-        """Wait for the daemon's welcome.
+        """Wait for the daemon's welcome: what a feed sends that connects after it is answered here.
+
+        It comes with the connection. The subscription was sent before it arrived, but a feed that
+        was connected before that may be read first.
 
         Raises:
             TransportError: none came in time.

@@ -166,8 +166,8 @@ class Stream:
         """Connect both ends."""
         self.fitted, self._url = fitted, reached["metrics"]
         self.listener = Listener(reached["output"][0], "json")
-        self.feed = Feed(reached["input"][0], "json")
         self.listener.wait(PATIENCE)
+        self.feed = Feed(reached["input"][0], "json")
         self.feed.wait(PATIENCE)
         step_ns = fitted.model.spec.step_ns
         self.actual = [

@@ -163,24 +163,17 @@ class Client:
             raise
 
     def _connect(self, daemon: Daemon, topic: bytes, push: bool, patience: int) -> None:
-        self.feed = self.context.socket(zmq.PUSH if push else zmq.XPUB)
-        self.feed.sndhwm = 0
-        self.feed.connect(daemon.input)
         self.sink = self.context.socket(zmq.SUB)
         self.sink.rcvhwm = 0
         self.sink.rcvtimeo = patience
         self.sink.subscribe(topic)
         self.sink.subscribe(b"streamlstm.welcome")
         self.sink.connect(daemon.output)
-        assert push or self.feed.poll(patience), "the daemon does not subscribe"
         assert self.sink.recv() == b"streamlstm.welcome"
-        # that comes with the connection, maybe before the daemon knows of the subscription, but a
-        # later connection's comes after it
-        with self.context.socket(zmq.SUB) as later:
-            later.rcvtimeo = patience
-            later.subscribe(b"streamlstm.welcome")
-            later.connect(daemon.output)
-            assert later.recv() == b"streamlstm.welcome"
+        self.feed = self.context.socket(zmq.PUSH if push else zmq.XPUB)
+        self.feed.sndhwm = 0
+        self.feed.connect(daemon.input)
+        assert push or self.feed.poll(patience), "the daemon does not subscribe"
 
     def send(self, *frames: bytes) -> None:
         self.feed.send_multipart(frames)

@@ -34,9 +34,9 @@ def exchange(
     sink.rcvhwm = 0
     sink.subscribe(b"")
     sink.connect(address_out)
-    feed.connect(address_in)
     assert sink.poll(30_000), "no welcome"
     sink.recv()
+    feed.connect(address_in)
     assert feed.poll(30_000), "the daemon does not subscribe"
 
     def send() -> None:

@@ -1,6 +1,7 @@
 """What the formats have in common: the reader and the writer that each of them offers.
 
 **Welcome.** A subscriber of ``streamlstm.welcome`` gets that topic alone, once it has connected.
+Whoever connects its ticks after that gets all of their predictions.
 """
 
 from abc import ABC, abstractmethod
