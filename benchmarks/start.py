@@ -10,7 +10,6 @@ model. Seconds by the clock and of the processor, resident memory at that moment
 from __future__ import annotations
 
 import argparse
-import importlib
 import importlib.util
 import json
 import os
@@ -26,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import psutil
 
+from benchmarks.step_peers import onnx_model, random_weights
 from streamlstm.golden import make_golden
 from streamlstm.model import Model, Spec, save_model
 
@@ -147,8 +147,7 @@ def peer(name: str, folder: Path, repeats: int) -> dict[str, Any]:
         return {"what": name}
     model = folder / "step.onnx"
     if name != "torch" and not model.exists():
-        step = importlib.import_module("benchmarks.step")
-        model.write_bytes(step.onnx_model(step.random_weights(HIDDEN), HIDDEN))
+        model.write_bytes(onnx_model(random_weights(HIDDEN), HIDDEN))
     code = PEERS[name].replace("HIDDEN", str(HIDDEN)) + "print('done', flush=True); input()"
     starts = [timed([sys.executable, "-c", code], folder) for _ in range(repeats)]
     return summary(f"{name}, first LSTM step, H {HIDDEN}", starts)

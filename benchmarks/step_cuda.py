@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.step import Call, Weights, alternate, bounds, missing_peers, random_weights, states
+from benchmarks.step_peers import Weights, missing_peers, random_weights, states
+from benchmarks.step_timing import Call, alternate, bounds
 from streamlstm.kernels import cuda
 from streamlstm.kernels.cell import Head, Layer, Network, padded
 

@@ -16,11 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from streamlstm import logs
+from streamlstm import children, logs
 from streamlstm.config import Config
 from streamlstm.memory import postponing
 from streamlstm.model import load_model
-from streamlstm.refitting import end_with
 from streamlstm.service import Service, look
 from streamlstm.systemd import notify
 
@@ -94,10 +93,10 @@ def _compile_on(processes: int, config: Config) -> None:
 
 def _begun(numbers: int, config: Config) -> subprocess.Popen[bytes]:
     """A process that takes part."""
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # not the current folder: -P
+    env = children.environment()
     env.pop("NOTIFY_SOCKET", None)
     child = subprocess.Popen(
-        [sys.executable, "-P", "-m", "streamlstm.ahead", str(os.getpid()), str(numbers)],
+        [*children.command("streamlstm.ahead"), str(os.getpid()), str(numbers)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -148,5 +147,5 @@ def _apart(config: Config, **engine: object) -> Iterator[Service]:
 
 
 if __name__ == "__main__":
-    end_with(int(sys.argv[1]))
+    children.end_with(int(sys.argv[1]))
     _take_part(int(sys.argv[2]))

@@ -5,7 +5,6 @@ import json
 import math
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 
+from streamlstm import children
 from streamlstm.backtest import MODELS, Actual, Issued, Scores, mean, places, score
 from streamlstm.client import Feed, Listener, in_time_order
 from streamlstm.datasets.frames import SeriesData, Table, heads
@@ -138,7 +138,8 @@ def daemon(model: Path) -> Iterator[dict[str, Any]]:
     options |= {"service.log_level": "warning", "input.hwm": 1_000_000, "output.hwm": 1_000_000}
     flags = [text for name, value in options.items() for text in ("--set", f"{name}={value}")]
     process = subprocess.Popen(
-        [sys.executable, "-m", "streamlstm", "run", "--announce", *flags],
+        [*children.command("streamlstm"), "run", "--announce", *flags],
+        env=children.environment(),
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,  # Ctrl-C is for the demo, which then stops the daemon in order

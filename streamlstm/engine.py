@@ -29,7 +29,7 @@ from streamlstm.events import Events
 from streamlstm.golden import check_golden, network_of
 from streamlstm.index import CLOSES, CLOSING, close
 from streamlstm.kernels import cpu
-from streamlstm.kernels.cell import BackendError, Stages
+from streamlstm.kernels.cell import BackendError, Network, Stages
 from streamlstm.memory import Fields, is_postponing, records, require
 from streamlstm.model import Model, ModelError, Spec, without
 from streamlstm.placed import address_of_placed, placed, rewrite
@@ -102,7 +102,6 @@ class Engine:
             BackendError: the backend cannot run here, or not this model.
             ValueError: unknown backend.
         """
-        self.backend, self.backend_reason, self.kernels = open_backend(backend)
         self.model = model
         self.max_batch, self.policies = max_batch, policies
         self.history = history
@@ -120,6 +119,7 @@ class Engine:
         told = latest if keep_latest else {}
         fields = state_fields(spec, bands, lessons, told, history, watching)
         network = network_of(spec, weights)
+        self.backend, self.backend_reason, self.kernels = open_backend(backend, network)
         self.bytes_per_series = {"recurrent": self.kernels.bytes_per_series(network)}
         self.bytes_per_series |= bytes_per_series(fields, max_series, max_key)
         _refuse_what_does_not_fit(sum(self.bytes_per_series.values()), max_series)
@@ -402,7 +402,7 @@ class Engine:
         return finish(work, ticks)
 
 
-def open_backend(name: str) -> tuple[str, str, ModuleType]:
+def open_backend(name: str, network: Network) -> tuple[str, str, ModuleType]:
     """The backend taken, why that one, and its kernels. A GPU is looked for where one is asked for.
 
     Raises:
@@ -423,8 +423,11 @@ def open_backend(name: str) -> tuple[str, str, ModuleType]:
     cuda = importlib.import_module("streamlstm.kernels.cuda")
     if name == "cuda":
         return "cuda", "as asked", cuda
-    reason = cuda.unusable()
-    return ("cpu", f"no usable GPU ({reason})", cpu) if reason else ("cuda", "a GPU is there", cuda)
+    if reason := cuda.unusable():
+        return "cpu", f"no usable GPU ({reason})", cpu
+    if reason := cuda.refused(network):
+        return "cpu", f"a GPU does not run this model: {reason}", cpu
+    return "cuda", "a GPU is there", cuda
 
 
 def state_fields(

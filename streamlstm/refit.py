@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from streamlstm import rolling
+from streamlstm import children, rolling
 from streamlstm.backtest import places, sparse
 from streamlstm.config import Config, ConfigError
 from streamlstm.datasets.frames import SeriesData, heads
@@ -30,7 +30,7 @@ from streamlstm.fit_options import FitOptions
 from streamlstm.kept import journal_of
 from streamlstm.model import Model, load_model, save_model
 from streamlstm.recorded import recorded
-from streamlstm.refitting import KEPT, WON, end_with
+from streamlstm.refitting import KEPT, WON
 from streamlstm.rolling import Backtest
 from streamlstm.terminal import FitBar, LeavingConsole, printable
 from streamlstm.train import fit
@@ -60,7 +60,7 @@ class Judgement(NamedTuple):
 def command(config: Config, options: argparse.Namespace) -> int:
     """``streamlstm refit``: 0 where the new model took the old one's place, else ``KEPT``."""
     if options.parent:
-        end_with(options.parent)
+        children.end_with(options.parent)
     path = config.model.resolve()  # what a link leads to is replaced, not the link
     if not config.checkpoint.path:
         raise ConfigError("checkpoint.path: missing; the journal that is learned from lies there")

@@ -5,21 +5,18 @@ the file, and that is taken over as any other (:mod:`streamlstm.reload`).
 """
 
 import contextlib
-import ctypes
 import json
 import logging
 import math
 import os
-import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from streamlstm import logs
+from streamlstm import children, logs
 from streamlstm.config import PREFIX, Config
 from streamlstm.fit_options import ticks_needed
 from streamlstm.model import Model
@@ -30,8 +27,6 @@ OUTCOMES = {WON: "won", KEPT: "lost"}
 """All others: failed."""
 LIBRARIES = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """Environment variables that say how many threads may compute."""
-_DIES_WITH_PARENT = 1
-"""PR_SET_PDEATHSIG, see prctl(2)."""
 
 
 class Refitting:
@@ -104,13 +99,6 @@ def doubts(config: Config, model: Model) -> Iterator[str]:
         )
 
 
-def end_with(parent: int) -> None:
-    """Have this process killed when that one, which began it, is gone."""
-    ctypes.CDLL(None).prctl(_DIES_WITH_PARENT, signal.SIGKILL)
-    if os.getppid() != parent:  # it was gone before
-        sys.exit(1)
-
-
 class _Child:
     """One refit, and the thread that waits for it.
 
@@ -124,8 +112,8 @@ class _Child:
     """
 
     def __init__(self, config: Config, cores: set[int], tell: Callable[[], object]) -> None:
-        self._command = [sys.executable, "-m", "streamlstm", *_arguments(config)]
-        ours = {k: v for k, v in os.environ.items() if not k.startswith(PREFIX)}
+        self._command = [*children.command("streamlstm"), *_arguments(config)]
+        ours = {k: v for k, v in children.environment().items() if not k.startswith(PREFIX)}
         self._environment = ours | dict.fromkeys(LIBRARIES, str(config.refit.threads))
         self._cores, self._tell = cores, tell
         self.over = threading.Event()

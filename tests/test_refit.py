@@ -4,11 +4,8 @@ import argparse
 import contextlib
 import json
 import os
-import select
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +28,7 @@ from streamlstm.refit import RefitError, before_latest, relative_error
 from streamlstm.refitting import KEPT, WON
 from streamlstm.ticks import END, RESET, Arrivals, Keys, Ticks
 from streamlstm.train import fit
-from tests.daemon import Client, Daemon, eventually, start
+from tests.daemon import Client, Daemon, ended, eventually, start
 from tests.models import HOUR, random_model
 from tests.test_cli import complaint, streamlstm
 
@@ -440,18 +437,6 @@ def child_of(daemon: Daemon) -> int:
     return found[0]
 
 
-def ended(pid: int, within: float = 300) -> bool:
-    """Wait, without taking its time, until a process is gone that is not ours."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        return bool(select.select([descriptor], [], [], within)[0])
-    finally:
-        os.close(descriptor)
-
-
 def test_the_daemon_serves_the_better_model_and_keeps_it(taught: Path, bad: Model) -> None:
     with running(taught, **{"refit.interval": 0.1}) as daemon, Client(daemon, push=True) as client:
         assert ended(child_of(daemon))
@@ -496,22 +481,3 @@ def test_a_child_that_dies_leaves_the_model_that_serves_and_none_outlives_the_da
         daemon.process.kill()
         assert ended(child)
     assert load_model(taught / "m.safetensors").id == bad.id
-
-
-def test_who_is_to_end_with_its_parent_does() -> None:
-    child = (
-        "import os, signal; from streamlstm.refitting import end_with; end_with(os.getppid());"
-        " print(os.getpid(), flush=True); signal.pause()"
-    )
-    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    with process.stdout as said:
-        pid = int(said.readline())
-        process.kill()
-        process.wait()
-        try:
-            assert ended(pid, within=30)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)

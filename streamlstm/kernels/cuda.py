@@ -125,6 +125,15 @@ def unusable() -> str:
     return ""
 
 
+def refused(network: Network) -> str:
+    """Why this network runs on no GPU; empty where it does."""
+    pairs = {(layer.activation, layer.recurrent_activation) for layer in network.layers}
+    used = {network.head.activation}.union(*pairs)
+    if rarer := sorted(used - {*cell.TRAINABLE}):
+        return f"it has no activation {rarer[0]}"
+    return "" if len(pairs) == 1 else "it wants the same activations in all layers"
+
+
 def bytes_per_series(network: Network) -> int:
     """Bytes of device memory that `allocate` takes for each series."""
     return math.prod(cell.record_shape(network)) * FLOAT_BYTES
@@ -134,13 +143,16 @@ def allocate(network: Network, capacity: int, threads: int | None = None) -> Buf
     """Buffers on the current device for `capacity` series at zero state; `threads` is the CPU's.
 
     Raises:
-        BackendError: no usable GPU, not enough memory on it, or layers of different activations.
+        BackendError: no usable GPU, not enough memory on it, or :func:`refused`.
     """
-    activations = _activations(network)
+    if reason := refused(network):
+        raise BackendError(f"backend 'cuda': {reason}; set backend = 'cpu'")
     if reason := unusable():
         raise BackendError(
             f"backend 'cuda': no usable GPU ({reason}); install its driver or set backend = 'cpu'"
         )
+    one = network.layers[0]  # as all are
+    codes = cell.activation_code(one.activation), cell.activation_code(one.recurrent_activation)
     shape, (number, parts, units) = cell.record_shape(network), cell.state_shape(network)
     record, size = math.prod(shape), number * parts * units
     inputs, outputs = network.head.skip.shape[::-1]
@@ -176,9 +188,7 @@ def allocate(network: Network, capacity: int, threads: int | None = None) -> Buf
         )
         words = np.array([*plan, *(value for layer in layers for value in layer)], np.int32)
         first, windowed = warp.PASSES[cell.kind_of(network)][0], network.window > 0
-        kernel = block.compiled(
-            first, windowed, shape.rows, *activations, device, room.shared_per_block
-        )
+        kernel = block.compiled(first, windowed, shape.rows, *codes, device, room.shared_per_block)
         return _Variant(shape, cuda.to_device(words), kernel)
 
     count = min(SUBMIT, max(1024, capacity), max(1, PINNED // (inputs + outputs + 1)))
@@ -215,29 +225,6 @@ def _pinned(count: int, inputs: int, outputs: int) -> _Pinned:
         array(count * outputs, np.float32),
         cuda.event(),
     )
-
-
-def _activations(network: Network) -> tuple[int, int]:
-    """The codes of the activations of all layers; BackendError where they differ, or are rarer."""
-    codes = {
-        (cell.activation_code(layer.activation), cell.activation_code(layer.recurrent_activation))
-        for layer in network.layers
-    }
-    if len(codes) != 1:
-        raise BackendError(
-            "backend 'cuda' wants the same activations in all layers; set backend = 'cpu'"
-        )
-    used = {
-        network.head.activation,
-        *(
-            name
-            for layer in network.layers
-            for name in (layer.activation, layer.recurrent_activation)
-        ),
-    }
-    if rarer := sorted(used - {*cell.TRAINABLE}):
-        raise BackendError(f"backend 'cuda' has no activation {rarer[0]}; set backend = 'cpu'")
-    return codes.pop()
 
 
 def _packed(network: Network) -> tuple[Floats, tuple[int, int], list[block.Layer]]:

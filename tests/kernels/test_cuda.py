@@ -105,7 +105,8 @@ from streamlstm.engine import Engine
 from streamlstm.kernels.cell import BackendError
 from tests.models import random_model
 try:
-    engine = Engine(random_model(), backend=sys.argv[1], max_series=1)
+    spec = dict(option.split("=") for option in sys.argv[2:])
+    engine = Engine(random_model(**spec), backend=sys.argv[1], max_series=1)
     print(engine.backend, "-", engine.backend_reason)
 except BackendError as error:
     print(error)
@@ -129,6 +130,12 @@ def test_auto_without_a_gpu_takes_the_cpu_and_says_why():
 @needs_numba_cuda
 def test_auto_takes_a_gpu_that_is_there():
     assert python("-c", OPEN, "auto", NUMBA_ENABLE_CUDASIM="1") == "cuda - a GPU is there\n"
+
+
+@needs_numba_cuda
+def test_auto_takes_the_cpu_for_a_model_that_no_gpu_runs():
+    out = python("-c", OPEN, "auto", "activation=elu", NUMBA_ENABLE_CUDASIM="1")
+    assert out == "cpu - a GPU does not run this model: it has no activation elu\n"
 
 
 def test_nothing_of_cuda_is_imported_unless_asked_for():
