@@ -220,7 +220,7 @@ def run_all(
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
         raise BacktestError(
             f"the engine dropped {sum(dropped.values()):,} of {len(ts):,} ticks ({reasons}); times"
-            f" must rise, and values be finite and at most {LIMIT:g}"
+            f" must rise and lie between 1678 and 2115, values be finite and at most {LIMIT:g}"
         )
     point = np.concatenate([part[0] for part in parts])
     quantiles = np.concatenate([part[1] for part in parts])

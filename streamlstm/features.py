@@ -32,6 +32,7 @@ from streamlstm.placed import placed
 _SCALINGS = ("none", "fixed", "running")
 _BASES = ("none", "last", "seasonal", "blend")
 FIXED, RUNNING = 1, 2
+MOST_APART = (1 << 63) - 1
 FARTHEST = 1 << 40
 LAST, SEASONAL, BLEND = 1, 2, 3
 PRIOR = 10.0  # ticks that the prior of the running scale is worth
@@ -187,7 +188,16 @@ def steps_since(step_ns: int, last_ts: int, ts: int) -> int:
     """
     if step_ns == 0:
         return 1
-    return min(max(1, (ts - last_ts + step_ns // 2) // step_ns), FARTHEST)
+    since = apart(last_ts, ts)
+    nearer = since % step_ns >= step_ns - step_ns // 2
+    return min(max(1, since // step_ns + nearer), FARTHEST)
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def apart(earlier: int, later: int) -> int:
+    """Nanoseconds from one time to a later one, or the most that 64 bits hold."""
+    since = later - earlier
+    return since if since >= 0 else MOST_APART
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
@@ -531,7 +541,10 @@ def grid_steps(step_ns: int, ts: NDArray[np.int64]) -> NDArray[np.int64]:
     """:func:`steps_since` of each tick of a series, (n,); 1 for the first."""
     steps = np.ones(len(ts), np.int64)
     if step_ns:
-        steps[1:] = np.clip((np.diff(ts) + step_ns // 2) // step_ns, 1, FARTHEST)
+        since = np.diff(ts)
+        since[since < 0] = MOST_APART  # as in `apart`
+        nearer = since % step_ns >= step_ns - step_ns // 2
+        steps[1:] = np.clip(since // step_ns + nearer, 1, FARTHEST)
     return steps
 
 

@@ -48,7 +48,7 @@ def infer_spec(
         lags = _lags(seasons)
     calendar = options.calendar
     if calendar is None:
-        span = max((int(s.ts[-1] - s.ts[0]) for s in series if len(s.ts)), default=0)
+        span = max((int(s.ts[-1]) - int(s.ts[0]) for s in series if len(s.ts)), default=0)
         calendar = default_calendar(spacing, span)
     memory = options.memory or max([100, *seasons])
     count = series[0].values.shape[1] if series else 1

@@ -172,6 +172,8 @@ class Metrics(Collector):
 # --- compiled -------------------------------------------------------------------------------------
 
 _LATENCIES, _SIZES = np.array(LATENCIES), np.array(SIZES)
+_LONGEST = 1 << 62
+"""Nanoseconds that a lag is said to be at most: those of centuries do not fit."""
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
@@ -212,7 +214,7 @@ def stepped(
         latest = ts[0] if len(ts) else now
         for i in range(1, len(ts)):
             latest = max(latest, ts[i])
-        record.event_lag_seconds = (now - latest) / 1e9
+        record.event_lag_seconds = (now - max(latest, now - _LONGEST)) / 1e9
         _observe(record.batch_size, _SIZES, len(ts), 1)
         _observe(record.step_duration_seconds, _LATENCIES, step, 1)
         _observe(record.encode_duration_seconds, _LATENCIES, encode, 1)

@@ -35,8 +35,9 @@ after so many others that it is not cut or dropped any more."""
     _LATE, _DUPLICATE, _GAP_RESET, _GAP_MISSING, _NOT_A_NUMBER, _ACCEPTED, _CLIPPED, _LEVEL_SHIFT
 ) = range(len(CHANGES))  # fmt: skip
 
-MOMENT = 1 << 62
-"""Nanoseconds from 1970 beyond which no timestamp is taken: their differences would overflow."""
+EARLIEST, MOMENT = -(1 << 63) + (1 << 52), 1 << 62
+"""Nanoseconds from 1970 between which timestamps are taken, from November of 1677 to 2116: so much
+off from what 64 bits hold that neither a time zone nor a horizon leads beyond that."""
 LIMIT = 1e37
 """Largest absolute value taken: beyond it float32 state would overflow."""
 IN_A_ROW = 10
@@ -186,13 +187,13 @@ def fault(rules: Rules, values: NDArray[np.float64], tick: int, ts: int) -> int:
     for k in range(values.shape[1]):
         if abs(values[tick, k]) > LIMIT and np.isfinite(values[tick, k]):
             return OUT_OF_RANGE
-    return -1 if -MOMENT < ts < MOMENT else OUT_OF_RANGE
+    return -1 if EARLIEST < ts < MOMENT else OUT_OF_RANGE
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def fault_of_first(rules: Rules, values: NDArray[np.float64], tick: int, ts: int, now: int) -> int:
     """The reason for which no series can begin with this tick, that came at ``now``; -1: none."""
-    if ts - now > rules.max_ahead:
+    if ts > now and ts - now > rules.max_ahead:
         return FUTURE
     for k in range(values.shape[1]):
         if not np.isfinite(values[tick, k]):
@@ -236,13 +237,13 @@ def judge(
     behind = begun and ts <= last
     steps, before = 1, 0
     reason = fault(rules, ticks.values, tick, ts)
-    if reason < 0 and ts - now > rules.max_ahead:
+    if reason < 0 and ts > now and ts - now > rules.max_ahead:
         reason = FUTURE
     if reason < 0 and behind and not (rules.duplicate if ts == last else rules.late):
         reason = DUPLICATE if ts == last else LATE
     if reason < 0 and begun and not behind:
         steps = features.steps_since(plan.step_ns, last, ts)
-        if ts - last > rules.max_gap:
+        if features.apart(last, ts) > rules.max_gap:
             before = ANEW if rules.gap == _RESET else min(steps - 1, rules.max_missing)
     if reason < 0 and singly:
         anew = before == ANEW or memory.seen[slot] == 0

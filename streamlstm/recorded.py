@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from streamlstm.datasets.frames import SeriesData
 from streamlstm.events import CREATE, UNPARK
 from streamlstm.hashing import checksum
-from streamlstm.policies import LIMIT, MOMENT
+from streamlstm.policies import EARLIEST, LIMIT, MOMENT
 from streamlstm.segments import Entry, salvage
 from streamlstm.ticks import END, RESET
 
@@ -36,7 +36,7 @@ def recorded(
     """What the journal in ``folder`` holds; it may be written to meanwhile.
 
     Left out is what a series cannot learn from: ticks that are late or of the same time as the one
-    before, values that are not finite or beyond ``LIMIT``, times beyond ``MOMENT``, whatever was
+    before, values that are not finite or beyond ``LIMIT``, times that no tick has, whatever was
     made of them then. A series that was reset or ended goes on as another one.
 
     Args:
@@ -112,7 +112,7 @@ def _split(rows: NDArray[np.void]) -> Iterator[SeriesData]:
     anew |= (rows["flags"] & RESET) > 0
     part = np.cumsum(anew)
     sound = np.all(np.abs(rows["values"]) <= LIMIT, axis=1)  # NaN is not
-    sound &= (rows["ts"] > -MOMENT) & (rows["ts"] < MOMENT)
+    sound &= (rows["ts"] > EARLIEST) & (rows["ts"] < MOMENT)
     rows, part = rows[sound], part[sound]
     for number, piece in enumerate(np.split(rows, np.flatnonzero(np.diff(part)) + 1)):
         if len(piece) < 2:

@@ -12,6 +12,7 @@ from numba import typeof
 
 from streamlstm.engine import Engine
 from streamlstm.model import Model, ModelError, save_model
+from streamlstm.policies import EARLIEST, MOMENT, Policies
 from streamlstm.ticks import END, RESET, WARM, Arrivals, Forecasts, Keys, Ticks, rows_of
 from tests.models import HOUR, random_model
 from tests.oracle import Oracle
@@ -252,7 +253,7 @@ def test_warm_ticks_move_the_series_and_publish_nothing(calibrated: bool) -> Non
         (5, 1e38, "out_of_range"),
         (2, 1.0, "late"),
         (3, 1.0, "duplicate"),
-        (1e6, 1.0, "out_of_range"),
+        (1.3e6, 1.0, "out_of_range"),
     ],
 )
 def test_a_tick_that_cannot_be_taken_is_counted_and_changes_nothing(
@@ -265,6 +266,20 @@ def test_a_tick_that_cannot_be_taken_is_counted_and_changes_nothing(
     assert len(out.slot) == 0
     assert everything(engine) == before
     assert {k: v for k, v in engine.drops.items() if v} == {reason: 1}
+
+
+@pytest.mark.parametrize(
+    "policies", [Policies(max_ahead=3.2e9), Policies(gap="reset", max_gap=1.3e8)]
+)
+def test_a_series_may_begin_in_1700_and_rest_for_centuries(policies: Policies) -> None:
+    """Its times are further apart than 64 bits of nanoseconds say."""
+    day = 24 * HOUR
+    years = np.array([1700, 1701, 1702, 2115])
+    batch = ticks([0] * 4, [0.0] * 4, np.ones(4))._replace(ts=(years - 1970) * 365 * day)
+    engine = opened(random_model(step_ns=day), policies=policies)
+    assert len(engine.step(batch, (2026 - 1970) * 365 * day).slot) == 4
+    assert engine.gaps == 3
+    assert engine.changes["gap_reset"] == (policies.gap == "reset")
 
 
 def test_a_refused_tick_between_good_ones_is_as_if_it_had_not_come() -> None:
@@ -424,17 +439,17 @@ def test_unknown_backend() -> None:
         Engine(random_model(), backend="tpu")
 
 
-def test_the_smallest_timestamp_there_is_is_refused() -> None:
+@pytest.mark.parametrize("ts", [np.iinfo(np.int64).min, EARLIEST, MOMENT, np.iinfo(np.int64).max])
+def test_times_that_arithmetic_would_lead_beyond_64_bits_are_refused(ts: int) -> None:
     engine = opened(random_model())
-    smallest = np.array([np.iinfo(np.int64).min])
+    moment = np.array([ts], np.int64)
     out = engine.step(
-        Ticks(np.zeros(1, np.int32), smallest, np.ones((1, 1)), np.zeros(1, np.uint8)), 0
+        Ticks(np.zeros(1, np.int32), moment, np.ones((1, 1)), np.zeros(1, np.uint8)), 0
     )
     assert len(out.slot) == 0
     assert engine.drops["out_of_range"] == 1
-    arrivals = Arrivals(Keys.of([b"new"]), smallest, np.ones((1, 1)), np.zeros(1, np.uint8))
+    arrivals = Arrivals(Keys.of([b"new"]), moment, np.ones((1, 1)), np.zeros(1, np.uint8))
     assert len(engine.place(arrivals).slot) == 0
-    assert engine.drops["out_of_range"] == 2
     assert engine.drops["out_of_range"] == 2
 
 

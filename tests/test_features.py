@@ -1,5 +1,6 @@
 """What a series' features are worth: causal, the same for stream and training, aligned in gaps."""
 
+import itertools
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -170,6 +171,14 @@ def test_steps_are_the_rounded_distance(step: int, last: int, ahead: int) -> Non
     assert 1 <= steps <= features.FARTHEST
     if 1 < steps < features.FARTHEST:
         assert abs(steps * step - ahead) <= step / 2
+
+
+@given(st.integers(1, 10**18), st.lists(st.integers(-(2**63), 2**63 - 1), min_size=2, unique=True))
+def test_steps_of_a_series_are_those_of_its_ticks(step: int, times: list[int]) -> None:
+    ts = np.sort(np.array(times))
+    steps = [features.steps_since(step, last, ts) for last, ts in itertools.pairwise(ts.tolist())]
+    np.testing.assert_array_equal(features.grid_steps(step, ts), [1, *steps])
+    assert min(steps) >= 1
 
 
 def test_default_calendar_is_what_spacing_and_span_can_show() -> None:
