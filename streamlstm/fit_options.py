@@ -58,7 +58,9 @@ class FitOptions(BaseModel):
     clip: float = Field(default=1.0, ge=0, description="largest norm of a gradient; 0: any")
     ema: float = Field(default=0.99, ge=0, lt=1, description="memory of the averaged weights")
     decay: float = Field(default=0.0, ge=0, description="weight decay")
-    ridge: float = Field(default=0.001, gt=0, description="penalty of the linear start")
+    ridge: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="penalty of the linear start"
+    )
     validation: float = Field(
         default=0.15, gt=0, lt=1, description="latest share that judges the training"
     )

@@ -4,7 +4,8 @@ A barely trained network is then no worse than a linear model, and a linear mode
 nothing to learn no worse than the naive forecast.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,10 +15,13 @@ from streamlstm.model import Blend, Spec
 from streamlstm.samples import Pairs, gather
 
 Floats = NDArray[np.float64]
+Singles = NDArray[np.float32]
 ROWS = 20_000
 """The linear correction is fitted to no more rows than these, evenly spaced."""
 SERIES = 256
 """And to no more series than these."""
+PENALTIES = 0.001, 0.01, 0.1, 1.0
+"""The first is for all but short series."""
 
 
 class Start(NamedTuple):
@@ -69,6 +73,48 @@ def linear_start(spec: Spec, pairs: Pairs, cuts: Sequence[int], penalty: float) 
             found, bias[k] = ridge(shown[known], left[known], penalty)
             skip[k], blend[k, : len(terms)] = found[: spec.width], found[spec.width :]
     return Start(spec, naives[picks], blend, skip, bias)
+
+
+def earlier(
+    spec: Spec, pairs: Pairs, cuts: Sequence[int], penalty: float, least: int
+) -> Iterator[tuple[Singles, Singles, NDArray[np.int64]]]:
+    """How linear starts do on spans before the cuts, each fitted to what lies before its span.
+
+    The spans are as long as what lies after the cuts, and go back to the middle of what lies before
+    them, or to tick ``least`` of a series.
+
+    Yields the targets (n, outputs) and the start's answers, both seen from its naive forecast, and
+    the row of each.
+    """
+    late = [len(ts) - cut for (ts, _), cut in zip(pairs, cuts, strict=True)]
+    for back in itertools.count(1):
+        begins = [cut - back * length for cut, length in zip(cuts, late, strict=True)]
+        used = [i for i, at in enumerate(begins) if at >= max(least, cuts[i] / 2)]
+        if not used:
+            return
+        ends = [begins[i] + late[i] for i in used]
+        past = [(pairs[i][0][:end], pairs[i][1][:end]) for i, end in zip(used, ends, strict=True)]
+        begun = [begins[i] for i in used]
+        start = linear_start(spec, past, begun, penalty)
+        target = gather(start.blended(0), past, begun).target
+        pool = gather(start.blended(1), past, begun)
+        rows = pool.after_cut()
+        left = pool.target[rows] - (pool.x[rows] @ start.skip.T + start.bias)
+        yield target[rows], (target[rows] - left).astype(np.float32), rows
+
+
+def best_penalty(spec: Spec, pairs: Pairs, cuts: Sequence[int], least: int) -> float:
+    """Of ``PENALTIES`` that with which linear starts err least on spans :func:`earlier`."""
+
+    def error(penalty: float) -> float:
+        spans = [
+            (np.nansum(np.abs(target - answer), axis=0), np.nansum(np.abs(target), axis=0))
+            for target, answer, _ in earlier(spec, pairs, cuts, penalty, least)
+        ]
+        ours, naive = np.sum(spans, axis=0) if spans else np.zeros((2, 1))
+        return float(np.mean(ours / np.maximum(naive, 1e-12)))
+
+    return min(PENALTIES, key=error)
 
 
 def _examples(

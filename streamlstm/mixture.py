@@ -1,20 +1,31 @@
 """How far a network can be trusted: the mixture of three forecasts that errs least where it counts.
 
 Judged on a span that none of the three was fitted to, for each step ahead apart: the naive
-forecast, the linear start, the network. A bad network ends as the naive forecast.
+forecast, the linear start, the network. A bad network ends as the naive forecast. Where that span
+is short, the linear start is judged on spans before it too, for which it is fitted anew.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streamlstm.linear import Floats, Start
+from streamlstm.fit_options import ticks_needed
+from streamlstm.linear import Floats, Singles, Start, earlier
 from streamlstm.model import Spec
+from streamlstm.samples import Pairs
 
-Singles = NDArray[np.float32]
+FEW = 8
+"""Blocks: with fewer on the unseen span, earlier ones are looked at too."""
+MANY = 16
+"""Series, from which on each is a block that errs together; of fewer, their seasons are."""
 SHARES = np.linspace(0, 1, 5)
 """The shares that are tried."""
+
+
+Span = tuple[Singles, Singles, Singles, Singles, NDArray[np.int64]]
+"""(n, outputs) targets, the naive forecast, the linear start's and the network's; (n,) blocks."""
 
 
 class Trust(NamedTuple):
@@ -92,3 +103,32 @@ def _smooth(cost: Floats, targets: int) -> Floats:
     kernel = np.exp(-0.5 * ((step[None, :] - step[:, None]) / width) ** 2)
     kernel /= kernel.sum(axis=1, keepdims=True)
     return (kernel @ cost.reshape(-1, targets)).ravel()
+
+
+# --- where it is judged ---------------------------------------------------------------------------
+
+
+def together(spec: Spec) -> int:
+    """Steps of a series that err together: a season, or the horizon."""
+    return max(spec.blend.short if spec.blend else 1, spec.horizon)
+
+
+def few_blocks(spec: Spec, pairs: Pairs, cuts: Sequence[int]) -> bool:
+    """Whether what lies after the cuts of (ts, values) pairs says too little by itself."""
+    late = [len(ts) - cut for (ts, _), cut in zip(pairs, cuts, strict=True)]
+    return len(pairs) < MANY and sum(late) < FEW * together(spec)
+
+
+def earlier_spans(spec: Spec, pairs: Pairs, cuts: Sequence[int], penalty: float) -> Iterator[Span]:
+    """Spans before the cuts, where there are :func:`few_blocks`; no network was trained there."""
+    if few_blocks(spec, pairs, cuts):
+        for target, linear, rows in earlier(spec, pairs, cuts, penalty, ticks_needed(spec)):
+            yield target, np.zeros_like(target), linear, linear, rows // together(spec)
+
+
+def joined(spans: Sequence[Span]) -> Span:
+    """One after the other, each with blocks of its own."""
+    begins = [np.append(True, np.diff(block) != 0) for *_, block in spans]
+    *forecasts, _ = (np.concatenate(parts) for parts in zip(*spans, strict=True))
+    target, naive, linear, full = forecasts
+    return target, naive, linear, full, np.cumsum(np.concatenate(begins))

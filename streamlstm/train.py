@@ -28,8 +28,17 @@ from streamlstm.fit_options import FitOptions, ticks_needed
 from streamlstm.golden import make_golden
 from streamlstm.infer import infer_spec
 from streamlstm.intervals import MEMORY, MOST, SHARE
-from streamlstm.linear import Floats, linear_start
-from streamlstm.mixture import Trust, student, trusted
+from streamlstm.linear import PENALTIES, Floats, best_penalty, linear_start
+from streamlstm.mixture import (
+    MANY,
+    Trust,
+    earlier_spans,
+    few_blocks,
+    joined,
+    student,
+    together,
+    trusted,
+)
 from streamlstm.model import WIDEST, Errors, Input, Model, Spec
 from streamlstm.samples import Pairs, draw, gather, lanes
 from streamlstm.spread import spread_of, with_spread
@@ -161,7 +170,11 @@ def attempt(
     long = _long_enough(series, spec, notes)
     used = _within_budget(long, spec, options.seed, notes)
     cuts = [len(s.ts) - max(1, round(options.validation * len(s.ts))) for s in used]
-    stage = _Stage(spec, _pairs(used), cuts, options, options.updates)
+    pairs = _pairs(used)
+    ridge = options.ridge or PENALTIES[0]
+    if options.ridge is None and few_blocks(spec, pairs, cuts):
+        ridge = best_penalty(spec, pairs, cuts, ticks_needed(spec))
+    stage = _Stage(spec, pairs, cuts, options, options.updates, ridge)
     finished = stage.train(progress, 0, 2 * options.updates)
     trust, errors, skill = stage.judge(spread)
     seconds = time.perf_counter() - began
@@ -181,7 +194,7 @@ def finish(
     pairs, counts = _pairs(used), [len(s.ts) for s in used]
     last, updates, finished = first, first.done, not tried.interrupted
     if finished:
-        second = _Stage(tried.spec, pairs, counts, options, first.kept)
+        second = _Stage(tried.spec, pairs, counts, options, first.kept, first.ridge)
         if finished := second.train(progress, options.updates, 2 * options.updates):
             last = second
         updates += second.done
@@ -272,9 +285,15 @@ class _Stage:
     """One training, on what lies before the cuts."""
 
     def __init__(
-        self, spec: Spec, pairs: Pairs, cuts: Sequence[int], options: FitOptions, updates: int
+        self,
+        spec: Spec,
+        pairs: Pairs,
+        cuts: Sequence[int],
+        options: FitOptions,
+        updates: int,
+        ridge: float,
     ) -> None:
-        self.start = linear_start(spec, pairs, cuts, options.ridge)
+        self.ridge, self.start = ridge, linear_start(spec, pairs, cuts, ridge)
         self.spec, self.options, self.updates = self.start.blended(1), options, updates
         self.pool = gather(self.spec, pairs, cuts)
         self._pairs, self._cuts = pairs, cuts
@@ -383,10 +402,11 @@ class _Stage:
         off_naive = gather(self.start.blended(0), self._pairs, self._cuts).target[late]
         naive = target - off_naive  # what the naive forecast would answer, seen from the base
         block = np.searchsorted(pool.bounds[:, 2], late, side="right")
-        if len(pool.bounds) < 16:  # else series are the blocks that err together
-            short = self.spec.blend.short if self.spec.blend else 1
-            block = late // max(short, self.spec.horizon)
-        trust = trusted(target, naive, linear, full, block, self.spec.targets)
+        if len(pool.bounds) < MANY:
+            block = late // together(self.spec)
+        before = earlier_spans(self.spec, self._pairs, self._cuts, self.ridge)
+        spans = joined([*before, (target, naive, linear, full, block)])
+        trust = trusted(*spans, targets=self.spec.targets)
         answer = trust.answer(naive, linear, full)
         if self.spec.floor is not None:
             answer = np.maximum(answer, pool.least[late])

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from streamlstm.features import features_of
-from streamlstm.linear import linear_start, ridge, trimmed_mean
+from streamlstm.linear import (
+    PENALTIES,
+    best_penalty,
+    earlier,
+    linear_start,
+    ridge,
+    trimmed_mean,
+)
 from streamlstm.model import Blend, Spec
 
 HOUR = 3_600_000_000_000
@@ -84,6 +91,40 @@ def test_a_share_of_the_correction() -> None:
     assert shared is not None
     np.testing.assert_allclose(shared.weights[0], start.naive[0] + 0.5 * start.blend[0])
     np.testing.assert_allclose(shared.weights[1], start.naive[1])
+
+
+def short(n: int, seed: int = 0) -> tuple[Spec, list[tuple[np.ndarray, np.ndarray]]]:
+    """A series that its latest two values say most of, and a spec that shows a dozen."""
+    rng = np.random.default_rng(seed)
+    y = np.zeros(n)
+    for t in range(2, n):
+        y[t] = 1.2 * y[t - 1] - 0.5 * y[t - 2] + rng.normal()
+    spec = Spec(hidden=3, step_ns=HOUR, horizon=2, lags=tuple(range(1, 13)))
+    return spec, [(np.arange(n) * HOUR, 10 + y[:, None])]
+
+
+def test_earlier_spans_are_judged_by_what_lies_before_them_alone() -> None:
+    spec, [(ts, values)] = short(200)
+    found = list(earlier(spec, [(ts, values)], [160], 0.1, 20))
+    assert [(rows[0], rows[-1]) for _, _, rows in found] == [(120, 159), (80, 119)]
+    for k, begin in enumerate((120, 80)):
+        changed = values.copy()
+        changed[begin:] = 1e3 * np.random.default_rng(1).normal(size=changed[begin:].shape)
+        begun = list(earlier(spec, [(ts, changed)], [160], 0.1, 20))[k]
+        # the answer at its first tick knows that one, and nothing of what follows
+        changed[begin] = values[begin]
+        first = list(earlier(spec, [(ts, changed)], [160], 0.1, 20))[k]
+        np.testing.assert_allclose(first[1][0], found[k][1][0], atol=1e-5)
+        assert not np.allclose(begun[1][0], found[k][1][0])
+    assert not list(earlier(spec, [(ts, values)], [160], 0.1, 130))
+
+
+def test_the_fewer_ticks_the_larger_the_penalty_that_errs_least() -> None:
+    few = [best_penalty(*short(60, seed), [50], 20) for seed in range(5)]
+    many = [best_penalty(*short(3000, seed), [2600], 20) for seed in range(5)]
+    assert np.median(few) >= 10 * np.median(many)
+    spec, pairs = short(60)
+    assert best_penalty(spec, pairs, [50], 60) == PENALTIES[0]  # no span to judge by
 
 
 def test_ridge_is_least_squares_with_a_small_penalty() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from streamlstm import train
+from streamlstm import mixture, train
 from streamlstm.backtest import run
 from streamlstm.datasets.bundled import load
 from streamlstm.datasets.frames import SeriesData
@@ -103,6 +103,26 @@ def test_errors_of_few_blocks_promise_less() -> None:
     np.testing.assert_allclose(ratio, [1.012, 1.312, 2.195], rtol=0.11)
 
 
+def test_what_little_is_unseen_does_not_hide_what_was_plain_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A swing that dies out and is pushed on, by a dozen ticks of which little can be told."""
+    swings = []
+    for seed in range(4, 8):
+        rng, y = np.random.default_rng(seed), np.zeros(90)
+        for t in range(2, len(y)):
+            y[t] = 1.4 * y[t - 1] - 0.75 * y[t - 2] + rng.normal(0, 0.3)
+        swings.append(SeriesData("swing", np.arange(90) * DAY, 10 + y[:, None]))
+
+    def trust() -> float:
+        fits = [quick([swing], horizon=5, season=0)[1] for swing in swings]
+        return float(np.mean([report.trust.linear for report in fits]))
+
+    by_all = trust()
+    monkeypatch.setattr(mixture, "FEW", 0)  # by the unseen span alone
+    assert by_all > 0.3 > 2 * trust()
+
+
 def test_the_same_seed_is_the_same_model_and_another_is_not() -> None:
     series = [wave(300)]
     ids = [quick(series, horizon=2, seed=seed)[0].id for seed in (1, 1, 2)]
@@ -117,7 +137,7 @@ def test_the_first_training_does_not_depend_on_the_unseen_span() -> None:
     for s, seen in zip((series, changed), losses, strict=True):
         options = FitOptions.model_validate(SMALL | {"horizon": 2, "season": 24, "memory": 100})
         spec = infer_spec([series], options, [])
-        stage = _Stage(spec, [(s.ts, s.values)], [425], options, 20)
+        stage = _Stage(spec, [(s.ts, s.values)], [425], options, 20, 0.001)
         stage.train(lambda *told, seen=seen: seen.append(told[2]), 0, 20)
     assert losses[0] == losses[1]
     assert len(losses[0]) == 20
