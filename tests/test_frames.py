@@ -270,6 +270,8 @@ def test_options_that_make_no_sense(tmp_path: Path, options: dict[str, str], sai
         ("ds\ry\n2024-01-01,1\n", ("line 1", "is not CSV", "give a text file")),
         ("ds,y\n2024-01-01T00:00Z,1\n2024-01-02T00:00,2\n", ("line 3", "offset")),
         ("ds,y\n1500-01-01,1\n1500-01-02,2\n", ("line 2", "1678")),
+        ("ds,y\n2115-12-31,1\n2116-01-01,2\n", ("line 3", "2115")),
+        ("ds,y\n1970Q4,1\n1970Q5,2\n", ("line 2", "'1970Q4'")),
         ("unique_id,ds,y\n,2024-01-01,1\n", ("line 2", "'unique_id' is empty")),
         ("ds,y\n2024-01-01,NA\n2024-01-02,\n", ("holds no number",)),
     ],
@@ -278,6 +280,27 @@ def test_a_row_that_is_not_plain_is_named(tmp_path: Path, text: str, said: tuple
     message = refuse(tmp_path, text)
     for part in said:
         assert part in message
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "dates"),
+    [
+        ("1977-Jan", "1977-Feb", ["1977-01-01", "1977-02-01"]),
+        ("1991 Jul", "1991 Aug", ["1991-07-01", "1991-08-01"]),
+        ("Dec 1999", "Jan 2000", ["1999-12-01", "2000-01-01"]),
+        ("September-1999", "October-1999", ["1999-09-01", "1999-10-01"]),
+        ("1970 Q4", "1971 Q1", ["1970-10-01", "1971-01-01"]),
+        ("1970Q1", "1970Q2", ["1970-01-01", "1970-04-01"]),
+        ("2001-q3", "2001-q4", ["2001-07-01", "2001-10-01"]),
+    ],
+)
+def test_months_and_quarters_are_their_first_days(
+    tmp_path: Path, first: str, second: str, dates: list[str]
+) -> None:
+    (tmp_path / "x.csv").write_text(f"period,y\n{first},1\n{second},2\n")
+    table = read_table(tmp_path / "x.csv")  # and the column is known for one of times
+    assert table.series[0].ts.tolist() == [pd.Timestamp(date).value for date in dates]
+    assert f"times such as {first!r} read" in " ".join(table.notes)
 
 
 def test_the_series_that_is_not_sorted_is_named(tmp_path: Path) -> None:

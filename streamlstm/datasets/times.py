@@ -16,6 +16,8 @@ MISSING = ["", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "#N/A"]
 """Texts that stand for a value that was not measured."""
 
 _ZONE = re.compile(r"\d:\d\d.*(?:Z|UTC|[+-]\d\d(?::?\d\d)?)$", re.IGNORECASE)
+_QUARTER = r"^\s*(\d{4})[\s-]*[Qq]([1-4])\s*$"
+_MONTHS = "%Y %b", "%b %Y", "%Y %B", "%B %Y"
 # the smallest number taken for a Unix time in this unit: 1973 in seconds, milliseconds, ...
 _EPOCH_UNITS = (
     (1e17, "nanoseconds", 1),
@@ -123,6 +125,9 @@ def _dates(texts: "pd.Series[str]", where: Where, notes: list[str]) -> "pd.Serie
         if reading.isna().sum() < times.isna().sum():
             times = reading
             notes.append(f"times such as {texts.iloc[0]!r} read with the {order} first")
+    if times.isna().any() and (periods := _periods(texts)).notna().all():
+        times = periods
+        notes.append(f"times such as {texts.iloc[0]!r} read as {times.iloc[0]:%Y-%m-%d}")
     if times.isna().any():
         row = int(np.argmax(times.isna().to_numpy()))
         raise DataError(
@@ -135,6 +140,20 @@ def _dates(texts: "pd.Series[str]", where: Where, notes: list[str]) -> "pd.Serie
             f"{where(row)}: {texts.iloc[row]!r} and {texts.iloc[0]!r} in one column: write"
             " all times with an offset, or none"
         )
+    return times
+
+
+def _periods(texts: "pd.Series[str]") -> "pd.Series[Any]":
+    """First days of months and quarters, such as 1977-Jan, Jan 1977, 1970Q1 or 1970 Q1."""
+    parts = texts.str.extract(_QUARTER)
+    if parts.notna().all(axis=None):
+        texts = parts[0] + "-" + (3 * parts[1].astype(int) - 2).astype(str)
+        return pd.to_datetime(texts, format="%Y-%m")
+    texts = texts.str.replace("-", " ")
+    for format in _MONTHS:
+        times = pd.to_datetime(texts, format=format, errors="coerce")
+        if times.notna().all():
+            break
     return times
 
 
@@ -154,11 +173,11 @@ def _backward(times: "pd.Series[Any]") -> int:
 
 
 def _nanoseconds(times: "pd.Series[Any]", where: Where) -> NDArray[np.int64]:
-    try:
-        return times.dt.as_unit("ns").astype("int64").to_numpy()
-    except (pd.errors.OutOfBoundsDatetime, OverflowError) as error:
-        row = int(np.argmax(((times.dt.year < 1678) | (times.dt.year > 2261)).to_numpy()))
-        raise DataError(f"{where(row)}: times must lie between the years 1678 and 2261") from error
+    far = ((times.dt.year < 1678) | (times.dt.year > 2115)).to_numpy()
+    if far.any():
+        row = int(np.argmax(far))
+        raise DataError(f"{where(row)}: times must lie between the years 1678 and 2115")
+    return times.dt.as_unit("ns").astype("int64").to_numpy()
 
 
 def ordered(
@@ -233,4 +252,5 @@ def is_date(text: str) -> bool:
         return False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of dates whose order of day and month is a guess
-        return bool(pd.notna(pd.to_datetime(text, errors="coerce")))
+        found = pd.to_datetime(text, errors="coerce")
+        return bool(pd.notna(found)) or bool(_periods(pd.Series([text])).notna().all())
