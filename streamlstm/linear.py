@@ -21,7 +21,8 @@ ROWS = 20_000
 SERIES = 256
 """And to no more series than these."""
 PENALTIES = 0.001, 0.01, 0.1, 1.0
-"""The first is for all but short series."""
+SHORT = 2000
+"""Ticks to fit to, beyond which the first of these penalties is taken without a trial."""
 
 
 class Start(NamedTuple):
@@ -104,7 +105,12 @@ def earlier(
 
 
 def best_penalty(spec: Spec, pairs: Pairs, cuts: Sequence[int], least: int) -> float:
-    """Of ``PENALTIES`` that with which linear starts err least on spans :func:`earlier`."""
+    """Of ``PENALTIES`` that with which linear starts err least on spans :func:`earlier`.
+
+    Where there are more than ``SHORT`` ticks before the cuts, or no such span, the first.
+    """
+    if sum(cuts) > SHORT:
+        return PENALTIES[0]
 
     def error(penalty: float) -> float:
         spans = [
