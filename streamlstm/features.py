@@ -32,8 +32,8 @@ from streamlstm.placed import placed
 _SCALINGS = ("none", "fixed", "running")
 _BASES = ("none", "last", "seasonal", "blend")
 FIXED, RUNNING = 1, 2
-MOST_APART = (1 << 63) - 1
-FARTHEST = 1 << 40
+MOST_APART = (1 << 63) - 1  # nanoseconds
+FARTHEST = 1 << 40  # steps
 LAST, SEASONAL, BLEND = 1, 2, 3
 PRIOR = 10.0  # ticks that the prior of the running scale is worth
 FARTHEST_APART = 8.0

@@ -70,7 +70,8 @@ def run(config: Config, announce: bool = False) -> int:
     ``metrics`` (a URL, or null) and ``pid``.
     """
     logs.to_stderr(config.service.log_level)
-    faulthandler.enable()  # whoever ends a loop that stands still, or a crash, shows where it was
+    if not faulthandler.is_enabled():  # a loop that stands still, or a crash, shows where it was
+        faulthandler.enable()
     for exposure in exposures(config):
         _log.warning("%s", exposure)
     service = Service(config)
