@@ -537,14 +537,12 @@ def features_of(spec: Spec, ts: NDArray[np.int64], values: NDArray[np.float64]) 
     return rows
 
 
+@njit(cache=True, error_model="numpy")
 def grid_steps(step_ns: int, ts: NDArray[np.int64]) -> NDArray[np.int64]:
     """:func:`steps_since` of each tick of a series, (n,); 1 for the first."""
     steps = np.ones(len(ts), np.int64)
-    if step_ns:
-        since = np.diff(ts)
-        since[since < 0] = MOST_APART  # as in `apart`
-        nearer = since % step_ns >= step_ns - step_ns // 2
-        steps[1:] = np.clip(since // step_ns + nearer, 1, FARTHEST)
+    for i in range(1, len(ts)):
+        steps[i] = steps_since(step_ns, ts[i - 1], ts[i])
     return steps
 
 

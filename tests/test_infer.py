@@ -20,6 +20,13 @@ def inferred(
     return infer_spec(series, chosen, notes, inputs), notes
 
 
+def test_a_series_of_centuries_has_a_step_and_no_calendar() -> None:
+    """Its ends are further apart than 64 bits of nanoseconds say."""
+    years = (np.arange(1700, 2009) - 1970) * 365 * DAY
+    spec, _ = inferred(SeriesData("sunspots", years, wave(len(years)).values), season=0)
+    assert (spec.step_ns, spec.calendar) == (365 * DAY, ())
+
+
 def test_uneven_spacing_is_counted_in_ticks() -> None:
     days = np.array([i for i in range(300) if i % 7 < 5]) * DAY
     series = SeriesData("market", days, wave(len(days)).values)

@@ -99,6 +99,9 @@ def test_the_lag_is_that_of_the_latest_tick_of_the_latest_batch() -> None:
     assert metrics.values["event_lag_seconds"] == 2
     step(metrics, ts=np.array([4]) * 10**9, now=11 * 10**9)
     assert metrics.values["event_lag_seconds"] == 7
+    centuries = np.array([1700 - 1970]) * 365 * 86_400 * 10**9  # more ns before now than fit
+    step(metrics, ts=centuries, now=56 * 365 * 86_400 * 10**9)
+    assert metrics.values["event_lag_seconds"] == pytest.approx(2**62 / 1e9)
 
 
 def test_without_a_record_nothing_is_counted() -> None:
