@@ -400,4 +400,11 @@ _MODELS: list[dict[str, Any]] = [
     {"cell": "rnn", "layers": 2, "calendar": ("hour", "week"), "timezone": "Europe/Paris"},
     {"season": 3, "base": "seasonal", "calibrated": False},
     {"base": "blend", "blend": {"short": 2, "long": 4, "weights": [(0.1, 0.2, 0.3)] * 2}},
+    {
+        "base": "blend",
+        "blend": {
+            "short": 2, "long": 4, "weights": [(0.1, 0.2, 0.3, 0.4)] * 2,
+            "smoothing": {"season": 4, "level": 0.1, "profile": 0.2},
+        },
+    },
 ]  # fmt: skip

@@ -33,7 +33,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import step, stream_triton
+from benchmarks import stream_triton
+from benchmarks.step_peers import random_weights
+from benchmarks.step_timing import seconds_per_call
 from benchmarks.stream_latency import PERCENTILES, Window, summary
 from benchmarks.stream_measure import Ends, Meter, TritonMeter
 from benchmarks.stream_soak import COUNTED, soak
@@ -113,7 +115,7 @@ def compare_throughput(
                 print(f"{system.name} {system.format}: broke down: {error}", flush=True)
                 del runs[system]
         if alone:
-            bare.append(MANY / step.seconds_per_call(alone, 0.5))
+            bare.append(MANY / seconds_per_call(alone, 0.5))
     rates = {system: np.array([each["rate"] for each in runs[system]]) for system in runs}
 
     def ratio(system: System, **other: object) -> float | None:
@@ -171,7 +173,7 @@ def bare_step(case: Case) -> Callable[[], Any]:
         np.ones(shape[:1], np.float32),
         np.ones((shape[0], 1), np.float32),
     )
-    layer = Layer(*step.random_weights(case.hidden))
+    layer = Layer(*random_weights(case.hidden))
     buffers = cpu.allocate(Network((layer,), head), case.series)
     cpu.warm_up(buffers)
     slots = random.permutation(case.series)[:MANY].astype(np.int32)

@@ -200,6 +200,11 @@ def _about(model: Model, report: dict[str, Any]) -> RichTable:
     base = {"seasonal": f"the value {spec.season} steps before", "last": "the last value"}
     if blend := spec.blend:
         base["blend"] = f"the last value, and those {blend.short} and {blend.long} steps before"
+        if smoothing := blend.smoothing:
+            base["blend"] += (
+                f"; a season of {smoothing.season} steps, smoothed: {smoothing.level:.0%} of what"
+                f" is new moves its level, {smoothing.profile:.0%} of the rest its profile"
+            )
     activations = (
         each if isinstance(each, str) else ", ".join(each)
         for each in (spec.activation, spec.recurrent_activation)

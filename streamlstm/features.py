@@ -6,9 +6,10 @@ live exactly what it was trained on. It looks at a series' past and present only
 The input vector of a tick: the scaled values of the targets and of what is measured, then for each
 lag how far the targets lay from where they are now, scaled (differences, because they are what a
 linear start can weigh apart), then sine and cosine of each calendar phase and of its double. Then,
-where the spec has them: the log of the time since the tick before (0 at the first); for each input
-that is known ahead its scaled values at the steps of ``Spec.shown``; the numbers that a series has,
-scaled; for each category a place for each that there is, a one in its own.
+where the spec has them: the log of the time since the tick before (0 at the first); how far the
+targets lie from what the smoothing foresaw, scaled; for each input that is known ahead its scaled
+values at the steps of ``Spec.shown``; the numbers that a series has, scaled; for each category a
+place for each that there is, a one in its own.
 A forecast is ``base + scale * output``.
 
 A tick carries what is known ``horizon`` steps ahead of it, so that a series remembers what was told
@@ -60,6 +61,12 @@ class Plan(NamedTuple):
     long: int
     blend: NDArray[np.float64]
     """(outputs, 3) weights of a blended base"""
+    smoothing: int
+    """season of a smoothed profile; 0: none"""
+    level_share: float
+    profile_share: float
+    smoothed: NDArray[np.float64]
+    """(outputs,) weights of the smoothing's forecast in a blended base"""
     lags: NDArray[np.int64]
     periods: NDArray[np.int64]
     """(calendar,) length of each phase, ns"""
@@ -101,6 +108,10 @@ class Memory(NamedTuple):
     """(series, horizon + 1, known) ring of what is known, of a place at that modulo horizon + 1"""
     before: NDArray[np.int64]
     """(series,) time of the latest tick, ns"""
+    level: NDArray[np.float64]
+    """(series, targets) of :class:`streamlstm.model.Smoothing`"""
+    profile: NDArray[np.float64]
+    """(series, season, targets) likewise, at place modulo season"""
 
 
 class Rows(NamedTuple):
@@ -136,12 +147,18 @@ def memory_fields(spec: Spec) -> Fields:
         fields["ahead"] = np.float64, (spec.horizon + 1, known)
     if spec.elapsed_ns:
         fields["before"] = np.int64, ()
+    if spec.smoothing:
+        fields["level"] = np.float64, (spec.targets,)
+        fields["profile"] = np.float64, (spec.smoothing.season, spec.targets)
     return fields
 
 
 def memory_of(state: Mapping[str, NDArray[Any]]) -> Memory:
     """The memory whose fields lie in ``state``; those that are never used are of no series."""
-    unused = records({"ahead": (np.float64, (1, 1)), "before": (np.int64, ())}, 1)
+    few = np.float64, (1, 1)
+    unused = records(
+        {"ahead": few, "before": (np.int64, ()), "level": (np.float64, (1,)), "profile": few}, 1
+    )
     return Memory(*({**unused, **state}[name] for name in Memory._fields))
 
 
@@ -149,6 +166,7 @@ def plan(spec: Spec) -> Plan:
     """Lay ``spec`` out for compiled code."""
     shift_at, shift = utc_offsets(spec.timezone) if spec.calendar else UTC_ALONE
     ones = np.ones(spec.inputs)
+    weights, smoothing = spec.blend.weights if spec.blend else (), spec.smoothing
     return Plan(
         spec.step_ns,
         spec.horizon,
@@ -162,7 +180,11 @@ def plan(spec: Spec) -> Plan:
         np.array(spec.scaling.scale or ones),
         spec.blend.short if spec.blend else 1,
         spec.blend.long if spec.blend else 1,
-        np.array(spec.blend.weights if spec.blend else [], np.float64).reshape(-1, 3),
+        np.array([row[:3] for row in weights], np.float64).reshape(-1, 3),
+        smoothing.season if smoothing else 0,
+        smoothing.level if smoothing else 1.0,
+        smoothing.profile if smoothing else 0.0,
+        np.array([row[3] for row in weights if smoothing], np.float64),
         np.array(spec.lags, np.int64),
         np.array([PERIODS[name] for name in spec.calendar], np.int64),
         shift_at,
@@ -320,6 +342,11 @@ def _further(
         memory.before[slot] = ts
         rows.x[row, column] = np.float32(_log(elapsed))
         column += 1
+    if plan.smoothing:
+        for j in range(plan.targets):
+            off = _smooth(plan, memory, slot, place, steps, first, values[tick, j], j)
+            rows.x[row, column] = np.float32(off / rows.scale[row, j])
+            column += 1
     i = plan.measured
     for a in range(plan.known):
         value = values[tick, i]
@@ -341,6 +368,48 @@ def _further(
             rows.x[row, column] = np.float32(1.0) if values[tick, i] == which else np.float32(0.0)
             column += 1
         i += 1
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _smooth(
+    plan: Plan, memory: Memory, slot: int, place: int, steps: int, first: bool, value: float, j: int
+) -> float:
+    """Take a value of target ``j`` into its level and profile; how far off it was."""
+    season, targets, profile = plan.smoothing, plan.targets, row_of(memory.profile, slot)
+    before = place if first else place - steps
+    for missed in range(before + 1, min(place, season)):
+        profile[missed * targets + j] = profile[before * targets + j]
+    at = (place % season) * targets + j
+    if first:
+        memory.level[slot, j] = 0.0
+    if place < season:
+        profile[at] = value
+        return 0.0
+    off = value - memory.level[slot, j] - profile[at]
+    share = max(plan.level_share, 1.0 / (place - season + 2))
+    memory.level[slot, j] += share * off
+    profile[at] += max(plan.profile_share, 1.0 / (place // season + 1)) * (1.0 - share) * off
+    return off
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _add_smoothed(
+    plan: Plan,
+    level: float,
+    profile: NDArray[np.float64],
+    place: int,
+    value: float,
+    j: int,
+    base: NDArray[np.float64],
+) -> None:
+    """Add the term of the smoothing to the base forecast of target ``j``."""
+    season, targets = plan.smoothing, plan.targets
+    phase = (place + 1) % season
+    for k in range(plan.horizon):
+        if phase <= place:
+            off = level + profile[phase * targets + j] - value
+            base[k * targets + j] += plan.smoothed[k * targets + j] * off
+        phase = phase + 1 if phase + 1 < season else 0
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
@@ -378,6 +447,9 @@ def _base_forecast(
             _blended(plan, past, place, value, 0, 1, base)
         else:
             _blended(plan, past, place, value, j, targets, base)
+        if plan.smoothing:
+            profile = row_of(memory.profile, slot)
+            _add_smoothed(plan, memory.level[slot, j], profile, place, value, j, base)
     elif plan.base == SEASONAL:
         _seasonal(plan, past, place, value, j, base)
     else:

@@ -12,6 +12,7 @@ from streamlstm.fit_options import FitOptions
 from streamlstm.linear import trimmed_mean
 from streamlstm.model import ROLES, Blend, Input, Scaling, Spec
 from streamlstm.samples import places
+from streamlstm.smoothing import with_smoothing
 
 GAPPY = 0.01
 """Share of ticks that do not come a step after the one before, above which that is shown."""
@@ -54,7 +55,7 @@ def infer_spec(
     count = series[0].values.shape[1] if series else 1
     measured = sum(each.role in ROLES[:2] for each in inputs) or count
     ratio = _prior_ratio(series, memory, measured)
-    return Spec(
+    spec = Spec(
         inputs=count,
         targets=targets,
         roles=tuple(_scaled(each, k, series) for k, each in enumerate(inputs)),
@@ -72,6 +73,7 @@ def infer_spec(
         timezone=options.timezone,
         scaling=Scaling(kind="running", memory=memory, prior_ratio=ratio),
     )
+    return with_smoothing(spec, series, options.validation) if blend else spec
 
 
 def _lags(seasons: Sequence[int]) -> tuple[int, ...]:

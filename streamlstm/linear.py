@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from streamlstm.model import Blend, Spec
+from streamlstm.model import Spec
 from streamlstm.samples import Pairs, gather
 
 Floats = NDArray[np.float64]
@@ -20,7 +20,7 @@ ROWS = 20_000
 """The linear correction is fitted to no more rows than these, evenly spaced."""
 SERIES = 256
 """And to no more series than these."""
-PENALTIES = 0.001, 0.01, 0.1, 1.0
+PENALTIES = 0.003, 0.01, 0.1, 1.0
 SHORT = 2000
 """Ticks to fit to, beyond which the first of these penalties is taken without a trial."""
 
@@ -31,27 +31,32 @@ class Start(NamedTuple):
     spec: Spec
     """of the model; the weights of its blend, if it has one, are those below"""
     naive: Floats
-    """(outputs, 3) weights of the blend that is the naive forecast: zeros and ones"""
+    """(outputs, terms) weights of the blend that is the naive forecast: zeros and ones"""
     blend: Floats
-    """(outputs, 3) what the correction adds to them"""
+    """(outputs, terms) what the correction adds to them"""
     skip: Floats
     """(outputs, width)"""
     bias: Floats
     """(outputs,)"""
 
-    def blended(self, share: Floats | float) -> Spec:
-        """The spec whose base is the naive forecast and a share (outputs,) of its correction."""
+    def blended(self, share: Floats | float, smoothed: Floats | float = 0) -> Spec:
+        """The spec whose base is the naive forecast and a share (outputs,) of its correction.
+
+        Of the naive forecast a share may be ``smoothed``: given by the smoothing, if there is one.
+        """
         if self.spec.blend is None:
             return self.spec
         weights = self.naive + np.reshape(share, (-1, 1)) * self.blend
+        if self.spec.smoothing:
+            weights += np.reshape(smoothed, (-1, 1)) * ([0, 0, 0, 1] - self.naive)
         return with_blend(self.spec, weights)
 
 
 def with_blend(spec: Spec, weights: Floats) -> Spec:
-    """``spec`` with other weights (outputs, 3) of its blend."""
+    """``spec`` with other weights (outputs, terms) of its blend."""
     assert spec.blend is not None
-    rows = tuple((float(a), float(b), float(c)) for a, b, c in weights)
-    blend = Blend(short=spec.blend.short, long=spec.blend.long, weights=rows)
+    rows = tuple(tuple(map(float, row)) for row in weights)
+    blend = spec.blend.model_copy(update={"weights": rows})
     return spec.model_copy(update={"blend": blend})
 
 
@@ -59,12 +64,12 @@ def linear_start(spec: Spec, pairs: Pairs, cuts: Sequence[int], penalty: float) 
     """Fit the linear forecast to what lies before the cuts of (ts, values) pairs."""
     outputs = spec.outputs
     x, target, terms = _examples(spec, pairs, cuts)
-    naives, picks = np.zeros((1, 3)), np.zeros(outputs, int)
+    naives, picks = np.zeros((1, len(terms))), np.zeros(outputs, int)
     if terms:  # the latest value, or the value one short or one long season before the step
-        naives = np.array([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+        naives = np.eye(3, len(terms), -1)
         errors = [np.abs(off) for off in (target, target - terms[0], target - terms[1])]
         picks = np.argmin([trimmed_mean(error) for error in errors], axis=0)
-    blend, skip = np.zeros((outputs, 3)), np.zeros((outputs, spec.width))
+    blend, skip = np.zeros((outputs, len(terms))), np.zeros((outputs, spec.width))
     bias = np.zeros(outputs)
     for k, pick in enumerate(picks):
         left = target[:, k] - (terms[pick - 1][:, k] if pick else 0)
@@ -72,20 +77,20 @@ def linear_start(spec: Spec, pairs: Pairs, cuts: Sequence[int], penalty: float) 
         if known.any():
             shown = np.concatenate([x, *(term[:, k : k + 1] for term in terms)], axis=1)
             found, bias[k] = ridge(shown[known], left[known], penalty)
-            skip[k], blend[k, : len(terms)] = found[: spec.width], found[spec.width :]
+            skip[k], blend[k] = found[: spec.width], found[spec.width :]
     return Start(spec, naives[picks], blend, skip, bias)
 
 
 def earlier(
     spec: Spec, pairs: Pairs, cuts: Sequence[int], penalty: float, least: int
-) -> Iterator[tuple[Singles, Singles, NDArray[np.int64]]]:
-    """How linear starts do on spans before the cuts, each fitted to what lies before its span.
+) -> Iterator[tuple[Singles, Singles, Singles, NDArray[np.int64]]]:
+    """How smoothing and linear starts do on spans before the cuts, fitted to what lies before.
 
     The spans are as long as what lies after the cuts, and go back to the middle of what lies before
     them, or to tick ``least`` of a series.
 
-    Yields the targets (n, outputs) and the start's answers, both seen from its naive forecast, and
-    the row of each.
+    Yields the targets (n, outputs), the smoothing's answers and the start's, all as seen from the
+    naive forecast, and the row of each.
     """
     late = [len(ts) - cut for (ts, _), cut in zip(pairs, cuts, strict=True)]
     for back in itertools.count(1):
@@ -98,10 +103,11 @@ def earlier(
         begun = [begins[i] for i in used]
         start = linear_start(spec, past, begun, penalty)
         target = gather(start.blended(0), past, begun).target
+        smoothed = target - gather(start.blended(0, 1), past, begun).target
         pool = gather(start.blended(1), past, begun)
         rows = pool.after_cut()
         left = pool.target[rows] - (pool.x[rows] @ start.skip.T + start.bias)
-        yield target[rows], (target[rows] - left).astype(np.float32), rows
+        yield target[rows], smoothed[rows], (target[rows] - left).astype(np.float32), rows
 
 
 def best_penalty(spec: Spec, pairs: Pairs, cuts: Sequence[int], least: int) -> float:
@@ -115,7 +121,7 @@ def best_penalty(spec: Spec, pairs: Pairs, cuts: Sequence[int], least: int) -> f
     def error(penalty: float) -> float:
         spans = [
             (np.nansum(np.abs(target - answer), axis=0), np.nansum(np.abs(target), axis=0))
-            for target, answer, _ in earlier(spec, pairs, cuts, penalty, least)
+            for target, _, answer, _ in earlier(spec, pairs, cuts, penalty, least)
         ]
         ours, naive = np.sum(spans, axis=0) if spans else np.zeros((2, 1))
         return float(np.mean(ours / np.maximum(naive, 1e-12)))
@@ -129,13 +135,13 @@ def _examples(
     """x, targets as seen from the latest value, and how far each term of a blend moves the base."""
     few = np.linspace(0, len(pairs) - 1, min(len(pairs), SERIES)).astype(int)
     pairs, cuts = [pairs[i] for i in few], [cuts[i] for i in few]
-    zero = np.zeros((spec.outputs, 3))
+    zero = np.zeros((spec.outputs, len(spec.blend.weights[0]) if spec.blend else 0))
     pool = gather(with_blend(spec, zero) if spec.blend else spec, pairs, cuts)
     rows = pool.before_cut()
     rows = rows[np.linspace(0, len(rows) - 1, min(ROWS, len(rows))).astype(int)]
     x, target = pool.x[rows], pool.target[rows]
     terms = []
-    for term in range(3 if spec.blend else 0):
+    for term in range(zero.shape[1]):
         weights = zero.copy()
         weights[:, term] = 1
         terms.append(target - gather(with_blend(spec, weights), pairs, cuts).target[rows])

@@ -1,10 +1,12 @@
-"""How far a network can be trusted: the mixture of three forecasts that errs least where it counts.
+"""How far a network can be trusted: the mixture of four forecasts that errs least where it counts.
 
-Judged on a span that none of the three was fitted to, for each step ahead apart: the naive
-forecast, the linear start, the network. A bad network ends as the naive forecast. Where that span
-is short, the linear start is judged on spans before it too, for which it is fitted anew.
+Judged on a span that none of the four was fitted to, for each step ahead apart: the naive
+forecast, the smoothed one, the linear start, the network. A bad network ends as the naive forecast.
+Where that span is short, all but the network are judged on spans before it too, for which the
+linear start is fitted anew.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -20,26 +22,43 @@ FEW = 8
 """Blocks: with fewer on the unseen span, earlier ones are looked at too."""
 MANY = 16
 """Series, from which on each is a block that errs together; of fewer, their seasons are."""
+SURE = 1.28
+"""Deviations by which a gain has to be sure: those of the 80 % interval of a normal."""
 SHARES = np.linspace(0, 1, 5)
 """The shares that are tried."""
+Share = Floats | float
 
 
-Span = tuple[Singles, Singles, Singles, Singles, NDArray[np.int64]]
-"""(n, outputs) targets, the naive forecast, the linear start's and the network's; (n,) blocks."""
+class Span(NamedTuple):
+    """What came, and four forecasts of it: (n, outputs) each, NaN where there is none."""
+
+    target: Singles
+    naive: Singles
+    smoothed: Singles
+    """the naive forecast, where there is no smoothing"""
+    linear: Singles
+    full: Singles
+    block: NDArray[np.int64]
+    """(n,) rising; rows of one block err together"""
 
 
 class Trust(NamedTuple):
-    """naive + linear * (linear start - naive) + recurrent * (network - linear start)"""
+    """The shares of what each forecast adds to the one before.
 
+    naive + smoothed * (smoothed - naive) + linear * (linear start - naive) + recurrent * (network -
+    linear start)
+    """
+
+    smoothed: Floats
+    """(outputs,) 0 to 1, with ``linear`` no more than 1"""
     linear: Floats
     """(outputs,) 0 to 1"""
     recurrent: Floats
     """(outputs,) 0 to 1"""
 
-    def answer(self, naive: Singles, linear: Singles, full: Singles) -> Singles:
-        """The mixture of the three forecasts."""
-        mixed = naive + self.linear * (linear - naive) + self.recurrent * (full - linear)
-        return mixed.astype(np.float32)
+    def answer(self, span: Span) -> Singles:
+        """The mixture of the four forecasts."""
+        return mixed(span, *self).astype(np.float32)
 
     def fold(self, start: Start, weights: dict[str, Singles]) -> tuple[Spec, dict[str, Singles]]:
         """Spec and weights of the network that answers with the mixture."""
@@ -48,49 +67,70 @@ class Trust(NamedTuple):
         folded["head.weight"] = b[:, None] * weights["head.weight"]
         folded["head.skip"] = (a - b)[:, None] * start.skip + b[:, None] * weights["head.skip"]
         folded["head.bias"] = (a - b) * start.bias + b * weights["head.bias"]
-        return start.blended(a), {k: array.astype(np.float32) for k, array in folded.items()}
+        spec = start.blended(a, self.smoothed)
+        return spec, {k: array.astype(np.float32) for k, array in folded.items()}
 
 
-def trusted(
-    target: Singles,
-    naive: Singles,
-    linear: Singles,
-    full: Singles,
-    block: NDArray[np.int64],
-    targets: int = 1,
-) -> Trust:
+def mixed(span: Span, smoothed: Share, linear: Share, recurrent: Share) -> NDArray[Any]:
+    """The mixture of a span's forecasts with these shares."""
+    _, naive, flat, straight, full, _ = span
+    return (
+        naive
+        + smoothed * (flat - naive)
+        + linear * (straight - naive)
+        + recurrent * (full - straight)
+    )
+
+
+def trusted(unseen: Span, before: Sequence[Span] = (), targets: int = 1) -> Trust:
     """The mixture that errs least on unseen rows.
 
-    For each output the lower end of the 95 % confidence interval (Student's) of the gain in mean
+    For each output the lower end of the 80 % confidence interval (Student's) of the gain in mean
     absolute error over the naive forecast, smoothed over the steps ahead, is made as large as
     possible, so that luck is not taken for skill: the fewer blocks, the surer the gain has to be.
+    What the network adds is judged on the unseen span alone.
 
     Args:
-        target: (n, outputs) NaN where not known.
-        naive, linear, full: (n, outputs) the forecasts; NaN where there is none.
-        block: (n,) rising; rows of one block err together.
+        unseen: the span that no forecast was fitted to.
+        before: spans before it, of which no network has a forecast.
         targets: outputs are in the order [step][target].
     """
+    spans = joined([*before, unseen])
+    known = np.isfinite(spans.target)
+    plain = np.abs(spans.target - spans.naive)
+    size = np.where(known, plain, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    scale = np.maximum(size, 1e-12)
+    apart = bool((spans.smoothed != spans.naive)[known].any())
+    costs, shares = [], []
+    for s, a, b in itertools.product(SHARES if apart else SHARES[:1], SHARES, SHARES):
+        if s + a > 1:
+            continue
+        if before:
+            off = np.abs(unseen.target - mixed(unseen, s, a, 0))
+            change = np.abs(unseen.target - mixed(unseen, s, a, b)) - off
+            cost = bound(change, unseen.block)
+            cost += bound(np.abs(spans.target - mixed(spans, s, a, 0)) - plain, spans.block)
+        else:
+            cost = bound(np.abs(spans.target - mixed(spans, s, a, b)) - plain, spans.block)
+        shares.append((s, a, b))
+        costs.append(_smooth(cost / scale, targets))
+    return Trust(*np.array(shares)[np.argmin(costs, axis=0)].T)
+
+
+def bound(change: NDArray[Any], block: NDArray[np.int64]) -> Floats:
+    """(outputs,) upper end of the mean change of an error, (n, outputs), NaN left out."""
     begins = np.flatnonzero(np.diff(block, prepend=block[0] - 1))
-    known = np.isfinite(target) & np.isfinite(full)
+    known = np.isfinite(change)
     count = np.add.reduceat(known, begins, axis=0, dtype=np.float64)
-    size = np.maximum(count.sum(axis=0), 1)
-    plain = np.where(known, np.abs(target - naive), 0)
-    scale = np.maximum(plain.sum(axis=0) / size, 1e-12)
-    blocks = np.maximum((count > 0).sum(axis=0), 2)
-    costs, shares = [], [(a, b) for a in SHARES for b in SHARES]
-    for a, b in shares:
-        off = np.abs(target - (naive + a * (linear - naive) + b * (full - linear)))
-        sums = np.add.reduceat(np.where(known, off - plain, 0), begins, axis=0, dtype=np.float64)
-        mean = sums.sum(axis=0) / size
-        spread = ((sums - mean * count) ** 2).sum(axis=0) * blocks / (blocks - 1)
-        bound = mean + student(blocks - 1) * np.sqrt(spread) / size
-        costs.append(_smooth(bound / scale, targets))
-    chosen = np.array(shares)[np.argmin(costs, axis=0)]
-    return Trust(chosen[:, 0], chosen[:, 1])
+    sums = np.add.reduceat(np.where(known, change, 0), begins, axis=0, dtype=np.float64)
+    size, blocks = np.maximum(count.sum(axis=0), 1), (count > 0).sum(axis=0)
+    mean, freedom = sums.sum(axis=0) / size, np.maximum(blocks - 1, 1)
+    spread = ((sums - mean * count) ** 2).sum(axis=0) * blocks / freedom
+    spread[blocks == 1] = (sums.sum(axis=0) ** 2)[blocks == 1]  # of one, no more is known
+    return np.asarray(mean + student(freedom) * np.sqrt(spread) / size)
 
 
-def student(freedom: NDArray[np.int64] | int, z: Floats | float = 1.96) -> Floats:
+def student(freedom: NDArray[np.int64] | int, z: Floats | float = SURE) -> Floats:
     """Student's t where the normal is ``z``, by its expansion around that (Fisher 1941)."""
     first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
     return np.asarray(z + first / freedom + second / freedom**2)
@@ -122,13 +162,18 @@ def few_blocks(spec: Spec, pairs: Pairs, cuts: Sequence[int]) -> bool:
 def earlier_spans(spec: Spec, pairs: Pairs, cuts: Sequence[int], penalty: float) -> Iterator[Span]:
     """Spans before the cuts, where there are :func:`few_blocks`; no network was trained there."""
     if few_blocks(spec, pairs, cuts):
-        for target, linear, rows in earlier(spec, pairs, cuts, penalty, ticks_needed(spec)):
-            yield target, np.zeros_like(target), linear, linear, rows // together(spec)
+        for target, smoothed, linear, rows in earlier(
+            spec, pairs, cuts, penalty, ticks_needed(spec)
+        ):
+            naive, block = np.zeros_like(target), rows // together(spec)
+            yield Span(target, naive, smoothed, linear, linear, block)
 
 
 def joined(spans: Sequence[Span]) -> Span:
     """One after the other, each with blocks of its own."""
-    begins = [np.append(True, np.diff(block) != 0) for *_, block in spans]
-    *forecasts, _ = (np.concatenate(parts) for parts in zip(*spans, strict=True))
-    target, naive, linear, full = forecasts
-    return target, naive, linear, full, np.cumsum(np.concatenate(begins))
+    begins = [np.append(True, np.diff(span.block) != 0) for span in spans]
+    forecasts = [
+        np.concatenate(parts) for parts in zip(*(span[:-1] for span in spans), strict=True)
+    ]
+    target, naive, smoothed, linear, full = forecasts
+    return Span(target, naive, smoothed, linear, full, np.cumsum(np.concatenate(begins)))

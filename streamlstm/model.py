@@ -118,6 +118,27 @@ class Scaling(BaseModel):
     prior_ratio: float = Field(default=0.1, gt=0, allow_inf_nan=False)
 
 
+class Smoothing(BaseModel):
+    """A level and the profile of a season, which a series keeps of each target.
+
+    Exponential smoothing without a trend (Holt-Winters' additive method; Winters 1960). At a tick y
+
+        off = y - (level + profile[phase])
+        level += level_share * off
+        profile[phase] += profile_share * (1 - level_share) * off
+
+    and the forecast is the level and the profile at the phase of the step ahead. The first season
+    is the profile to begin with, and the level 0. So that a beginning is not believed for long, the
+    shares are at least 1 / (2 + steps since the first season) and 1 / (1 + seasons before).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    season: int = Field(ge=1, le=1_000_000, description="in steps")
+    level: float = Field(gt=0, le=1, description="level_share")
+    profile: float = Field(ge=0, le=1, description="profile_share")
+
+
 class Blend(BaseModel):
     """A base forecast for each step ahead from four past values, that moves with the latest one.
 
@@ -126,15 +147,34 @@ class Blend(BaseModel):
 
         base = y + w1 (s1 - y) + w2 (s2 - y) + w3 (s1 - s3)
 
-    A term whose value was never seen is left out.
+    and with a smoothing, whose forecast is s4, ``+ w4 (s4 - y)``. A term whose value was never seen
+    is left out.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     short: int = Field(ge=1, le=1_000_000, description="season, in steps")
     long: int = Field(ge=1, le=1_000_000, description="season, in steps")
-    weights: tuple[tuple[_Finite, _Finite, _Finite], ...]
-    """w1, w2, w3 of each output"""
+    weights: tuple[tuple[_Finite, ...], ...]
+    """w1, w2, w3 of each output, and w4 with a smoothing"""
+    smoothing: Smoothing | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        terms = 3 + (self.smoothing is not None)
+        if any(len(row) != terms for row in self.weights):
+            raise ValueError(f"the blend has {terms} weights for each output")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_does_not_apply(
+        self, handler: SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
+        """Leave out what was added later, where there is none: ids of models stay."""
+        blend: dict[str, Any] = handler(self)
+        if self.smoothing is None:
+            del blend["smoothing"]
+        return blend
 
 
 ROLES = ("target", "measured", "known", "number", "category")
@@ -235,10 +275,16 @@ class Spec(BaseModel):
             + len(self.lags) * self.targets
             + 4 * len(self.calendar)
             + bool(self.elapsed_ns)
+            + bool(self.smoothing) * self.targets
             + len(self.shown) * len(self.of_role("known"))
             + len(self.of_role("number"))
             + sum(self.categories)
         )
+
+    @property
+    def smoothing(self) -> Smoothing | None:
+        """What a series keeps for its base forecast, if it does."""
+        return self.blend.smoothing if self.blend else None
 
     @property
     def activations(self) -> tuple[tuple[ActivationName, ActivationName], ...]:

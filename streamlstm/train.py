@@ -31,10 +31,10 @@ from streamlstm.intervals import MEMORY, MOST, SHARE
 from streamlstm.linear import PENALTIES, Floats, best_penalty, linear_start
 from streamlstm.mixture import (
     MANY,
+    Span,
     Trust,
     earlier_spans,
     few_blocks,
-    joined,
     student,
     together,
     trusted,
@@ -51,6 +51,8 @@ OUTAGE = 10
 """Times the usual error, from which on a block tells of an event and not of the forecasts."""
 JUDGEMENTS = 20
 """How often a training is judged on the unseen span."""
+JUDGED = 2_400_000
+"""Forecasts at most by which it is judged what can be trusted."""
 WARM_UP = 20
 """Updates over which the learning rate rises."""
 BUDGET = 1 << 30
@@ -397,17 +399,22 @@ class _Stage:
         pool, prediction = self.pool, np.full_like(self.pool.target, np.nan)
         self.judged(self.best, prediction, series=1024)
         late = pool.after_cut()
-        late = late[np.linspace(0, len(late) - 1, min(len(late), 50_000)).astype(int)]
+        most = min(len(late), JUDGED // self.spec.outputs)
+        late = late[np.linspace(0, len(late) - 1, most).astype(int)]
         target, full, linear = pool.target[late], prediction[late], self._linear(late)
-        off_naive = gather(self.start.blended(0), self._pairs, self._cuts).target[late]
-        naive = target - off_naive  # what the naive forecast would answer, seen from the base
+        off_naive, off_smoothed = (
+            gather(self.start.blended(0, share), self._pairs, self._cuts).target[late]
+            for share in (0, 1)
+        )
+        # what the naive forecast and the smoothed one would answer, seen from the base
+        naive, smoothed = target - off_naive, target - off_smoothed
         block = np.searchsorted(pool.bounds[:, 2], late, side="right")
         if len(pool.bounds) < MANY:
             block = late // together(self.spec)
         before = earlier_spans(self.spec, self._pairs, self._cuts, self.ridge)
-        spans = joined([*before, (target, naive, linear, full, block)])
-        trust = trusted(*spans, targets=self.spec.targets)
-        answer = trust.answer(naive, linear, full)
+        unseen = Span(target, naive, smoothed, linear, full, block)
+        trust = trusted(unseen, [*before], self.spec.targets)
+        answer = trust.answer(unseen)
         if self.spec.floor is not None:
             answer = np.maximum(answer, pool.least[late])
         off = np.abs(target - answer)

@@ -50,6 +50,8 @@ class Oracle:
         self.width: np.ndarray | None = None
         self.mean = np.zeros((self.spec["horizon"], self.spec["targets"]))  # of what was told
         self.taught = self.taught_steps()
+        self.level = np.zeros(self.spec["targets"])
+        self.profile: dict[int, np.ndarray] = {}  # phase -> raw targets
 
     def step(self, ts_ns: int, values: list[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         spec, y = self.spec, np.array(values, float)
@@ -64,6 +66,8 @@ class Oracle:
                     p for p in range(missed, -1, -(self.history() or missed + 1)) if p in self.grid
                 ]
                 self.grid[missed] = self.grid[older[0]] if older else self.grid[self.place]
+            for missed in range(self.place + 1, min(self.place + steps, self.smoothed_season())):
+                self.profile[missed] = self.profile[self.place]
             self.place += steps
         self.last, self.seen = ts_ns, self.seen + 1
         loc, scale = self.scaling(y)
@@ -76,6 +80,8 @@ class Oracle:
         for name in spec["calendar"]:
             turn = 2 * math.pi * (local % PERIOD[name]) / PERIOD[name]
             x += [math.sin(turn), math.cos(turn), math.sin(2 * turn), math.cos(2 * turn)]
+        if self.smoothed_season():
+            x += [*(self.smooth(y[:T]) / scale[:T])]
         answers = self.network(np.hstack(x))
         out, directions = answers[: K * T].reshape(K, T), answers[len(answers) - D :]
         told = np.zeros((K, T))
@@ -112,7 +118,26 @@ class Oracle:
                 move += weights[2] * (self.grid[at1] - self.grid[at1 - blend["long"]])
         if at2 in self.grid:
             move += weights[1] * (self.grid[at2] - y)
+        phase = (self.place + 1 + k) % (self.smoothed_season() or 1)
+        if phase in self.profile:
+            move += weights[3] * (self.level + self.profile[phase] - y)
         return move
+
+    def smoothed_season(self) -> int:
+        return ((self.spec["blend"] or {}).get("smoothing") or {"season": 0})["season"]
+
+    def smooth(self, y: np.ndarray) -> np.ndarray:
+        """Holt-Winters' additive method without a trend: how far its forecast of y was off."""
+        smoothing, S = self.spec["blend"]["smoothing"], self.smoothed_season()
+        if self.place < S:
+            self.profile[self.place] = y
+            return 0 * y
+        off = y - self.level - self.profile[self.place % S]
+        moves = max(smoothing["level"], 1 / (self.place - S + 2))
+        self.level = self.level + moves * off
+        share = max(smoothing["profile"], 1 / (self.place // S + 1))
+        self.profile[self.place % S] = self.profile[self.place % S] + share * (1 - moves) * off
+        return off
 
     def history(self) -> int:
         spec = self.spec

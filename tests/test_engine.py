@@ -43,7 +43,8 @@ BLENDED = {
     "blend": {
         "short": 3,
         "long": 6,
-        "weights": np.random.default_rng(7).normal(0, 0.5, (18, 3)).tolist(),
+        "weights": np.random.default_rng(7).normal(0, 0.5, (18, 4)).tolist(),
+        "smoothing": {"season": 6, "level": 0.3, "profile": 0.2},
     },
 }
 

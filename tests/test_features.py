@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from streamlstm import features
 from streamlstm.calendars import HOUR, YEAR, sin_cos
 from streamlstm.features import features_of
-from streamlstm.model import Blend, Scaling, Spec
+from streamlstm.model import Blend, Scaling, Smoothing, Spec
 
 START = 1_400_000_000 * 10**9 // HOUR * HOUR
 
@@ -113,6 +113,50 @@ def test_a_blend_leaves_out_what_was_never_seen() -> None:
     assert base[11] == pytest.approx(v[8] + 10 * (v[0] - v[11]), rel=1e-5)
     known = v[12] + 10 * (v[4] - v[15]) + 100 * (v[12] - v[0])
     assert base[15] == pytest.approx(known, rel=1e-5)
+
+
+def test_a_smoothing_is_holt_winters_method() -> None:
+    ts, y = series(60)
+    alone, n, S = ((0.0, 0.0, 0.0, 1.0),) * 9, 60, 6
+    smoothing = Smoothing(season=S, level=0.6, profile=0.4)
+    blend = Blend(short=3, long=6, weights=alone, smoothing=smoothing)
+    rows = features_of(spec(horizon=9, base="blend", blend=blend), ts, y)
+    v, level, profile = y[:, 0], 0.0, list(y[:S, 0])
+    for i in range(n):
+        if i >= S:
+            off = v[i] - level - profile[i % S]
+            assert rows.x[i, -1] * rows.scale[i, 0] == pytest.approx(off, rel=1e-5, abs=1e-5)
+            level += 0.6 * off
+            share = max(0.4, 1 / (i // S + 1))  # a half of the second season
+            profile[i % S] += share * 0.4 * off
+        else:
+            assert rows.x[i, -1] == 0
+        for k in range(9):
+            at = i + 1 + k
+            expected = level + profile[at % S] if at % S <= i else v[i]
+            assert rows.base[i, k] == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_slow_smoothing_is_the_mean_of_the_seasons_before() -> None:
+    rng = np.random.default_rng(0)
+    y = (np.tile(rng.normal(size=8), 5) + 0.1 * rng.normal(size=40))[:, None]
+    smoothing = Smoothing(season=8, level=1e-9, profile=0.0)
+    blend = Blend(short=8, long=8, weights=((0.0, 0.0, 0.0, 1.0),) * 8, smoothing=smoothing)
+    s = spec(horizon=8, base="blend", blend=blend)
+    base = features_of(s, np.arange(40) * HOUR, y).base[39]
+    mean = y[:, 0].reshape(5, 8).mean(axis=0)
+    off, latest = base - mean, y[32:, 0] - mean
+    assert off.std() < 0.2 * latest.std()  # but for the level, that of a short while
+
+
+def test_a_gap_in_the_first_season_leaves_the_latest_value_in_its_profile() -> None:
+    ts = np.array([0, 1, 4, 6, 7]) * HOUR
+    y = np.array([[1.0], [2.0], [5.0], [10.0], [20.0]])
+    smoothing = Smoothing(season=6, level=1.0, profile=0.0)
+    blend = Blend(short=6, long=6, weights=((0.0, 0.0, 0.0, 1.0),) * 6, smoothing=smoothing)
+    base = features_of(spec(horizon=6, base="blend", blend=blend), ts, y).base
+    np.testing.assert_allclose(base[2], [5, 1, 2, 2, 2, 5])  # the next phase was never seen
+    np.testing.assert_allclose(base[3], np.array([2, 2, 2, 5, 5, 1]) + 10 - 1)
 
 
 def test_lags_are_scaled_differences_to_the_present() -> None:

@@ -57,6 +57,16 @@ KINDS: dict[str, tuple[Format, Format, dict[str, object]]] = {
             "blend": {"short": 2, "long": 6, "weights": ((0.1, 0.2, 0.3),) * 3},
         },
     ),
+    "smoothing": (
+        "binary", "binary",
+        {
+            "base": "blend",
+            "blend": {
+                "short": 2, "long": 6, "weights": ((0.1, 0.2, 0.3, 0.4),) * 3,
+                "smoothing": {"season": 6, "level": 0.1, "profile": 0.1},
+            },
+        },
+    ),
     "window": ("binary", "msgpack", {"window": 5, "step_ns": 0}),
     "batches": ("arrow", "arrow", {}),
     "wide batches": ("arrow", "binary", {"inputs": 3, "targets": 2}),

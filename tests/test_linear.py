@@ -12,7 +12,7 @@ from streamlstm.linear import (
     ridge,
     trimmed_mean,
 )
-from streamlstm.model import Blend, Spec
+from streamlstm.model import Blend, Smoothing, Spec
 
 HOUR = 3_600_000_000_000
 
@@ -93,6 +93,23 @@ def test_a_share_of_the_correction() -> None:
     np.testing.assert_allclose(shared.weights[1], start.naive[1])
 
 
+def test_of_the_naive_forecast_a_share_is_smoothed() -> None:
+    spec = blended_spec(3, 6, 2)
+    assert spec.blend is not None
+    smoothing = Smoothing(season=6, level=0.1, profile=0.1)
+    zeros = ((0.0, 0.0, 0.0, 0.0),) * 2
+    blend = spec.blend.model_copy(update={"weights": zeros, "smoothing": smoothing})
+    spec = spec.model_copy(update={"blend": blend})
+    noise = np.random.default_rng(0).normal(size=(300, 1))
+    start = linear_start(spec, [(np.arange(300) * HOUR, noise)], [300], 0.01)
+    assert start.naive.shape == start.blend.shape == (2, 4)
+    assert not start.naive[:, 3].any()  # it is not one of the naive forecasts
+    shared = start.blended(0, np.array([0.25, 1.0])).blend
+    assert shared is not None
+    np.testing.assert_allclose(shared.weights[0], 0.75 * start.naive[0] + [0, 0, 0, 0.25])
+    np.testing.assert_allclose(shared.weights[1], [0, 0, 0, 1])
+
+
 def short(n: int, seed: int = 0) -> tuple[Spec, list[tuple[np.ndarray, np.ndarray]]]:
     """A series that its latest two values say most of, and a spec that shows a dozen."""
     rng = np.random.default_rng(seed)
@@ -106,7 +123,7 @@ def short(n: int, seed: int = 0) -> tuple[Spec, list[tuple[np.ndarray, np.ndarra
 def test_earlier_spans_are_judged_by_what_lies_before_them_alone() -> None:
     spec, [(ts, values)] = short(200)
     found = list(earlier(spec, [(ts, values)], [160], 0.1, 20))
-    assert [(rows[0], rows[-1]) for _, _, rows in found] == [(120, 159), (80, 119)]
+    assert [(rows[0], rows[-1]) for *_, rows in found] == [(120, 159), (80, 119)]
     for k, begin in enumerate((120, 80)):
         changed = values.copy()
         changed[begin:] = 1e3 * np.random.default_rng(1).normal(size=changed[begin:].shape)
@@ -114,8 +131,8 @@ def test_earlier_spans_are_judged_by_what_lies_before_them_alone() -> None:
         # the answer at its first tick knows that one, and nothing of what follows
         changed[begin] = values[begin]
         first = list(earlier(spec, [(ts, changed)], [160], 0.1, 20))[k]
-        np.testing.assert_allclose(first[1][0], found[k][1][0], atol=1e-5)
-        assert not np.allclose(begun[1][0], found[k][1][0])
+        np.testing.assert_allclose(first[2][0], found[k][2][0], atol=1e-5)
+        assert not np.allclose(begun[2][0], found[k][2][0])
     assert not list(earlier(spec, [(ts, values)], [160], 0.1, 130))
 
 
