@@ -79,6 +79,26 @@ def test_the_model_brings_error_quantiles_of_a_span_that_it_had_not_seen() -> No
     np.testing.assert_allclose(model.errors.at(0.9) * scale, 1.645 * 2, rtol=0.15)
 
 
+@pytest.mark.parametrize("season", [0, 24])
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.arange(600.0),
+        -np.arange(600.0),
+        np.sin(2 * np.pi * np.arange(600) / 24),
+        np.sin(2 * np.pi * np.arange(600) / 24) + np.sin(2 * np.pi * np.arange(600) / 168),
+        np.full(600, 5.0),
+    ],
+    ids=["line", "falling", "sine", "two sines", "constant"],
+)
+def test_what_can_be_foreseen_exactly_gives_a_model_that_opens(
+    values: np.ndarray, season: int
+) -> None:
+    model, report = quick([SeriesData("s", np.arange(600) * HOUR, values[:, None])], season=season)
+    check_golden(model, cpu)
+    assert np.isfinite(report.skill).all()
+
+
 def test_an_event_on_the_unseen_span_does_not_make_the_intervals() -> None:
     rng, block = np.random.default_rng(0), np.repeat(np.arange(40), 24)
     off = np.abs(rng.normal(size=(len(block), 2))).astype(np.float32)
