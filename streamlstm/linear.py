@@ -16,8 +16,11 @@ from streamlstm.samples import Pairs, gather
 
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
-ROWS = 20_000
-"""The linear correction is fitted to no more rows than these, evenly spaced."""
+ROWS, FEWER = 20_000, 6_000
+"""The linear correction is fitted to no more rows than these, evenly spaced; where a tick has many
+outputs, to fewer."""
+FORECASTS = 2_000_000
+"""Outputs in so many rows, that fewer will do."""
 SERIES = 256
 """And to no more series than these."""
 PENALTIES = 0.003, 0.01, 0.1, 1.0
@@ -138,7 +141,8 @@ def _examples(
     zero = np.zeros((spec.outputs, len(spec.blend.weights[0]) if spec.blend else 0))
     pool = gather(with_blend(spec, zero) if spec.blend else spec, pairs, cuts)
     rows = pool.before_cut()
-    rows = rows[np.linspace(0, len(rows) - 1, min(ROWS, len(rows))).astype(int)]
+    most = min(ROWS, max(FEWER, FORECASTS // spec.outputs), len(rows))
+    rows = rows[np.linspace(0, len(rows) - 1, most).astype(int)]
     x, target = pool.x[rows], pool.target[rows]
     terms = []
     for term in range(zero.shape[1]):
