@@ -15,7 +15,7 @@ from streamlstm.kernels import cpu
 from streamlstm.kernels.cell import Head
 from streamlstm.memory import Fields
 from streamlstm.model import Spec
-from streamlstm.samples import Pairs
+from streamlstm.samples import Pairs, evenly
 
 Singles = NDArray[np.float32]
 Floats = NDArray[np.float64]
@@ -47,9 +47,9 @@ def with_directions(
     most = room(spec) if count is None else count
     if most == 0:
         return spec, weights
-    few = np.linspace(0, len(pairs) - 1, min(len(pairs), SERIES)).astype(int)
+    few = evenly(len(pairs), SERIES)
     known = np.concatenate([_known(spec, weights, *pairs[i]) for i in few])
-    known = known[np.linspace(0, len(known) - 1, min(ROWS, len(known))).astype(int)]
+    known = known[evenly(len(known), ROWS)]
     mean, rows = components(known, most)
     if exact:
         rows = np.pad(rows, ((0, most - len(rows)), (0, 0)))

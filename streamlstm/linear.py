@@ -11,18 +11,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from streamlstm.model import Spec
-from streamlstm.samples import Pairs, gather
+from streamlstm.model import Blend, Spec
+from streamlstm.samples import Pairs, evenly, gather
 
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
-ROWS, FEWER = 20_000, 6_000
-"""The linear correction is fitted to no more rows than these, evenly spaced; where a tick has many
-outputs, to fewer."""
-FORECASTS = 2_000_000
-"""Outputs in so many rows, that fewer will do."""
 SERIES = 256
-"""And to no more series than these."""
+"""The linear correction is fitted to no more series than these."""
+ROWS, FEWER, FORECASTS = 20_000, 6_000, 2_000_000
+"""And to no more rows, evenly spaced; to fewer where these would have more forecasts than that."""
 PENALTIES = 0.003, 0.01, 0.1, 1.0
 SHORT = 2000
 """Ticks to fit to, beyond which the first of these penalties is taken without a trial."""
@@ -59,7 +56,7 @@ def with_blend(spec: Spec, weights: Floats) -> Spec:
     """``spec`` with other weights (outputs, terms) of its blend."""
     assert spec.blend is not None
     rows = tuple(tuple(map(float, row)) for row in weights)
-    blend = spec.blend.model_copy(update={"weights": rows})
+    blend = Blend(**dict(spec.blend) | {"weights": rows})
     return spec.model_copy(update={"blend": blend})
 
 
@@ -136,13 +133,12 @@ def _examples(
     spec: Spec, pairs: Pairs, cuts: Sequence[int]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], list[NDArray[np.float32]]]:
     """x, targets as seen from the latest value, and how far each term of a blend moves the base."""
-    few = np.linspace(0, len(pairs) - 1, min(len(pairs), SERIES)).astype(int)
+    few = evenly(len(pairs), SERIES)
     pairs, cuts = [pairs[i] for i in few], [cuts[i] for i in few]
     zero = np.zeros((spec.outputs, len(spec.blend.weights[0]) if spec.blend else 0))
     pool = gather(with_blend(spec, zero) if spec.blend else spec, pairs, cuts)
     rows = pool.before_cut()
-    most = min(ROWS, max(FEWER, FORECASTS // spec.outputs), len(rows))
-    rows = rows[np.linspace(0, len(rows) - 1, most).astype(int)]
+    rows = rows[evenly(len(rows), min(ROWS, max(FEWER, FORECASTS // spec.outputs)))]
     x, target = pool.x[rows], pool.target[rows]
     terms = []
     for term in range(zero.shape[1]):

@@ -102,18 +102,17 @@ def trusted(unseen: Span, before: Sequence[Span] = (), targets: int = 1) -> Trus
     scale = np.maximum(size, 1e-12)
     apart = bool((spans.smoothed != spans.naive)[known].any())
     costs, shares = [], []
-    for s, a, b in itertools.product(SHARES if apart else SHARES[:1], SHARES, SHARES):
+    for s, a in itertools.product(SHARES if apart else SHARES[:1], SHARES):
         if s + a > 1:
             continue
+        cost, off = np.zeros_like(scale), plain
         if before:
+            cost = bound(np.abs(spans.target - mixed(spans, s, a, 0)) - plain, spans.block)
             off = np.abs(unseen.target - mixed(unseen, s, a, 0))
+        for b in SHARES:
             change = np.abs(unseen.target - mixed(unseen, s, a, b)) - off
-            cost = bound(change, unseen.block)
-            cost += bound(np.abs(spans.target - mixed(spans, s, a, 0)) - plain, spans.block)
-        else:
-            cost = bound(np.abs(spans.target - mixed(spans, s, a, b)) - plain, spans.block)
-        shares.append((s, a, b))
-        costs.append(_smooth(cost / scale, targets))
+            shares.append((s, a, b))
+            costs.append(_smooth((cost + bound(change, unseen.block)) / scale, targets))
     return Trust(*np.array(shares)[np.argmin(costs, axis=0)].T)
 
 

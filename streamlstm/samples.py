@@ -66,6 +66,11 @@ def gather(
     return Pool(x, target, scale, np.stack([ends[:-1], ends[:-1] + cut, ends[1:]], axis=1), least)
 
 
+def evenly(n: int, most: int) -> NDArray[np.int64]:
+    """Which of ``n`` are taken where no more than ``most`` may be."""
+    return np.linspace(0, n - 1, min(n, most)).astype(np.int64)
+
+
 def places(step_ns: int, ts: NDArray[np.int64]) -> NDArray[np.int64]:
     """(n,) the place of each tick on the grid of steps, as the stream counts it; from 0."""
     return np.cumsum(grid_steps(step_ns, ts)) - 1
@@ -116,9 +121,7 @@ def lanes(pool: Pool, batch: int, warm: int, most: int) -> Iterator[NDArray[np.i
     Yields (<= batch, 3): first row, number of rows, and how many of the first of them, up to
     ``warm``, lie before the cut and only warm the state up.
     """
-    bounds = pool.bounds[
-        np.linspace(0, len(pool.bounds) - 1, min(most, len(pool.bounds))).astype(int)
-    ]
+    bounds = pool.bounds[evenly(len(pool.bounds), most)]
     start = np.maximum(bounds[:, 0], bounds[:, 1] - warm)
     spans = np.stack([start, bounds[:, 2] - start, bounds[:, 1] - start], axis=1)
     for at in range(0, len(spans), batch):

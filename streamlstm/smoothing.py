@@ -4,14 +4,13 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from streamlstm.datasets.frames import SeriesData
 from streamlstm.fit_options import ticks_needed
 from streamlstm.linear import PENALTIES, Floats, Singles, ridge, trimmed_mean, with_blend
 from streamlstm.mixture import few_blocks
 from streamlstm.model import Smoothing, Spec
-from streamlstm.samples import Pairs, gather
+from streamlstm.samples import Pairs, evenly, gather
 
 LEVELS = 0.01, 0.05, 0.2, 0.4, 0.6, 1.0
 PROFILES = 0.05, 0.1, 0.2, 0.4
@@ -39,7 +38,7 @@ def with_smoothing(spec: Spec, series: Sequence[SeriesData], unseen: float) -> S
     long = [s for s in series if len(s.ts) >= ticks_needed(spec)]
     if not long:
         return spec
-    few = [long[i] for i in np.linspace(0, len(long) - 1, min(len(long), SERIES)).astype(int)]
+    few = [long[i] for i in evenly(len(long), SERIES)]
     most = max(FORECASTS // spec.outputs // len(few), 20 * spec.blend.long)
     ends = [len(s.ts) - max(1, round(unseen * len(s.ts))) for s in few]
     pairs = [(s.ts[:end][-most:], s.values[:end][-most:]) for s, end in zip(few, ends, strict=True)]
@@ -76,21 +75,20 @@ def _errors(spec: Spec, pairs: Pairs, cuts: Sequence[int], last: Singles | None)
         last: (N, outputs) targets as seen from the latest value; None: nothing is corrected.
     """
     pool = gather(spec, pairs, cuts)
-    early, late = _some(pool.before_cut()), _some(pool.after_cut())
+    early, late = (rows[evenly(len(rows), ROWS)] for rows in (pool.before_cut(), pool.after_cut()))
     columns = [(k - 1) * spec.targets + j for k in spec.scored for j in range(spec.targets)]
     errors = trimmed_mean(np.abs(pool.target[np.concatenate([early, late])][:, columns]))
     if last is None:
         return errors
     for i, k in enumerate(columns):
         target = pool.target[:, k]
-        shown = np.concatenate([pool.x, (last[:, k] - target)[:, None]], axis=1)
+        moved = (last[:, k] - target)[:, None]
         known = early[np.isfinite(target[early])]
         if len(known):
-            found, bias = ridge(shown[known], target[known], PENALTIES[0])
-            (left,) = trimmed_mean(np.abs(target[late] - shown[late] @ found - bias)[:, None])
+            before, after = (
+                np.concatenate([pool.x[rows], moved[rows]], axis=1) for rows in (known, late)
+            )
+            found, bias = ridge(before, target[known], PENALTIES[0])
+            (left,) = trimmed_mean(np.abs(target[late] - after @ found - bias)[:, None])
             errors[i] = np.sqrt(errors[i] * left)
     return errors
-
-
-def _some(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    return rows[np.linspace(0, len(rows) - 1, min(len(rows), ROWS)).astype(int)]

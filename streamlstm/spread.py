@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from streamlstm.directions import components, state_of
 from streamlstm.linear import Floats
 from streamlstm.model import Spec
-from streamlstm.samples import Pairs, gather
+from streamlstm.samples import Pairs, evenly, gather
 
 Singles = NDArray[np.float32]
 QUANTILE = 0.8
@@ -42,7 +42,7 @@ def spread_of(
 
     Learned from what each of the (ts, values) pairs was before its tick number ``cuts[i]``.
     """
-    few = np.linspace(0, len(pairs) - 1, min(len(pairs), SERIES)).astype(int)
+    few = evenly(len(pairs), SERIES)
     past = [(pairs[i][0][: cuts[i]], pairs[i][1][: cuts[i]]) for i in few]
     pool = gather(spec, past, [len(ts) for ts, _ in past])
     asked = np.flatnonzero(np.isfinite(pool.target).any(axis=1))
@@ -53,7 +53,7 @@ def spread_of(
             if name.startswith("head.")
         }
     rows = min(ROWS, max(NUMBERS // spec.outputs, 4 * COMPONENTS))
-    taken = asked[np.linspace(0, len(asked) - 1, min(len(asked), rows)).astype(int)]
+    taken = asked[evenly(len(asked), rows)]
     states = [
         state_of(spec, weights, pool.x[a:b])[taken[(taken >= a) & (taken < b)] - a]
         for a, b, _ in pool.bounds

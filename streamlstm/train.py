@@ -40,7 +40,7 @@ from streamlstm.mixture import (
     trusted,
 )
 from streamlstm.model import WIDEST, Errors, Input, Model, Spec
-from streamlstm.samples import Pairs, draw, gather, lanes
+from streamlstm.samples import Pairs, draw, evenly, gather, lanes
 from streamlstm.spread import spread_of, with_spread
 
 __all__ = ["FitOptions", "FitReport", "Progress", "fit"]
@@ -51,8 +51,8 @@ OUTAGE = 10
 """Times the usual error, from which on a block tells of an event and not of the forecasts."""
 JUDGEMENTS = 20
 """How often a training is judged on the unseen span."""
-JUDGED = 2_400_000
-"""Forecasts at most by which it is judged what can be trusted."""
+JUDGED, FORECASTS = 50_000, 2_400_000
+"""Rows, and forecasts in them, at most by which errors and trust are judged."""
 WARM_UP = 20
 """Updates over which the learning rate rises."""
 BUDGET = 1 << 30
@@ -300,7 +300,7 @@ class _Stage:
         self.pool = gather(self.spec, pairs, cuts)
         self._pairs, self._cuts = pairs, cuts
         learned = self.pool.before_cut()
-        learned = learned[np.linspace(0, len(learned) - 1, min(len(learned), 50_000)).astype(int)]
+        learned = learned[evenly(len(learned), JUDGED)]
         off = np.abs(self.pool.target[learned] - self._linear(learned))
         known = np.isfinite(off)
         sizes = np.where(known, off, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
@@ -399,8 +399,7 @@ class _Stage:
         pool, prediction = self.pool, np.full_like(self.pool.target, np.nan)
         self.judged(self.best, prediction, series=1024)
         late = pool.after_cut()
-        most = min(len(late), JUDGED // self.spec.outputs)
-        late = late[np.linspace(0, len(late) - 1, most).astype(int)]
+        late = late[evenly(len(late), min(JUDGED, FORECASTS // self.spec.outputs))]
         target, full, linear = pool.target[late], prediction[late], self._linear(late)
         off_naive, off_smoothed = (
             gather(self.start.blended(0, share), self._pairs, self._cuts).target[late]

@@ -5,7 +5,7 @@ import pytest
 
 from streamlstm.features import features_of
 from streamlstm.model import Scaling, Spec
-from streamlstm.samples import draw, gather, lanes, places
+from streamlstm.samples import draw, evenly, gather, lanes, places
 
 HOUR = 3_600_000_000_000
 
@@ -95,3 +95,9 @@ def test_lanes_end_with_their_series_and_warm_up_before_the_cut() -> None:
     assert one == [[[160, 140, 40]], [[300, 20, 15]]]
     assert [len(spans) for spans in lanes(pool, 8, 40, 9)] == [2]
     assert [len(spans) for spans in lanes(pool, 8, 40, 1)] == [1]
+
+
+def test_of_many_a_few_are_taken_evenly() -> None:
+    assert evenly(5, 9).tolist() == [0, 1, 2, 3, 4]
+    taken = evenly(1001, 11)
+    np.testing.assert_array_equal(taken, np.arange(0, 1001, 100))

@@ -140,7 +140,7 @@ def test_what_little_is_unseen_does_not_hide_what_was_plain_before(
 
     by_all = trust()
     monkeypatch.setattr(mixture, "FEW", 0)  # by the unseen span alone
-    assert by_all > 1.5 * trust()
+    assert by_all > 0.5 > 1.25 * trust()
 
 
 def test_the_same_seed_is_the_same_model_and_another_is_not() -> None:
