@@ -167,7 +167,7 @@ class Engine:
                 Given(Ticks.room(max_batch, spec.inputs), np.zeros((max_batch, spec.inputs))),
                 Counts.empty(),
                 judged,
-                watch.Watched(watching, *(seen[name] for name in watch.watched_fields())),
+                watch.Watched(watching, telling, *(seen[name] for name in watch.watched_fields())),
                 np.zeros(max_batch, np.uint64),
                 np.zeros(max_batch, np.int32),
                 self.series.offsets["last_ts"],

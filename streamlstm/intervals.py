@@ -280,7 +280,7 @@ def _pace(
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _exp(x: float) -> float:
     """Of a small number; the same bits everywhere."""
-    even, odd = 1.0 + x * x / 10.0, x / 2.0 + x * x * x / 120.0  # Padé's approximant
+    even, odd = 1.0 + x * x * (1 / 10), x * 0.5 + x * x * x * (1 / 120)  # Padé's approximant
     return (even + odd) / (even - odd)
 
 

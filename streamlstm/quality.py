@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from streamlstm.intervals import Bands, Plan
 from streamlstm.jit import njit
+from streamlstm.memory import beyond, row_of
 from streamlstm.watch import ALARM, DRIFT, LIKELIHOOD, MEASURES, Watched, look
 from streamlstm.watch import ERROR as SIGNED
 
@@ -80,53 +81,59 @@ def mark(
     :func:`streamlstm.intervals.surround`, before which this is called, is given it. The interval
     looked at is the main one.
     """
-    marks, history = quality.marks, past.shape[1]
+    marks, history, targets = row_of(quality.marks, tick), past.shape[1], quality.marks.shape[2]
+    pending, reaches, before = (
+        row_of(bands.pending, slot), row_of(bands.reach, slot), row_of(past, slot)
+    )  # fmt: skip
+    value, size, many = row_of(values, tick), row_of(scale, row), len(plan.coverages)
     quality.measures[tick, SIGNED] = np.nan
     for a in range(len(plan.steps)):
         k = plan.steps[a]
         at = plan.ring[a] + place % k
-        for j in range(marks.shape[2]):
-            marks[tick, a, j, ERROR] = np.nan
+        for j in range(targets):
+            here = beyond(marks, 4 * (a * targets + j))
+            here[ERROR] = np.nan
             if place < k or steps > k:  # no forecast was made then
                 continue
-            value = values[tick, j]
-            reach = np.float64(bands.reach[slot, at * len(plan.coverages), j])
-            off = value - bands.pending[slot, at, j]
-            error = abs(off)
+            reach = np.float64(reaches[at * many * targets + j])
+            off = value[j] - pending[at * targets + j]
+            error, unit = abs(off), 1.0 / size[j]
             if a == j == 0:
                 quality.measures[tick, SIGNED] = off
             if not (error >= 0.0 and reach >= 0.0):
                 continue
-            marks[tick, a, j, ERROR] = error / scale[row, j]
-            marks[tick, a, j, INSIDE] = error <= reach
-            marks[tick, a, j, NAIVE] = np.nan
+            here[ERROR] = error * unit
+            here[INSIDE] = error <= reach
+            here[NAIVE] = np.nan
             if k < history:
-                latest = past[slot, (place - k) % history, j]
-                marks[tick, a, j, NAIVE] = abs(value - latest) / scale[row, j]
-            marks[tick, a, j, SEASONAL] = marks[tick, a, j, NAIVE]
+                latest = before[(place - k) % history * targets + j]
+                here[NAIVE] = abs(value[j] - latest) * unit
+            here[SEASONAL] = here[NAIVE]
             if season > 0:
                 back = season * ((k + season - 1) // season)
                 if place >= back and back < history:
-                    before = past[slot, (place - back) % history, j]
-                    marks[tick, a, j, SEASONAL] = abs(value - before) / scale[row, j]
+                    then = before[(place - back) % history * targets + j]
+                    here[SEASONAL] = abs(value[j] - then) * unit
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def judge(watched: Watched, quality: Quality, slot: int, tick: int, season: int) -> None:
     """Let a series see what was marked of its tick, of the first scored step."""
-    marks, measures = quality.marks, quality.measures
+    marks = row_of(quality.marks, tick)
     error = last = seasonal = inside = 0.0
     known = 0.0
-    for j in range(marks.shape[2]):
-        if marks[tick, 0, j, ERROR] >= 0.0:
+    for j in range(quality.marks.shape[2]):
+        here = beyond(marks, 4 * j)
+        if here[ERROR] >= 0.0:
             known += 1.0
-            error += marks[tick, 0, j, ERROR]
-            last += marks[tick, 0, j, NAIVE]
-            seasonal += marks[tick, 0, j, SEASONAL]
-            inside += marks[tick, 0, j, INSIDE]
+            error += here[ERROR]
+            last += here[NAIVE]
+            seasonal += here[SEASONAL]
+            inside += here[INSIDE]
+    share = 1.0 / known
     look(
-        watched, slot, error / known, last / known, seasonal / known, season, inside / known,
-        measures, tick,
+        watched, slot, error * share, last * share, seasonal * share, season, inside * share,
+        quality.measures, tick,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from streamlstm import adapt, features, intervals, quality
 from streamlstm.features import Rows
 from streamlstm.index import LINE
 from streamlstm.jit import njit
-from streamlstm.memory import copy, load_f64, prefetch, row_of, store_f64
+from streamlstm.memory import beyond, copy, load_f64, prefetch, row_of, store_f64
 from streamlstm.ticks import WARM
 from streamlstm.work import FAULTY, Batch, Given, Recent, Work
 
@@ -177,13 +177,15 @@ def _remember(
     recent: Recent, slot: int, ts: int, observed: NDArray[np.float64], tick: int, warm: bool
 ) -> None:
     """Keep a tick among the latest of its series; a grid point that only fills a gap is none."""
-    history, missing = recent.recent.shape[1], 0
-    for k in range(observed.shape[1]):
-        missing += np.isnan(observed[tick, k])
-    if history == 0 or (warm and missing == observed.shape[1]):
+    history, inputs, missing = recent.recent.shape[1], observed.shape[1], 0
+    values = row_of(observed, tick)
+    for k in range(inputs):
+        missing += np.isnan(values[k])
+    if history == 0 or (warm and missing == inputs):
         return
-    at = recent.recent_count[slot] % history
-    recent.recent[slot, at, 0] = ts
-    for k in range(observed.shape[1]):
-        recent.recent[slot, at, 1 + k] = np.float64(observed[tick, k]).view(np.int64)
+    at = recent.recent_count[slot] % history * (1 + inputs)
+    kept = beyond(row_of(recent.recent, slot), at)
+    kept[0] = ts
+    for k in range(inputs):
+        kept[1 + k] = np.float64(values[k]).view(np.int64)
     recent.recent_count[slot] += 1

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamlstm.jit import njit
-from streamlstm.memory import Fields
+from streamlstm.memory import Fields, row_of
 
 MEASURES = (
     "error", "anomaly", "likelihood", "drift", "coverage", "over_last_value", "over_seasonal_naive",
@@ -41,6 +41,8 @@ ENOUGH = 100
 """Errors after which it is known what is usual."""
 ALARM = 1 - 1e-5
 """Likelihood that counts as an anomaly, as in the Numenta Anomaly Benchmark."""
+NEVER = 4.0
+"""Deviations above the mean that are no alarm yet."""
 LEAST_MEAN, LEAST_VARIANCE = 0.03, 0.0003
 """Of the averaged anomaly; less is taken for these."""
 CAPPED, TOLERATED, LIMIT = 4.0, 1.5, 45.0
@@ -58,6 +60,8 @@ class Watched(NamedTuple):
 
     kept: bool
     """else nothing of it means anything"""
+    told: bool
+    """whether all measures are; else only what is an alarm is known of them"""
     watched: NDArray[np.int32]
     """(series, 3) errors of which what is usual is known, those that were compared with naive
     ones, and all"""
@@ -90,72 +94,80 @@ def look(
     0: none. ``inside``: whether the tick lay within its interval. ``measures[tick, ERROR]`` is left
     as it is.
     """
-    count, averages = watched.watched, watched.averages
-    measures[tick, ANOMALY] = measures[tick, LIKELIHOOD] = np.nan
-    measures[tick, DRIFT] = 0.0
+    count, averages = row_of(watched.watched, slot), row_of(watched.averages, slot)
+    said = row_of(measures, tick)
+    said[ANOMALY] = said[LIKELIHOOD] = np.nan
+    said[DRIFT] = 0.0
     if error < np.inf:  # a number, then
         beside = np.nan  # the error that usually goes with such a one of the latest value
-        if count[slot, 1] >= ENOUGH and averages[slot, LAST] > 0.0:
-            beside = last * averages[slot, MODEL] / averages[slot, LAST]
-        _usual(watched, slot, error, beside, measures, tick)
-        _average(averages, slot, INSIDE, inside, count[slot, 2])
-        count[slot, 2] = min(count[slot, 2] + 1, MEMORY)
+        if count[1] >= ENOUGH and averages[LAST] > 0.0:
+            beside = last * averages[MODEL] / averages[LAST]
+        _usual(count, averages, watched.told, error, beside, said)
+        _average(averages, INSIDE, inside, _share(count[2] + 1, MEMORY))
+        count[2] = min(count[2] + 1, MEMORY)
         if last + seasonal < np.inf:
-            _average(averages, slot, MODEL, error, count[slot, 1])
-            _average(averages, slot, LAST, last, count[slot, 1])
-            _average(averages, slot, SEASONAL, seasonal, count[slot, 1])
-            count[slot, 1] = min(count[slot, 1] + 1, MEMORY)
-    model, some = np.float64(averages[slot, MODEL]), count[slot, 1] > 0
-    measures[tick, COVERAGE] = averages[slot, INSIDE] if count[slot, 2] > 0 else np.nan
-    last, seasonal = np.float64(averages[slot, LAST]), np.float64(averages[slot, SEASONAL])
-    measures[tick, OVER_LAST] = model / last if some and last > 0.0 else np.nan
+            share = _share(count[1] + 1, MEMORY)
+            _average(averages, MODEL, error, share)
+            _average(averages, LAST, last, share)
+            _average(averages, SEASONAL, seasonal, share)
+            count[1] = min(count[1] + 1, MEMORY)
+    if not watched.told:
+        return
+    model, some = np.float64(averages[MODEL]), count[1] > 0
+    said[COVERAGE] = averages[INSIDE] if count[2] > 0 else np.nan
+    last, seasonal = np.float64(averages[LAST]), np.float64(averages[SEASONAL])
+    said[OVER_LAST] = model / last if some and last > 0.0 else np.nan
     some &= season > 0 and seasonal > 0.0
-    measures[tick, OVER_SEASONAL] = model / seasonal if some else np.nan
+    said[OVER_SEASONAL] = model / seasonal if some else np.nan
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _usual(
-    watched: Watched,
-    slot: int,
+    seen: NDArray[np.int32],
+    averages: NDArray[np.float32],
+    told: bool,
     error: float,
     beside: float,
-    measures: NDArray[np.float64],
-    tick: int,
+    said: NDArray[np.float64],
 ) -> None:
     """Compare an error with what is usual, and let it count for that."""
-    averages, count = watched.averages, float(watched.watched[slot, 0])
-    usual = np.float64(averages[slot, USUAL])
+    count, usual = seen[0], np.float64(averages[USUAL])
     if count > 0 and usual > 0.0:
         anomaly = error / (error + usual)
-        lately = np.float64(averages[slot, LATELY])
-        lately += (anomaly - lately) / min(count, SHORT)
-        mean, variance = np.float64(averages[slot, MEAN]), np.float64(averages[slot, VARIANCE])
-        measures[tick, ANOMALY] = anomaly
+        lately = np.float64(averages[LATELY])
+        lately += (anomaly - lately) * _share(count, SHORT)
+        mean, variance = np.float64(averages[MEAN]), np.float64(averages[VARIANCE])
+        said[ANOMALY] = anomaly
         if count >= ENOUGH:
             sigma = np.sqrt(max(variance, LEAST_VARIANCE))
-            off = (lately - max(mean, LEAST_MEAN)) / sigma
-            measures[tick, LIKELIHOOD] = 1.0 - 0.5 * erfc(off / np.sqrt(2.0))
+            off = lately - max(mean, LEAST_MEAN)
+            if told or off > NEVER * sigma:  # else it is no alarm, and nobody asks
+                said[LIKELIHOOD] = 1.0 - 0.5 * erfc(off / (sigma * np.sqrt(2.0)))
         if beside < np.inf:
             excess = (min(error, CAPPED * usual) - TOLERATED * beside) / usual
-            excess = max(0.0, excess + averages[slot, EXCESS])
+            excess = max(0.0, excess + averages[EXCESS])
             if excess > LIMIT:
-                measures[tick, DRIFT] = 1.0
-                excess, count = np.float64(0.0), 0.0
-                watched.watched[slot, 1] = 0
-            averages[slot, EXCESS] = excess
+                said[DRIFT] = 1.0
+                excess, count = np.float64(0.0), np.int32(0)
+                seen[1] = 0
+            averages[EXCESS] = excess
         off = lately - mean
-        share = 1.0 / min(max(count, 1.0), MEMORY)
-        averages[slot, LATELY] = lately
-        averages[slot, MEAN] = mean + share * off
-        averages[slot, VARIANCE] = (1.0 - share) * (variance + share * off * off)
-    averages[slot, USUAL] = usual + (error - usual) / min(count + 1.0, MEMORY)
-    watched.watched[slot, 0] = min(count + 1.0, MEMORY)
+        share = _share(max(count, 1), MEMORY)
+        averages[LATELY] = lately
+        averages[MEAN] = mean + share * off
+        averages[VARIANCE] = (1.0 - share) * (variance + share * off * off)
+    _average(averages, USUAL, error, _share(count + 1, MEMORY))
+    seen[0] = min(count + 1, MEMORY)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _average(
-    averages: NDArray[np.float32], slot: int, which: int, value: float, count: int
-) -> None:
-    """Let one count for the average of so many."""
-    before = np.float64(averages[slot, which])
-    averages[slot, which] = before + (value - before) / min(count + 1, MEMORY)
+def _share(count: int, most: int) -> float:
+    """Of one among so many, ``most`` at most: no division once there are as many."""
+    return 1.0 / most if count >= most else 1.0 / count
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _average(averages: NDArray[np.float32], which: int, value: float, share: float) -> None:
+    """Let a value count for a share of an average."""
+    before = np.float64(averages[which])
+    averages[which] = before + (value - before) * share

@@ -17,7 +17,7 @@ def watch(
     error: Floats, last: Floats, seasonal: Floats, inside: Floats, *, season: int = 1
 ) -> dict[str, Floats]:
     """What is said of each tick of one series."""
-    watched = placed(Watched(True, *records(watched_fields(), 1).values()))
+    watched = placed(Watched(True, True, *records(watched_fields(), 1).values()))
     measures = np.full((len(error), len(MEASURES)), np.nan)
     for i in range(len(error)):
         look(watched, 0, error[i], last[i], seasonal[i], season, inside[i], measures, i)
