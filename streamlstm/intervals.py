@@ -14,13 +14,24 @@ do by chance (``RARE``; k times as many, since forecasts k ahead err together), 
 ``FAST`` / k, where that is more, and falls back by and by. So a lasting change soon makes the
 intervals as wide as they have to be, and an outage of a few ticks not for long.
 
-A network may say with each forecast how far it may err: the logarithm of its spread, which differs
-by day and by night, say. What counts is how it differs from its own mean of late, over ``MEMORY``
-ticks: how wide intervals are on the whole is learned. Half-widths are then in units of the scale
-times that spread to the power of a share, between 0 and 1, that is learned as the half-widths are:
-at a miss it moves by ``TILT * coverage`` times that logarithm up, else by ``TILT * (1 - coverage)``
-times it down. Both together are online quantile regression on a constant and that logarithm
-(Koenker & Bassett 1978): where the spread says nothing, the share goes to 0.
+The half-widths that a model brings are of other data. So at first they move faster: after n errors
+k ahead by ``EARLY`` / (``PRIOR`` (k + 1) + n) more than by ``RATE`` (decaying steps: Angelopoulos,
+Barber & Bates 2024; forecasts k ahead err together).
+
+Two things say more of what is to come, each the logarithm of a factor:
+
+- the spread: a network may say with each forecast how far it may err, which differs by day and by
+  night, say. What counts is how it differs from its own mean of late, over ``MEMORY`` ticks: how
+  wide intervals are on the whole is learned.
+- unrest: how much larger errors were of late, over ``LATELY`` ticks, than usually, over
+  ``LASTING``: 2 (late - usual) / (late + usual), which is about that logarithm, and 2 at most.
+  While the rate rises after a change, what is usual is learned anew.
+
+Half-widths are in units of the scale times each factor to the power of a share, between 0 and 1,
+that is learned as the half-widths are: at a miss it moves by a rate of ``TILTS``, times coverage
+and that logarithm, up, else by the rate times 1 - coverage and the logarithm down. All of this is
+online quantile regression on a constant and those logarithms (Koenker & Bassett 1978): where one
+says nothing, its share goes to 0.
 
 Of several coverages each is tracked on its own. What is issued is nested: an interval gives way to
 those of the coverages named before it, so that whoever names another changes nothing of these.
@@ -40,14 +51,23 @@ from streamlstm.placed import placed
 
 RATE = 0.02
 """By how much the logarithm of a half-width moves at a miss (times coverage)."""
+EARLY, PRIOR = 2.0, 10.0
+"""How much faster it moves at first, and errors that what a model brings is worth."""
 RARE = 1e-4
 """Probability of so many misses in a row, after which the rate rises."""
 FAST, DECAY = 0.4, 0.02
 """Rate to which it rises one step ahead, and the share of itself by which it falls at each tick."""
-TILT = 0.05
-"""How fast the share of the spread moves."""
-SHARE = 0.5
+SPREAD, UNREST = range(2)
+TILTS = 0.05, 0.02
+"""How fast the share of each moves."""
+SHARES = 0.5, 0.25
 """That a series begins with."""
+FINE = 64
+"""A logarithm that is kept until its tick has come counts so many times, as a whole number."""
+LATELY, LASTING = 20, 1000
+"""Ticks over which errors and scales are averaged."""
+HUGE = 1e6
+"""Largest error, in units of the scale; a larger one is taken for that."""
 MOST = 1.5
 """Largest logarithm of a spread; a larger one is taken for that."""
 MEMORY, FEW = 50, 10
@@ -94,17 +114,23 @@ class Bands(NamedTuple):
     reach: NDArray[np.float32]
     """(series, sum of scored steps * coverages, targets) half-widths issued with them, raw"""
     width: NDArray[np.float32]
-    """(series, scored * coverages, targets) half-widths over scale"""
+    """(series, scored * coverages, targets) half-widths over scale, but for what the factors
+    say"""
     pace: NDArray[np.float32]
     """(series, scored * coverages, targets, 2) a rate that rose, else less than ``RATE``; misses in
     a row"""
-    told: NDArray[np.float32]
-    """(series, sum of scored steps, targets) logarithms of the spreads that came with these, less
-    their means, where there are any"""
+    told: NDArray[np.int8]
+    """(series, sum of scored steps, targets, 2) logarithms of the factors that went with these, in
+    parts of ``FINE``"""
     mean: NDArray[np.float32]
-    """(series, horizon, targets) those means, likewise"""
+    """(series, horizon, targets) mean logarithms of the spreads, where there are any"""
     share: NDArray[np.float32]
-    """(series, scored * coverages, targets) of the spread that is used, likewise"""
+    """(series, scored * coverages, targets, 2) that counts of each factor"""
+    half: NDArray[np.float32]
+    """(series, scored * coverages, targets) half-widths over scale now, but for the spread"""
+    errors: NDArray[np.float32]
+    """(series, scored, targets, 3) how many there were; their mean of late, and usually, in units
+    of the scale and of the spread"""
 
 
 class Row(NamedTuple):
@@ -114,24 +140,27 @@ class Row(NamedTuple):
     reach: NDArray[np.float32]
     width: NDArray[np.float32]
     pace: NDArray[np.float32]
-    told: NDArray[np.float32]
+    told: NDArray[np.int8]
     share: NDArray[np.float32]
+    half: NDArray[np.float32]
+    errors: NDArray[np.float32]
 
 
 def bands_fields(plan: Plan) -> Fields:
     """Name, dtype and shape of one series' row of :class:`Bands`."""
     horizon = plan.shape.shape[1] if plan.spread else 0
     scored, coverages, targets = plan.initial.shape
-    pending = int(plan.ring[-1])
-    told, share = (pending, scored * coverages) if plan.spread else (0, 0)
+    pending, widths = int(plan.ring[-1]), (scored * coverages, targets)
     return {
         "pending": (np.float64, (pending, targets)),
         "reach": (np.float32, (pending * coverages, targets)),
-        "width": (np.float32, (scored * coverages, targets)),
-        "pace": (np.float32, (scored * coverages, targets, 2)),
-        "told": (np.float32, (told, targets)),
+        "width": (np.float32, widths),
+        "pace": (np.float32, (*widths, 2)),
+        "told": (np.int8, (pending, targets, 2)),
         "mean": (np.float32, (horizon, targets)),
-        "share": (np.float32, (share, targets)),
+        "share": (np.float32, (*widths, 2)),
+        "half": (np.float32, widths),
+        "errors": (np.float32, (scored, targets, 3)),
     }
 
 
@@ -217,6 +246,7 @@ def surround(
     own = Row(
         row_of(bands.pending, slot), row_of(bands.reach, slot), row_of(bands.width, slot),
         row_of(bands.pace, slot), row_of(bands.told, slot), row_of(bands.share, slot),
+        row_of(bands.half, slot), row_of(bands.errors, slot),
     )  # fmt: skip
     forecast, logs, targets = row_of(point, to), row_of(answers, row), scale.shape[1]
     many = len(plan.coverages)
@@ -234,37 +264,39 @@ def surround(
             error, due = abs(values[tick, j] - own.pending[here]), place >= k
             due = due and not (warm and plan.initial[a, 0, j] >= 0.0)
             own.pending[here] = forecast[(k - 1) * targets + j]
-            said = told = 0.0
-            if plan.spread > 0:
-                said = np.float64(own.told[here])
-                told = np.float64(logs[plan.spread + (k - 1) * targets + j])
-                own.told[here] = told
-            _track(plan, own, targets, a, at, 0, j, place, due, error, scale[row, j], said, told)
+            told, size = beyond(own.told, 2 * here), scale[row, j]
+            said = told[SPREAD] / FINE, told[UNREST] / FINE
+            spread = np.float64(logs[plan.spread + (k - 1) * targets + j]) if plan.spread else 0.0
+            unrest = _unrest(plan, own, a, j, targets, place, due, error / size, said[SPREAD])
+            now = spread, unrest
+            told[SPREAD], told[UNREST] = _fine(spread), _fine(unrest)
+            _track(plan, own, targets, a, at, 0, j, place, due, error, size, said, now)
             for c in range(1, many):
-                _track(
-                    plan, own, targets, a, at, c, j, place, due, error, scale[row, j], said, told
-                )
+                _track(plan, own, targets, a, at, c, j, place, due, error, size, said, now)
                 first = at * many * targets + j
-                within, beyond = plan.narrower[c] * targets, plan.wider[c] * targets
                 own.reach[first + c * targets] = _between(
                     own.reach[first + c * targets],
-                    own.reach[first + within],
-                    own.reach[first + beyond],
+                    own.reach[first + plan.narrower[c] * targets],
+                    own.reach[first + plan.wider[c] * targets],
                 )
     ends = row_of(quantiles, to)
-    _issue(plan, own, 0, scale, logs, row, forecast, ends)
+    _issue(plan, own, 0, scale, row, logs, forecast, ends)
     for c in range(1, many):
-        _issue(plan, own, c, scale, logs, row, forecast, ends)
-        size, within, beyond = len(forecast), 2 * plan.narrower[c], 2 * plan.wider[c]
-        _nest(ends, 2 * c * size, beyond * size, within * size, size)
-        _nest(ends, (2 * c + 1) * size, (within + 1) * size, (beyond + 1) * size, size)
+        _issue(plan, own, c, scale, row, logs, forecast, ends)
+        size, inner, outer = len(forecast), 2 * plan.narrower[c], 2 * plan.wider[c]
+        _nest(ends, 2 * c * size, outer * size, inner * size, size)
+        _nest(ends, (2 * c + 1) * size, (inner + 1) * size, (outer + 1) * size, size)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _pace(
-    plan: Plan, pace: NDArray[np.float32], a: int, c: int, at: int, error: float, reach: float
-) -> float:
-    """The rate at which half-widths move now; what it goes by lies at ``at`` and beside it."""
+    plan: Plan, pace: NDArray[np.float32], a: int, c: int, at: int, error: float, reach: float,
+    count: float,
+) -> float:  # fmt: skip
+    """The rate at which half-widths move now, after so many errors.
+
+    What else it goes by lies at ``at`` and beside it.
+    """
     k = plan.steps[a]
     if error <= reach:
         pace[at + 1] = 0.0
@@ -274,14 +306,49 @@ def _pace(
         pace[at] = FAST / k
     elif pace[at] > RATE:
         pace[at] *= 1.0 - DECAY / k
-    return max(np.float64(pace[at]), RATE)
+    return max(np.float64(pace[at]), RATE) + EARLY / (PRIOR * (k + 1) + count)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _exp(x: float) -> float:
     """Of a small number; the same bits everywhere."""
-    even, odd = 1.0 + x * x * (1 / 10), x * 0.5 + x * x * x * (1 / 120)  # Padé's approximant
-    return (even + odd) / (even - odd)
+    even, odd = 1.0 + x * x * (1 / 40), x * (1 / 4) + x * x * x * (1 / 960)
+    root = (even + odd) / (even - odd)  # Padé's approximant
+    return root * root
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _weight(count: int, most: int) -> float:
+    """Of the latest of so many, ``most`` at most: no division once there are as many."""
+    return 1.0 / most if count >= most else 1.0 / count
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _fine(logarithm: float) -> np.int8:
+    """A logarithm as it is kept."""
+    return np.int8(min(np.rint(FINE * logarithm), 127.0))
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _unrest(
+    plan: Plan, own: Row, a: int, j: int, targets: int, place: int, due: bool, error: float,
+    said: float,
+) -> float:  # fmt: skip
+    """Take in an ``error``, in units of the scale, where one was ``due``; the unrest since."""
+    errors, main = beyond(own.errors, 3 * (a * targets + j)), a * len(plan.coverages) * targets + j
+    count, late, usual = float(errors[0]), float(errors[1]), float(errors[2])
+    if place == 0:
+        count = late = usual = 0.0
+    elif due and error >= 0.0:
+        if said != 0.0:
+            error /= _exp(own.share[2 * main + SPREAD] * said)
+        off, count = min(error, HUGE), min(count + 1.0, LASTING)
+        late += (off - late) * _weight(count, LATELY)
+        usual += (off - usual) * _weight(count, LASTING)
+        if own.pace[2 * main + 1] >= plan.runs[0] * plan.steps[a]:
+            count, usual = min(count, LATELY), late
+    errors[0], errors[1], errors[2] = count, late, usual
+    return 2.0 * (late - usual) / (late + usual) if late + usual > 0.0 else 0.0
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
@@ -315,40 +382,44 @@ def _track(
     due: bool,
     error: float,
     scale: float,
-    said: float,
-    told: float,
+    said: tuple[float, float],
+    told: tuple[float, float],
 ) -> None:
     """Learn from an ``error`` where one was ``due``, and keep the half-width issued at ``place``.
 
     Of scored step ``a``, coverage ``c`` and target ``j``; it lies at ``at`` in the ring. The
-    logarithm of the spread was ``said`` with what is scored, and is ``told`` with what is issued.
+    logarithms of the factors were ``said`` with what is scored, and are ``told`` with what is
+    issued.
     """
-    reach, width, share, many = own.reach, own.width, own.share, len(plan.coverages)
+    reach, width, many = own.reach, own.width, len(plan.coverages)
     w, r = (a * many + c) * targets + j, (at * many + c) * targets + j
+    share = beyond(own.share, 2 * w)
     if place == 0:
         width[w] = plan.initial[a, c, j]
         own.pace[2 * w] = own.pace[2 * w + 1] = 0.0
-        if plan.spread > 0:
-            share[w] = SHARE
+        share[SPREAD], share[UNREST] = SHARES
     elif due and error >= 0.0:  # NaN, after a gap, says nothing
         # there lies what was issued as many steps ago
-        rate = _pace(plan, own.pace, a, c, 2 * w, error, reach[r])
-        if plan.spread > 0 and reach[r] >= 0.0:
+        count = own.errors[3 * (a * targets + j)]
+        rate = _pace(plan, own.pace, a, c, 2 * w, error, reach[r], count)
+        if reach[r] >= 0.0:
             missed = plan.coverages[c] - (1.0 if error <= reach[r] else 0.0)
-            share[w] = min(max(share[w] + TILT * missed * said, 0.0), 1.0)
+            for n in range(len(TILTS)):
+                share[n] = min(max(share[n] + TILTS[n] * missed * said[n], 0.0), 1.0)
         if error <= reach[r]:
             width[w] *= _exp(rate * (plan.coverages[c] - 1.0))
             if width[w] < LEAST:
                 width[w] = 0.0
         elif not width[w] > 0.0:  # nothing to widen yet
-            width[w] = error / scale
-            if plan.spread > 0:
-                width[w] /= _exp(share[w] * said)
+            factor = _exp(share[SPREAD] * said[SPREAD] + share[UNREST] * said[UNREST])
+            width[w] = error / scale / factor
         elif error > reach[r]:
             width[w] *= _exp(rate * plan.coverages[c])
+    half = width[w] * _exp(share[UNREST] * told[UNREST])
+    own.half[w] = half
     if plan.spread > 0:
-        scale *= _exp(share[w] * told)
-    reach[r] = np.float32(width[w] * scale)
+        half *= _exp(share[SPREAD] * told[SPREAD])
+    reach[r] = np.float32(half * scale)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
@@ -357,8 +428,8 @@ def _issue(
     own: Row,
     c: int,
     scale: NDArray[np.float64],
-    answers: NDArray[np.float32],
     row: int,
+    answers: NDArray[np.float32],
     forecast: NDArray[np.float64],
     ends: NDArray[np.float64],
 ) -> None:
@@ -392,10 +463,11 @@ def _issue_one(
     for a in range(last + 1):
         first = (a * len(plan.coverages) + c) * targets + j
         second = first + (len(plan.coverages) * targets if a < last else 0)
-        half, beside = np.float64(own.width[first]), np.float64(own.width[second])
+        half, beside = np.float64(own.half[first]), np.float64(own.half[second])
         used = also = 0.0
         if plan.spread > 0:
-            used, also = np.float64(own.share[first]), np.float64(own.share[second])
+            used = np.float64(own.share[2 * first + SPREAD])
+            also = np.float64(own.share[2 * second + SPREAD])
         begin = plan.steps[a] - 1 if a > 0 else 0
         end = plan.steps[a + 1] - 1 if a < last else size // targets
         at = begin * targets + j
@@ -465,7 +537,7 @@ def _around(
     before = place[0] - 1 if len(place) else 0
     for i in range(len(place)):
         surround(
-            plan, bands, 0, place[i], place[i] - before, values, i, scale, answers, i, point,
-            quantiles, i, False,
+            plan, bands, 0, place[i], place[i] - before, values, i, scale, answers, i,
+            point, quantiles, i, False,
         )  # fmt: skip
         before = place[i]

@@ -27,7 +27,7 @@ from streamlstm.directions import with_directions
 from streamlstm.fit_options import FitOptions, ticks_needed
 from streamlstm.golden import make_golden
 from streamlstm.infer import infer_spec
-from streamlstm.intervals import MEMORY, MOST, SHARE
+from streamlstm.intervals import MEMORY, MOST, SHARES, SPREAD
 from streamlstm.linear import PENALTIES, Floats, best_penalty, linear_start
 from streamlstm.mixture import (
     MANY,
@@ -423,7 +423,7 @@ class _Stage:
             if known.any():
                 skill[k] = errors[known].mean() / max(np.abs(off_naive[known, k]).mean(), 1e-12)
         if spread:
-            off /= np.exp(SHARE * self._spread(trust)[late])
+            off /= np.exp(SHARES[SPREAD] * self._spread(trust)[late])
         return trust, Errors(LEVELS, error_quantiles(off, block)), skill
 
     def _spread(self, trust: Trust) -> NDArray[np.float32]:

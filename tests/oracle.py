@@ -42,11 +42,14 @@ class Oracle:
         self.h, self.c = np.zeros((L, H)), np.zeros((L, H))
         self.inputs: list[np.ndarray] = []  # the last of them, where there is a window
         self.grid: dict[int, np.ndarray] = {}  # place -> raw targets
-        self.made: dict[int, tuple[np.ndarray, ...]] = {}  # place -> forecast, half-width, spread
+        self.made: dict[
+            int, tuple[np.ndarray, ...]
+        ] = {}  # place -> forecast, half-width, spread, unrest
         self.place, self.seen, self.last = 0, 0, 0
         self.loc = np.zeros(self.spec["inputs"])
         self.var = np.zeros(self.spec["inputs"])
         self.paces: dict[tuple[int, int], tuple[float, int]] = {}
+        self.errors: dict[tuple[int, int], tuple[float, ...]] = {}  # count, mean of late, usual
         self.width: np.ndarray | None = None
         self.mean = np.zeros((self.spec["horizon"], self.spec["targets"]))  # of what was told
         self.taught = self.taught_steps()
@@ -102,7 +105,7 @@ class Oracle:
         point = base + scale[:T] * out
         point = point + self.correction(y[:T], point, scale[:T], directions)
         half = self.interval(y[:T], scale[:T], told) * scale[:T]
-        self.made[self.place] = point, half, told
+        self.made[self.place] = point, half, told, self.unrest
         return point, point - half, point + half
 
     def blended(self, k: int, y: np.ndarray) -> np.ndarray:
@@ -283,7 +286,19 @@ class Oracle:
         elif rate > 0.02:
             rate *= 1 - 0.02 / k
         self.paces[k, j] = rate, run
-        return max(rate, 0.02)
+        return max(rate, 0.02) + 2 / (10 * (k + 1) + self.errors[k, j][0])
+
+    def take_in(self, k: int, j: int, error: float) -> float:
+        """Take in an error, in units of scale and spread; how much larger they are of late."""
+        count, late, usual = self.errors.get((k, j), (0, 0.0, 0.0))
+        count = min(count + 1, 1000)
+        late += (error - late) / min(count, 20)
+        usual += (error - usual) / count
+        misses = self.paces.get((k, j), (0.0, 0))[1]
+        if misses >= k * math.ceil(math.log(1e-4) / math.log(1 - self.coverage) - 1e-9):
+            count, usual = min(count, 20), late
+        self.errors[k, j] = count, late, usual
+        return 2 * (late - usual) / (late + usual)
 
     def interval(self, y: np.ndarray, scale: np.ndarray, told: np.ndarray) -> np.ndarray:
         """Half-widths (horizon, targets); learns from ``y`` first."""
@@ -291,32 +306,38 @@ class Oracle:
         steps = sorted({1, (K + 1) // 2, K})
         if self.width is None:
             self.width = np.full((len(steps), T), np.nan)
-            self.share = np.full((len(steps), T), 0.5)
+            self.share = np.tile([0.5, 0.25], (len(steps), T, 1))
+            self.unrest = np.zeros((len(steps), T))
             if "errors.levels" in self.w:
                 for a, k in enumerate(steps):
                     for j in range(T):
                         column = self.w["errors.quantiles"][:, (k - 1) * T + j]
                         self.width[a, j] = np.interp(cover, self.w["errors.levels"], column)
+        unrest = self.unrest.copy()
         for a, k in enumerate(steps):
             if self.place - k in self.made:
-                point, half, said = self.made[self.place - k]
+                point, half, spread, before = self.made[self.place - k]
                 for j, error in enumerate(abs(y - point[k - 1])):
-                    w = self.width[a, j]
+                    w, share = self.width[a, j], self.share[a, j]
+                    said = np.rint(64 * np.array([spread[k - 1, j], before[a, j]])) / 64
+                    off = error / scale[j] / math.exp(share[0] * said[0])
+                    unrest[a, j] = self.take_in(k, j, off)
                     rate = self.pace(k, j, error, half[k - 1, j])
                     if not math.isnan(half[k - 1, j]):
                         missed = cover - (error <= half[k - 1, j])
-                        share = self.share[a, j] + 0.05 * missed * said[k - 1, j]
-                        self.share[a, j] = min(max(share, 0), 1)
+                        share = np.clip(share + np.array([0.05, 0.02]) * missed * said, 0, 1)
+                        self.share[a, j] = share
                     if error <= half[k - 1, j]:
                         w *= math.exp(rate * (cover - 1))
                         self.width[a, j] = w if w >= 1e-9 else 0.0
                     elif not w > 0:
-                        told_then = math.exp(self.share[a, j] * said[k - 1, j])
-                        self.width[a, j] = error / (scale[j] * told_then)
+                        self.width[a, j] = error / (scale[j] * math.exp(share @ said))
                     elif error > half[k - 1, j]:
                         self.width[a, j] = w * math.exp(rate * cover)
+        self.unrest = unrest
+        wide = self.width * np.exp(self.share[..., 1] * unrest)
         every = np.arange(1, K + 1)
-        half = np.stack([np.interp(every, steps, self.width[:, j]) for j in range(T)], axis=1)
+        half = np.stack([np.interp(every, steps, wide[:, j]) for j in range(T)], axis=1)
         if "errors.levels" in self.w:
             for k in every - 1:
                 for j in range(T):
@@ -326,5 +347,5 @@ class Oracle:
                     ])  # fmt: skip
                     line = np.interp(k + 1, steps, known[np.array(steps) - 1])
                     half[k, j] *= known[k] / line
-        used = np.stack([np.interp(every, steps, self.share[:, j]) for j in range(T)], axis=1)
-        return half * np.exp(used * told)
+        used = [np.interp(every, steps, self.share[:, j, 0]) for j in range(T)]
+        return half * np.exp(np.stack(used, axis=1) * told)

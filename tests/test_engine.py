@@ -115,8 +115,8 @@ def test_equals_a_float64_forecaster_made_from_the_file_alone(
         ours = engine.step(tick, 0)
         point, lower, upper = oracle.step(int(tick.ts[0]), value.tolist())
         np.testing.assert_allclose(ours.point[0], point, atol=1e-5, rtol=1e-5)
-        np.testing.assert_allclose(ours.quantiles[0, 0], lower, atol=2e-4, rtol=1e-4)
-        np.testing.assert_allclose(ours.quantiles[0, 1], upper, atol=2e-4, rtol=1e-4)
+        np.testing.assert_allclose(ours.quantiles[0, 0], lower, atol=2e-4, rtol=5e-4)
+        np.testing.assert_allclose(ours.quantiles[0, 1], upper, atol=2e-4, rtol=5e-4)
 
 
 @pytest.mark.parametrize("kind", [{}, *KINDS], ids=str)
@@ -217,7 +217,7 @@ def test_further_coverages_change_nothing_of_the_main_one(calibrated: bool) -> N
     np.testing.assert_equal(together.scores, alone[0].scores)
     assert together.scores[1][0] > 200
     mine, main = everything(together), everything(alone[0])
-    more = {"reach", "width", "pace", "share", "latest"}
+    more = {"reach", "width", "half", "pace", "share", "latest"}
     assert {name for name in mine if mine[name] != main[name]} == more
 
 

@@ -88,12 +88,17 @@ def test_a_calibrated_model_covers_from_the_first_tick() -> None:
     assert np.mean(first) == pytest.approx(0.9, abs=0.02)
 
 
+def seldom(cover: float) -> float:
+    """So many misses in a row are."""
+    return float(np.ceil(np.log(1e-4) / np.log(1 - cover) - 1e-9))
+
+
 def moved(
     rate: float, run: int, k: int, error: float, reach: float, cover: float
 ) -> tuple[float, int]:
     """The rate for k ahead, and misses in a row."""
     run = 0 if error <= reach else run + (error > reach)
-    if run >= np.ceil(np.log(1e-4) / np.log(1 - cover) - 1e-9) * k:
+    if run >= seldom(cover) * k:
         rate = 0.4 / k
     elif rate > 0.02:
         rate *= 1 - 0.02 / k
@@ -105,38 +110,50 @@ def plainly(
 ) -> np.ndarray:
     """The same as :func:`run`, all steps scored, as the module says it: a loop for each number."""
     n, horizon = point.shape
-    share = np.full((len(coverages), horizon), 0.5)
+    share = np.tile([0.5, 0.25], (len(coverages), horizon, 1))
     told, mean = np.clip(told, -1.5, 1.5), np.zeros(horizon)
     for i in range(n):
         mean += (told[i] - mean) / min(i + 11, 50)
         told[i] = np.clip(told[i] - mean, -1.5, 1.5)
+    factors = np.zeros((n, horizon, 2))
+    factors[:, :, 0] = told
     quantiles = np.full((n, 2 * len(coverages), horizon), np.nan)
     half = np.full((n, len(coverages), horizon), np.nan)
     width = np.full((len(coverages), horizon), np.nan, np.float32)
-    paces = {}
+    paces, (count, late, usual) = {}, np.zeros((3, horizon))
     for i in range(n):
         for k in range(horizon):
+            said = np.rint(64 * factors[i - k - 1, k]) / 64
+            if i > k:
+                count[k] = min(count[k] + 1, 1000)
+                error = abs(y[i] - point[i - k - 1, k])
+                off = min(error / np.exp(share[0, k, 0] * said[0]), 1e6)
+                late[k] += (off - late[k]) / min(count[k], 20)
+                usual[k] += (off - usual[k]) / count[k]
+                if paces.get((0, k), (0.0, 0))[1] >= seldom(coverages[0]) * (k + 1):
+                    count[k], usual[k] = min(count[k], 20), late[k]
+                factors[i, k, 1] = 2 * (late[k] - usual[k]) / (late[k] + usual[k])
             for c, cover in enumerate(coverages):
                 if i > k:
-                    error, reach = abs(y[i] - point[i - k - 1, k]), half[i - k - 1, c, k]
+                    reach = half[i - k - 1, c, k]
                     pace = paces.get((c, k), (0.0, 0))
                     paces[c, k] = moved(*pace, k + 1, error, reach, cover)
-                    rate = max(0.02, paces[c, k][0])
+                    rate = max(0.02, paces[c, k][0]) + 2 / (10 * (k + 2) + count[k])
                     if reach >= 0:
                         missed = cover - (error <= reach)
-                        share[c, k] += 0.05 * missed * told[i - k - 1, k]
-                        share[c, k] = min(max(share[c, k], 0), 1)
+                        share[c, k] += np.array([0.05, 0.02]) * missed * said
+                        share[c, k] = np.clip(share[c, k], 0, 1)
                     if error <= reach:
                         width[c, k] = float(width[c, k]) * np.exp(-rate * (1 - cover))
                         width[c, k] *= width[c, k] >= 1e-9
                     elif not width[c, k] > 0:
-                        width[c, k] = error / np.exp(share[c, k] * told[i - k - 1, k])
+                        width[c, k] = error / np.exp(share[c, k] @ said)
                     elif error > reach:
                         width[c, k] = float(width[c, k]) * np.exp(rate * cover)
                 before = range(c)
                 within = [half[i, d, k] for d in before if coverages[d] < cover]
                 beyond = [half[i, d, k] for d in before if coverages[d] > cover]
-                wide = width[c, k] * np.exp(share[c, k] * told[i, k])
+                wide = width[c, k] * np.exp(share[c, k] @ factors[i, k])
                 half[i, c, k] = min([max([wide, *within]), *beyond])
         quantiles[i, 0::2], quantiles[i, 1::2] = point[i] - half[i], point[i] + half[i]
     return quantiles
@@ -161,8 +178,9 @@ def test_several_are_tracked_each_on_its_own_and_issued_nested(
 
     quantiles = of(coverages)
     plain = plainly(y, point, coverages, told)
-    # the exponential of the largest spread is off by 1.7e-4
-    np.testing.assert_allclose(quantiles, plain, rtol=4e-4, atol=1e-5)
+    # what is kept of a logarithm is rounded: rarely the other way, where float32 says otherwise
+    np.testing.assert_allclose(quantiles, plain, rtol=5e-3, atol=1e-5)
+    assert np.isclose(quantiles, plain, rtol=2e-4, atol=1e-5, equal_nan=True).mean() > 0.8
     assert np.isfinite(quantiles[horizon:]).all()
     for narrow in range(len(coverages)):
         for wide in range(len(coverages)):
@@ -203,6 +221,42 @@ def test_a_spread_is_believed_as_far_as_it_is_right(honest: bool) -> None:
         assert with_it[skip:][np.roll(day, -1)[skip:]].mean() == pytest.approx(3 * 1.645, rel=0.1)
     else:
         assert losses[1] < 1.05 * losses[0]
+
+
+@pytest.mark.parametrize("calm", [True, False])
+def test_intervals_widen_while_errors_are_large(calm: bool) -> None:
+    """For a hundred ticks at a time they are three times as large; or never."""
+    n, skip, rng = 6000, 1000, np.random.default_rng(6)
+    size = np.where(np.arange(n) // 100 % 2 & (not calm), 3.0, 1.0)
+    e = rng.normal(size=n) * size
+    half = run(e, np.zeros((n, 1)), intervals.plan(1, 1, 0.9, None, (1,)))[skip - 1 : -1, 1, 0]
+    e, size = e[skip:], size[skip:]
+    assert np.mean(np.abs(e) <= half) == pytest.approx(0.9, abs=0.015)
+    score = np.mean(2 * half + 20 * np.maximum(np.abs(e) - half, 0))
+    best = np.full(len(e), np.quantile(np.abs(e), 0.9))  # of those that stay as they are
+    same = np.mean(2 * best + 20 * np.maximum(np.abs(e) - best, 0))
+    if calm:
+        assert score < 1.03 * same
+    else:
+        assert score < 0.93 * same
+        late = np.arange(skip, n) % 100 >= 30
+        for large in (1.0, 3.0):
+            found = (np.abs(e) <= half)[late & (size == large)]
+            assert found.mean() == pytest.approx(0.9, abs=0.06)
+
+
+@pytest.mark.parametrize("wrong", [0.5, 2.0])
+def test_half_widths_that_are_wrong_at_first_are_mended_sooner(wrong: float) -> None:
+    """A model's errors on other data, half or twice as large: half forgotten in a hundred ticks."""
+    rng, n = np.random.default_rng(7), 101
+    errors = Errors(np.array([0.9]), np.array([[1.6449 * wrong]], np.float32))
+    plan = intervals.plan(1, 1, 0.9, errors, (1,))
+    half = np.array([
+        run(e, np.zeros((n, 1)), plan)[:, 1, 0] for e in rng.normal(size=(200, n))
+    ])  # fmt: skip
+    off = np.abs(np.log(np.median(half, axis=0) / 1.6449))
+    assert off[0] == pytest.approx(np.log(2), rel=0.01)
+    assert off[100] < 0.5 * off[0]
 
 
 def test_each_of_several_covers_in_the_long_run() -> None:
