@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamlstm.jit import njit
-from streamlstm.memory import Fields, beyond, copy, load_f32, row_of, store_f32
+from streamlstm.memory import Fields, beyond, copy, dot, load_f32, row_of, store_f32
 from streamlstm.model import Spec
 
 RATE = 0.001
@@ -344,18 +344,9 @@ def _example(learned: Learned, slot: int, a: int) -> int:
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _dot(one: int, other: int, size: int) -> np.float32:
-    """Inner product of float32 at two addresses, ``size`` bytes; eight sums, always the same."""
-    a = b = c = d = e = f = g = h = np.float32(0.0)
-    for at in range(0, size - 28, 32):
-        x, y = one + at, other + at
-        a += load_f32(x) * load_f32(y)
-        b += load_f32(x + 4) * load_f32(y + 4)
-        c += load_f32(x + 8) * load_f32(y + 8)
-        d += load_f32(x + 12) * load_f32(y + 12)
-        e += load_f32(x + 16) * load_f32(y + 16)
-        f += load_f32(x + 20) * load_f32(y + 20)
-        g += load_f32(x + 24) * load_f32(y + 24)
-        h += load_f32(x + 28) * load_f32(y + 28)
-    for at in range(size & ~31, size, 4):
-        a += load_f32(one + at) * load_f32(other + at)
-    return ((a + e) + (c + g)) + ((b + f) + (d + h))
+    """Inner product of float32 at two addresses, ``size`` bytes; the same bits everywhere."""
+    whole = size & ~31
+    total = dot(one, other, whole)
+    for at in range(whole, size, 4):
+        total += load_f32(one + at) * load_f32(other + at)
+    return total

@@ -449,6 +449,7 @@ def state_fields(
         "begun": (np.uint8, ()),
         "outliers": (np.uint8, ()),
         **features.memory_fields(spec),
+        # from here to `expected`, what `stages` fetches at once
         **intervals.bands_fields(bands),
         **(adapt.learned_fields(lessons, spec) if len(lessons.steps) else {}),
         **(watch.watched_fields() if watching else {}),

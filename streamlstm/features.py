@@ -26,13 +26,16 @@ from numpy.typing import NDArray
 
 from streamlstm.calendars import DAY, PERIODS, UTC_ALONE, local_shift, sin_cos, utc_offsets
 from streamlstm.jit import njit
-from streamlstm.memory import Fields, beyond, records, row_of
+from streamlstm.memory import LINE, Fields, beyond, prefetch, records, row_of
 from streamlstm.model import CalendarName, Spec
 from streamlstm.placed import placed
 
 _SCALINGS = ("none", "fixed", "running")
 _BASES = ("none", "last", "seasonal", "blend")
 FIXED, RUNNING = 1, 2
+AHEAD, LINES = 16, 4
+"""Series whose past is on its way to the cache while one is worked on, and lines of what lies side
+by side there: those that follow the core brings by itself."""
 MOST_APART = (1 << 63) - 1  # nanoseconds
 FARTHEST = 1 << 40  # steps
 LAST, SEASONAL, BLEND = 1, 2, 3
@@ -68,6 +71,8 @@ class Plan(NamedTuple):
     smoothed: NDArray[np.float64]
     """(outputs,) weights of the smoothing's forecast in a blended base"""
     lags: NDArray[np.int64]
+    reads: NDArray[np.int64]
+    """(lines,) how many places back a tick reads its past, one of each line of the cache"""
     periods: NDArray[np.int64]
     """(calendar,) length of each phase, ns"""
     shift_at: NDArray[np.int64]
@@ -186,6 +191,7 @@ def plan(spec: Spec) -> Plan:
         smoothing.profile if smoothing else 0.0,
         np.array([row[3] for row in weights if smoothing], np.float64),
         np.array(spec.lags, np.int64),
+        _reads(spec),
         np.array([PERIODS[name] for name in spec.calendar], np.int64),
         shift_at,
         shift,
@@ -199,6 +205,28 @@ def plan(spec: Spec) -> Plan:
         np.array(spec.categories, np.int64),
         -np.inf if spec.floor is None else spec.floor,
     )
+
+
+def _reads(spec: Spec) -> NDArray[np.int64]:
+    """Where in the ring of the past lies what a tick reads; of long runs only where they begin."""
+    back, ahead = set(spec.lags), np.arange(spec.horizon)
+    if spec.base == "seasonal":
+        back |= {*(spec.season - 1 - ahead[: spec.season]).tolist()}
+    if spec.blend:
+        short, long = spec.blend.short, spec.blend.long
+        back |= {*(short - 1 - ahead % short).tolist(), *(long - 1 - ahead % long).tolist()}
+        back |= {*(long + short - 1 - ahead % short).tolist()}
+    reads, line = [], max(1, LINE // (8 * spec.targets))
+    begin = last = -1
+    for at in sorted(back, reverse=True):  # as it is read
+        if at < last - line or begin < 0:
+            begin = at
+            reads += [last] * (last >= 0)
+            reads.append(at)
+        elif at <= reads[-1] - line and at > begin - LINES * line:
+            reads.append(at)
+        last = at
+    return np.array(sorted({*reads, *([last] if last >= 0 else [])}), np.int64)
 
 
 # _nrt=False: nothing here owns an array, and reference counts would cost more than the work.
@@ -243,7 +271,14 @@ def advance(
     ``values`` (n, inputs), finite. Where ticks were missed, the places between keep what stood
     there whole seasons before, or the latest value where nothing did.
     """
+    history, width = memory.past.shape[1], 8 * plan.targets
     for j in range(start, stop):
+        if j + AHEAD < len(slot):  # of a later batch, maybe: no harm in that
+            next_, record = slot[j + AHEAD], row_of(memory.past, slot[j + AHEAD]).ctypes.data
+            now = (memory.place[next_] + steps[tick[j + AHEAD]]) % history if history else 0
+            for n in range(len(plan.reads)):
+                at = now - plan.reads[n]
+                prefetch(record + (at if at >= 0 else at + history) * width)
         i = tick[j]
         place[j] = _advance(plan, memory, rows, j, slot[j], steps[i], ts[i], values, i)
 
@@ -286,9 +321,10 @@ def _advance(
         if i < targets:
             rows.scale[row, i] = scale
             rows.base[row, i] = loc  # until the base forecast takes its place
+    now = place % history if history else 0
     for a in range(len(plan.lags)):
         lag = plan.lags[a]
-        at = (place - lag) % history
+        at = now - lag if now >= lag else now - lag + history
         for j in range(targets):
             since = 0.0
             if place >= lag:
@@ -308,9 +344,8 @@ def _advance(
         _further(plan, memory, rows, row, slot, steps, ts, values, tick, place, column)
 
     if history:
-        at = place % history
         for j in range(targets):
-            memory.past[slot, at, j] = values[tick, j]
+            memory.past[slot, now, j] = values[tick, j]
     for j in range(targets):
         _base_forecast(plan, memory, rows, row, slot, place, values[tick, j], j)
     return place

@@ -15,7 +15,7 @@ from streamlstm.copy_on_write import Shadow, preserve_one
 from streamlstm.events import BACK, GONE, NEW, Changes, note
 from streamlstm.hashing import siphash
 from streamlstm.jit import njit
-from streamlstm.memory import clear, copy, load_u8, load_u64, prefetch
+from streamlstm.memory import LINE, clear, copy, load_u8, load_u64, prefetch
 from streamlstm.ticks import Keys
 
 REFUSED = np.int32(-1)
@@ -27,8 +27,6 @@ REASONS = {"full": FULL, "idle": IDLE, "ended": ENDED}
 """For which a series is closed."""
 WAITING = (1 << 63) - 1
 """A moment after which no tick waits."""
-LINE = 64
-"""Bytes of a cache line."""
 
 CLOSES, _WAITS = np.uint8(8), np.uint8(16)
 """Marks of a slot whose series ended, and of one of these with ticks that wait."""

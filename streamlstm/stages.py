@@ -8,14 +8,15 @@ from numpy.typing import NDArray
 
 from streamlstm import adapt, features, intervals, quality
 from streamlstm.features import Rows
-from streamlstm.index import LINE
 from streamlstm.jit import njit
-from streamlstm.memory import beyond, copy, load_f64, prefetch, row_of, store_f64
+from streamlstm.memory import LINE, beyond, copy, load_f64, prefetch, row_of, store_f64
 from streamlstm.ticks import WARM
 from streamlstm.work import FAULTY, Batch, Given, Recent, Work
 
-AHEAD = 16
+AHEAD = 8
 """Series whose records are on their way to the cache while one is worked on."""
+MOST = 2048
+"""Bytes of each that are, of what intervals, corrections and watch keep side by side."""
 
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
@@ -53,11 +54,16 @@ def _forecast(work: Work, given: Given, start: int, stop: int) -> None:
     point, targets, ticks = forecasts.point, rows.scale.shape[1], given.ticks
     latest, floor = work.latest, work.features.floor
     first_record, size = seq.ctypes.data, seq.strides[0]
+    pending = work.bands.pending
+    judged = min(work.expected.ctypes.data - pending.ctypes.data, MOST)
     for j in range(start, stop):
         if j + AHEAD < stop:  # the network's states have driven it out of the near cache
             record = first_record + schedule.slot[j + AHEAD] * size
             prefetch(record)
             prefetch(record + LINE)
+            record = row_of(pending, schedule.slot[j + AHEAD]).ctypes.data
+            for line in range(0, judged, LINE):
+                prefetch(record + line)
         i, slot = schedule.tick[j], schedule.slot[j]
         warm = (ticks.flags[i] & WARM) != 0
         finite = _compose(rows, outputs, j, point, i)

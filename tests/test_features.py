@@ -167,6 +167,33 @@ def test_lags_are_scaled_differences_to_the_present() -> None:
     np.testing.assert_allclose(rows.x[20], expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("horizon", [1, 24])
+@pytest.mark.parametrize("base", ["last", "seasonal", "blend"])
+@pytest.mark.parametrize("targets", [1, 3])
+def test_what_is_read_of_the_past_is_fetched_before(base: str, horizon: int, targets: int) -> None:
+    """Of what lies side by side at least the first lines, and the last one."""
+    lags, weights = (1, 2, 3, 24, 170), ((0.1, 0.2, 0.3),) * (horizon * targets)
+    blend = Blend(short=24, long=168, weights=weights) if base == "blend" else None
+    spec = Spec(
+        hidden=4, step_ns=HOUR, inputs=targets, targets=targets, horizon=horizon, season=24,
+        lags=lags, base=base, blend=blend,
+    )  # fmt: skip
+    fetched, place, line = features.plan(spec).reads, 10_000, 8 // targets
+    read = {place - lag for lag in lags}
+    for k in range(horizon if base != "last" else 0):
+        season = place + k + 1 - 24 * (k // 24 + 1)
+        read |= {season}
+        if base == "blend":
+            read |= {season - 168, place + k + 1 - 168}
+    assert {place - back for back in fetched.tolist()} <= read
+    runs = np.split(np.array(sorted(read)), np.flatnonzero(np.diff(sorted(read)) > line) + 1)
+    for run in runs:
+        lines = {place - back for back in fetched.tolist()} & set(run.tolist())
+        assert {run[0], run[-1]} <= lines
+        for at in run[: 4 * line].tolist():
+            assert min(abs(at - known) for known in lines) < line
+
+
 def test_a_gap_keeps_the_season_aligned() -> None:
     ts = START + np.arange(200) * HOUR
     wave = np.sin(2 * np.pi * np.arange(200) / 24)[:, None]

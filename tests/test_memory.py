@@ -157,3 +157,22 @@ def test_views_are_of_one_row_and_of_what_is_left() -> None:
     assert _rest(whole, 4, to) == 26
     np.testing.assert_array_equal(to[:26], whole.ravel()[4:])
     assert _rest(whole, 30, to) == 0
+
+
+@given(st.integers(0, 12), st.integers(0, 2**32 - 1), st.integers(0, 3))
+def test_an_inner_product_is_of_eight_sums(eights: int, seed: int, at: int) -> None:
+    """To the last bit, wherever the numbers lie."""
+    rng = np.random.default_rng(seed)
+    one, other = rng.normal(size=(2, 8 * eights + at)).astype(np.float32)
+    found = _dot(one[at:], other[at:])
+    sums = np.zeros(8, np.float32)
+    for x, y in zip(one[at:].reshape(-1, 8), other[at:].reshape(-1, 8), strict=True):
+        sums += x * y
+    fours = sums[:4] + sums[4:]
+    twos = fours[:2] + fours[2:]
+    assert found == twos[0] + twos[1]
+
+
+@njit
+def _dot(one: NDArray[np.float32], other: NDArray[np.float32]) -> Any:
+    return memory.dot(one.ctypes.data, other.ctypes.data, 4 * len(one))
