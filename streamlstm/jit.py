@@ -3,7 +3,8 @@
 That wrapper would be a sixth of the time to compile, and nothing calls a function so: other
 compiled code does by its name, or by the address of the function itself (`memory.require`).
 
-And what Numba lacks where several processes keep their code in one folder, or the power goes.
+And what Numba lacks where several processes keep their code in one folder, or the power goes; and
+where all code is there already, so that nothing of what compiling takes is needed.
 """
 
 import fcntl
@@ -12,8 +13,10 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+import llvmlite.binding
 import numba
-from numba.core.caching import IndexDataCacheFile
+from numba.core.caching import Cache, IndexDataCacheFile
+from numba.core.runtime import _nrt_python
 
 njit = partial(numba.njit, no_cfunc_wrapper=True)
 
@@ -62,6 +65,19 @@ def _load_sound_data(file: Any, name: str) -> Any:
         raise OSError(f"{name}: {error!r}") from error
 
 
+def _load_alone(cache: Any, signature: Any, target: Any) -> Any:
+    """Load a function, and not first all that could be compiled; whoever compiles does that.
+
+    Without the half of Numba that says how to compile what (and SciPy's linear algebra, where it is
+    installed), a process begins in two thirds of the time. Compiled code may call what counts its
+    references, that alone has to be known.
+    """
+    for name, address in _nrt_python.c_helpers.items():
+        llvmlite.binding.add_symbol(name if name.startswith("_") else f"NRT_{name}", address)
+    return cache._load_overload(signature, target)
+
+
+Cache.load_overload = _load_alone
 IndexDataCacheFile.save = _save_in_turn
 IndexDataCacheFile._load_index = _load_sound_index
 IndexDataCacheFile._load_data = _load_sound_data

@@ -225,5 +225,12 @@ def stepped(
 @njit(cache=True, error_model="numpy", _nrt=False)
 def _observe(histogram: Any, bounds: NDArray[np.float64], value: float, times: int) -> None:
     """Count ``value``, ``times`` over, in the first bucket whose bound is not below it."""
-    histogram.counts[np.searchsorted(bounds, value)] += times
+    bucket, end = 0, len(bounds)
+    while bucket < end:  # np.searchsorted, which would load all of Numba's arithmetic of arrays
+        middle = (bucket + end) // 2
+        if bounds[middle] < value:
+            bucket = middle + 1
+        else:
+            end = middle
+    histogram.counts[bucket] += times
     histogram.sum += value * times

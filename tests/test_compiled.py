@@ -126,6 +126,51 @@ def test_what_a_power_cut_left_unsound_is_compiled_again(
     assert file.load("key") == "code"
 
 
+USES = """
+import sys
+import numba
+import numpy as np
+from streamlstm.jit import njit
+
+@njit(cache=True)
+def twice(x):
+    return 2 * x
+
+print(twice(np.arange(3.0)).tolist(), "numba.np.arraymath" in sys.modules)
+if sys.argv[1:]:
+    more = numba.njit(lambda x: np.median(twice(x)))
+    print(more(np.arange(5.0)))
+"""
+
+
+def test_what_is_compiled_already_is_loaded_without_what_compiles(tmp_path: Path) -> None:
+    """And what compiles is there when it is needed, together with what was loaded."""
+    script = tmp_path / "uses.py"
+    script.write_text(USES)
+
+    def said(*arguments: str) -> list[str]:
+        environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+        command = [sys.executable, str(script), *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()
+
+    assert said() == ["[0.0, 2.0, 4.0] True"]
+    assert said() == ["[0.0, 2.0, 4.0] False"]
+    assert said("more") == ["[0.0, 2.0, 4.0] False", "4.0"]
+
+
+def test_a_daemon_whose_code_is_compiled_starts_without_what_compiles(tmp_path: Path) -> None:
+    model = random_model_file(tmp_path)
+    say = 'import atexit; atexit.register(lambda: print("numba.np.arraymath" in sys.modules))'
+    said = ""
+    for before in ("", say):
+        with start(tmp_path, model, before=before) as daemon:
+            assert daemon.stop() == 0
+            assert daemon.process.stdout is not None
+            said = daemon.process.stdout.read()
+    assert said == "False\n"
+
+
 def bring_code(package: Path, cache: Path, *left_out: str) -> None:
     """What the tests have compiled so far, as if of the package there, less that left out."""
     ours = Path(os.environ["NUMBA_CACHE_DIR"])
