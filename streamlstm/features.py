@@ -216,17 +216,12 @@ def _reads(spec: Spec) -> NDArray[np.int64]:
         short, long = spec.blend.short, spec.blend.long
         back |= {*(short - 1 - ahead % short).tolist(), *(long - 1 - ahead % long).tolist()}
         back |= {*(long + short - 1 - ahead % short).tolist()}
-    reads, line = [], max(1, LINE // (8 * spec.targets))
-    begin = last = -1
-    for at in sorted(back, reverse=True):  # as it is read
-        if at < last - line or begin < 0:
-            begin = at
-            reads += [last] * (last >= 0)
-            reads.append(at)
-        elif at <= reads[-1] - line and at > begin - LINES * line:
-            reads.append(at)
-        last = at
-    return np.array(sorted({*reads, *([last] if last >= 0 else [])}), np.int64)
+    places, line = np.array(sorted(back), np.int64), max(1, LINE // (8 * spec.targets))
+    reads: set[int] = set()
+    for run in np.split(places, np.flatnonzero(np.diff(places) > line) + 1):
+        if len(run):  # it is read from the farthest place on
+            reads |= {int(run[0]), *range(int(run[-1]), int(run[0]), -line)[:LINES]}
+    return np.array(sorted(reads), np.int64)
 
 
 # _nrt=False: nothing here owns an array, and reference counts would cost more than the work.
@@ -273,7 +268,7 @@ def advance(
     """
     history, width = memory.past.shape[1], 8 * plan.targets
     for j in range(start, stop):
-        if j + AHEAD < len(slot):  # of a later batch, maybe: no harm in that
+        if len(plan.reads) and j + AHEAD < len(slot):  # of a later batch, maybe: no harm in that
             next_, record = slot[j + AHEAD], row_of(memory.past, slot[j + AHEAD]).ctypes.data
             now = (memory.place[next_] + steps[tick[j + AHEAD]]) % history if history else 0
             for n in range(len(plan.reads)):
