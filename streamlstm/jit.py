@@ -23,7 +23,8 @@ njit = partial(numba.njit, no_cfunc_wrapper=True)
 
 # --- the folder of compiled code ------------------------------------------------------------------
 
-_save, _load_index, _load_data = (
+_load, _save, _load_index, _load_data = (
+    Cache.load_overload,
     IndexDataCacheFile.save,
     IndexDataCacheFile._load_index,
     IndexDataCacheFile._load_data,
@@ -66,12 +67,14 @@ def _load_sound_data(file: Any, name: str) -> Any:
 
 
 def _load_alone(cache: Any, signature: Any, target: Any) -> Any:
-    """Load a function, and not first all that could be compiled; whoever compiles does that.
+    """Load a function of ours, and not first all that could be compiled; whoever compiles does so.
 
     Without the half of Numba that says how to compile what (and SciPy's linear algebra, where it is
-    installed), a process begins in two thirds of the time. Compiled code may call what counts its
-    references, that alone has to be known.
+    installed), a process begins in two thirds of the time. Our code calls of Numba what counts
+    references, no more; that has to be known.
     """
+    if not cache._py_func.__module__.startswith("streamlstm."):
+        return _load(cache, signature, target)
     for name, address in _nrt_python.c_helpers.items():
         llvmlite.binding.add_symbol(name if name.startswith("_") else f"NRT_{name}", address)
     return cache._load_overload(signature, target)
