@@ -163,7 +163,8 @@ def constant(
         RefusedError: they depend on an input, or are not finite.
     """
     try:
-        found = graph.value(name, known or {}).astype(np.float64)
+        with np.errstate(invalid="ignore"):  # a signalling NaN; refused below as any other
+            found = graph.value(name, known or {}).astype(np.float64)
     except RefusedError as error:
         raise RefusedError(f"{where}: {name} is no constant of the file: {error}") from error
     if not np.isfinite(found).all():

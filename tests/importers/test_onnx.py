@@ -563,6 +563,18 @@ def test_without_the_package_it_says_how_to_get_it(
         importer.read(path)
 
 
+def test_a_signalling_nan_is_refused_as_any_other(tmp_path: Path) -> None:
+    proto = write(Kind(cell="GRU", scaled="sub_div"))
+    damaged = [each for each in proto.graph.initializer if each.data_type == 1 and each.raw_data]
+    assert damaged
+    for each in damaged:
+        each.raw_data = np.uint32(0x7FA00000).tobytes() + each.raw_data[4:]
+    path = tmp_path / "model.onnx"
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(RefusedError, match="NaN"):
+        importer.convert(path, Wanted())
+
+
 @settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_damaged_files_are_refused(tmp_path: Path, data: st.DataObject) -> None:
