@@ -44,6 +44,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from streamlstm.averages import weight
 from streamlstm.jit import njit
 from streamlstm.memory import Fields, beyond, records, row_of
 from streamlstm.model import Errors
@@ -65,7 +66,7 @@ SHARES = 0.5, 0.25
 FINE = 64
 """A logarithm that is kept until its tick has come counts so many times, as a whole number."""
 LATELY, LASTING = 20, 1000
-"""Ticks over which errors and scales are averaged."""
+"""Errors over which they are averaged."""
 HUGE = 1e6
 """Largest error, in units of the scale; a larger one is taken for that."""
 MOST = 1.5
@@ -318,12 +319,6 @@ def _exp(x: float) -> float:
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _weight(count: int, most: int) -> float:
-    """Of the latest of so many, ``most`` at most: no division once there are as many."""
-    return 1.0 / most if count >= most else 1.0 / count
-
-
-@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _fine(logarithm: float) -> np.int8:
     """A logarithm as it is kept."""
     return np.int8(min(np.rint(FINE * logarithm), 127.0))
@@ -343,8 +338,8 @@ def _unrest(
         if said != 0.0:
             error /= _exp(own.share[2 * main + SPREAD] * said)
         off, count = min(error, HUGE), min(count + 1.0, LASTING)
-        late += (off - late) * _weight(count, LATELY)
-        usual += (off - usual) * _weight(count, LASTING)
+        late += (off - late) * weight(count, LATELY)
+        usual += (off - usual) * weight(count, LASTING)
         if own.pace[2 * main + 1] >= plan.runs[0] * plan.steps[a]:
             count, usual = min(count, LATELY), late
     errors[0], errors[1], errors[2] = count, late, usual
@@ -537,7 +532,7 @@ def _around(
     before = place[0] - 1 if len(place) else 0
     for i in range(len(place)):
         surround(
-            plan, bands, 0, place[i], place[i] - before, values, i, scale, answers, i,
-            point, quantiles, i, False,
+            plan, bands, 0, place[i], place[i] - before, values, i, scale, answers, i, point,
+            quantiles, i, False,
         )  # fmt: skip
         before = place[i]

@@ -70,16 +70,15 @@ def _load_alone(cache: Any, signature: Any, target: Any) -> Any:
     """Load a function of ours, and not first all that could be compiled; whoever compiles does so.
 
     Without the half of Numba that says how to compile what (and SciPy's linear algebra, where it is
-    installed), a process begins in two thirds of the time. Our code calls of Numba what counts
-    references, no more; that has to be known.
+    installed), a process begins in two thirds of the time.
     """
     if not cache._py_func.__module__.startswith("streamlstm."):
         return _load(cache, signature, target)
-    for name, address in _nrt_python.c_helpers.items():
-        llvmlite.binding.add_symbol(name if name.startswith("_") else f"NRT_{name}", address)
     return cache._load_overload(signature, target)
 
 
+for _name, _address in _nrt_python.c_helpers.items():  # of that half, all that our code calls
+    llvmlite.binding.add_symbol(_name if _name.startswith("_") else f"NRT_{_name}", _address)
 Cache.load_overload = _load_alone
 IndexDataCacheFile.save = _save_in_turn
 IndexDataCacheFile._load_index = _load_sound_index

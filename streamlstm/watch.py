@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from streamlstm.averages import weight
 from streamlstm.jit import njit
 from streamlstm.memory import Fields, row_of
 
@@ -103,10 +104,10 @@ def look(
         if count[1] >= ENOUGH and averages[LAST] > 0.0:
             beside = last * averages[MODEL] / averages[LAST]
         _usual(count, averages, watched.told, error, beside, said)
-        _average(averages, INSIDE, inside, _share(count[2] + 1, MEMORY))
+        _average(averages, INSIDE, inside, weight(count[2] + 1, MEMORY))
         count[2] = min(count[2] + 1, MEMORY)
         if last + seasonal < np.inf:
-            share = _share(count[1] + 1, MEMORY)
+            share = weight(count[1] + 1, MEMORY)
             _average(averages, MODEL, error, share)
             _average(averages, LAST, last, share)
             _average(averages, SEASONAL, seasonal, share)
@@ -135,7 +136,7 @@ def _usual(
     if count > 0 and usual > 0.0:
         anomaly = error / (error + usual)
         lately = np.float64(averages[LATELY])
-        lately += (anomaly - lately) * _share(count, SHORT)
+        lately += (anomaly - lately) * weight(count, SHORT)
         mean, variance = np.float64(averages[MEAN]), np.float64(averages[VARIANCE])
         said[ANOMALY] = anomaly
         if count >= ENOUGH:
@@ -152,18 +153,12 @@ def _usual(
                 seen[1] = 0
             averages[EXCESS] = excess
         off = lately - mean
-        share = _share(max(count, 1), MEMORY)
+        share = weight(max(count, 1), MEMORY)
         averages[LATELY] = lately
         averages[MEAN] = mean + share * off
         averages[VARIANCE] = (1.0 - share) * (variance + share * off * off)
-    _average(averages, USUAL, error, _share(count + 1, MEMORY))
+    _average(averages, USUAL, error, weight(count + 1, MEMORY))
     seen[0] = min(count + 1, MEMORY)
-
-
-@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _share(count: int, most: int) -> float:
-    """Of one among so many, ``most`` at most: no division once there are as many."""
-    return 1.0 / most if count >= most else 1.0 / count
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
