@@ -391,7 +391,7 @@ class Engine:
                 self.buffers,
                 slots,
                 work.rows.x[:rows],
-                schedule.bounds[: rounds + 1],
+                schedule.bounds[1 : rounds + 1],
                 work.outputs[:rows],
                 self.stages,
             )

@@ -1,5 +1,8 @@
 """How a batch is stepped: in rounds, in which no series occurs twice, part after part.
 
+The first round has the series that occur once in the batch: they wait for nobody, and nobody for
+them. Every other series has its first tick in the second round, and so on.
+
 All rounds are judged and laid out at once, or where judging takes what was computed before, round
 after round.
 """
@@ -49,7 +52,7 @@ def compute(work: Work, ticks: Ticks, now: int, code: int, network: int, stages:
             network,
             schedule.slot[:rows],
             work.rows.x[:rows],
-            schedule.bounds[: rounds + 1],
+            schedule.bounds[1 : rounds + 1],
             work.outputs[:rows],
             stages,
         )
@@ -60,25 +63,29 @@ def arrange(work: Work, ticks: Ticks, context: int) -> None:
     """Lay a batch out in rounds, for :func:`proceed`; ``context`` is of :attr:`Engine.stages`."""
     preserve(work.slots.shadow, ticks.slot)
     schedule, rank, n = work.schedule, work.clock.rank, len(ticks.slot)
-    order, starts, rounds = schedule.order, schedule.starts, 0
+    order, starts, ranks = schedule.order, schedule.starts, 0
     singly = work.rules.one_by_one
-    starts[0] = starts[1] = 0
+    starts[:4] = 0
     for i in range(n):
         slot = ticks.slot[i]
         singly |= ticks.flags[i] & (RESET | END) != 0
         ranked = rank[slot]
         rank[slot] = ranked + 1
         schedule.place[i] = ranked
-        if ranked == rounds:
-            rounds += 1
-            starts[rounds + 1] = 0
-        starts[ranked + 2] += 1  # one ahead: the second pass moves it back
+        if ranked == ranks:
+            ranks += 1
+            starts[ranks + 3] = 0
+        starts[ranked + 3] += 1  # its round's, and one ahead: the second pass moves it back
+    starts[2] = starts[3] - starts[4] if ranks > 0 else 0
+    starts[3] -= starts[2]
+    rounds = ranks + 1 if ranks > 1 else ranks
     for r in range(rounds):
         starts[r + 2] += starts[r + 1]
     for i in range(n):
+        number = 0 if rank[ticks.slot[i]] == 1 else schedule.place[i] + 1
         rank[ticks.slot[i]] = 0
-        at = starts[schedule.place[i] + 1]
-        starts[schedule.place[i] + 1] = at + 1
+        at = starts[number + 1]
+        starts[number + 1] = at + 1
         order[at] = i
     schedule.progress[NEXT], schedule.progress[ROUNDS] = 0, rounds
     schedule.progress[JUDGED] = schedule.faults[0] = 0
@@ -278,7 +285,7 @@ def _lay_out(
                 _give(work, i, ticks.slot[i], ticks.ts[i], ticks.flags[i], False)
             anew = _add_row(work, rows, i, ticks.slot[i], anew)
             rows += 1
-        if rows > schedule.bounds[rounds]:
+        if number == begin or rows > schedule.bounds[rounds]:
             rounds += 1
             schedule.bounds[rounds] = rows
     return rows, rounds, anew
@@ -306,7 +313,7 @@ def _quarantine(work: Work, ticks: Ticks) -> tuple[int, int, int]:
                 anew += 1
                 work.counts.quarantined[0] += 1
                 begun_anew[slot] = 1
-        if rows > bounds[rounds]:
+        if number == 0 or rows > bounds[rounds]:
             rounds += 1
             bounds[rounds] = rows
     for k in range(anew):

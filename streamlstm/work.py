@@ -24,7 +24,7 @@ class Schedule(NamedTuple):
     """How a batch is computed, a part after the other."""
 
     order: NDArray[np.int64]
-    """(n,) all ticks, round after round"""
+    """(n,) all ticks, round after round, in the first those of series that occur once"""
     starts: NDArray[np.int64]
     """(rounds + 1,) where each round begins in it; within one, slots are unique"""
     fate: NDArray[np.uint8]
@@ -42,7 +42,7 @@ class Schedule(NamedTuple):
     place: NDArray[np.int64]
     """(rows,) their places in their series"""
     bounds: NDArray[np.int64]
-    """(rounds + 1,) where each round of the part begins"""
+    """(rounds + 1,) where each round of the part begins, of which only the first may be empty"""
     anew: NDArray[np.int32]
     """(n,) the series whose kernels' state is to be cleared before the part"""
     progress: NDArray[np.int64]
@@ -55,7 +55,7 @@ class Schedule(NamedTuple):
         """Room for ``n`` ticks."""
         return cls(
             np.zeros(n, np.int64),
-            np.zeros(n + 2, np.int64),
+            np.zeros(n + 4, np.int64),
             np.zeros(n, np.uint8),
             np.zeros(n, np.int64),
             np.zeros(n, np.int64),

@@ -160,7 +160,7 @@ def allocate(network: Network, capacity: int, threads: int | None = None) -> Buf
         head_terms=terms,
         sums=take(BLOCK),
         turn=take(2),
-        rows_code=require(_ROWS[kind], 0, 0, tiles.Ticks(0, 0, 0, 0, 0, 0), 0, 0, 0),
+        rows_code=require(_ROWS[kind], 0, 0, tiles.Ticks(0, 0, 0, 0, 0, 0), 0, 0, 0, 0),
         share=at,
         scratch=keep(np.zeros(at * threads, np.float32)),
     )
@@ -192,7 +192,8 @@ def step(
     """Move series one step per row and write the head's outputs.
 
     slots (n,); inputs (n, I); outputs (n, O), all C-contiguous; rounds (r + 1,): rows
-    rounds[j]:rounds[j+1] have unique slots, and rounds run in order. Slots and rounds are trusted.
+    rounds[j]:rounds[j+1] have unique slots, and rounds run in order. Rows before rounds[0], if any,
+    have slots that no other row has; they run beside the rounds. Slots and rounds are trusted.
     `stages` run beside the step, for each row before and after it.
     """
     _step(buffers.plan, slots, inputs, rounds, outputs, stages)
@@ -244,22 +245,60 @@ def warm_up(buffers: Buffers) -> None:
 @njit(cache=True, nogil=True)
 def _step(plan: int, slots: Any, inputs: Any, rounds: Any, outputs: Any, stages: Any) -> None:
     p = tiles.plan_at(plan)
-    caller = np.int64(0)
-    for number in range(len(rounds) - 1):
-        start, stop = rounds[number], rounds[number + 1]
-        ticks = tiles.Ticks(
-            simd.address(slots), simd.address(inputs), simd.address(outputs),
-            stages.before, stages.after, stages.context,
-        )  # fmt: skip
-        small = p.threads == 1 or (stop - start) * p.flops < SHARED_FLOPS
-        if small or pool.alone(p.pool):
-            call(p.rows_code, plan, caller, ticks, start, stop, stop)
+    caller, nobody = np.int64(0), np.int64(-1)
+    ticks = tiles.Ticks(
+        simd.address(slots), simd.address(inputs), simd.address(outputs),
+        stages.before, stages.after, stages.context,
+    )  # fmt: skip
+    free, offered, start = np.int64(0), np.int64(0), rounds[0]
+    if _is_shared(p, start):
+        _offer(p, ticks, free, start)
+        free = offered = start
+    for number in range(1, len(rounds)):
+        stop = rounds[number]
+        if stop - start == 1:  # bound by reading the weights: a second row costs little
+            beside = nobody
+            if free < rounds[0]:
+                beside, free = free, free + 1
+            elif offered > 0:
+                row, end, _ = pool.take(p.pool, p.threads, caller, 1, 1)
+                beside = row if end > 0 else nobody
+            call(p.rows_code, plan, caller, ticks, start, stop, stop, beside)
+            if offered > 0 and beside != nobody:
+                pool.add(p.pool, pool.DONE, 1)
+        elif _is_shared(p, stop - start):
+            _complete(plan, offered)
+            _offer(p, ticks, start, stop)
+            _complete(plan, stop - start)
+            offered = np.int64(0)
         else:
-            step = max(simd.rows_of(simd.host_tile()) // 3, 1)
-            pool.offer(p.pool, p.threads, start, stop, step, ticks)
-            pool.wake(p.pool, p.threads)
-            _share(plan, caller)
-            pool.finish(p.pool, stop - start)
+            call(p.rows_code, plan, caller, ticks, start, stop, stop, nobody)
+        start = stop
+    _complete(plan, offered)
+    if free < rounds[0]:
+        call(p.rows_code, plan, caller, ticks, free, rounds[0], rounds[0], nobody)
+
+
+@njit(cache=True)
+def _is_shared(p: Any, rows: int) -> bool:
+    """Whether so many rows are to be shared with the helpers."""
+    return p.threads > 1 and rows * p.flops >= SHARED_FLOPS and not pool.alone(p.pool)
+
+
+@njit(cache=True)
+def _offer(p: Any, ticks: Any, start: int, stop: int) -> None:
+    """Open a job of the rows start:stop to the helpers."""
+    step = max(simd.rows_of(simd.host_tile()) // 3, 1)
+    pool.offer(p.pool, p.threads, start, stop, step, ticks)
+    pool.wake(p.pool, p.threads)
+
+
+@njit(cache=True)
+def _complete(plan: int, rows: int) -> None:
+    """Help with the open job of so many rows, and wait for its end; 0: there is none."""
+    if rows > 0:
+        _share(plan, 0)
+        pool.finish(tiles.plan_at(plan).pool, rows)
 
 
 @njit(cache=True)
@@ -270,7 +309,7 @@ def _share(plan: int, worker: int) -> None:
     start, stop, last = pool.take(p.pool, p.threads, worker, step, TILE)
     while stop > 0:
         ticks = tiles.ticks_at(p.pool + pool.WORDS * pool.BYTES)
-        call(p.rows_code, plan, worker, ticks, start, stop, last)
+        call(p.rows_code, plan, worker, ticks, start, stop, last, np.int64(-1))
         pool.add(p.pool, pool.DONE, stop - start)
         start, stop, last = pool.take(p.pool, p.threads, worker, step, TILE)
 
@@ -290,27 +329,35 @@ def _help(plan: int, worker: int) -> None:
 
 
 @njit(cache=True)
-def _lstm_rows(plan: int, worker: int, ticks: Any, start: int, stop: int, last: int) -> None:
+def _lstm_rows(
+    plan: int, worker: int, ticks: Any, start: int, stop: int, last: int, beside: int
+) -> None:
     layer = simd.function(layers.lstm)
-    tiles.run_rows(simd.host_tile(), layer, plan, worker, ticks, start, stop, last)
+    tiles.run_rows(simd.host_tile(), layer, plan, worker, ticks, start, stop, last, beside)
 
 
 @njit(cache=True)
-def _gru_rows(plan: int, worker: int, ticks: Any, start: int, stop: int, last: int) -> None:
+def _gru_rows(
+    plan: int, worker: int, ticks: Any, start: int, stop: int, last: int, beside: int
+) -> None:
     layer = simd.function(layers.gru)
-    tiles.run_rows(simd.host_tile(), layer, plan, worker, ticks, start, stop, last)
+    tiles.run_rows(simd.host_tile(), layer, plan, worker, ticks, start, stop, last, beside)
 
 
 @njit(cache=True)
-def _gru_before_rows(plan: int, worker: int, ticks: Any, start: int, stop: int, last: int) -> None:
+def _gru_before_rows(
+    plan: int, worker: int, ticks: Any, start: int, stop: int, last: int, beside: int
+) -> None:
     layer = simd.function(layers.gru_before)
-    tiles.run_rows(simd.host_tile(), layer, plan, worker, ticks, start, stop, last)
+    tiles.run_rows(simd.host_tile(), layer, plan, worker, ticks, start, stop, last, beside)
 
 
 @njit(cache=True)
-def _rnn_rows(plan: int, worker: int, ticks: Any, start: int, stop: int, last: int) -> None:
+def _rnn_rows(
+    plan: int, worker: int, ticks: Any, start: int, stop: int, last: int, beside: int
+) -> None:
     layer = simd.function(layers.rnn)
-    tiles.run_rows(simd.host_tile(), layer, plan, worker, ticks, start, stop, last)
+    tiles.run_rows(simd.host_tile(), layer, plan, worker, ticks, start, stop, last, beside)
 
 
 _ROWS = {"lstm": _lstm_rows, "gru": _gru_rows, "gru_before": _gru_before_rows, "rnn": _rnn_rows}

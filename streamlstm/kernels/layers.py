@@ -147,7 +147,8 @@ def _groups(
             b = bias + (group * gates.number_of(layout) * UNITS + lane) * FLOAT_BYTES
             r = 0
             while r < full:
-                tall = full - r != few and full - r != 2 * few
+                left = full - r
+                tall = left % simd.rows_of(block) == 0 or (left != few and left != 2 * few)
                 rows = simd.rows_of(block) if tall else few
                 if place.ahead and lane == 0:
                     _prefetch(place, r, rows, unit)

@@ -143,7 +143,7 @@ def step(
 ) -> None:
     """Move each series one step per row, round after round; see `cpu.step`."""
     network, head = buffers.network, buffers.network.head
-    for start, stop in pairwise(rounds):
+    for start, stop in pairwise(np.unique([0, *rounds])):
         rows = slots[start:stop]
         x = inputs[start:stop].astype(float)
         state = buffers.state[rows]

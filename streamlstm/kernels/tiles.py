@@ -97,26 +97,47 @@ def _layer_at(plan: int, number: int) -> Any:
 
 @njit(cache=True, inline="always")
 def run_rows(
-    block: Any, layer: Any, plan: int, worker: int, ticks: Any, start: int, stop: int, last: int
+    block: Any,
+    layer: Any,
+    plan: int,
+    worker: int,
+    ticks: Any,
+    start: int,
+    stop: int,
+    last: int,
+    beside: int,
 ) -> None:
-    """Rows start:stop of a round in one thread, a tile at a time; up to `last` more may follow."""
+    """Rows start:stop of a round in one thread, a tile at a time; up to `last` more may follow.
+
+    Where that is one row, the row `beside` is stepped with it, if not negative.
+    """
     p = plan_at(plan)
     rows = p.scratch + (worker * p.share + p.rows) * FLOAT_BYTES
     ahead = rows + TILE * WORD_BYTES
     at, count = start, min(TILE, stop - start)
-    _look_up(p, worker, rows, ticks, at, count, simd.rows_of(block))
+    # few vectors: weights that the row before has left near are not driven out by others
+    pair = simd.with_vectors(simd.with_rows(block, 2), 4)
+    if beside >= 0:
+        _look_up(p, worker, rows, ticks, at, beside - at, 2, 2)
+        cell.run_stage(ticks.before, ticks.context, at, at + 1)
+        cell.run_stage(ticks.before, ticks.context, beside, beside + 1)
+        _tile(pair, layer, plan, worker, ticks, at, beside - at, 2, rows, np.int64(0))
+        cell.run_stage(ticks.after, ticks.context, at, at + 1)
+        cell.run_stage(ticks.after, ticks.context, beside, beside + 1)
+        return
+    _look_up(p, worker, rows, ticks, at, 1, count, simd.rows_of(block))
     while count > 0:
         left, more = min(TILE, stop - at - count), min(TILE, last - at - count)
         if more > 0:
-            _look_up(p, worker, ahead, ticks, at + count, more, TILE)
+            _look_up(p, worker, ahead, ticks, at + count, 1, more, TILE)
         near = ahead if more > 0 and not p.window else np.int64(0)
         cell.run_stage(ticks.before, ticks.context, at, at + count)
         if count == 1:
-            # few vectors: weights that the row before has left near are not driven out by others
-            single = simd.with_vectors(simd.with_rows(block, 1), 4)
-            _tile(single, layer, plan, worker, ticks, at, count, rows, near)
+            _tile(simd.with_rows(pair, 1), layer, plan, worker, ticks, at, 1, count, rows, near)
+        elif count == 2:
+            _tile(pair, layer, plan, worker, ticks, at, 1, count, rows, near)
         else:
-            _tile(block, layer, plan, worker, ticks, at, count, rows, near)
+            _tile(block, layer, plan, worker, ticks, at, 1, count, rows, near)
         cell.run_stage(ticks.after, ticks.context, at, at + count)
         rows, ahead = ahead, rows
         at, count = at + count, left
@@ -124,11 +145,11 @@ def run_rows(
 
 @njit(cache=True)
 def _look_up(
-    p: Any, worker: int, rows: int, ticks: Any, at: int, count: int, multiple: int
+    p: Any, worker: int, rows: int, ticks: Any, at: int, apart: int, count: int, multiple: int
 ) -> None:
     """Addresses of the records of a tile; up to a multiple, of the spare one."""
     for r in range(count):
-        slot = simd.short_word(ticks.slots, at + r)
+        slot = simd.short_word(ticks.slots, at + r * apart)
         simd.set_word(rows, r, p.state + slot * p.record * FLOAT_BYTES)
     spare = p.scratch + (worker * p.share + p.states) * FLOAT_BYTES
     for r in range(count, -(-count // multiple) * multiple):
@@ -143,11 +164,12 @@ def _tile(
     worker: int,
     ticks: Any,
     at: int,
+    apart: int,
     count: int,
     rows: int,
     ahead: int,
 ) -> None:
-    """`count` rows from row `at` on, up to TILE of them."""
+    """`count` rows from row `at` on, each `apart` from the one before, up to TILE of them."""
     p = plan_at(plan)
     block_rows = simd.rows_of(block)
     scratch = p.scratch + worker * p.share * FLOAT_BYTES
@@ -155,12 +177,12 @@ def _tile(
     head = scratch + p.head * FLOAT_BYTES
     for r in range(count):
         for k in range(p.inputs):
-            value = simd.number(ticks.inputs, (at + r) * p.inputs + k)
+            value = simd.number(ticks.inputs, (at + r * apart) * p.inputs + k)
             simd.set_number(head, r * p.head_stride + p.head_inputs + k, value)
     if p.window:
-        longest = _remember(p, rows, scratch, head, ticks, at, count)
+        longest = _remember(p, rows, scratch, head, ticks, at, apart, count)
         for back in range(longest - 1, -1, -1):
-            _recall(block, p, rows, head, ticks, at, count, back)
+            _recall(block, p, rows, head, ticks, at, apart, count, back)
             _advance(block, layer, plan, scratch, count, rows, ahead)
     else:
         _advance(block, layer, plan, scratch, count, rows, ahead)
@@ -169,7 +191,7 @@ def _tile(
     for r in range(count):
         for k in range(p.outputs):
             value = cell.activate(p.head_activation, simd.number(result, r * p.result_stride + k))
-            simd.set_number(ticks.outputs, (at + r) * p.outputs + k, value)
+            simd.set_number(ticks.outputs, (at + r * apart) * p.outputs + k, value)
 
 
 @njit(cache=True)
@@ -235,11 +257,13 @@ def _ring(p: Any, ticks: Any, row: int) -> Any:
 
 
 @njit(cache=True)
-def _remember(p: Any, rows: int, scratch: int, head: int, ticks: Any, at: int, count: int) -> int:
+def _remember(
+    p: Any, rows: int, scratch: int, head: int, ticks: Any, at: int, apart: int, count: int
+) -> int:
     """Inputs of the tile to their rings; rows point at states in scratch. The longest history."""
     longest = 1
     for r in range(count):
-        ring, seen, _ = _ring(p, ticks, at + r)
+        ring, seen, _ = _ring(p, ticks, at + r * apart)
         place = seen % p.window * p.inputs
         for k in range(p.inputs):
             value = simd.number(head, r * p.head_stride + p.head_inputs + k)
@@ -255,11 +279,19 @@ def _remember(p: Any, rows: int, scratch: int, head: int, ticks: Any, at: int, c
 
 @njit(cache=True)
 def _recall(
-    block: Any, p: Any, rows: int, head: int, ticks: Any, at: int, count: int, back: int
+    block: Any,
+    p: Any,
+    rows: int,
+    head: int,
+    ticks: Any,
+    at: int,
+    apart: int,
+    count: int,
+    back: int,
 ) -> None:
     """The inputs of `back` steps ago; a row whose history begins there, or later, at zero state."""
     for r in range(count):
-        ring, seen, held = _ring(p, ticks, at + r)
+        ring, seen, held = _ring(p, ticks, at + r * apart)
         if back < held:
             place = (seen - 1 - back) % p.window * p.inputs
             for k in range(p.inputs):

@@ -15,7 +15,7 @@ from streamlstm.kernels import cpu, cuda, reference
 from streamlstm.kernels.cell import TRAINABLE, BackendError
 from streamlstm.ticks import Ticks
 from tests.kernels.networks import CELLS, random_network
-from tests.kernels.test_cpu import batch, rounds_of
+from tests.kernels.test_cpu import apart, batch, in_place
 from tests.models import random_model
 
 SIMULATED = bool(os.environ.get("NUMBA_ENABLE_CUDASIM"))
@@ -193,7 +193,7 @@ def alone(request):
     return network, cuda.to_host(buffers, np.arange(SERIES, dtype=np.int32)), outputs
 
 
-def check_any_order(alone, seed, cuts):
+def check_any_order(alone, seed, cuts, layout=apart):
     """The stream in a random order and in batches, against each series by itself."""
     network, records, expected = alone
     random = np.random.default_rng(seed)
@@ -205,15 +205,18 @@ def check_any_order(alone, seed, cuts):
         for at, slot in enumerate(slots):
             ticks[at] = done[slot]
             done[slot] += 1
+        rows, rounds = layout(slots)
+        slots, ticks = slots[rows], ticks[rows]
         outputs = np.zeros((len(slots), 5), np.float32)
-        cuda.step(buffers, slots, STREAM[slots, ticks], rounds_of(slots), outputs)
+        cuda.step(buffers, slots, STREAM[slots, ticks], rounds, outputs)
         assert outputs.tobytes() == expected[slots, ticks].tobytes()
     own = cuda.to_host(buffers, np.arange(SERIES, dtype=np.int32))
     assert own.tobytes() == records.tobytes()
 
 
-def test_a_series_has_the_same_bits_in_any_batch_place_and_round(alone):
-    check_any_order(alone, 0, cuts=2)
+@pytest.mark.parametrize("layout", [in_place, apart])
+def test_a_series_has_the_same_bits_in_any_batch_place_and_round(alone, layout):
+    check_any_order(alone, 0, 2, layout)
 
 
 def test_a_batch_larger_than_pinned_memory_goes_in_parts(alone, monkeypatch):

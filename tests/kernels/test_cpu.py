@@ -194,15 +194,24 @@ def alone(request):
     return network, buffers.state.copy(), outputs
 
 
-def rounds_of(slots):
-    """Boundaries of consecutive rounds of unique slots."""
+def in_place(slots):
+    """(order, rounds): rows as they are, in consecutive rounds of unique slots."""
     bounds, seen = [0], set()
     for at, slot in enumerate(slots):
         if slot in seen:
             bounds.append(at)
             seen = set()
         seen.add(slot)
-    return np.array([*bounds, len(slots)])
+    return np.arange(len(slots)), np.array([*bounds, len(slots)])
+
+
+def apart(slots):
+    """(order, rounds): first the rows of slots that occur once, which wait for no round."""
+    _, slot, count = np.unique(slots, return_inverse=True, return_counts=True)
+    rank = np.array([np.sum(slots[:at] == slots[at]) for at in range(len(slots))])
+    number = np.where(count[slot] == 1, -1, rank)
+    order = np.argsort(number, kind="stable")
+    return order, np.searchsorted(number[order], np.arange(rank.max() + 2))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -212,6 +221,7 @@ def test_a_series_has_the_same_bits_in_any_batch_place_round_and_thread(alone, t
     order = [series for series in range(SERIES) for _ in range(TICKS)]
     order = np.array(data.draw(st.permutations(order)), np.int32)
     cuts = data.draw(st.sets(st.integers(1, len(order) - 1), max_size=6))
+    layout = data.draw(st.sampled_from([in_place, apart]))
     network, state, expected = alone
     buffers = cpu.allocate(network, SERIES, threads)
     cpu.warm_up(buffers)
@@ -222,10 +232,27 @@ def test_a_series_has_the_same_bits_in_any_batch_place_round_and_thread(alone, t
         for at, slot in enumerate(slots):
             ticks[at] = done[slot]
             done[slot] += 1
+        rows, rounds = layout(slots)
+        slots, ticks = slots[rows], ticks[rows]
         outputs = np.zeros((len(slots), 20), np.float32)
-        cpu.step(buffers, slots, STREAM[slots, ticks], rounds_of(slots), outputs)
+        cpu.step(buffers, slots, STREAM[slots, ticks], rounds, outputs)
         assert outputs.tobytes() == expected[slots, ticks].tobytes()
     assert buffers.state.tobytes() == state.tobytes()
+
+
+@pytest.mark.parametrize("others", [0, 3, 9, 69])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_hot_series_has_the_same_bits_beside_any_number_of_others(alone, threads, others):
+    network, state, expected = alone
+    buffers = cpu.allocate(network, SERIES, threads)
+    cpu.warm_up(buffers)
+    slots = np.array([*range(1, others + 1), *[0] * TICKS], np.int32)
+    ticks = np.array([0] * others + [*range(TICKS)])
+    rounds, outputs = others + np.arange(TICKS + 1), np.zeros((len(slots), 20), np.float32)
+    cpu.step(buffers, slots, STREAM[slots, ticks], rounds, outputs)
+    assert outputs.tobytes() == expected[slots, ticks].tobytes()
+    assert buffers.state[0].tobytes() == state[0].tobytes()
+    assert not buffers.state[others + 1 :].any()
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -284,42 +311,42 @@ def test_stages_run_for_each_row_before_and_after_it(count):
 
 
 @njit(cache=True)
-def lstm_avx512(plan, worker, ticks, start, stop, last):
+def lstm_avx512(plan, worker, ticks, start, stop, last, beside):
     kind = simd.function(layers.lstm)
-    tiles.run_rows(simd.tile(6, 4, 16), kind, plan, worker, ticks, start, stop, last)
+    tiles.run_rows(simd.tile(6, 4, 16), kind, plan, worker, ticks, start, stop, last, beside)
 
 
 @njit(cache=True)
-def lstm_avx2(plan, worker, ticks, start, stop, last):
+def lstm_avx2(plan, worker, ticks, start, stop, last, beside):
     kind = simd.function(layers.lstm)
-    tiles.run_rows(simd.tile(3, 4, 8), kind, plan, worker, ticks, start, stop, last)
+    tiles.run_rows(simd.tile(3, 4, 8), kind, plan, worker, ticks, start, stop, last, beside)
 
 
 @njit(cache=True)
-def lstm_narrow(plan, worker, ticks, start, stop, last):
+def lstm_narrow(plan, worker, ticks, start, stop, last, beside):
     kind = simd.function(layers.lstm)
-    tiles.run_rows(simd.tile(3, 4, 4), kind, plan, worker, ticks, start, stop, last)
+    tiles.run_rows(simd.tile(3, 4, 4), kind, plan, worker, ticks, start, stop, last, beside)
 
 
 # of one row, which is all that these need to compile: how rows are grouped is nothing of the cell's
 
 
 @njit(cache=True)
-def gru_narrow(plan, worker, ticks, start, stop, last):
+def gru_narrow(plan, worker, ticks, start, stop, last, beside):
     kind = simd.function(layers.gru)
-    tiles.run_rows(simd.tile(1, 4, 4), kind, plan, worker, ticks, start, stop, last)
+    tiles.run_rows(simd.tile(1, 4, 4), kind, plan, worker, ticks, start, stop, last, beside)
 
 
 @njit(cache=True)
-def gru_before_narrow(plan, worker, ticks, start, stop, last):
+def gru_before_narrow(plan, worker, ticks, start, stop, last, beside):
     kind = simd.function(layers.gru_before)
-    tiles.run_rows(simd.tile(1, 4, 4), kind, plan, worker, ticks, start, stop, last)
+    tiles.run_rows(simd.tile(1, 4, 4), kind, plan, worker, ticks, start, stop, last, beside)
 
 
 @njit(cache=True)
-def rnn_narrow(plan, worker, ticks, start, stop, last):
+def rnn_narrow(plan, worker, ticks, start, stop, last, beside):
     kind = simd.function(layers.rnn)
-    tiles.run_rows(simd.tile(1, 4, 4), kind, plan, worker, ticks, start, stop, last)
+    tiles.run_rows(simd.tile(1, 4, 4), kind, plan, worker, ticks, start, stop, last, beside)
 
 
 WIDTHS = {
@@ -339,7 +366,7 @@ def test_every_vector_width_gives_the_bits_of_the_hosts_own(activation, outputs,
     for rows in WIDTHS[host.kind]:
         monkeypatch.setitem(cpu._ROWS, host.kind, rows)
         others.append(cpu.allocate(network, 100))
-    for count in (1, 4, 100):
+    for count in (1, 2, 4, 100):
         args = batch(random.permutation(100)[:count], random.standard_normal((count, 3)), outputs)
         cpu.step(host, *args)
         expected = args[3].tobytes(), host.state.tobytes()
