@@ -24,10 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamlstm.copy_on_write import MORE, sweep
-from streamlstm.engine import Engine
+from streamlstm.engine import Engine, Part
 from streamlstm.files import sync_folder
 from streamlstm.hashing import checksum
-from streamlstm.work import Latest
 
 FORMAT = 2
 
@@ -67,13 +66,16 @@ class Restored(NamedTuple):
     path: Path
     damaged: list[str]
     """why each newer one was passed over"""
+    anew: list[str]
+    """of :attr:`Engine.parts` those that begin anew: they were made with other settings"""
 
 
 class _Header(NamedTuple):
     """What a checkpoint says of itself."""
 
     model: str
-    coverage: float | list[float]
+    made: Mapping[str, Any]
+    """settings that parts of the state were made with, as :attr:`Engine.parts` has them"""
     journal: int
     series: int
     slots: int
@@ -247,13 +249,13 @@ def load(
                     engine = engine_of(header.model)
                 _refuse_others(each, header, engine)
                 _verify(each, file, header, engine)
-                _restore(each, file, header, engine)
+                anew = _restore(each, file, header, engine)
         except DamagedError as error:
             damaged.append(str(error))
         except OSError as error:
             damaged.append(f"{each}: checkpoint cannot be read ({error.strerror})")
         else:
-            return Restored(engine, header.journal, each, damaged)
+            return Restored(engine, header.journal, each, damaged, anew)
     if damaged:
         raise DamagedError(damaged[0])
     return None
@@ -292,7 +294,7 @@ def _headers(path: Path) -> Iterator[_Header]:
 def _pack_header(engine: Engine, rows: int, journalled: int) -> bytes:
     header = {
         "model": engine.model.id,
-        "coverage": _coverage(engine),
+        "made": {name: part.made for name, part in engine.parts.items()},
         "journal": journalled,
         "series": rows,
         "slots": engine.series.used,
@@ -304,12 +306,6 @@ def _pack_header(engine: Engine, rows: int, journalled: int) -> bytes:
     start["magic"], start["format"], start["length"] = MAGIC, FORMAT, len(text)
     start["checksum"] = checksum(text)
     return start.tobytes() + text
-
-
-def _coverage(engine: Engine) -> float | list[float]:
-    """As it is configured: one number, or several."""
-    main, *further = engine.coverages
-    return [main, *further] if further else main
 
 
 def _fields(row: np.dtype[Any]) -> list[Any]:
@@ -340,19 +336,20 @@ def _read_header(path: Path, file: BufferedReader) -> _Header:
         slot, name, _ = row["slot"], row["record"]["name"], row["state"]
         if slot != np.int64 or name.base != np.uint8 or name.ndim != 1:
             raise ValueError("no series")
-        begin = _START.itemsize + len(text)
-        return _Header(said["model"], said["coverage"], journal, series, slots, row, begin)
+        begin, made = _START.itemsize + len(text), dict(said.get("made", {}))
+        return _Header(said["model"], made, journal, series, slots, row, begin)
     except _UNREADABLE:  # its checksum is right, but no checkpoint has that
         raise _damaged(path, "header") from None
 
 
 def _refuse_settings(path: Path, row: np.dtype[np.void], engine: Engine) -> None:
-    """Refuse rows that lie otherwise, but for keys of another width, and latest predictions."""
+    """Refuse rows that lie otherwise, but for keys of another width, and what can begin anew."""
     kinds, wanted = _kinds(row["record"]), _kinds(engine.series.table.dtype)
     kinds["name"] = wanted["name"]
-    for name in _other_latest(kinds, wanted):
-        kinds.pop(name, None)
-        wanted.pop(name, None)
+    for part in engine.parts.values():
+        for name in part.fields:
+            kinds.pop(name, None)
+            wanted.pop(name, None)
     found, ours = kinds.get("recent", wanted["name"]), wanted["recent"]
     if found.base == ours.base and found.shape[1:] == ours.shape[1:]:  # more ticks, or fewer
         kinds["recent"] = ours
@@ -363,13 +360,18 @@ def _refuse_settings(path: Path, row: np.dtype[np.void], engine: Engine) -> None
         raise _refused(path, f"made with other settings ({other[0]})")
 
 
-_LATEST = tuple(name for name in Latest._fields if name != "kept")
-
-
-def _other_latest(kinds: Mapping[str, object], wanted: Mapping[str, object]) -> tuple[str, ...]:
-    """The fields of the latest prediction where they are not all there and of one kind."""
-    same = all(name in kinds and kinds[name] == wanted.get(name) for name in _LATEST)
-    return () if same else _LATEST
+def _begin_anew(header: _Header, engine: Engine) -> dict[str, Part]:
+    """The parts that the engine keeps and that were made with other settings, or lie otherwise."""
+    found, wanted = _kinds(header.row["record"]), _kinds(engine.series.table.dtype)
+    return {
+        name: part
+        for name, part in engine.parts.items()
+        if (ours := [wanted[field] for field in part.fields if field in wanted])
+        and (
+            header.made.get(name) != part.made
+            or [found.get(field) for field in part.fields if field in wanted] != ours
+        )
+    }
 
 
 def _kinds(record: np.dtype[Any]) -> dict[str, np.dtype[Any]]:
@@ -400,11 +402,9 @@ def _record_shape(engine: Engine) -> tuple[int, ...]:
 
 
 def _refuse_others(path: Path, header: _Header, engine: Engine) -> None:
-    model, coverage, slots = header.model, header.coverage, header.slots
+    model, slots = header.model, header.slots
     if model != engine.model.id:
         raise _refused(path, f"of model {model}, this is {engine.model.id}")
-    if coverage != _coverage(engine):
-        raise _refused(path, f"made at interval.coverage = {coverage}, now {_coverage(engine)}")
     if slots > engine.series.capacity:
         raise _refused(path, f"of {slots} series, max_series is {engine.series.capacity}; raise it")
 
@@ -452,21 +452,25 @@ def _verify(path: Path, file: BufferedReader, header: _Header, engine: Engine) -
         seen[slots] = True
 
 
-def _restore(path: Path, file: BufferedReader, header: _Header, engine: Engine) -> None:
-    shape = _record_shape(engine)
-    found, wanted = _kinds(header.row["record"]), _kinds(engine.series.table.dtype)
-    skipped = _other_latest(found, wanted)
+def _restore(path: Path, file: BufferedReader, header: _Header, engine: Engine) -> list[str]:
+    """Bring all back; what begins anew."""
+    shape, anew = _record_shape(engine), _begin_anew(header, engine)
+    begun = {name: row for part in anew.values() for name, row in part.begun.items()}
+    skipped = {name for part in anew.values() for name in part.fields}
     for rows in _pieces(path, file, header):
         slots, records = rows["slot"].astype(np.int32), rows["record"]
         engine.series.restore(records["name"], records["length"], slots)
         for name, array in engine.series.state.items():
             if name == "recent":
                 array[slots] = _ring(records, engine.history)
-            elif name in found and name not in skipped:
+            elif name in begun:
+                array[slots] = begun[name]
+            elif name not in skipped:
                 array[slots] = records[name]
         states = np.ascontiguousarray(rows["state"]).reshape(len(rows), *shape)
         engine.kernels.from_host(engine.buffers, slots, states)
     engine.series.arrange()
+    return list(anew)
 
 
 def _ring(records: NDArray[np.void], history: int) -> NDArray[np.int64]:

@@ -15,9 +15,9 @@ that is computed since, and is cleared then; so it does not matter who had its s
 import importlib
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType, ModuleType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numba.extending import register_jitable
@@ -53,6 +53,17 @@ Column = TypeVar("Column", bound=NDArray[Any])
 BACKENDS = ("cpu", "cuda", "auto")
 HISTORY = 32
 """Ticks kept of each series, unless it is said how many."""
+
+
+class Part(NamedTuple):
+    """A part of a series' state that can begin anew while the rest goes on."""
+
+    fields: tuple[str, ...]
+    """of the table, those of them that are there"""
+    made: list[Any]
+    """settings that it is made with, as JSON has them"""
+    begun: Mapping[str, NDArray[Any]]
+    """rows of those fields that are not all 0 where it begins"""
 
 
 class Engine:
@@ -304,6 +315,23 @@ class Engine:
         grid = spec.step_ns, spec.season, spec.scaling.kind, *named
         recurrent = spec.cell, spec.layers, spec.hidden, spec.window, self.work.told.shape[1]
         return *self.coverages, *grid, *recurrent, *fields
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """What of a series' state can begin anew while the rest goes on, by what it is for."""
+        bands = self.work.intervals
+        coverages, steps = bands.coverages.tolist(), bands.steps.tolist()
+        learned, watched = adapt.Learned._fields, tuple(watch.watched_fields())
+        latest = tuple(name for name in Latest._fields if name != "kept")
+        nothing: Mapping[str, NDArray[Any]] = {}
+        return {
+            "intervals": Part(
+                intervals.Bands._fields, [coverages, steps], intervals.begun_anew(bands)
+            ),
+            "corrections": Part(learned, self.work.lessons.steps.tolist(), nothing),
+            "watch": Part(watched, [coverages[:1], steps[:1]], nothing),
+            "latest prediction": Part(latest, coverages, nothing),
+        }
 
     def recent(self, slots: NDArray[np.int32]) -> Ticks:
         """The latest ticks of some series, one series after the other, each in order of time."""

@@ -39,7 +39,7 @@ those of the coverages named before it, so that whoever names another changes no
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -162,6 +162,20 @@ def bands_fields(plan: Plan) -> Fields:
         "share": (np.float32, (*widths, 2)),
         "half": (np.float32, widths),
         "errors": (np.float32, (scored, targets, 3)),
+    }
+
+
+def begun_anew(plan: Plan) -> dict[str, NDArray[Any]]:
+    """A row of :class:`Bands` as if nothing had been issued yet, for a series that is not new.
+
+    Of the fields that are left out all is 0.
+    """
+    scored, coverages, targets = plan.initial.shape
+    widths = (scored * coverages, targets)
+    return {
+        "pending": np.full((int(plan.ring[-1]), targets), np.nan),
+        "width": plan.initial.reshape(widths),
+        "share": np.broadcast_to(np.array(SHARES, np.float32), (*widths, 2)),
     }
 
 

@@ -305,6 +305,8 @@ def open_engine(config: Config) -> tuple[Engine, int]:
         _log.error("%s; going on from %s", each.partition(";")[0], restored.path)
     series = restored.engine.series.active
     logs.event(logging.INFO, "restored", checkpoint=restored.path, series=series)
+    for each in restored.anew:
+        logs.event(logging.WARNING, "begins anew", what=each, because="made with other settings")
     return restored.engine, restored.journalled
 
 
