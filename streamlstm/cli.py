@@ -591,9 +591,8 @@ def _table_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--freq", metavar="SPACING", help="with --start: as 30min, 1h, 1D, MS")
     group.add_argument(
         "--timezone",
-        default="UTC",
         metavar="ZONE",
-        help="of timestamps that carry none, and of the calendar (default: UTC)",
+        help="of timestamps that carry none, and of the calendar (default: the model's, else UTC)",
     )
 
 

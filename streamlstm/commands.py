@@ -5,6 +5,7 @@ import collections
 import getpass
 import itertools
 import json
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -81,12 +82,12 @@ def fit(options: argparse.Namespace) -> None:
         if (value := getattr(options, f"fit_{name}", None)) is not None
     }
     try:
-        chosen = FitOptions.model_validate(given | {"timezone": options.timezone})
+        chosen = FitOptions.model_validate(given | {"timezone": options.timezone or "UTC"})
     except ValidationError as error:
         first = error.errors()[0]
         flag = f"--{str(first['loc'][0]).replace('_', '-')}"
         raise ConfigError(f"{flag} {first['input']}: {first['msg']}") from None
-    check_out("--out", options.out)
+    check_out("--out", options.out, read=[options.data])
     columns = Columns.named(
         targets=_list(options.targets),
         features=_list(options.features),
@@ -126,9 +127,19 @@ def fit(options: argparse.Namespace) -> None:
         f"{options.out}: model {model.id} of {report.series:,} series, {report.ticks:,} ticks,"
         f" {report.updates} updates in {report.seconds:.1f} s\n"
         f"error on unseen data over the naive forecast's, by steps ahead: {skill}\n"
-        f"next: streamlstm backtest {options.out} {options.data},"
+        f"next: streamlstm backtest {options.out} {options.data}{_read_as(options)},"
         f" or streamlstm run --set model={options.out}",
     )
+
+
+def _read_as(options: argparse.Namespace) -> str:
+    """What else says how to read the table; its zone and further columns the model knows."""
+    named = " ".join(
+        f"--{name} {shlex.quote(value)}"
+        for name in ("id", "ds", "y", "start", "freq")
+        if (value := getattr(options, name))
+    )
+    return " --wide" * options.wide + f" {named}" * bool(named)
 
 
 def inspect(options: argparse.Namespace) -> None:

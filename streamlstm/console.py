@@ -3,6 +3,7 @@
 import argparse
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,16 @@ def spacing(table: Table, spec: Spec) -> list[str]:
     return []
 
 
-def check_out(flag: str, path: Path, suffix: str = "") -> None:
-    """Refuse before long work what could not be written after it."""
+def check_out(flag: str, path: Path, suffix: str = "", read: Sequence[str | Path] = ()) -> None:
+    """Refuse before long work what could not be written after it, or is one of the files read."""
     if suffix and path.suffix != suffix:
         raise ConfigError(f"{flag} {path}: name a file that ends in {suffix}")
     if path.is_dir():
         raise ConfigError(f"{flag} {path}: is a folder; name a file in it")
     if not path.parent.is_dir():
         raise ConfigError(f"{flag} {path}: its folder does not exist; make it")
+    if path.exists() and any(Path(each).exists() and path.samefile(each) for each in read):
+        raise ConfigError(f"{flag} {path}: is read from; write to another file")
     if path.exists() and not os.access(path, os.W_OK):
         raise ConfigError(f"{flag} {path}: may not be written to; choose another")
     try:

@@ -40,6 +40,7 @@ MOST_APART = (1 << 63) - 1  # nanoseconds
 FARTHEST = 1 << 40  # steps
 LAST, SEASONAL, BLEND = 1, 2, 3
 PRIOR = 10.0  # ticks that the prior of the running scale is worth
+WITHIN = 25.0  # times the series' own variance that the prior's is at most, once that is known
 FARTHEST_APART = 8.0
 """Largest log of the time between two ticks that is shown, and smallest below 0."""
 ENOUGH = 30
@@ -573,17 +574,28 @@ def _scaling(plan: Plan, memory: Memory, slot: int, i: int, value: float) -> tup
         variance = (1.0 - alpha) * (memory.variance[slot, i] + alpha * off * off)
         memory.loc[slot, i] = loc
         memory.variance[slot, i] = variance
-        deviation = _deviation(plan, seen, loc, variance)
+        deviation = _deviation(plan, memory.seen[slot], loc, variance)
         if deviation > 0.0:
             scale = deviation
     return loc, scale
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _deviation(plan: Plan, seen: float, loc: float, variance: float) -> float:
-    """Of a series' values, with what is to be expected before any is known."""
-    prior = plan.prior_ratio * loc
-    return np.sqrt((seen * variance + PRIOR * prior * prior) / (seen + PRIOR))
+def _deviation(plan: Plan, ticks: int, loc: float, variance: float) -> float:
+    """Of a series' values, with what is to be expected before any is known.
+
+    What is expected is of other series, maybe of another level over their deviation: it gives way
+    where the series itself says otherwise, by about exp(-x) after ``ENOUGH`` (1 + x) ticks.
+    """
+    seen, expected = min(float(ticks), float(plan.memory)), plan.prior_ratio * loc
+    expected *= expected
+    if ticks > ENOUGH:
+        root = 1.0 + (ticks - ENOUGH) / (16.0 * ENOUGH)
+        root *= root
+        root *= root
+        root *= root
+        expected = min(expected, WITHIN * variance + expected / (root * root))
+    return np.sqrt((seen * variance + PRIOR * expected) / (seen + PRIOR))
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
@@ -597,8 +609,8 @@ def spread(plan: Plan, memory: Memory, slot: int, i: int) -> tuple[float, float]
     if plan.scaling == FIXED:
         return plan.fixed_loc[i], plan.fixed_scale[i]
     if plan.scaling == RUNNING and memory.seen[slot] >= ENOUGH:
-        seen, loc = min(float(memory.seen[slot]), float(plan.memory)), memory.loc[slot, i]
-        return loc, _deviation(plan, seen, loc, memory.variance[slot, i])
+        loc = memory.loc[slot, i]
+        return loc, _deviation(plan, memory.seen[slot], loc, memory.variance[slot, i])
     return 0.0, 0.0
 
 

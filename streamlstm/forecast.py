@@ -32,6 +32,7 @@ from streamlstm.config import ConfigError
 from streamlstm.console import check_out, how, say, spacing
 from streamlstm.datasets.bundled import table_for
 from streamlstm.datasets.frames import SeriesData
+from streamlstm.datasets.onward import Onward, onward
 from streamlstm.engine import Engine
 from streamlstm.model import Model, load_model
 from streamlstm.terminal import LeavingConsole, print_lines
@@ -63,13 +64,15 @@ class Ends:
     ts: NDArray[np.int64]
     """(n,) of the last tick of each, ns"""
     step: NDArray[np.int64]
-    """(n,) ns from one forecast to the next"""
+    """(n,) ns from one forecast to the next, where they are as far apart as any two"""
+    onward: Onward
+    """how times go on"""
     point: Floats
-    """(n, horizon) NaN where there is no forecast"""
+    """(n, horizon, targets) NaN where there is no forecast"""
     lower: Floats
-    """(n, horizon) NaN where there is no interval"""
+    """(n, horizon, targets) NaN where there is no interval"""
     upper: Floats
-    """(n, horizon)"""
+    """(n, horizon, targets)"""
     records: NDArray[np.uint8]
     recurrent: NDArray[np.float32]
 
@@ -78,9 +81,10 @@ class Ends:
         """Steps ahead."""
         return self.point.shape[1]
 
-    def times(self) -> NDArray[np.int64]:
-        """(n, horizon) what each forecast is for, ns."""
-        return self.ts[:, None] + self.step[:, None] * np.arange(1, self.horizon + 1)
+    def times(self, horizon: int | None = None, rows: slice = slice(None)) -> NDArray[np.int64]:
+        """(n, horizon) what the forecasts of some series are for, ns."""
+        ahead = np.arange(1, (horizon or self.horizon) + 1)
+        return self.onward.after(self.ts[rows], self.step[rows], ahead)
 
 
 # --- forecasts ------------------------------------------------------------------------------------
@@ -92,11 +96,13 @@ def at_the_end(
     *,
     coverage: float = 0.9,
     learning: bool = True,
+    timezone: str = "UTC",
     progress: Told = lambda ticks: None,
 ) -> Ends:
     """Run each of ``series`` through the live engine, and keep the forecast at its last tick.
 
     Ticks of the time that the model was fitted on are history: intervals do not learn from them.
+    In ``timezone`` days and months begin.
 
     Raises:
         ForecastError: the model takes other values than the series have, or a tick was dropped.
@@ -120,14 +126,14 @@ def at_the_end(
     last = np.array([s.ts[-1] for s in series])
     by_slot = np.empty(n, np.int64)
     by_slot[slots] = np.arange(n)
-    found = np.full((3, n, spec.horizon), np.nan)
+    found = np.full((3, n, spec.horizon, spec.targets), np.nan)
     for begin in range(0, len(ts), engine.max_batch):
         cut = slice(begin, begin + engine.max_batch)
         out = engine.step(Ticks(slots[which[cut]], ts[cut], values[cut], flags[cut]), 0)
         row = by_slot[out.slot]
         made = out.ts == last[row]
-        found[0, row[made]] = out.point[made, :, 0]
-        found[1:, row[made]] = out.quantiles[made, :, :, 0].swapaxes(0, 1)
+        found[0, row[made]] = out.point[made]
+        found[1:, row[made]] = out.quantiles[made].swapaxes(0, 1)
         progress(len(ts[cut]))
     if dropped := sum(engine.drops.values()):
         reasons = ", ".join(f"{count:,} {of}" for of, count in engine.drops.items() if count)
@@ -138,7 +144,8 @@ def at_the_end(
         step = np.array([np.median(np.diff(s.ts)) if len(s.ts) > 1 else 0 for s in series])
     return Ends(
         model, coverage, learning, [s.name for s in series], last, step.astype(np.int64),
-        found[0], found[1], found[2], *engine.records(slots),
+        onward([s.ts for s in series], timezone), found[0], found[1], found[2],
+        *engine.records(slots),
     )  # fmt: skip
 
 
@@ -170,12 +177,12 @@ def extend(ends: Ends, horizon: int, *, seed: int = 0, progress: Told = lambda t
     if horizon <= direct:
         point, lower, upper = (part[:, :horizon] for part in (ends.point, ends.lower, ends.upper))
         return replace(ends, point=point, lower=lower, upper=upper)
-    further = ((0, 0), (0, horizon - direct))
+    further = ((0, 0), (0, horizon - direct), (0, 0))
     point, lower, upper = (np.pad(part, further) for part in (ends.point, ends.lower, ends.upper))
     for sample in simulate(ends, horizon, PATHS, seed=seed, progress=progress):
-        point[sample.rows] = sample.point
+        point[sample.rows, :, 0] = sample.point
         outer = np.quantile(sample.paths[:, :, direct:], _tails(ends.coverage), axis=1)
-        lower[sample.rows, direct:], upper[sample.rows, direct:] = outer
+        lower[sample.rows, direct:, 0], upper[sample.rows, direct:, 0] = outer
     return replace(ends, point=point, lower=lower, upper=upper)
 
 
@@ -214,25 +221,37 @@ def simulate(
             for k in range(rows.start, rows.stop)
         ])  # fmt: skip
         point, paths = rolling.on(rows, np.sign(lots) * np.interp(np.abs(lots), levels, sizes))
-        reach = (ends.upper - ends.lower)[rows, :horizon] / 2
-        yield Sample(rows, point, _fitted(paths, point, reach, ends.coverage)[:, :count])
+        reach = (ends.upper - ends.point)[rows, :horizon, 0]  # the lower end may be at the floor
+        fitted = _fitted(paths, point, reach, ends.coverage)[:, :count]
+        yield Sample(rows, point, np.maximum(fitted, _floor(ends.model)))
+
+
+def _floor(model: Model) -> float:
+    """Below which nothing lies."""
+    return -np.inf if model.spec.floor is None else model.spec.floor
 
 
 def _fitted(paths: Floats, point: Floats, reach: Floats, coverage: float) -> Floats:
     """Paths (m, count, horizon) around ``point``, that spread as ``reach`` (m, direct) says.
 
-    All NaN where that is not known.
+    To either side, since a floor may have cut one. All NaN where that is not known.
     """
     low, high = _tails(coverage)
     below, middle, above = np.quantile(paths, (low, 0.5, high), axis=1)
-    spread, direct = (above - below) / 2, reach.shape[1]
-    stretch = np.ones_like(spread)
+    off = paths - middle[:, None]
+    down, up = (_stretch(spread, reach)[:, None] for spread in (middle - below, above - middle))
+    moved: Floats = point[:, None] + np.where(off < 0, down, up) * off
+    return moved
+
+
+def _stretch(spread: Floats, reach: Floats) -> Floats:
+    """By how much what spreads so far, (m, horizon), is to be stretched to reach (m, direct)."""
+    stretch, direct = np.ones_like(spread), reach.shape[1]
     known = spread[:, :direct] > 0
     np.divide(reach, spread[:, :direct], out=stretch[:, :direct], where=known)
     stretch[:, direct:] = stretch[:, direct - 1 : direct]
     stretch[np.isnan(reach).any(axis=1)] = np.nan
-    moved: Floats = point[:, None] + stretch[:, None] * (paths - middle[:, None])
-    return moved
+    return stretch
 
 
 def _tails(coverage: float) -> tuple[float, float]:
@@ -274,21 +293,21 @@ class _Rolling:
         counts as 0 where there is none. All is NaN where there is no forecast.
         """
         ends, copies, horizon = self._ends, self._copies, self._horizon
-        known = np.isfinite(ends.point[rows, 0])
+        known = np.isfinite(ends.point[rows, 0, 0])
         which = np.repeat(np.arange(rows.start, rows.stop)[known], copies)
         plain = slice(copies - 1, None, copies)  # the copies that no error befalls
         slots = self._slots[: len(which)]
         self._engine.set_records(slots, ends.records[which], ends.recurrent[which])
         off = np.pad(errors[known], ((0, 0), (0, 1), (0, 0))).reshape(-1, horizon)
-        point, half = ends.point[which, 0], (ends.upper - ends.lower)[which, 0] / 2
+        point, half = ends.point[which, 0, 0], (ends.upper - ends.point)[which, 0, 0]
+        times, floor = ends.times(horizon)[which], _floor(ends.model)
         fed = np.empty((len(which), horizon))
         for k in range(horizon):
-            fed[:, k] = point + off[:, k] * np.nan_to_num(half)
+            fed[:, k] = np.maximum(point + off[:, k] * np.nan_to_num(half), floor)
             if k < ends.horizon:
-                fed[plain, k] = ends.point[rows, k][known]
+                fed[plain, k] = ends.point[rows, k, 0][known]
             if k < horizon - 1:
-                ts = ends.ts[which] + (k + 1) * ends.step[which]
-                point, half = self._move(slots, ts, fed[:, k : k + 1])
+                point, half = self._move(slots, times[:, k].copy(), fed[:, k : k + 1])
             self._progress(len(which))
         rolled = np.full((len(known), copies, horizon), np.nan)
         rolled[known] = fed.reshape(-1, copies, horizon)
@@ -309,7 +328,7 @@ class _Rolling:
                     "forecasts fed on forecasts grow without bound; ask for a shorter --horizon"
                 )
             point[cut] = out.point[:, 0, 0]
-            half[cut] = (out.quantiles[:, 1, 0, 0] - out.quantiles[:, 0, 0, 0]) / 2
+            half[cut] = out.quantiles[:, 1, 0, 0] - out.point[:, 0, 0]
         return point, half
 
 
@@ -322,9 +341,10 @@ def command(options: argparse.Namespace) -> None:
     if options.out:
         if options.out.suffix not in OUTPUTS:
             raise ConfigError(f"--out {options.out}: name a file that ends in .csv or .parquet")
-        check_out("--out", options.out)
+        check_out("--out", options.out, read=[options.data, options.model])
         _check_parquet(options.out)
     model = load_model(options.model)
+    zone = options.timezone or model.spec.timezone
     table = table_for(model.spec, options.data, **how(options))
     say(console, table.notes + spacing(table, model.spec))
     horizon = options.horizon or model.spec.horizon
@@ -339,16 +359,16 @@ def command(options: argparse.Namespace) -> None:
 
         ends = at_the_end(
             model, table.series, coverage=options.coverage, learning=not options.no_learning,
-            progress=progress,
+            timezone=zone, progress=progress,
         )  # fmt: skip
         if options.paths:
             parts = simulate(ends, horizon, options.paths, seed=options.seed, progress=progress)
-            frames = (paths_frame(ends, part, options.timezone) for part in parts)
+            frames = (paths_frame(ends, part, zone) for part in parts)
             _write(frames, options.out)
         else:
             whole = extend(ends, horizon, seed=options.seed, progress=progress)
-            _write(iter([forecasts_frame(whole, options.timezone)]), options.out)
-    none = int(np.isnan(ends.point[:, 0]).sum())
+            _write(iter([forecasts_frame(whole, zone)]), options.out)
+    none = int(np.isnan(ends.point[:, 0]).any(axis=1).sum())
     if none:
         say(console, [f"{none:,} of {len(ends.ts):,} series have no forecast that is finite"])
     if options.out:
@@ -356,13 +376,18 @@ def command(options: argparse.Namespace) -> None:
 
 
 def forecasts_frame(ends: Ends, timezone: str = "UTC") -> pd.DataFrame:
-    """A row a forecast: unique_id, ds, forecast, lower, upper."""
+    """A row a forecast: unique_id, ds, the target's name where there are several, forecast, ..."""
+    n, horizon, targets = ends.point.shape
+    times = np.repeat(ends.times()[:, None], targets, axis=1)
+    named = [each.name for each in ends.model.spec.of_role("target")] if targets > 1 else []
+    target = {"target": np.tile(np.repeat(np.array(named, object), horizon), n)} if named else {}
     return pd.DataFrame({
-        "unique_id": np.repeat(np.array(ends.names, object), ends.horizon),
-        "ds": _stamps(ends.times(), timezone),
-        "forecast": ends.point.ravel(),
-        "lower": ends.lower.ravel(),
-        "upper": ends.upper.ravel(),
+        "unique_id": np.repeat(np.array(ends.names, object), horizon * targets),
+        "ds": _stamps(times, timezone),
+        **target,
+        "forecast": ends.point.swapaxes(1, 2).ravel(),
+        "lower": ends.lower.swapaxes(1, 2).ravel(),
+        "upper": ends.upper.swapaxes(1, 2).ravel(),
     })  # fmt: skip
 
 
@@ -370,8 +395,7 @@ def paths_frame(ends: Ends, sample: Sample, timezone: str = "UTC") -> pd.DataFra
     """A row a value of a path: unique_id, ds, path (from 1), value."""
     rows, paths = sample.rows, sample.paths
     n, count, horizon = paths.shape
-    ahead = ends.step[rows, None] * np.arange(1, horizon + 1)
-    times = np.broadcast_to((ends.ts[rows, None] + ahead)[:, None], paths.shape)
+    times = np.broadcast_to(ends.times(horizon, rows)[:, None], paths.shape)
     return pd.DataFrame({
         "unique_id": np.repeat(np.array(ends.names[rows], object), count * horizon),
         "ds": _stamps(times, timezone),

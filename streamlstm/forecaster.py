@@ -195,13 +195,14 @@ class Forecaster:
         return taken
 
     def predict(
-        self, data: Data, horizon: int | None = None, *, timezone: str = "UTC", **read: Any
+        self, data: Data, horizon: int | None = None, *, timezone: str | None = None, **read: Any
     ) -> pd.DataFrame:
         """What comes after the end of each series: unique_id, ds, forecast, lower, upper.
 
-        Of several targets it is the first. Times without a zone are read in ``timezone``, and those
-        forecast are given in it. The series are run from their beginning, on states of their own:
-        those of :meth:`step` stay. Steps beyond the model's horizon are rolled forward.
+        Of several targets a row each, which its column ``target`` names. Times without a zone are
+        read in ``timezone``, the model's where none is named, and those forecast are in it. The
+        series are run from their beginning, on states of their own: those of :meth:`step` stay.
+        Steps beyond the model's horizon are rolled forward.
 
         Raises:
             DataError: the data is not as described.
@@ -210,11 +211,13 @@ class Forecaster:
         """
         if horizon is not None and horizon < 1:
             raise ValueError(f"a horizon of {horizon} steps; 1 at least")
-        found = self._table(data, read | {"timezone": timezone})
+        zone = timezone or self.model.spec.timezone
+        found = self._table(data, read | {"timezone": zone})
         ends = at_the_end(
-            self.model, found.series, coverage=self._coverage, learning=self._learning
-        )
-        return forecasts_frame(extend(ends, horizon or self.model.spec.horizon), timezone)
+            self.model, found.series, coverage=self._coverage, learning=self._learning,
+            timezone=zone,
+        )  # fmt: skip
+        return forecasts_frame(extend(ends, horizon or self.model.spec.horizon), zone)
 
     def _names(self, series: Sequence[str]) -> list[bytes]:
         """Names as the engine takes them."""

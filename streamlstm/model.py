@@ -106,7 +106,8 @@ class Scaling(BaseModel):
 
     ``none``: z = y. ``fixed``: ``loc`` and ``scale`` as given, one for each input. ``running``:
     from the series' own past and present alone, exponentially weighted over ``memory`` ticks, with
-    a prior worth one tick that says a series' deviation is ``prior_ratio`` times its mean.
+    a prior worth ten ticks that says a series' deviation is ``prior_ratio`` times its mean, or at
+    most five times what the series' own ticks say, once there are some.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

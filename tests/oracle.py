@@ -161,7 +161,11 @@ class Oracle:
         self.loc = self.loc + off / n
         self.var = (1 - 1 / n) * (self.var + off * off / n)
         prior = scaling["prior_ratio"] * self.loc
-        scale = np.sqrt((n * self.var + 10 * prior**2) / (n + 10))
+        expected = prior**2
+        if self.seen > 30:
+            left = expected / (1 + (self.seen - 30) / 480) ** 16
+            expected = np.minimum(expected, 25 * self.var + left)
+        scale = np.sqrt((n * self.var + 10 * expected) / (n + 10))
         return self.loc, np.where(scale > 0, scale, 1.0)
 
     def network(self, x: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -445,6 +446,28 @@ def test_what_is_not_known_is_null_in_json(fitted: tuple[Path, Path], tmp_path: 
 @pytest.mark.parametrize("out", [".", "/proc/m.safetensors", "no/such/m.safetensors"])
 def test_where_no_model_can_be_written_is_told_before_the_fit(tmp_path: Path, out: str) -> None:
     assert f"--out {out}: " in complaint("fit", tmp_path / "unread.csv", "--out", out, code=2)
+
+
+def test_what_is_read_is_not_written_over(fitted: tuple[Path, Path], tmp_path: Path) -> None:
+    data = series_file(tmp_path)
+    before = data.read_bytes()
+    said = "is read from; write to another file"
+    assert said in complaint("fit", data, "--out", data, code=2)
+    assert said in complaint("forecast", fitted[1], data, "--out", data, code=2)
+    assert data.read_bytes() == before
+
+
+def test_what_a_fit_says_is_next_can_be_done(tmp_path: Path) -> None:
+    data, out = series_file(tmp_path), tmp_path / "m.safetensors"
+    data.write_text(data.read_text().replace("unique_id,ds,y", "which one,when,load"))
+    how = ["--id", "which one", "--y", "load", "--timezone", "Europe/Berlin"]
+    said = streamlstm("fit", data, "--out", out, *FIT, *how).stderr
+    (line,) = (line for line in said.splitlines() if line.startswith("next: "))
+    command = line.removeprefix("next: streamlstm ").partition(", or ")[0]
+    assert shlex.split(command)[3:] == ["--id", "which one", "--y", "load"]
+    asked = json.loads(streamlstm(*shlex.split(command), "--json").stdout)
+    zoned = streamlstm(*shlex.split(command), "--json", "--timezone", "Europe/Berlin").stdout
+    assert asked == json.loads(zoned)
 
 
 @pytest.mark.parametrize("none", ["", "none"])

@@ -54,6 +54,26 @@ def test_running_scaling_forgets_a_level_of_long_ago() -> None:
     assert abs(rows.x[2999, 0]) < 4
 
 
+@pytest.mark.parametrize("level", [1e3, -1e9])
+def test_what_other_series_vary_by_gives_way_to_what_a_series_does_itself(level: float) -> None:
+    """Of another level over its deviation than they, say an air pressure among temperatures."""
+    ts, y = series(4000)
+    y += level
+    scale = features_of(spec(scaling=Scaling(memory=100, prior_ratio=0.3)), ts, y).scale[:, 0]
+    assert scale[0] == pytest.approx(0.3 * abs(y[0, 0]) * (10 / 11) ** 0.5)
+    own = np.array([y[max(0, n - 400) : n + 1].std() for n in range(len(y))])
+    assert (scale[200:] < 3 * own[200:] + 1e-2 * abs(level)).all()
+    assert scale[-1] < 2.2 * own[-1]
+
+
+def test_what_other_series_vary_by_holds_where_a_series_is_somewhat_quieter() -> None:
+    ts, y = series(1000)
+    y += 100
+    scale = features_of(spec(scaling=Scaling(memory=100, prior_ratio=0.3)), ts, y).scale[:, 0]
+    alone = features_of(spec(scaling=Scaling(memory=100, prior_ratio=1e-12)), ts, y).scale[:, 0]
+    assert (scale[200:] ** 2 > alone[200:] ** 2 * 100 / 110 + 30.0**2 / 12).all()
+
+
 def test_scaling_none_and_fixed() -> None:
     ts, y = series(3, inputs=2)
     rows = features_of(spec(inputs=2, base="none", scaling=Scaling(kind="none")), ts, y)

@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from streamlstm.backtest import run
+from streamlstm.backtest import run, run_all
 from streamlstm.cli import main
 from streamlstm.datasets.frames import SeriesData
 from streamlstm.engine import Engine
 from streamlstm.forecast import PATHS, ForecastError, at_the_end, extend, simulate
 from streamlstm.golden import make_golden
-from streamlstm.model import Errors, Model
+from streamlstm.model import Errors, Model, load_model
 from streamlstm.ticks import Keys, Ticks
 from tests.models import HOUR, random_model, random_model_file
 
@@ -45,9 +45,9 @@ def test_each_series_is_forecast_as_if_it_were_alone_and_live() -> None:
     found = at_the_end(model, table(), coverage=0.8)
     for k, s in enumerate(table()):
         alone = run(model, s.ts, s.values, 1, coverage=0.8)
-        np.testing.assert_array_equal(found.point[k], alone.point[-1])
-        np.testing.assert_array_equal(found.lower[k], alone.lower[-1])
-        np.testing.assert_array_equal(found.upper[k], alone.upper[-1])
+        np.testing.assert_array_equal(found.point[k, :, 0], alone.point[-1])
+        np.testing.assert_array_equal(found.lower[k, :, 0], alone.lower[-1])
+        np.testing.assert_array_equal(found.upper[k, :, 0], alone.upper[-1])
         np.testing.assert_array_equal(found.times()[k], s.ts[-1] + HOUR * np.arange(1, 4))
     assert found.names == ["a", "bc", "d", "e"]
 
@@ -60,7 +60,7 @@ def test_what_the_model_was_fitted_on_is_history() -> None:
     assert s.ts[known - 1] == pd.Timestamp(told["to"]).value
     found = at_the_end(fitted, [s])
     expected = run(model, s.ts, s.values, known + 1)  # of which the first `known` are warm
-    np.testing.assert_array_equal(found.upper[0], expected.upper[-1])
+    np.testing.assert_array_equal(found.upper[0, :, 0], expected.upper[-1])
     assert (found.upper != at_the_end(model, [s]).upper).all()
 
 
@@ -81,7 +81,7 @@ def test_beyond_the_horizon_it_goes_on_from_its_own_forecasts() -> None:
             (ahead, *_) = step(int(s.ts[-1]) + at * HOUR, expected[at - 1])
             if at >= 3:
                 expected.append(float(ahead))
-        np.testing.assert_array_equal(found.point[k], expected)
+        np.testing.assert_array_equal(found.point[k, :, 0], expected)
     assert (found.lower < found.point).all()
     assert (found.point < found.upper).all()
 
@@ -101,10 +101,10 @@ def test_paths_of_the_last_value_are_random_walks() -> None:
     ((rows, point, paths),) = simulate(ends, 9, 5000)
     assert rows == slice(0, 1)
     np.testing.assert_array_equal(point[0], np.full(9, walk.values[-1, 0]))
-    spread = (paths[0] - ends.point[0, 0]).std(axis=0)
+    spread = (paths[0] - ends.point[0, 0, 0]).std(axis=0)
     np.testing.assert_allclose(spread / spread[0], np.sqrt(np.arange(1, 10)), rtol=0.06)
-    half = (ends.upper - ends.lower)[0, 0] / 2
-    assert np.mean(np.abs(paths[0, :, 0] - ends.point[0, 0]) <= half) == pytest.approx(
+    half = (ends.upper - ends.lower)[0, 0, 0] / 2
+    assert np.mean(np.abs(paths[0, :, 0] - ends.point[0, 0, 0]) <= half) == pytest.approx(
         0.9, abs=0.02
     )
     steps = np.diff(paths[0], axis=1)
@@ -145,14 +145,57 @@ def test_paths_spread_as_the_intervals_do() -> None:
     model = random_model(season=24, base="seasonal")
     ends = at_the_end(model, table(), coverage=0.8)
     (sample,) = simulate(ends, 6, 1000)
-    inside = (ends.lower[:, None] <= sample.paths[..., :3]) & (
-        sample.paths[..., :3] <= ends.upper[:, None]
-    )
+    lower, upper = ends.lower[:, None, :, 0], ends.upper[:, None, :, 0]
+    inside = (lower <= sample.paths[..., :3]) & (sample.paths[..., :3] <= upper)
     np.testing.assert_allclose(inside.mean(axis=1), 0.8, atol=0.03)
-    np.testing.assert_allclose(np.median(sample.paths, axis=1), sample.point, atol=1e-12)
+    np.testing.assert_allclose(np.median(sample.paths, axis=1), sample.point, atol=1e-3)
     few = next(simulate(ends, 6, 3))  # those of many, not stretched by what three of them say
     many = next(simulate(ends, 6, PATHS))
     np.testing.assert_array_equal(few.paths, many.paths[:, :3])
+
+
+def test_nothing_lies_below_a_floor_however_far_ahead() -> None:
+    chance = np.random.default_rng(0)
+    counts = [
+        SeriesData(f"{n}", HOUR * np.arange(n), chance.poisson(0.7, (n, 1)) * 1.0)
+        for n in (90, 200)
+    ]
+    ends = at_the_end(random_model(floor=0.0), counts, coverage=0.8)
+    assert (ends.lower == 0).any()
+    (sample,) = simulate(ends, 8, 1000)
+    assert sample.paths.min() == 0
+    above = np.mean(sample.paths[..., :3] > ends.upper[:, None, :, 0], axis=1)
+    np.testing.assert_allclose(above, 0.1, atol=0.02)  # though the other end was cut
+    wide = extend(ends, 8)
+    assert min(wide.point.min(), wide.lower.min()) >= 0
+    width = (wide.upper - wide.point)[..., 0]
+    assert (width[:, 3] > 0.7 * width[:, 2]).all()  # no seam
+
+
+def test_every_target_is_forecast(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    roles = [{"name": name, "role": "target"} for name in ("load", "temp")]
+    path = random_model_file(tmp_path, inputs=2, targets=2, roles=roles)
+    one, other = (series("x", 150, seed).values[:, 0] for seed in (1, 2))
+    frame = pd.DataFrame({"ds": pd.to_datetime(series("x").ts[:150]), "load": one, "temp": other})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    assert main(["forecast", str(path), str(tmp_path / "t.csv")]) == 0
+    found = pd.read_csv(io.StringIO(capfd.readouterr().out))
+    assert [*found] == ["unique_id", "ds", "target", "forecast", "lower", "upper"]
+    assert found.target.tolist() == ["load"] * 3 + ["temp"] * 3
+    ts, values = series("x").ts[:150], np.stack([one, other], axis=1)
+    for each, name in zip(run_all(load_model(path), ts, values, 1), ("load", "temp"), strict=True):
+        own = found[found.target == name]
+        np.testing.assert_array_equal(own.forecast, each.point[-1])
+        np.testing.assert_array_equal(own.upper, each.upper[-1])
+
+
+def test_months_are_as_long_as_they_are(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = random_model_file(tmp_path, step_ns=31 * 24 * HOUR, horizon=12)
+    ds = pd.date_range("2010-01-01", periods=50, freq="MS")
+    pd.DataFrame({"ds": ds, "y": np.arange(50.0)}).to_csv(tmp_path / "t.csv", index=False)
+    assert main(["forecast", str(path), str(tmp_path / "t.csv"), "--horizon", "40"]) == 0
+    found = pd.read_csv(io.StringIO(capfd.readouterr().out), parse_dates=["ds"])
+    assert found.ds.tolist() == pd.date_range(ds[-1], periods=41, freq="MS")[1:].tolist()
 
 
 def test_without_a_step_a_forecast_is_for_the_usual_time_after() -> None:
@@ -232,6 +275,7 @@ def test_paths_are_a_table(tmp_path: Path, capfd: pytest.CaptureFixture[str], mo
         (["--horizon", "0"], "'0' is not a whole number, 1 or more"),
         (["--paths", "x"], "'x' is not a whole number, 1 or more"),
         (["--out", "f.txt"], "--out f.txt: name a file that ends in .csv or .parquet"),
+        (["--out", "{data}"], "data.csv: is read from; write to another file"),
         (["--out", "none/f.csv"], "its folder does not exist"),
     ],
 )
@@ -240,7 +284,8 @@ def test_wrong_usage_is_one_line(
 ) -> None:
     model, data = files(tmp_path)
     try:
-        code = main(["forecast", str(model), str(data), *arguments])
+        asked = [each.format(data=data) for each in arguments]
+        code = main(["forecast", str(model), str(data), *asked])
     except SystemExit as left:
         code = int(left.code or 0)
     told = capfd.readouterr()

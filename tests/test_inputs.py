@@ -148,6 +148,17 @@ def test_a_model_finds_its_columns_by_their_names(tmp_path: Path) -> None:
     renamed = written(tmp_path, rows().rename(columns={"load": "kw"}))
     other = table_for(model(), str(renamed), y="kw")
     np.testing.assert_array_equal(other.series[0].values, a.values)
+    with pytest.raises(DataError, match="column 'wind' is asked for twice; name it once"):
+        table_for(model(), str(path), y="wind")
+
+
+def test_times_are_in_the_zone_of_the_model_where_none_is_said(tmp_path: Path) -> None:
+    path = written(tmp_path, rows())
+    found, said = (
+        table_for(model(timezone="Asia/Tokyo"), str(path), timezone=zone).series[0].ts
+        for zone in (None, "UTC")
+    )
+    np.testing.assert_array_equal(found, said - 9 * HOUR)
 
 
 def test_a_model_misses_a_column_in_one_line(tmp_path: Path) -> None:

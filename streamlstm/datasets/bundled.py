@@ -96,16 +96,18 @@ def table(name: str, columns: Columns | None = None, **how: Any) -> Table:
         return replace(load(name), inputs=columns.inputs)
     if not Path(name).exists() and (close := difflib.get_close_matches(name, DATASETS, 1)):
         raise DataError(f"{name}: no such file; did you mean the bundled series {close[0]!r}?")
-    return read_table(Path(name), columns=columns, **how)
+    said = {key: value for key, value in how.items() if value is not None}
+    return read_table(Path(name), columns=columns, **said)
 
 
 def table_for(spec: Spec, name: str, **how: Any) -> Table:
-    """The same, of the columns that a model takes.
+    """The same, of the columns that a model takes, in its time zone where none is said.
 
     Raises:
         DataError: also where the model takes several values that have no names.
     """
-    found = table(name, Columns.of_model(spec), **how)
+    zone = how.get("timezone") or spec.timezone
+    found = table(name, Columns.of_model(spec), **how | {"timezone": zone})
     values = found.series[0].values.shape[1]
     if values != spec.inputs:
         raise DataError(

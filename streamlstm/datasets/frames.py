@@ -251,7 +251,7 @@ def _roles(
             raise DataError(
                 f"{label}: has no column {name!r} ({why}); {hint}there are: {_listed(columns)}"
             )
-    if asked and (twice := asked.twice()):
+    if twice := y if y in other else asked.twice() if asked else None:
         raise DataError(f"{label}: column {twice!r} is asked for twice; name it once")
     if wide:
         if asked is not None:

@@ -16,6 +16,7 @@ MISSING = ["", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "#N/A"]
 """Texts that stand for a value that was not measured."""
 
 _ZONE = re.compile(r"\d:\d\d.*(?:Z|UTC|[+-]\d\d(?::?\d\d)?)$", re.IGNORECASE)
+_DOTTED = r"^\s*\d{1,2}\.\s?\d{1,2}\.\s?\d{4}"  # nobody writes the month first with points
 _QUARTER = r"^\s*(\d{4})[\s-]*[Qq]([1-4])\s*$"
 _MONTHS = "%Y %b", "%b %Y", "%Y %B", "%B %Y"
 # the smallest number taken for a Unix time in this unit: 1973 in seconds, milliseconds, ...
@@ -25,6 +26,7 @@ _EPOCH_UNITS = (
     (1e11, "milliseconds", 1_000_000),
     (1e8, "seconds", 1_000_000_000),
 )
+_HOUR = 3_600_000_000_000
 Where = Callable[[int], str]
 """What to call row ``i`` of the source in a message."""
 
@@ -120,7 +122,8 @@ def _dates(texts: "pd.Series[str]", where: Where, notes: list[str]) -> "pd.Serie
     aware = bool(zoned.any())
     times = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=aware)
     if times.isna().any():
-        readings = [(order, _guessed(texts, order, aware)) for order in ("month", "day")]
+        orders = ["day"] if texts.str.match(_DOTTED).all() else ["month", "day"]
+        readings = [(order, _guessed(texts, order, aware)) for order in orders]
         order, reading = min(readings, key=lambda r: (r[1].isna().sum(), _backward(r[1])))
         if reading.isna().sum() < times.isna().sum():
             times = reading
@@ -221,12 +224,34 @@ def grid_of(times: Sequence[NDArray[np.int64]]) -> tuple[int, int]:
     """Usual spacing of the times (n,) of series, ns, and step of a grid that they keep to.
 
     The spacing is the median over all series of their median spacing, 0 where it is not known; the
-    step is 0 where more than a tenth of the ticks come later than they should.
+    step is 0 where more than a tenth of the ticks come later than they should. Ticks that are only
+    missing from a grid do not count, unless it is shut at hours or days: of a market, say.
     """
     spaced = [np.diff(ts) for ts in times if len(ts) > 1]
     spacing = int(np.median([np.median(gaps) for gaps in spaced])) if spaced else 0
-    late = sum(int((gaps > 1.5 * spacing).sum()) for gaps in spaced)
-    return spacing, 0 if late > 0.1 * sum(map(len, spaced)) else spacing
+    if not spacing:
+        return 0, 0
+    gaps = np.concatenate(spaced) / spacing
+    late = gaps > 1.5
+    if late.mean() > 0.1:
+        uneven = late & (np.abs(gaps - np.rint(gaps)) > 0.1)
+        missing = uneven.mean() <= 0.1 and len(gaps) >= 0.5 * gaps.sum()
+        if not (missing and _is_open(np.concatenate(times), spacing)):
+            return spacing, 0
+    return spacing, spacing
+
+
+def _is_open(ts: NDArray[np.int64], spacing: int) -> bool:
+    """Whether there are ticks at all hours of the day and on all days of the week.
+
+    Of those that are longer than the spacing; not so where there are too few ticks to tell.
+    """
+    for unit, number in ((_HOUR, 24), (24 * _HOUR, 7)):
+        if spacing <= unit:
+            counts = np.bincount(ts // unit % number, minlength=number)
+            if counts.mean() < 5 or counts.min() < 0.1 * counts.mean():
+                return False
+    return True
 
 
 def check_zone(timezone: str) -> None:

@@ -4,7 +4,7 @@ An exported network is the network alone. Who runs it elsewhere has to do what t
 (:mod:`streamlstm.features`), and finds here what that is for the model at hand.
 """
 
-from streamlstm.features import FARTHEST_APART, PRIOR
+from streamlstm.features import ENOUGH, FARTHEST_APART, PRIOR, WITHIN
 from streamlstm.model import Spec
 
 _CALENDAR = {
@@ -79,13 +79,15 @@ def _scaling(spec: Spec) -> list[str]:
     if scaling.kind == "fixed":
         loc, scale = _listed(scaling.loc), _listed(scaling.scale)
         return [f"Scaling: of the values of a tick in their order, loc is {loc}; scale is {scale}."]
-    n, prior = f"min(n, {scaling.memory})", f"{PRIOR:g} ({scaling.prior_ratio!r} loc)^2"
+    n = f"min(n, {scaling.memory})"
     return [
         "Scaling: loc and scale are a series' own, of each value of a tick. At its n-th tick, n"
         f" from 1, with a = 1 / {n} and d = value - loc: loc += a d, then"
         " variance = (1 - a) (variance + a d^2), both 0 at first;"
-        f" scale^2 = (m variance + {prior}) / (m + {PRIOR:g}) with m = {n}, and scale = 1 where"
-        " that is 0. Only then is the value scaled."
+        f" scale^2 = (m variance + {PRIOR:g} p) / (m + {PRIOR:g}) with m = {n} and"
+        f" p = q, after {ENOUGH} ticks the smaller one of q and {WITHIN:g} variance + q /"
+        f" (1 + (n - {ENOUGH}) / {16 * ENOUGH})^16, with q = ({scaling.prior_ratio!r} loc)^2;"
+        " scale = 1 where that is 0. Only then is the value scaled."
     ]
 
 

@@ -147,7 +147,10 @@ def test_what_is_told_of_the_input_is_so() -> None:
         a, off = 1 / min(n, 1000), v[:4] - loc
         loc += a * off
         variance = (1 - a) * (variance + a * off**2)
-        scale = np.sqrt((min(n, 1000) * variance + 10 * (0.1 * loc) ** 2) / (min(n, 1000) + 10))
+        m, p = min(n, 1000), (0.1 * loc) ** 2
+        if n > 30:
+            p = np.minimum(p, 25 * variance + p / (1 + (n - 30) / 480) ** 16)
+        scale = np.sqrt((m * variance + 10 * p) / (m + 10))
         x = [*((v[:3] - loc[:3]) / scale[:3])]
         for lag in (1, 24):
             x += [(values[n - 1 - lag, j] - v[j]) / scale[j] if n > lag else 0.0 for j in (0, 1)]
