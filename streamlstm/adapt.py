@@ -14,7 +14,9 @@ mean gain in Huber's loss over the latest answers lies ``ON`` standard errors ab
 and no longer than ``OFF`` of them. Else the model's own forecast stands, but for one case: where
 its errors of late are ``UNUSUAL`` times the usual one, and those of the latest value are less than
 half as large, that is the forecast, until the model is the better one again. So it is after a
-shift of the level such as none was in the data of the fit.
+shift of the level such as none was in the data of the fit. That may have raised the scale, and
+with it what errors are usual; so it is enough that the latest value is better by a third for
+``LONGER``.
 
 One example of each learned step is under way at a time. The next is taken some ticks after it was
 answered, so many that they do not keep to one phase of a season. Steps between two learned ones
@@ -44,12 +46,14 @@ SHARES = (0.5, 1.0)
 """Of a correction that may be used."""
 LARGEST = 2.0
 """Usual errors that a correction may come to."""
-LATELY = 5
+LATELY, LONGER = 5, 25
 """Answers over which the model is compared with the latest value."""
 UNUSUAL = 3.0
 """Times the usual error, from which on errors are."""
 LESS = 1.0 / 3.0
 """What the difference of two errors comes to over their sum, where one is half the other."""
+WORSE = 1.0 / 5.0
+"""The same, where it is two thirds."""
 FEW = 20
 """Answers after which a single error no longer counts for more than ten usual ones."""
 FAR = 1e9
@@ -93,9 +97,9 @@ class Learned(NamedTuple):
     used: NDArray[np.float32]
     """(series, learned, targets) share of the correction that is used"""
     fallback: NDArray[np.float32]
-    """(series, learned, targets, 4) the latest value less the model's forecast then, and the
+    """(series, learned, targets, 5) the latest value less the model's forecast then, and the
     model's error of late, in units of the scale; that less the one of the latest value over their
-    sum, of late; whether the latest value is the forecast"""
+    sum, of late; whether the latest value is the forecast; the same difference for longer"""
 
 
 def plan(spec: Spec, steps: Sequence[int], model: str = "1") -> Plan:
@@ -144,7 +148,7 @@ def learned_fields(plan: Plan, spec: Spec) -> Fields:
         "usual": (np.float32, (steps, targets)),
         "answers": (np.int32, (steps, targets)),
         "used": (np.float32, (steps, targets)),
-        "fallback": (np.float32, (steps, targets, 4)),
+        "fallback": (np.float32, (steps, targets, 5)),
     }
 
 
@@ -212,7 +216,7 @@ def _begin(plan: Plan, learned: Learned, slot: int) -> None:
                 learned.theta[slot, a, j, i] = 0.0
             for n in range(len(SHARES)):
                 learned.gain[slot, a, j, n, 0] = learned.gain[slot, a, j, n, 1] = 0.0
-            for n in range(4):
+            for n in range(5):
                 learned.fallback[slot, a, j, n] = 0.0
 
 
@@ -272,13 +276,16 @@ def _compare(learned: Learned, slot: int, a: int, j: int, error: float, usual: f
     size, share = abs(error - guess), 1.0 / min(count, LATELY)
     model, less = np.float64(fallback[slot, a, j, 1]), np.float64(fallback[slot, a, j, 2])
     model += share * (size - model)
+    longer = np.float64(fallback[slot, a, j, 4])
     if size + naive > 0.0:
-        less += share * ((size - naive) / (size + naive) - less)
-    fallback[slot, a, j, 1], fallback[slot, a, j, 2] = model, less
-    if less <= 0.0:
-        fallback[slot, a, j, 3] = 0.0
-    elif count > FEW and model > UNUSUAL * usual and less > LESS:
+        off = (size - naive) / (size + naive)
+        less += share * (off - less)
+        longer += (off - longer) / min(count, LONGER)
+    fallback[slot, a, j, 1], fallback[slot, a, j, 2], fallback[slot, a, j, 4] = model, less, longer
+    if count > FEW and (longer > WORSE or (less > LESS and model > UNUSUAL * usual)):
         fallback[slot, a, j, 3] = 1.0
+    elif less <= 0.0:
+        fallback[slot, a, j, 3] = 0.0
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)

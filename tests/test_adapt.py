@@ -93,6 +93,21 @@ def test_after_a_shift_the_latest_value_serves_until_the_model_is_better() -> No
     assert learned[shift - 1 :].mean() < 1.02 * frozen[shift - 1 :].mean()
 
 
+def test_so_it_does_where_the_shift_raised_the_scale_and_with_it_what_is_usual() -> None:
+    n, known, shift = 2400, 1400, 1700
+    noise = np.random.default_rng(0).normal(size=n)
+    y = np.sin(2 * np.pi * np.arange(n) / 48) + 0.2 * noise
+    y[shift:] += 20
+    past = SeriesData("a", hours(known), y[:known, None])
+    options = FitOptions(horizon=1, season=48, hidden=8, updates=60, batch=16, calendar=())
+    model, naive = fit([past], options)[0], np.abs(np.diff(y))
+    learned, frozen = (errors(model, y, learning) for learning in (True, False))
+    before, later = slice(known, shift - 1), slice(shift + 100, n)
+    assert learned[before].mean() < 0.8 * naive[before].mean()
+    assert frozen[later].mean() > 3 * naive[later].mean()
+    assert learned[later].mean() < 1.05 * naive[later].mean()
+
+
 def test_a_forecast_is_never_corrected_by_what_came_after_it(model: Model) -> None:
     y = autoregression((-0.7, -0.5), 1, 1500)
     other = y.copy()
