@@ -282,10 +282,10 @@ def _compare(learned: Learned, slot: int, a: int, j: int, error: float, usual: f
         less += share * (off - less)
         longer += (off - longer) / min(count, LONGER)
     fallback[slot, a, j, 1], fallback[slot, a, j, 2], fallback[slot, a, j, 4] = model, less, longer
-    if count > FEW and (longer > WORSE or (less > LESS and model > UNUSUAL * usual)):
-        fallback[slot, a, j, 3] = 1.0
-    elif less <= 0.0:
+    if less <= 0.0:
         fallback[slot, a, j, 3] = 0.0
+    elif count > FEW and (longer > WORSE or (less > LESS and model > UNUSUAL * usual)):
+        fallback[slot, a, j, 3] = 1.0
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
