@@ -221,7 +221,7 @@ class Oracle:
                 "theta": np.zeros((T, 1 + D)),
                 "usual": np.zeros(T), "answers": np.zeros(T, int), "used": np.zeros(T),
                 "mean": np.zeros((T, 2)), "square": np.zeros((T, 2)),
-                "lately": np.zeros(T), "less": np.zeros(T), "fallen": np.zeros(T, bool),
+                "lately": np.zeros(T), "less": np.zeros(T), "longer": np.zeros(T), "fallen": np.zeros(T, bool),
             }  # fmt: skip
         return taught
 
@@ -265,10 +265,14 @@ class Oracle:
         if naive < 1e9:
             share = 1 / min(of["answers"][j], 5)
             of["lately"][j] += share * (model - of["lately"][j])
-            of["less"][j] += share * ((model - naive) / (model + naive) - of["less"][j])
+            off = (model - naive) / (model + naive)
+            of["less"][j] += share * (off - of["less"][j])
+            of["longer"][j] += (off - of["longer"][j]) / min(n, 25)
             if of["less"][j] <= 0:
                 of["fallen"][j] = False
-            elif n > 20 and of["lately"][j] > 3 * usual and of["less"][j] > 1 / 3:
+            elif n > 20 and (
+                of["longer"][j] > 1 / 5 or (of["lately"][j] > 3 * usual and of["less"][j] > 1 / 3)
+            ):
                 of["fallen"][j] = True
         doubt = 1 if of["used"][j] else 2
         sure = []
