@@ -221,7 +221,8 @@ class Oracle:
                 "theta": np.zeros((T, 1 + D)),
                 "usual": np.zeros(T), "answers": np.zeros(T, int), "used": np.zeros(T),
                 "mean": np.zeros((T, 2)), "square": np.zeros((T, 2)),
-                "lately": np.zeros(T), "less": np.zeros(T), "longer": np.zeros(T), "fallen": np.zeros(T, bool),
+                "lately": np.zeros(T), "less": np.zeros(T), "longer": np.zeros(T),
+                "fallen": np.zeros(T, bool),
             }  # fmt: skip
         return taught
 
