@@ -300,7 +300,8 @@ class _Rolling:
         self._engine.set_records(slots, ends.records[which], ends.recurrent[which])
         off = np.pad(errors[known], ((0, 0), (0, 1), (0, 0))).reshape(-1, horizon)
         point, half = ends.point[which, 0, 0], (ends.upper - ends.point)[which, 0, 0]
-        times, floor = ends.times(horizon)[which], _floor(ends.model)
+        times = ends.times(horizon, rows)[which - rows.start]
+        floor = _floor(ends.model)
         fed = np.empty((len(which), horizon))
         for k in range(horizon):
             fed[:, k] = np.maximum(point + off[:, k] * np.nan_to_num(half), floor)

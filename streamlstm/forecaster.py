@@ -228,7 +228,8 @@ class Forecaster:
         return names
 
     def _table(self, data: Data, read: dict[str, Any]) -> Table:
-        found = _table(data, Columns.of_model(self.model.spec), read)
+        zone = {"timezone": self.model.spec.timezone}
+        found = _table(data, Columns.of_model(self.model.spec), zone | read)
         has, takes = found.series[0].values.shape[1], self.model.spec.inputs
         if has != takes:
             raise ValueError(f"{found.name}: {has} values a tick; the model takes {takes}")

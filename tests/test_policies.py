@@ -131,8 +131,17 @@ class Account:
             limits = []
             for k in range(len(values)):
                 mean, n = state["loc"][0, k], min(self.seen, self.model.spec.scaling.memory)
-                prior = self.model.spec.scaling.prior_ratio * mean
-                scale = np.sqrt((n * state["variance"][0, k] + 10 * prior * prior) / (n + 10))
+                prior, variance = (
+                    self.model.spec.scaling.prior_ratio * mean,
+                    state["variance"][0, k],
+                )
+                expected = prior * prior
+                if self.seen > features.ENOUGH:
+                    root = 1.0 + (self.seen - features.ENOUGH) / (16.0 * features.ENOUGH)
+                    for _ in range(3):
+                        root *= root
+                    expected = min(expected, 25.0 * variance + expected / (root * root))
+                scale = np.sqrt((n * variance + 10 * expected) / (n + 10))
                 limits.append((mean - p.outlier_sigma * scale, mean + p.outlier_sigma * scale))
             far = [
                 not b and not low <= v <= high
