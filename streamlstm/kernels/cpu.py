@@ -260,12 +260,7 @@ def _step(plan: int, slots: Any, inputs: Any, rounds: Any, outputs: Any, stages:
             beside = nobody
             if free < rounds[0]:
                 beside, free = free, free + 1
-            elif offered > 0:
-                row, end, _ = pool.take(p.pool, p.threads, caller, 1, 1)
-                beside = row if end > 0 else nobody
             call(p.rows_code, plan, caller, ticks, start, stop, stop, beside)
-            if offered > 0 and beside != nobody:
-                pool.add(p.pool, pool.DONE, 1)
         elif _is_shared(p, stop - start):
             _complete(plan, offered)
             _offer(p, ticks, start, stop)
