@@ -142,10 +142,12 @@ def at_the_end(
         step = np.full(n, spec.step_ns)
     else:
         step = np.array([np.median(np.diff(s.ts)) if len(s.ts) > 1 else 0 for s in series])
+    how = onward([s.ts for s in series], timezone)
+    if spec.step_ns and not 0.8 < how.length / spec.step_ns < 1.25:  # the model's steps are others
+        how = Onward()
     return Ends(
         model, coverage, learning, [s.name for s in series], last, step.astype(np.int64),
-        onward([s.ts for s in series], timezone), found[0], found[1], found[2],
-        *engine.records(slots),
+        how, found[0], found[1], found[2], *engine.records(slots),
     )  # fmt: skip
 
 

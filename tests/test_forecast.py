@@ -198,6 +198,13 @@ def test_months_are_as_long_as_they_are(tmp_path: Path, capfd: pytest.CaptureFix
     assert found.ds.tolist() == pd.date_range(ds[-1], periods=41, freq="MS")[1:].tolist()
 
 
+def test_a_step_is_the_models_where_ticks_are_further_apart() -> None:
+    """Of an hourly model, say, a table with a tick a day."""
+    daily = SeriesData("d", 24 * HOUR * np.arange(20), np.arange(20.0)[:, None])
+    found = at_the_end(random_model(), [daily])
+    np.testing.assert_array_equal(found.times()[0], daily.ts[-1] + HOUR * np.arange(1, 4))
+
+
 def test_without_a_step_a_forecast_is_for_the_usual_time_after() -> None:
     ts = np.cumsum([0, 10, 10, 30, 10]) * HOUR
     uneven = SeriesData("u", ts, np.arange(5.0)[:, None])

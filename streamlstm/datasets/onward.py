@@ -25,6 +25,12 @@ class Onward(NamedTuple):
     working_days: bool = False
     timezone: str = "UTC"
 
+    @property
+    def length(self) -> int:
+        """Of a usual step, ns; 0 where it is a fixed one."""
+        days = 1 if self.working_days else self.days or 30.437 * self.months
+        return round(days * DAY.astype("timedelta64[ns]").astype(int))
+
     def after(
         self, last: NDArray[np.int64], step: NDArray[np.int64], ahead: NDArray[np.int64]
     ) -> NDArray[np.int64]:
@@ -32,7 +38,7 @@ class Onward(NamedTuple):
 
         ``step`` (n,) is the length of one, ns, where it is a fixed one.
         """
-        if not (self.months or self.days or self.working_days):
+        if not self.length:
             return last[:, None] + step[:, None] * ahead
         to: Any
         local = _local(last, self.timezone)[:, None]
