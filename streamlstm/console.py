@@ -46,7 +46,7 @@ def check_out(flag: str, path: Path, suffix: str = "", read: Sequence[str | Path
     if not path.parent.is_dir():
         raise ConfigError(f"{flag} {path}: its folder does not exist; make it")
     if path.exists() and any(Path(each).exists() and path.samefile(each) for each in read):
-        raise ConfigError(f"{flag} {path}: is read from; write to another file")
+        raise ConfigError(f"{flag} {path}: is read from; name another file")
     if path.exists() and not os.access(path, os.W_OK):
         raise ConfigError(f"{flag} {path}: may not be written to; choose another")
     try:

@@ -194,11 +194,9 @@ def import_model(options: argparse.Namespace) -> None:
 
 
 def _check_paths(path: Path, out: Path) -> None:
-    check_out("--out", out)
+    check_out("--out", out, read=[path])
     if not path.exists():
         raise ConfigError(f"{path}: no such file")
-    if out.exists() and out.samefile(path):
-        raise ConfigError(f"--out {out}: that is the model itself; name another file")
 
 
 def export_model(options: argparse.Namespace) -> None:

@@ -451,9 +451,10 @@ def test_where_no_model_can_be_written_is_told_before_the_fit(tmp_path: Path, ou
 def test_what_is_read_is_not_written_over(fitted: tuple[Path, Path], tmp_path: Path) -> None:
     data = series_file(tmp_path)
     before = data.read_bytes()
-    said = "is read from; write to another file"
+    said = "is read from; name another file"
     assert said in complaint("fit", data, "--out", data, code=2)
     assert said in complaint("forecast", fitted[1], data, "--out", data, code=2)
+    assert said in complaint("export", fitted[1], "--to", "onnx", "--out", fitted[1], code=2)
     assert data.read_bytes() == before
 
 

@@ -282,7 +282,7 @@ def test_paths_are_a_table(tmp_path: Path, capfd: pytest.CaptureFixture[str], mo
         (["--horizon", "0"], "'0' is not a whole number, 1 or more"),
         (["--paths", "x"], "'x' is not a whole number, 1 or more"),
         (["--out", "f.txt"], "--out f.txt: name a file that ends in .csv or .parquet"),
-        (["--out", "{data}"], "data.csv: is read from; write to another file"),
+        (["--out", "{data}"], "data.csv: is read from; name another file"),
         (["--out", "none/f.csv"], "its folder does not exist"),
     ],
 )
