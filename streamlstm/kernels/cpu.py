@@ -196,7 +196,10 @@ def step(
     have slots that no other row has; they run beside the rounds. Slots and rounds are trusted.
     `stages` run beside the step, for each row before and after it.
     """
-    _step(buffers.plan, slots, inputs, rounds, outputs, stages)
+    if stages is NO_STAGES:  # to hand a tuple over would take Python longer than a step
+        _bare_step(buffers.plan, slots, inputs, rounds, outputs)
+    else:
+        _step(buffers.plan, slots, inputs, rounds, outputs, stages)
 
 
 def compiled_step(buffers: Buffers) -> Any:
@@ -272,6 +275,11 @@ def _step(plan: int, slots: Any, inputs: Any, rounds: Any, outputs: Any, stages:
     _complete(plan, offered)
     if free < rounds[0]:
         call(p.rows_code, plan, caller, ticks, free, rounds[0], rounds[0], nobody)
+
+
+@njit(cache=True, nogil=True)
+def _bare_step(plan: int, slots: Any, inputs: Any, rounds: Any, outputs: Any) -> None:
+    _step(plan, slots, inputs, rounds, outputs, NO_STAGES)
 
 
 @njit(cache=True)
