@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamlstm.jit import njit
-from streamlstm.kernels.simd import elsewhere, fma, maximum, minimum, product, times_power
+from streamlstm.kernels.simd import elsewhere, fma, maximum, minimum, power, product, within
 from streamlstm.memory import call
 
 UNITS = 16  # hidden units are padded to a multiple of this
@@ -160,7 +160,7 @@ TANH_SCALE = 2 / math.log(2)  # tanh(x) = m / (2 + m) with m = 2^(x * TANH_SCALE
 FOR_SIGMOID = np.float32(SIGMOID_SCALE)
 FOR_TANH = np.float32(TANH_SCALE)
 BOUND = np.float32(60)  # beyond it both are their limits to the last bit, or nearer than 1e-18
-SHIFT = np.float32(1.5 * 2**23)  # what is added to it is rounded to a whole number
+SHIFT = np.float32(1.5 * 2**23 + 127)  # what is added to it is rounded to a whole number
 Q4 = np.float32(0.001326472712352283)
 Q3 = np.float32(0.009671512644821805)
 Q2 = np.float32(0.05550733743497211)
@@ -176,7 +176,7 @@ SIXTH = np.float32(1 / 6)
 @njit(cache=True)
 def _parts(z: Any) -> Any:
     """(n + SHIFT, r, Q(r)). What is not a number counts as infinity."""
-    z = maximum(minimum(z, BOUND), -BOUND)
+    z = within(z, BOUND)
     shifted = z + SHIFT
     r = z - (shifted - SHIFT)
     return shifted, r, fma(fma(fma(fma(Q4, r, Q3), r, Q2), r, Q1), r, Q0)
@@ -186,15 +186,22 @@ def _parts(z: Any) -> Any:
 def exp2(z: Any) -> Any:
     """2^z."""
     shifted, r, q = _parts(z)
-    return times_power(fma(q, r, ONE), shifted)
+    return product(power(shifted), fma(q, r, ONE))
+
+
+@njit(cache=True)
+def exp2_and_1(z: Any) -> Any:
+    """2^z + 1."""
+    shifted, r, q = _parts(z)
+    return fma(power(shifted), fma(q, r, ONE), ONE)
 
 
 @njit(cache=True)
 def exp2_less_1(z: Any) -> Any:
     """2^z - 1, near zero as exact as anywhere."""
     shifted, r, q = _parts(z)
-    power = times_power(ONE, shifted)
-    return fma(power, product(q, r), power - ONE)
+    whole = power(shifted)
+    return fma(whole, product(q, r), whole - ONE)
 
 
 @njit(cache=True)
@@ -207,7 +214,7 @@ def scaled_tanh(z: Any) -> Any:
 @njit(cache=True)
 def scaled_sigmoid(z: Any) -> Any:
     """sigmoid(x) where z = x * SIGMOID_SCALE."""
-    return ONE / (ONE + exp2(z))
+    return ONE / exp2_and_1(z)
 
 
 @njit(cache=True)
@@ -262,9 +269,9 @@ def update(activation: int, recurrent: int, i: Any, f: Any, g: Any, o: Any, c: A
 def update_scaled(i: Any, f: Any, g: Any, o: Any, c: Any) -> Any:
     """`update` for tanh and sigmoid, where the pre-activations come scaled for them: sooner."""
     m = exp2_less_1(g)
-    new = c / (ONE + exp2(f)) + m / product(ONE + exp2(i), TWO + m)
+    new = c / exp2_and_1(f) + m / product(exp2_and_1(i), TWO + m)
     m = exp2_less_1(product(new, FOR_TANH))
-    return m / product(ONE + exp2(o), TWO + m), new
+    return m / product(exp2_and_1(o), TWO + m), new
 
 
 @njit(cache=True)
@@ -283,5 +290,5 @@ def gru(activation: int, recurrent: int, r: Any, z: Any, n: Any, u: Any, h: Any)
 @njit(cache=True)
 def gru_scaled(r: Any, z: Any, n: Any, u: Any, h: Any) -> Any:
     """`gru` for tanh and sigmoid, where the pre-activations come scaled for them: sooner."""
-    new = scaled_tanh(n + u / (ONE + exp2(r)))
-    return new + (h - new) / (ONE + exp2(z))
+    new = scaled_tanh(n + u / exp2_and_1(r))
+    return new + (h - new) / exp2_and_1(z)

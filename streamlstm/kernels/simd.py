@@ -62,13 +62,17 @@ def shape_for(features: Mapping[str, bool], machine: str) -> Shape:
     return Shape(3, 4, 4)
 
 
+def host_features() -> Mapping[str, bool]:
+    """What this machine's processor has, as LLVM tells; nothing where it cannot."""
+    try:
+        return dict(llvm.get_host_cpu_features())
+    except RuntimeError:  # on some platforms
+        return {}
+
+
 def host_shape() -> Shape:
     """The register block that `host_tile` stands for on this machine."""
-    try:
-        features: Mapping[str, bool] = llvm.get_host_cpu_features()
-    except RuntimeError:  # LLVM cannot tell on some platforms
-        features = {}
-    return shape_for(features, platform.machine())
+    return shape_for(host_features(), platform.machine())
 
 
 # --- types ----------------------------------------------------------------------------------------
@@ -416,21 +420,17 @@ def product(typing: Any, a: Any, b: Any) -> Any:
 
 
 @intrinsic
-def times_power(typing: Any, value: Any, shifted: Any) -> Any:
-    """times_power(x, n + 1.5 * 2^23) = x * 2^n: n, in the last bits, is added to the exponent.
+def power(typing: Any, shifted: Any) -> Any:
+    """power(n + 127 + 1.5 * 2^23) = 2^n, for n from -126 to 127: its last bits are the exponent."""
 
-    Neither x nor the result may be zero or denormal.
-    """
-
-    def emit(builder: Any, value: Any, shifted: Any) -> Any:
-        kind = value.type
+    def emit(builder: Any, shifted: Any) -> Any:
+        kind = shifted.type
         many = isinstance(kind, ir.VectorType)
         word = ir.VectorType(ir.IntType(32), kind.count) if many else ir.IntType(32)
         places = ir.Constant(word, [23] * kind.count if many else 23)
-        n = builder.shl(builder.bitcast(shifted, word), places)
-        return builder.bitcast(builder.add(builder.bitcast(value, word), n), kind)
+        return builder.bitcast(builder.shl(builder.bitcast(shifted, word), places), kind)
 
-    return _lanewise((value, shifted), emit)
+    return _lanewise((shifted,), emit)
 
 
 @intrinsic
@@ -443,6 +443,37 @@ def minimum(typing: Any, a: Any, b: Any) -> Any:
 def maximum(typing: Any, a: Any, b: Any) -> Any:
     """maximum(a, b): the larger one; b where a is not a number."""
     return _lanewise((a, b), lambda ir, a, b: ir.select(ir.fcmp_ordered(">", a, b), a, b))
+
+
+@intrinsic
+def within(typing: Any, value: Any, bound: Any) -> Any:
+    """within(x, bound): x, or the nearer of -bound and bound; one of them where it is not a number.
+
+    One instruction where there is such a one, else two.
+    """
+    kind = _common(value, bound)
+    if kind is None:
+        return None
+    at_once = getattr(kind, "lanes", 1) == 16 and host_features().get("avx512dq", False)
+    return _lanewise((value, bound), _nearer_zero if at_once else _between)
+
+
+def _between(builder: Any, value: Any, bound: Any) -> Any:
+    least = builder.fsub(ir.Constant(bound.type, None), bound)
+    value = builder.select(builder.fcmp_ordered("<", value, bound), value, bound)
+    return builder.select(builder.fcmp_ordered(">", value, least), value, least)
+
+
+def _nearer_zero(builder: Any, value: Any, bound: Any) -> Any:
+    """AVX-512's vrangeps: the smaller size of the two, with the first one's sign."""
+    kind, short, word = value.type, ir.IntType(16), ir.IntType(32)
+    function = cgutils.get_or_insert_function(
+        builder.module,
+        ir.FunctionType(kind, [kind, kind, word, kind, short, word]),
+        "llvm.x86.avx512.mask.range.ps.512",
+    )
+    smaller_size, all_lanes, rounding = word(0b0010), short(-1), word(4)
+    return builder.call(function, [value, bound, smaller_size, value, all_lanes, rounding])
 
 
 @intrinsic
