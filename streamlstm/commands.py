@@ -42,6 +42,7 @@ from streamlstm.tables import intervals_line, peers_table, scores_table, series_
 from streamlstm.terminal import (
     FitBar,
     LeavingConsole,
+    exact_time,
     fan_chart,
     print_lines,
     printable,
@@ -231,7 +232,7 @@ def _about(model: Model, report: dict[str, Any]) -> RichTable:
         + f", calendar {', '.join(spec.calendar)} ({spec.timezone})" * bool(spec.calendar)
         + ", time since the tick before" * bool(spec.elapsed_ns),
         "scaling": how[scaling.kind],
-        "output": f"{spec.horizon} steps of {spec.step_ns / 1e9:g} s, {spec.targets} target"
+        "output": f"{spec.horizon} steps of {exact_time(spec.step_ns)}, {spec.targets} target"
         + "s" * (spec.targets > 1),
         "corrects": base.get(spec.base, "nothing"),
         **({} if spec.floor is None else {"floor": f"no forecast lies below {spec.floor:g}"}),

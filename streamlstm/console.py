@@ -13,7 +13,7 @@ from streamlstm.config import ConfigError
 from streamlstm.datasets.bundled import HOW
 from streamlstm.datasets.frames import Table
 from streamlstm.model import Spec
-from streamlstm.terminal import print_lines
+from streamlstm.terminal import exact_time, print_lines
 
 
 def say(console: Console, notes: list[str]) -> None:
@@ -31,8 +31,8 @@ def spacing(table: Table, spec: Spec) -> list[str]:
     """A note where a table's ticks are not as far apart as a model's steps."""
     if table.step_ns and spec.step_ns and not 0.5 < table.step_ns / spec.step_ns < 2:
         return [
-            f"the table's ticks are {table.step_ns / 1e9:g} s apart,"
-            f" the model was made for {spec.step_ns / 1e9:g} s"
+            f"the table's ticks are {exact_time(table.step_ns)} apart,"
+            f" the model was made for {exact_time(spec.step_ns)}"
         ]
     return []
 

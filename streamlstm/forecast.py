@@ -366,11 +366,11 @@ def command(options: argparse.Namespace) -> None:
         )  # fmt: skip
         if options.paths:
             parts = simulate(ends, horizon, options.paths, seed=options.seed, progress=progress)
-            frames = (paths_frame(ends, part, zone) for part in parts)
+            frames = (paths_frame(ends, part, zone, table.zoned) for part in parts)
             _write(frames, options.out)
         else:
             whole = extend(ends, horizon, seed=options.seed, progress=progress)
-            _write(iter([forecasts_frame(whole, zone)]), options.out)
+            _write(iter([forecasts_frame(whole, zone, table.zoned)]), options.out)
     none = int(np.isnan(ends.point[:, 0]).any(axis=1).sum())
     if none:
         say(console, [f"{none:,} of {len(ends.ts):,} series have no forecast that is finite"])
@@ -378,15 +378,18 @@ def command(options: argparse.Namespace) -> None:
         print_lines(console, f"written: {options.out}")
 
 
-def forecasts_frame(ends: Ends, timezone: str = "UTC") -> pd.DataFrame:
-    """A row a forecast: unique_id, ds, the target's name where there are several, forecast, ..."""
+def forecasts_frame(ends: Ends, timezone: str = "UTC", zoned: bool = False) -> pd.DataFrame:
+    """A row a forecast: unique_id, ds, the target's name where there are several, forecast, ...
+
+    zoned: whether the times of the data say how far they are off UTC; then these do too.
+    """
     n, horizon, targets = ends.point.shape
     times = np.repeat(ends.times()[:, None], targets, axis=1)
     named = [each.name for each in ends.model.spec.of_role("target")] if targets > 1 else []
     target = {"target": np.tile(np.repeat(np.array(named, object), horizon), n)} if named else {}
     return pd.DataFrame({
         "unique_id": np.repeat(np.array(ends.names, object), horizon * targets),
-        "ds": _stamps(times, timezone),
+        "ds": _stamps(times, timezone, zoned),
         **target,
         "forecast": ends.point.swapaxes(1, 2).ravel(),
         "lower": ends.lower.swapaxes(1, 2).ravel(),
@@ -394,23 +397,27 @@ def forecasts_frame(ends: Ends, timezone: str = "UTC") -> pd.DataFrame:
     })  # fmt: skip
 
 
-def paths_frame(ends: Ends, sample: Sample, timezone: str = "UTC") -> pd.DataFrame:
-    """A row a value of a path: unique_id, ds, path (from 1), value."""
+def paths_frame(
+    ends: Ends, sample: Sample, timezone: str = "UTC", zoned: bool = False
+) -> pd.DataFrame:
+    """A row a value of a path: unique_id, ds, path (from 1), value; ``zoned`` as above."""
     rows, paths = sample.rows, sample.paths
     n, count, horizon = paths.shape
     times = np.broadcast_to(ends.times(horizon, rows)[:, None], paths.shape)
     return pd.DataFrame({
         "unique_id": np.repeat(np.array(ends.names[rows], object), count * horizon),
-        "ds": _stamps(times, timezone),
+        "ds": _stamps(times, timezone, zoned),
         "path": np.tile(np.repeat(np.arange(1, count + 1), horizon), n),
         "value": paths.ravel(),
     })  # fmt: skip
 
 
-def _stamps(ts: NDArray[np.int64], timezone: str) -> pd.DatetimeIndex:
-    """Plain where in UTC, else with what it is off from that, so that no hour is meant twice."""
+def _stamps(ts: NDArray[np.int64], timezone: str, zoned: bool) -> pd.DatetimeIndex:
+    """With what they are off UTC, so that no hour is meant twice; in UTC plain, if they came so."""
     stamps = pd.DatetimeIndex(pd.to_datetime(ts.ravel()))
-    return stamps if timezone == "UTC" else stamps.tz_localize("UTC").tz_convert(timezone)
+    if timezone == "UTC" and not zoned:
+        return stamps
+    return stamps.tz_localize("UTC").tz_convert(timezone)
 
 
 def _check_parquet(path: Path) -> None:

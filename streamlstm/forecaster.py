@@ -200,9 +200,10 @@ class Forecaster:
         """What comes after the end of each series: unique_id, ds, forecast, lower, upper.
 
         Of several targets a row each, which its column ``target`` names. Times without a zone are
-        read in ``timezone``, the model's where none is named, and those forecast are in it. The
-        series are run from their beginning, on states of their own: those of :meth:`step` stay.
-        Steps beyond the model's horizon are rolled forward.
+        read in ``timezone``, the model's where none is named, and those forecast are in it: in UTC
+        without a zone, unless the data's have one. The series are run from their beginning, on
+        states of their own: those of :meth:`step` stay. Steps beyond the model's horizon are
+        rolled forward.
 
         Raises:
             DataError: the data is not as described.
@@ -217,7 +218,8 @@ class Forecaster:
             self.model, found.series, coverage=self._coverage, learning=self._learning,
             timezone=zone,
         )  # fmt: skip
-        return forecasts_frame(extend(ends, horizon or self.model.spec.horizon), zone)
+        whole = extend(ends, horizon or self.model.spec.horizon)
+        return forecasts_frame(whole, zone, found.zoned)
 
     def _names(self, series: Sequence[str]) -> list[bytes]:
         """Names as the engine takes them."""

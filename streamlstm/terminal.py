@@ -117,6 +117,14 @@ def short_time(seconds: float) -> str:
     return f"{seconds // 60:.0f} min {seconds % 60 // 1:.0f} s"
 
 
+def exact_time(ns: int) -> str:
+    """A span between ticks, exactly, in the largest unit of which it has one: "1.5 h"."""
+    seconds = ns / 1e9
+    units = (86_400, "day"), (3600, "h"), (60, "min")
+    size, unit = next((each for each in units if seconds >= each[0]), (1, "s"))
+    return f"{seconds / size:g} {unit}{'s' * (unit == 'day' and seconds != size)}"
+
+
 def byte_size(count: float) -> str:
     """Bytes in three digits and their unit, of powers of 1,000; a dash: not known."""
     if not math.isfinite(count):

@@ -264,6 +264,24 @@ def test_forecasts_are_a_table(tmp_path: Path, capfd: pytest.CaptureFixture[str]
         np.testing.assert_array_equal(again.forecast, frame.forecast)
 
 
+@pytest.mark.parametrize("paths", [[], ["--paths", "1"]])
+def test_times_that_say_their_offset_are_answered_with_it(
+    paths: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Else an hour of Berlin would be read back as one of London."""
+    model, data = files(tmp_path)
+    frame = pd.read_csv(data, parse_dates=["ds"])
+    last = frame[frame.unique_id == "a"].ds.iloc[-1]
+    assert main(["forecast", str(model), str(data), *paths]) == 0
+    plain = pd.read_csv(io.StringIO(capfd.readouterr().out))
+    assert plain.ds[0] == str(last + pd.Timedelta("1h"))
+    frame["ds"] = frame.ds.dt.tz_localize("UTC").dt.tz_convert("Europe/Berlin")
+    frame.to_csv(data, index=False)
+    assert main(["forecast", str(model), str(data), *paths]) == 0
+    marked = pd.read_csv(io.StringIO(capfd.readouterr().out))
+    assert marked.ds.tolist() == [f"{each}+00:00" for each in plain.ds]
+
+
 def test_paths_are_a_table(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch) -> None:
     monkeypatch.setattr("streamlstm.forecast.CROWD", 2 * (PATHS + 1))  # in parts
     model, data = files(tmp_path)

@@ -123,3 +123,12 @@ def test_times_without_a_zone_are_of_the_one_asked_for() -> None:
     assert frame.ds.iloc[0] == pd.Timestamp("2026-01-01 05:00", tz="Europe/Berlin")
     with pytest.raises(ValueError, match="1 at least"):
         forecaster.predict(long(5), horizon=0)
+
+
+def test_times_with_a_zone_are_answered_with_one() -> None:
+    forecaster, data = Forecaster(random_model()), long(5, ("a",))
+    assert forecaster.predict(data).ds.dt.tz is None
+    data["ds"] = data.ds.dt.tz_localize("Europe/Berlin")
+    ds = forecaster.predict(data).ds
+    assert str(ds.dt.tz) == "UTC"
+    assert ds.iloc[0] == data.ds.iloc[-1] + pd.Timedelta("1h")

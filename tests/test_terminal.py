@@ -6,6 +6,7 @@ import pytest
 from streamlstm.terminal import (
     Canvas,
     byte_size,
+    exact_time,
     fan_chart,
     printable,
     short_time,
@@ -33,6 +34,17 @@ def test_a_sparkline_has_a_character_a_value() -> None:
 )  # fmt: skip
 def test_a_span_of_time(seconds: float, said: str) -> None:
     assert short_time(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.25, "0.25 s"), (1, "1 s"), (59, "59 s"), (60, "1 min"), (1800, "30 min"), (3600, "1 h"),
+        (5400, "1.5 h"), (86_400, "1 day"), (604_800, "7 days"), (2_678_400, "31 days"),
+    ],
+)  # fmt: skip
+def test_a_spacing_of_ticks_is_said_exactly(seconds: float, said: str) -> None:
+    assert exact_time(round(seconds * 1e9)) == said
 
 
 @pytest.mark.parametrize(

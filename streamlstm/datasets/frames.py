@@ -71,6 +71,8 @@ class Table:
     """what was guessed, converted or left out, a sentence each"""
     inputs: tuple[Input, ...] = ()
     """what the values of a tick are, where columns were asked for by name"""
+    zoned: bool = False
+    """whether its times say how far they are off UTC"""
 
 
 def read_table(
@@ -150,12 +152,13 @@ def _table(
         raise DataError(f"{source.label}: has no rows; give a file with data")
 
     names, order, bounds = _groups(frame, roles, title, where)
+    zoned = False
     if start is not None and freq is not None:
         ts = counted(start, freq, timezone, bounds, notes)
     else:
         assert roles.ds is not None
         stamps = timestamps(frame[roles.ds], timezone, where, notes)
-        ts = ordered(stamps, order, bounds, names, roles.ds, where)
+        ts, zoned = ordered(stamps, order, bounds, names, roles.ds, where), stamps.zoned
 
     numbers = [_numbers(frame[column], column, where)[order] for column in roles.values]
     whole = np.stack(numbers, axis=1)
@@ -198,7 +201,7 @@ def _table(
         SeriesData(each.name, ts[each.rows][each.there], of)
         for each, of in zip(held, values, strict=True)
     ]
-    return Table(title, series, spacing, notes, inputs)
+    return Table(title, series, spacing, notes, inputs, zoned)
 
 
 def _lying(

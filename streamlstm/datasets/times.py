@@ -79,6 +79,8 @@ class Stamps:
     ns: NDArray[np.int64]
     later: NDArray[np.int64]
     texts: "pd.Series[Any]"
+    zoned: bool = False
+    """whether they say how far they are off UTC"""
 
 
 def timestamps(column: "pd.Series[Any]", timezone: str, where: Where, notes: list[str]) -> Stamps:
@@ -100,7 +102,7 @@ def timestamps(column: "pd.Series[Any]", timezone: str, where: Where, notes: lis
         times = _dates(column.astype(str), where, notes)
     if times.dt.tz is not None:
         instants = _nanoseconds(times.dt.tz_convert("UTC"), where)
-        return Stamps(instants, instants, column)
+        return Stamps(instants, instants, column, zoned=True)
     if timezone != "UTC":
         notes.append(f"times without a zone taken as {timezone}")
     first, later = (
