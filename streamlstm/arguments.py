@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from typing import Any
 
 
 def table(text: str) -> str:
@@ -26,6 +27,15 @@ def number(text: str) -> int:
 def names(text: str) -> tuple[str, ...]:
     """Names with commas between them."""
     return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+class Joined(argparse.Action):
+    """Names with commas between them; said again, it adds to those of before."""
+
+    def __call__(self, parser: Any, space: Any, said: Any, option: str | None = None) -> None:
+        """Called by argparse."""
+        before = getattr(space, self.dest)
+        setattr(space, self.dest, f"{before},{said}" if before else said)
 
 
 def share(text: str) -> float:

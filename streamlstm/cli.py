@@ -607,4 +607,6 @@ def _input_arguments(parser: argparse.ArgumentParser) -> None:
         ("known", "known ahead, such as holidays or prices: a tick carries those of its horizon"),
         ("static", "what a series is: numbers, or texts as categories"),
     ):
-        group.add_argument(f"--{name}", default="", metavar="COLUMNS", help=about)
+        group.add_argument(
+            f"--{name}", action=arguments.Joined, default="", metavar="COLUMNS", help=about
+        )

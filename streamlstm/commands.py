@@ -302,7 +302,8 @@ def backtest(options: argparse.Namespace) -> None:
     unit = DATASETS[options.data].unit if options.data in DATASETS else ""
     if options.plot:
         name = found.series[0].name
-        plot_forecasts(options.plot, name, unit, *found.first, found.scores)
+        scores = next(iter(found.by_target.values()))
+        plot_forecasts(options.plot, name, unit, *found.first, scores)
         print_lines(console, f"drawn: {options.plot}")
     if options.png:
         plot_charts(options.png, [*charts_by_step(found, unit), *charts_of_series(found)])
@@ -315,10 +316,13 @@ def backtest(options: argparse.Namespace) -> None:
         print(msgspec.json.encode(found.as_json() | beside).decode())  # NaN is null
         return
     out = LeavingConsole()
-    out.print(scores_table(found.scores, unit))
+    named = {name if len(found.by_target) > 1 else "": s for name, s in found.by_target.items()}
+    for name, scores in named.items():
+        out.print(scores_table(scores, unit, name))
     if options.by_series:
         out.print(series_table(found.worst_first()))
-    print_lines(out, intervals_line(found.scores))
+    for name, scores in named.items():
+        print_lines(out, intervals_line(scores, name))
     if peers:
         out.print(peers_table(peers, unit))
 

@@ -63,7 +63,7 @@ def report(found: Backtest, unit: str = "", peers: Comparison | None = None) -> 
     sections = (
         _about(found),
         "<h2>All steps ahead</h2>",
-        _overall(found.scores),
+        *_each_target(found),
         f'<p class="small">{_explained(found)}</p>',
         _peers(peers) if peers else "",
         "<h2>By step ahead</h2>",
@@ -164,6 +164,18 @@ def _overall(scores: Scores) -> str:
         if measure in scores.measures
     ]
     return _table([f"<th></th>{_names()}"], rows)
+
+
+def _each_target(found: Backtest) -> Iterator[str]:
+    """A table of each, and what those have that count all together."""
+    several = len(found.by_target) > 1
+    for name, scores in found.by_target.items():
+        yield f"<h3>{escape(printable(name))}</h3>" * several + _overall(scores)
+    if several:
+        yield (
+            '<p class="small">Steps ahead, below, are of all targets together; where their units'
+            " differ, go by their MASE.</p>"
+        )
 
 
 def _grouped(scores: Scores, first: str) -> list[str]:

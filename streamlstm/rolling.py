@@ -4,6 +4,7 @@ What is kept of a series does not grow with it: sums of losses, and its latest f
 """
 
 import functools
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -76,7 +77,8 @@ class Backtest:
     model: Model
     data: str
     learning: bool
-    scores: Scores
+    by_target: dict[str, Scores]
+    """of all series together, by the target's name; targets may be of different units"""
     series: list[Judged]
     skipped: int
     """series after whose first forecast nothing came"""
@@ -84,6 +86,11 @@ class Backtest:
     """the first and the last tick that was forecast"""
     first: tuple[Actual, Issued]
     """the first series, for a picture"""
+
+    @property
+    def scores(self) -> Scores:
+        """Of all targets together."""
+        return functools.reduce(operator.add, self.by_target.values())
 
     def worst_first(self) -> list[Judged]:
         """The series by their MASE, or MAE where there is none for any; not known is last."""
@@ -111,6 +118,11 @@ class Backtest:
             "targets": scores.targets,
             "overall": [row for _, row in _records(scores.over_steps())],
             "by_step": [{"step": k} | row for k, row in _records(scores)],
+            "by_target": [
+                {"target": name, "step": k} | row
+                for name, scores_of in self.by_target.items()
+                for k, row in _records(scores_of)
+            ],
             "by_series": [
                 {"series": one.name, "forecasts": one.scores.forecasts} | row
                 for one in self.series
@@ -156,8 +168,8 @@ def backtest(
 ) -> Backtest:
     """Judge ``model`` on all of each series but its first ``known`` ticks.
 
-    Of several targets each counts as a series. ``data`` says where they are from; the first of
-    ``coverages`` is that of the main interval.
+    Of several targets each counts as a series, and is judged on its own too. ``data`` says where
+    they are from; the first of ``coverages`` is that of the main interval.
     ``progress`` is told how many ticks of :func:`effort` are done.
 
     Raises:
@@ -165,7 +177,7 @@ def backtest(
     """
     spec = model.spec
     judged: list[Judged] = []
-    total: Scores | None = None
+    by_target: dict[str, Scores] = {}
     first: tuple[Actual, Issued] | None = None
     period: list[int] = []
     skipped = 0
@@ -184,18 +196,19 @@ def backtest(
             row = max(0, row - 1)
             fan = Fan.of(int(s.ts[past - 1 + row]), actual, issued, row)
             judged.append(Judged(_named(spec, s.name, j), scores.over_steps(), fan))
-            total = total + scores if total else scores
+            name = _target(spec, j)
+            by_target[name] = by_target[name] + scores if name in by_target else scores
             first = first or (actual, issued)
         period += [int(s.ts[past]), int(s.ts[-1])]
-    if total is None or first is None:
+    if first is None:
         raise BacktestError(f"{data}: no series is long enough to be judged; raise --last")
-    if not total.targets:
+    if not any(scores.targets for scores in by_target.values()):
         raise BacktestError(
             f"{data}: no tick lies on a step that was forecast; a step of the model is"
             f" {spec.step_ns / 1e9:g} s, its horizon {spec.horizon} steps"
         )
     return Backtest(
-        model, data, learning, total, judged, skipped,
+        model, data, learning, by_target, judged, skipped,
         (min(period), max(period)), first,
     )  # fmt: skip
 
@@ -204,4 +217,8 @@ def _named(spec: Spec, series: str, target: int) -> str:
     """A target of a series: ``series/target``, unless there is but one."""
     if spec.targets == 1:
         return series
-    return f"{series}/{spec.roles[target].name if spec.roles else target}"
+    return f"{series}/{_target(spec, target)}"
+
+
+def _target(spec: Spec, target: int) -> str:
+    return spec.roles[target].name if spec.roles else str(target)

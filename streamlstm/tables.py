@@ -18,9 +18,11 @@ TITLES = {
 }
 
 
-def scores_table(scores: Scores, unit: str) -> Table:
-    """MAE, MASE and coverage of the steps shown."""
-    table = Table(title=f"mean absolute error{f', {unit}' if unit else ''} (MASE in brackets)")
+def scores_table(scores: Scores, unit: str, target: str = "") -> Table:
+    """MAE, MASE and coverage of the steps shown; target: of which, where there are several."""
+    whose, of_unit = f"{printable(target)}: " * bool(target), f", {unit}" * bool(unit)
+    title = f"{whose}mean absolute error{of_unit} (MASE in brackets)"
+    table = Table(title=Text(title, style="table.title"))
     table.add_column("steps ahead", justify="right")
     for name in MODELS:
         table.add_column(TITLES[name], justify="right")
@@ -38,10 +40,11 @@ def scores_table(scores: Scores, unit: str) -> Table:
     return table
 
 
-def intervals_line(scores: Scores) -> str:
-    """How the intervals did, over all steps."""
+def intervals_line(scores: Scores, target: str = "") -> str:
+    """How the intervals did, over all steps; target: as above."""
     kept, promised = scores.mean("coverage"), scores.coverages[0]
-    line = f"{kept:.1%} of all targets within their {promised:.0%} interval; "
+    whose = f"{printable(target)}: " * bool(target)
+    line = f"{whose}{kept:.1%} of all targets within their {promised:.0%} interval; "
     measures = {"winkler": "Winkler score", "crps": "CRPS"}
     told = [
         f"{title} {scores.mean(of):,.4g}, of the same around the naive forecast"

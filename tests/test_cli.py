@@ -260,7 +260,7 @@ def rich_file(folder: Path, name: str = "rich.csv", without: str = "") -> Path:
 
 def test_a_model_of_more_than_y_finds_its_columns_everywhere(tmp_path: Path) -> None:
     data, model = rich_file(tmp_path), tmp_path / "m.safetensors"
-    named = ("--targets", "load,temp", "--features", "wind", "--known", "holiday")
+    named = ("--targets", "load", "--features", "wind", "--known", "holiday", "--targets", "temp")
     fit = streamlstm(
         "fit", data, "--out", model, "--holdout", "0.2", *named, "--static", "size,type",
         "--elapsed", "--floor", "0", *FIT[:-2], "--season", "0",
@@ -280,6 +280,10 @@ def test_a_model_of_more_than_y_finds_its_columns_everywhere(tmp_path: Path) -> 
     found = json.loads(streamlstm("backtest", model, data, "--json", "--levels", "none").stdout)
     mae = {(row["series"], row["forecast"]): row["mae"] for row in found["by_series"]}
     assert {name for name, _ in mae} == {"a/load", "a/temp", "b/load", "b/temp"}
+    said = streamlstm("backtest", model, data, "--levels", "none").stdout
+    assert all(f"{name}: mean absolute error" in said for name in ("load", "temp"))
+    told = {row["target"]: row["mae"] for row in found["by_target"] if row["forecast"] == "model"}
+    assert 0 < told["load"] != told["temp"] > 0
     for name in ("a/load", "b/load"):
         assert mae[name, "model"] < 0.3 * mae[name, "last_value"]
     few = rich_file(tmp_path, "few.csv", without="wind")

@@ -1,5 +1,6 @@
 """A report is a whole page that fetches nothing, and charts hold what they were given."""
 
+import dataclasses
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -99,6 +100,22 @@ def test_tables_hold_the_measures(found: Backtest) -> None:
     assert rows["flat"][6] == "–"  # no change in its history: no MASE
     order = [row[0] for row in page.rows if row and row[0] in ("b", "c", "d", "flat")]
     assert order == [one.name for one in found.worst_first() if one.name != NAME]
+
+
+def test_each_target_has_a_table_of_its_own() -> None:
+    model = random_model(season=24, base="seasonal", inputs=2, targets=2)
+    hours, rng = np.arange(200), np.random.default_rng(0)
+    values = np.stack([rng.normal(10, 1, 200), rng.normal(1e5, 100, 200)], axis=1)
+    found = backtest(model, "t", [SeriesData("a", hours * HOUR, values)], [150], (0.9,))
+    page = Page(report(found))
+    assert sum(row[0] == "MAE" for row in page.rows if row) == 2
+    assert "where their units differ" in page.text
+    assert "where their units differ" not in Page(report(_of_one(found))).text
+
+
+def _of_one(found: Backtest) -> Backtest:
+    name, scores = next(iter(found.by_target.items()))
+    return dataclasses.replace(found, by_target={name: scores})
 
 
 def test_there_is_a_fan_of_the_best_the_median_and_the_worst(found: Backtest) -> None:

@@ -63,6 +63,12 @@ def test_each_target_is_judged_as_a_series_of_its_own() -> None:
         alone = score([(actual, issued)])
         assert alone.by_step("mae")[0] == pytest.approx(off.mean())
         assert found.series[j].scores.mean("mae") == pytest.approx(alone.mean("mae"))
+        own = found.by_target[("load", "temp")[j]]
+        np.testing.assert_allclose(own.by_step("mae"), alone.by_step("mae"))
+    together = sum(of.sums["mae", 0.0] for of in found.by_target.values())
+    np.testing.assert_array_equal(found.scores.sums["mae", 0.0], together)
+    told = [row["mae"] for row in found.as_json()["by_target"] if row["target"] == "temp"]
+    assert told[0] == found.by_target["temp"].by_step("mae")[0]
     unnamed = random_model(season=24, base="seasonal", inputs=3, targets=2)
     assert backtest(unnamed, "t", [both], [150], (0.9,)).series[1].name == "a/1"
 
