@@ -160,7 +160,9 @@ TANH_SCALE = 2 / math.log(2)  # tanh(x) = m / (2 + m) with m = 2^(x * TANH_SCALE
 FOR_SIGMOID = np.float32(SIGMOID_SCALE)
 FOR_TANH = np.float32(TANH_SCALE)
 BOUND = np.float32(60)  # beyond it both are their limits to the last bit, or nearer than 1e-18
-SHIFT = np.float32(1.5 * 2**23 + 127)  # what is added to it is rounded to a whole number
+# What is added to it is rounded to a whole number; its last bits are that + 127, as floats keep
+# their exponents (`simd.power`).
+SHIFT = np.float32(1.5 * 2**23 + 127)
 Q4 = np.float32(0.001326472712352283)
 Q3 = np.float32(0.009671512644821805)
 Q2 = np.float32(0.05550733743497211)
