@@ -22,6 +22,7 @@ from streamlstm.memory import postponing
 from streamlstm.model import load_model
 from streamlstm.service import Service, look
 from streamlstm.systemd import notify
+from streamlstm.web import listen
 
 MOST = 4
 """Processes that compile at once, some 300 MB each: more would wait for the longest function."""
@@ -43,10 +44,11 @@ def compile_all(config: Config) -> None:
             service.prepare()
 
 
-def share(config: Config) -> None:
+def share(config: Config, *, serving: bool = False) -> None:
     """Where no daemon was compiled yet, compile most of it on several cores.
 
-    What goes wrong in these processes is left for the daemon to say, or to compile.
+    What goes wrong in these processes is left for the daemon to say, or to compile; so is what it
+    says at once, if it is to serve afterwards that its port is taken too.
     """
     processes = min(len(os.sched_getaffinity(0)), MOST)
     kept = Path(os.environ["NUMBA_CACHE_DIR"])
@@ -56,6 +58,8 @@ def share(config: Config) -> None:
     try:
         look(config)
         load_model(config.model)
+        if serving and config.metrics.enabled:
+            listen(config.metrics.host, config.metrics.port).close()
     except (ValueError, OSError, RuntimeError):  # which the daemon says, and at once
         return
     notify("STATUS=compiling")

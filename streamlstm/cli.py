@@ -120,7 +120,7 @@ def _run(options: argparse.Namespace) -> int:
 
     config = _load(options)
     logs.to_stderr(config.service.log_level)
-    ahead.share(config)
+    ahead.share(config, serving=True)
     return service.run(config, announce=options.announce)
 
 

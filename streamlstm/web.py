@@ -186,6 +186,26 @@ class Answer(NamedTuple):
     """further ones, each a line with its end"""
 
 
+def listen(host: str, port: int) -> socket:
+    """A socket that listens there.
+
+    Raises:
+        MetricsError: the port is in use, or the address not this machine's.
+    """
+    listener = socket(AF_INET6 if ":" in host else AF_INET)
+    listener.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+    listener.setblocking(False)
+    try:
+        listener.bind((host, port))
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise MetricsError(
+            f"metrics on {host}:{port}: {error.strerror}; set metrics.host and metrics.port"
+        ) from None
+    return listener
+
+
 class Server:
     """Serves /metrics, /-/healthy and, once ``ready`` is set, /-/ready from a thread of its own.
 
@@ -218,17 +238,7 @@ class Server:
         self.registry = CollectorRegistry()
         self.registry.register(metrics)
         ProcessCollector(registry=self.registry)
-        self._listener = socket(AF_INET6 if ":" in host else AF_INET)
-        self._listener.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
-        self._listener.setblocking(False)
-        try:
-            self._listener.bind((host, port))
-            self._listener.listen()
-        except OSError as error:
-            self._listener.close()
-            raise MetricsError(
-                f"metrics on {host}:{port}: {error.strerror}; set metrics.host and metrics.port"
-            ) from None
+        self._listener = listen(host, port)
         address: str = self._listener.getsockname()[0]
         self.port: int = self._listener.getsockname()[1]
         self._private = not users and ip_address(address).is_loopback

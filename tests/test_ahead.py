@@ -14,6 +14,7 @@ from numba.core import event
 
 from streamlstm import ahead, memory
 from streamlstm.config import Config
+from streamlstm.web import listen
 from tests.models import random_model_file
 
 several_cores = pytest.mark.skipif(
@@ -105,7 +106,10 @@ def test_no_process_outlives_the_daemon(
     model = config.model.rename(tmp_path / "m\udcff")  # a name that is no UTF-8
     (tmp_path / "secrets.py").write_text("raise SystemExit")  # no module of ours, if named like one
     daemon = subprocess.Popen(
-        [sys.executable, "-P", "-m", "streamlstm", "run", "--set", f"model={model}"],
+        [
+            sys.executable, "-P", "-m", "streamlstm", "run",
+            "--set", f"model={model}", "--set", "metrics.port=0",
+        ],
         cwd=tmp_path, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
@@ -136,12 +140,19 @@ def test_no_process_outlives_the_daemon(
     [
         ({"model": "none"}, "none: no such model file"),
         ({"metrics.cert_file": "none", "metrics.key_file": "none"}, "none: No such file"),
+        ({"metrics.port": "taken"}, "Address already in use; set metrics.host and metrics.port"),
     ],
 )
 def test_what_is_wrong_is_said_by_the_daemon_at_once(
     options: dict[str, object], said: str, config: Config, cold: Path
 ) -> None:
-    options = {"model": config.model} | options
+    with listen("127.0.0.1", 0) as other:
+        ports = {"taken": other.getsockname()[1]}
+        named = {name: ports.get(str(value), value) for name, value in options.items()}
+        _is_said_at_once({"model": config.model} | named, said, cold)
+
+
+def _is_said_at_once(options: dict[str, object], said: str, cold: Path) -> None:
     flags = [part for name, value in options.items() for part in ("--set", f"{name}={value}")]
     done = subprocess.run(
         [sys.executable, "-m", "streamlstm", "run", *flags], capture_output=True, text=True
