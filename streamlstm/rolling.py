@@ -24,6 +24,7 @@ from streamlstm.backtest import (
 )
 from streamlstm.datasets.frames import SeriesData
 from streamlstm.model import Model, Spec
+from streamlstm.terminal import exact_time
 
 BACK = 48
 """Steps shown before a forecast, at least."""
@@ -205,7 +206,7 @@ def backtest(
     if not any(scores.targets for scores in by_target.values()):
         raise BacktestError(
             f"{data}: no tick lies on a step that was forecast; a step of the model is"
-            f" {spec.step_ns / 1e9:g} s, its horizon {spec.horizon} steps"
+            f" {exact_time(spec.step_ns)}, its horizon {spec.horizon} steps"
         )
     return Backtest(
         model, data, learning, by_target, judged, skipped,

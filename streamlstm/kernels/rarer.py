@@ -27,7 +27,7 @@ from streamlstm.kernels.cell import (
     sigmoid,
     tanh,
 )
-from streamlstm.kernels.simd import fma, maximum, minimum, number, product, set_number
+from streamlstm.kernels.simd import fma, maximum, minimum, number, product, set_number, within
 from streamlstm.memory import require
 
 (
@@ -133,7 +133,7 @@ def activate(code: int, x: Any) -> Any:
     if code == SOFTPLUS:
         return _softplus(x)
     if code == SOFTSIGN:
-        x = maximum(minimum(x, LARGE), -LARGE)  # beyond it the limit, to the last bit
+        x = within(x, LARGE)  # beyond it the limit, to the last bit
         return x / (ONE + maximum(x, ZERO - x))
     if code == SPARSE_PLUS:
         return _sparse_plus(x)
