@@ -39,6 +39,7 @@ BLOCK = 384  # float32 of a register block at most
 SUM_COST = 9  # of adding up the lanes of a vector, in multiply-adds of vectors
 LINE = 64  # bytes of a cache line
 SHARED_FLOPS = 500_000  # a round of less work than this stays in the caller's thread
+AT_ONCE = 4 * TILE  # rows that a thread takes at most: so many that to take them costs little
 
 
 @dataclass
@@ -306,15 +307,20 @@ def _complete(plan: int, rows: int) -> None:
 
 @njit(cache=True)
 def _share(plan: int, worker: int) -> None:
-    """Rows of the open job, as long as there are any."""
+    """Rows of the open job, as long as there are any.
+
+    They are counted as done at the end: the count is a cache line that all workers write to.
+    """
     p = tiles.plan_at(plan)
-    step = simd.rows_of(simd.host_tile())
-    start, stop, last = pool.take(p.pool, p.threads, worker, step, TILE)
+    step, done = simd.rows_of(simd.host_tile()), 0
+    start, stop, last = pool.take(p.pool, p.threads, worker, step, AT_ONCE)
     while stop > 0:
         ticks = tiles.ticks_at(p.pool + pool.WORDS * pool.BYTES)
         call(p.rows_code, plan, worker, ticks, start, stop, last, np.int64(-1))
-        pool.add(p.pool, pool.DONE, stop - start)
-        start, stop, last = pool.take(p.pool, p.threads, worker, step, TILE)
+        done += stop - start
+        start, stop, last = pool.take(p.pool, p.threads, worker, step, AT_ONCE)
+    if done > 0:
+        pool.add(p.pool, pool.DONE, done)
 
 
 @njit(cache=True, nogil=True)
