@@ -18,6 +18,9 @@ The half-widths that a model brings are of other data. So at first they move fas
 k ahead by ``EARLY`` / (``PRIOR`` (k + 1) + n) more than by ``RATE`` (decaying steps: Angelopoulos,
 Barber & Bates 2024; forecasts k ahead err together).
 
+While a series has not all of its past yet to look back on, forecasts err more, by a factor that the
+model brings for each phase of its youth, scored step and coverage: it goes with the scale.
+
 Two things say more of what is to come, each the logarithm of a factor:
 
 - the spread: a network may say with each forecast how far it may err, which differs by day and by
@@ -99,6 +102,11 @@ class Plan(NamedTuple):
     initial: NDArray[np.float32]
     """(scored, coverages, targets) half-widths of a new series, in units of its scale; NaN: not
     known"""
+    ages: NDArray[np.int64]
+    """(phases - 1,) ages that end a phase of a series' youth, rising"""
+    young: NDArray[np.float64]
+    """(phases, scored, coverages, targets) how many times as large half-widths are in each; 1 in
+    the last, which does not end"""
     spread: int
     """where the spreads begin in the network's answers; 0: it gives none"""
 
@@ -212,7 +220,27 @@ def plan(
     narrower, wider = _beside(coverages), _beside(-coverages)
     runs = np.array([_seldom(1.0 - level) for level in coverages.tolist()])
     column = horizon * targets if spread and count else 0
-    return Plan(coverages, narrower, wider, scored, ring, share, runs, shape, initial, column)
+    ages, young = _youth(errors, coverages, scored, initial)
+    return Plan(
+        coverages, narrower, wider, scored, ring, share, runs, shape, initial, ages, young, column
+    )
+
+
+def _youth(
+    errors: Errors | None,
+    coverages: NDArray[np.float64],
+    scored: NDArray[np.int64],
+    initial: NDArray[np.float32],
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """``ages`` and ``young`` of :class:`Plan`."""
+    if errors is None or not len(errors.ages) or not len(scored):
+        return np.zeros(0, np.int64), np.ones((1, *initial.shape))
+    young = np.ones((len(errors.ages) + 1, *initial.shape))
+    for c, level in enumerate(coverages.tolist()):
+        known = errors.young_at(level).reshape(len(errors.ages), -1, initial.shape[2])
+        known, of = known[:, scored - 1].astype(np.float64), initial[:, c].astype(np.float64)
+        np.divide(known, of, out=young[:-1, :, c], where=(known > 0) & (of > 0))
+    return errors.ages, young
 
 
 def _seldom(probability: float) -> int:
@@ -267,9 +295,14 @@ def surround(
     many = len(plan.coverages)
     if plan.spread > 0:
         _centre(plan, row_of(bands.mean, slot), place, logs)
+    grown = len(plan.ages)
+    young = grown > 0 and place < plan.ages[grown - 1] + plan.shape.shape[1]
     # the main one apart: where there is no other, nothing is paid for others
     for a in range(len(plan.steps)):
         k, ring = plan.steps[a], plan.ring[a]
+        phases = grown, grown  # the phases of what is scored, and of what is issued
+        if young:
+            phases = _phase(plan, place - k, k), _phase(plan, place, k)
         for missed in range(max(place - steps + 1, place - k), place):
             for j in range(targets):
                 own.pending[(ring + missed % k) * targets + j] = np.nan
@@ -282,12 +315,13 @@ def surround(
             told, size = beyond(own.told, 2 * here), scale[row, j]
             said = told[SPREAD] / FINE, told[UNREST] / FINE
             spread = np.float64(logs[plan.spread + (k - 1) * targets + j]) if plan.spread else 0.0
-            unrest = _unrest(plan, own, a, j, targets, place, due, error / size, said[SPREAD])
+            usual = error / (size * plan.young[phases[0], a, 0, j])
+            unrest = _unrest(plan, own, a, j, targets, place, due, usual, said[SPREAD])
             now = spread, unrest
             told[SPREAD], told[UNREST] = _fine(spread), _fine(unrest)
-            _track(plan, own, targets, a, at, 0, j, place, due, error, size, said, now)
+            _track(plan, own, targets, a, at, 0, j, place, due, error, size, phases, said, now)
             for c in range(1, many):
-                _track(plan, own, targets, a, at, c, j, place, due, error, size, said, now)
+                _track(plan, own, targets, a, at, c, j, place, due, error, size, phases, said, now)
                 first = at * many * targets + j
                 own.reach[first + c * targets] = _between(
                     own.reach[first + c * targets],
@@ -301,6 +335,15 @@ def surround(
         size, inner, outer = len(forecast), 2 * plan.narrower[c], 2 * plan.wider[c]
         _nest(ends, 2 * c * size, outer * size, inner * size, size)
         _nest(ends, (2 * c + 1) * size, (inner + 1) * size, (outer + 1) * size, size)
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _phase(plan: Plan, place: int, k: int) -> int:
+    """The phase of a series' youth that a forecast is of, made at ``place`` for ``k`` steps on."""
+    age, phase = place + 1 + (k - 1) % plan.ages[0], 0
+    while phase < len(plan.ages) and age >= plan.ages[phase]:
+        phase += 1
+    return phase
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
@@ -391,14 +434,15 @@ def _track(
     due: bool,
     error: float,
     scale: float,
+    phases: tuple[int, int],
     said: tuple[float, float],
     told: tuple[float, float],
 ) -> None:
     """Learn from an ``error`` where one was ``due``, and keep the half-width issued at ``place``.
 
     Of scored step ``a``, coverage ``c`` and target ``j``; it lies at ``at`` in the ring. The
-    logarithms of the factors were ``said`` with what is scored, and are ``told`` with what is
-    issued.
+    ``phases`` of the series' youth are that of what is scored and of what is issued; the logarithms
+    of the factors were ``said`` with the one, and are ``told`` with the other.
     """
     reach, width, many = own.reach, own.width, len(plan.coverages)
     w, r = (a * many + c) * targets + j, (at * many + c) * targets + j
@@ -421,10 +465,10 @@ def _track(
                 width[w] = 0.0
         elif not width[w] > 0.0:  # nothing to widen yet
             factor = _exp(share[SPREAD] * said[SPREAD] + share[UNREST] * said[UNREST])
-            width[w] = error / scale / factor
+            width[w] = error / (scale * plan.young[phases[0], a, c, j]) / factor
         elif error > reach[r]:
             width[w] *= _exp(rate * plan.coverages[c])
-    half = width[w] * _exp(share[UNREST] * told[UNREST])
+    half = width[w] * plan.young[phases[1], a, c, j] * _exp(share[UNREST] * told[UNREST])
     own.half[w] = half
     if plan.spread > 0:
         half *= _exp(share[SPREAD] * told[SPREAD])

@@ -31,6 +31,8 @@ forecasts, N = O + directions, or 2 O + directions with a spread):
 ``errors.levels``           (Q,)        float64, optional: probabilities, rising
 ``errors.quantiles``        (Q, O)      float32: quantiles of |error| / scale, unseen data; with
                                         a spread, of that over its root
+``errors.ages``             (P,)        int64, optional: :attr:`Spec.ages`
+``errors.young``            (P, Q, O)   float32: the quantiles of a series with less of a past
 ==========================  ==========  ============================================================
 
 The metadata key ``streamlstm`` holds JSON: ``format`` (version), ``spec``, ``provenance``. Where a
@@ -89,6 +91,7 @@ OfLayers = Annotated[
 """Of all layers, or of each from the input up."""
 CalendarName = Literal["hour", "week", "year"]
 _WEIGHTS = ("lstm.", "gru.", "rnn.", "head.")
+_ERRORS = ("levels", "quantiles", "ages", "young")
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -342,6 +345,16 @@ class Spec(BaseModel):
         return -(-need // self.season) * self.season if self.season else need
 
     @property
+    def ages(self) -> tuple[int, ...]:
+        """How far back forecasts look, in steps: at such ages a series' youth comes to an end."""
+        looks = {max(self.lags, default=0)}
+        if self.blend is not None:
+            looks |= {self.blend.short, self.blend.long, self.blend.short + self.blend.long}
+        elif self.base == "seasonal":
+            looks.add(self.season)
+        return tuple(sorted(look for look in looks if look > 1))
+
+    @property
     def states(self) -> tuple[str, ...]:
         """Which recurrent states a run leaves behind, of ``h`` and ``c``."""
         if self.window:
@@ -453,10 +466,24 @@ class Errors:
     """(Q,) rising probabilities"""
     quantiles: NDArray[np.float32]
     """(Q, O) quantiles of |error| in units of the series' scale; with a spread, over its root"""
+    ages: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    """(P,) rising: the ages that end a phase of a series' youth, see :attr:`Spec.ages`. A forecast
+    k steps ahead, made at a place on its grid, is of the age place + 1 + (k - 1) % ages[0]: what
+    lies one cycle before it is known from the age of a cycle on."""
+    young: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
+    """(P, Q, O) the quantiles in each of these phases; 0: not known"""
 
     def at(self, level: float) -> NDArray[np.float32]:
         """(O,) the quantile at ``level``, linear between the levels kept."""
-        columns = [np.interp(level, self.levels, column) for column in self.quantiles.T]
+        return self._between(level, self.quantiles)
+
+    def young_at(self, level: float) -> NDArray[np.float32]:
+        """(P, O) likewise in each phase of a series' youth."""
+        phases = [self._between(level, quantiles) for quantiles in self.young]
+        return np.array(phases, np.float32).reshape(-1, self.quantiles.shape[1])
+
+    def _between(self, level: float, quantiles: NDArray[np.float32]) -> NDArray[np.float32]:
+        columns = [np.interp(level, self.levels, column) for column in quantiles.T]
         return np.array(columns, np.float32)
 
 
@@ -498,6 +525,9 @@ def save_model(model: Model, path: Path) -> None:
     if model.errors is not None:
         tensors["errors.levels"] = model.errors.levels
         tensors["errors.quantiles"] = model.errors.quantiles
+        if len(model.errors.ages):
+            tensors["errors.ages"] = model.errors.ages
+            tensors["errors.young"] = model.errors.young
     header = {
         "format": FORMAT,
         "spec": model.spec.model_dump(mode="json"),
@@ -553,7 +583,7 @@ def _tensors(file: Any, names: Iterable[str], spec: Spec) -> dict[str, NDArray[A
     shapes = spec.weight_shapes()
     shapes |= {f"golden.{name}": (spec.layers, spec.hidden) for name in spec.states}
     most = {name: math.prod(shape) for name, shape in shapes.items()} | dict.fromkeys(
-        ("golden.inputs", "golden.outputs", "errors.levels", "errors.quantiles"), MOST_EVIDENCE
+        ("golden.inputs", "golden.outputs", *(f"errors.{name}" for name in _ERRORS)), MOST_EVIDENCE
     )
     tensors = {}
     for name in most.keys() & names:
@@ -613,4 +643,11 @@ def _errors(spec: Spec, tensors: Mapping[str, NDArray[Any]]) -> Errors | None:
     _expect("errors.quantiles", quantiles, np.float32, (len(levels), spec.outputs))
     if not len(levels) or not all(map(math.isfinite, levels)) or (np.diff(levels) <= 0).any():
         raise ModelError("errors.levels must rise; fit it again")
-    return Errors(levels, tensors["errors.quantiles"])
+    if "errors.ages" not in tensors:
+        return Errors(levels, tensors["errors.quantiles"])
+    ages, young = tensors["errors.ages"], tensors.get("errors.young")
+    _expect("errors.ages", ages, np.int64, (len(ages),))
+    _expect("errors.young", young, np.float32, (len(ages), len(levels), spec.outputs))
+    if (np.diff(ages, prepend=0) <= 0).any():
+        raise ModelError("errors.ages must rise; fit it again")
+    return Errors(levels, tensors["errors.quantiles"], ages, tensors["errors.young"])

@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streamlstm import bptt
+from streamlstm.calibration import LEVELS, error_quantiles, mean_of_late, with_young_errors
 from streamlstm.datasets.frames import SeriesData
 from streamlstm.datasets.times import DataError
 from streamlstm.directions import MOST as MOST_DIRECTIONS
@@ -35,7 +35,6 @@ from streamlstm.mixture import (
     Trust,
     earlier_spans,
     few_blocks,
-    student,
     together,
     trusted,
 )
@@ -45,10 +44,6 @@ from streamlstm.spread import spread_of, with_spread
 
 __all__ = ["FitOptions", "FitReport", "Progress", "fit"]
 
-LEVELS = np.array([0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.975, 0.99])
-"""Probabilities at which the errors on the unseen span are kept."""
-OUTAGE = 10
-"""Times the usual error, from which on a block tells of an event and not of the forecasts."""
 JUDGEMENTS = 20
 """How often a training is judged on the unseen span."""
 JUDGED, FORECASTS = 50_000, 2_400_000
@@ -206,6 +201,7 @@ def finish(
     spec, weights = with_directions(spec, weights, pairs, tried.directions, exact=tried.exact)
     golden = make_golden(spec, weights, options.seed)
     model = Model(spec, weights, golden, tried.errors, _provenance(name, used, options))
+    model = with_young_errors(model, pairs, options.seed)
     report = FitReport(
         series=len(used),
         skipped=tried.skipped,
@@ -456,44 +452,6 @@ class _Stage:
             prediction = np.zeros((0, self.spec.outputs), np.float32)
         pool = self.pool
         return bptt.Chunk(self.steps, pool.x, pool.target, self.weight, rows, state, prediction)
-
-
-def mean_of_late(numbers: NDArray[np.float32], many: int) -> NDArray[np.float32]:
-    """(n, outputs) of each row and those just before it, up to so ``many`` in all."""
-    sums = np.cumsum(np.pad(numbers, ((1, 0), (0, 0))), axis=0, dtype=np.float64)
-    row = np.arange(1, len(numbers) + 1)
-    first = np.maximum(row - many, 0)
-    mean: NDArray[np.float64] = (sums[row] - sums[first]) / (row - first)[:, None]
-    return mean.astype(np.float32)
-
-
-def error_quantiles(off: NDArray[np.float32], block: NDArray[np.int64]) -> NDArray[np.float32]:
-    """(LEVELS, outputs) quantiles of absolute errors, to start intervals from.
-
-    What few blocks say is uncertain: quantiles are widened as Student's t is over the normal. A
-    block that errs ``OUTAGE`` times as much as the median block is left out: that was an event, and
-    intervals made for it would be useless until the next one.
-
-    Args:
-        off: (n, outputs) NaN where not known.
-        block: (n,) rising; rows of one block err together.
-    """
-    begins = np.flatnonzero(np.diff(block, prepend=block[0] - 1))
-    known = np.isfinite(off)
-    count = np.add.reduceat(known, begins, axis=0, dtype=np.float64)
-    mean = np.add.reduceat(np.where(known, off, 0), begins, axis=0, dtype=np.float64)
-    mean /= np.maximum(count, 1)
-    normal = np.array([NormalDist().inv_cdf((1 + level) / 2) for level in LEVELS])
-    wider = student(max(len(begins) - 1, 2), normal) / normal
-    lengths = np.diff(begins, append=len(block))
-    quantiles = np.zeros((len(LEVELS), off.shape[1]), np.float32)
-    for k, errors in enumerate(off.T):
-        if known[:, k].any():
-            usual = np.median(mean[count[:, k] > 0, k])
-            event = (mean[:, k] > OUTAGE * usual) & (usual > 0)
-            kept = errors[known[:, k] & ~np.repeat(event, lengths)]
-            quantiles[:, k] = np.quantile(kept, LEVELS) * wider
-    return quantiles
 
 
 def _provenance(name: str, series: Sequence[SeriesData], options: FitOptions) -> dict[str, Any]:

@@ -37,7 +37,7 @@ LEVELS = {
     "tables": 13, "mixture": 13, "spread": 13, "bptt": 13, "recorded": 13,
     "smoothing": 14, "plot": 14, "report": 14, "offline": 14, "sequential": 14,
     "console": 14, "completion": 14, "top": 14, "watching": 14,
-    "infer": 15, "exchange": 15,
+    "infer": 15, "exchange": 15, "calibration": 15,
     "train": 16,
     "demo": 17, "publishing": 17, "refit": 17, "search": 17, "forecast": 17,
     "commands": 18, "forecaster": 18,

@@ -88,6 +88,18 @@ def test_a_calibrated_model_covers_from_the_first_tick() -> None:
     assert np.mean(first) == pytest.approx(0.9, abs=0.02)
 
 
+def test_in_its_youth_a_series_has_the_intervals_of_the_young() -> None:
+    """A cycle of 2 is known at the first step from place 1 on, at the second at once."""
+    young = np.array([[[4.0, 6.0, 4.0, 6.0]], [[2.0, 3.0, 2.0, 3.0]]], np.float32)
+    errors = Errors(np.array([0.9]), np.ones((1, 4), np.float32), np.array([2, 5]), young)
+    plan = intervals.plan(4, 1, 0.9, errors, (1, 2, 3, 4))
+    quantiles = run(np.full(8, np.nan), np.zeros((8, 4)), plan)  # no error says anything
+    twos, fives = [2.0, 3.0, 2.0, 3.0], [1.0, 1.0, 1.0, 1.0]
+    assert quantiles[:, 1].tolist() == [
+        [4.0, 3.0, 4.0, 3.0], twos, twos, [2.0, 1.0, 2.0, 1.0], fives, fives, fives, fives
+    ]  # fmt: skip
+
+
 def seldom(cover: float) -> float:
     """So many misses in a row are."""
     return float(np.ceil(np.log(1e-4) / np.log(1 - cover) - 1e-9))
@@ -106,10 +118,23 @@ def moved(
 
 
 def plainly(
-    y: np.ndarray, point: np.ndarray, coverages: tuple[float, ...], told: np.ndarray
+    y: np.ndarray,
+    point: np.ndarray,
+    coverages: tuple[float, ...],
+    told: np.ndarray,
+    errors: Errors | None,
 ) -> np.ndarray:
-    """The same as :func:`run`, all steps scored, as the module says it: a loop for each number."""
+    """The same as :func:`run`, all steps scored, as the module says it: a loop for each number.
+
+    The errors that a model brings are the same at all levels.
+    """
     n, horizon = point.shape
+
+    def youth(place: int, k: int) -> float:
+        ages = errors.ages.tolist() if errors else []
+        phase = sum(place + 1 + k % ages[0] >= age for age in ages)
+        return float(errors.young[phase, 0, k]) if errors and phase < len(ages) else 1.0
+
     share = np.tile([0.5, 0.25], (len(coverages), horizon, 1))
     told, mean = np.clip(told, -1.5, 1.5), np.zeros(horizon)
     for i in range(n):
@@ -120,6 +145,8 @@ def plainly(
     quantiles = np.full((n, 2 * len(coverages), horizon), np.nan)
     half = np.full((n, len(coverages), horizon), np.nan)
     width = np.full((len(coverages), horizon), np.nan, np.float32)
+    if errors:
+        width[:] = errors.quantiles[0]
     paces, (count, late, usual) = {}, np.zeros((3, horizon))
     for i in range(n):
         for k in range(horizon):
@@ -127,7 +154,8 @@ def plainly(
             if i > k:
                 count[k] = min(count[k] + 1, 1000)
                 error = abs(y[i] - point[i - k - 1, k])
-                off = min(error / np.exp(share[0, k, 0] * said[0]), 1e6)
+                unit = youth(i - k - 1, k)
+                off = min(error / unit / np.exp(share[0, k, 0] * said[0]), 1e6)
                 late[k] += (off - late[k]) / min(count[k], 20)
                 usual[k] += (off - usual[k]) / count[k]
                 if paces.get((0, k), (0.0, 0))[1] >= seldom(coverages[0]) * (k + 1):
@@ -147,13 +175,13 @@ def plainly(
                         width[c, k] = float(width[c, k]) * np.exp(-rate * (1 - cover))
                         width[c, k] *= width[c, k] >= 1e-9
                     elif not width[c, k] > 0:
-                        width[c, k] = error / np.exp(share[c, k] @ said)
+                        width[c, k] = error / unit / np.exp(share[c, k] @ said)
                     elif error > reach:
                         width[c, k] = float(width[c, k]) * np.exp(rate * cover)
                 before = range(c)
                 within = [half[i, d, k] for d in before if coverages[d] < cover]
                 beyond = [half[i, d, k] for d in before if coverages[d] > cover]
-                wide = width[c, k] * np.exp(share[c, k] @ factors[i, k])
+                wide = width[c, k] * youth(i, k) * np.exp(share[c, k] @ factors[i, k])
                 half[i, c, k] = min([max([wide, *within]), *beyond])
         quantiles[i, 0::2], quantiles[i, 1::2] = point[i] - half[i], point[i] + half[i]
     return quantiles
@@ -162,22 +190,29 @@ def plainly(
 Several = st.lists(st.sampled_from([0.1, 0.3, 0.5, 0.8, 0.9, 0.95, 0.99]), min_size=2, unique=True)
 
 
-@given(Several.map(tuple), st.integers(0, 1000), st.booleans(), st.booleans())
-@settings(max_examples=40, deadline=None)
+Ages = st.sets(st.integers(2, 60), max_size=3).map(sorted)
+
+
+@given(Several.map(tuple), st.integers(0, 1000), st.booleans(), st.booleans(), Ages)
+@settings(max_examples=60, deadline=None)
 def test_several_are_tracked_each_on_its_own_and_issued_nested(
-    coverages: tuple[float, ...], seed: int, calm: bool, spread: bool
+    coverages: tuple[float, ...], seed: int, calm: bool, spread: bool, ages: list[int]
 ) -> None:
     n, horizon, rng = 150, 3, np.random.default_rng(seed)
     y = rng.normal(size=n) if calm else rng.standard_t(1, size=n)
     point = rng.normal(size=(n, horizon))
     told = rng.normal(size=(n, horizon)).astype(np.float32) * spread
+    errors = None
+    if ages:
+        young = np.exp(rng.normal(size=(len(ages), 1, horizon))).astype(np.float32)
+        errors = Errors(np.ones(1), np.ones((1, horizon), np.float32), np.array(ages), young)
 
     def of(coverages: tuple[float, ...]) -> np.ndarray:
-        plan = intervals.plan(horizon, 1, coverages, None, (1, 2, 3), spread=spread)
+        plan = intervals.plan(horizon, 1, coverages, errors, (1, 2, 3), spread=spread)
         return run(y, point, plan, told=told)
 
     quantiles = of(coverages)
-    plain = plainly(y, point, coverages, told)
+    plain = plainly(y, point, coverages, told, errors)
     # what is kept of a logarithm is rounded: rarely the other way, where float32 says otherwise
     np.testing.assert_allclose(quantiles, plain, rtol=5e-3, atol=1e-5)
     assert np.isclose(quantiles, plain, rtol=2e-4, atol=1e-5, equal_nan=True).mean() > 0.8

@@ -5,6 +5,8 @@ import json
 import pickle
 import re
 import tracemalloc
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -84,6 +86,46 @@ def test_what_is_saved_is_loaded(tmp_path: Path, calibrated: bool, kind: dict[st
     assert (again.errors is not None) == calibrated
 
 
+def test_errors_of_the_young_are_loaded_as_they_were_saved(tmp_path: Path) -> None:
+    model, ages = random_model(lags=(1, 24)), np.array([7, 24])
+    assert model.errors is not None
+    young = np.random.default_rng(0).uniform(size=(2, 5, 3)).astype(np.float32)
+    save_model(
+        replace(model, errors=replace(model.errors, ages=ages, young=young)),
+        tmp_path / "m.safetensors",
+    )
+    again = load_model(tmp_path / "m.safetensors").errors
+    assert again is not None
+    np.testing.assert_array_equal(again.ages, ages)
+    np.testing.assert_array_equal(again.young, young)
+    np.testing.assert_array_equal(again.young_at(0.8), young[:, 1])
+    assert model.errors.young_at(0.8).shape == (0, 3)  # of a model that has none
+
+
+@pytest.mark.parametrize(
+    ("spec", "ages"),
+    [
+        ({}, ()),
+        ({"lags": (1,)}, ()),
+        ({"lags": (1, 24)}, (24,)),
+        ({"base": "seasonal", "season": 12}, (12,)),
+        ({"base": "seasonal", "season": 12, "lags": (24,)}, (12, 24)),
+        (
+            {
+                "base": "blend",
+                "blend": {"short": 24, "long": 168, "weights": [[0, 0, 0]] * 3},
+                "lags": (24, 168),
+            },
+            (24, 168, 192),
+        ),
+    ],
+)
+def test_youth_ends_where_there_is_all_that_forecasts_look_back_on(
+    spec: dict[str, object], ages: tuple[int, ...]
+) -> None:
+    assert random_model(**spec).spec.ages == ages
+
+
 def test_the_id_tells_models_apart_and_nothing_else() -> None:
     model = random_model(1)
     assert model.id == random_model(1).id != random_model(2).id
@@ -151,6 +193,12 @@ def test_a_safetensors_file_of_something_else(tmp_path: Path) -> None:
     assert "not a model of streamlstm" in refusal(path)
 
 
+def young(ages: Sequence[int] = (2,), outputs: int = 3) -> dict[str, np.ndarray]:
+    """Tensors of the errors of the young."""
+    errors = np.ones((len(ages), 5, outputs), np.float32)
+    return {"errors.ages": np.array(ages), "errors.young": errors}
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -184,6 +232,10 @@ def test_a_safetensors_file_of_something_else(tmp_path: Path) -> None:
         (lambda h, t: t["head.bias"].fill(np.nan), "NaN"),
         (lambda h, t: t.update({"head.bias": t["head.bias"].astype(float)}), "float64"),
         (lambda h, t: t["errors.levels"].fill(0.5), "must rise"),
+        (lambda h, t: t.update(young(ages=[3, 2])), "errors.ages must rise"),
+        (lambda h, t: t.update(young(ages=[0])), "errors.ages must rise"),
+        (lambda h, t: t.update(young(outputs=2)), "errors.young is float32[1, 5, 2]"),
+        (lambda h, t: t.update({"errors.ages": np.array([2])}), "errors.young is missing"),
         (lambda h, t: h["spec"].update(horizon=10**9), "horizon"),
         (lambda h, t: h["spec"].update(horizon=-(10**30)), "horizon"),
         (lambda h, t: h["spec"].update(hidden=10**6), "hidden"),
@@ -218,7 +270,9 @@ def header_of(path: Path, shapes: dict[str, list[int]], text: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["head.weight", "golden.inputs", "errors.quantiles"])
+@pytest.mark.parametrize(
+    "name", ["head.weight", "golden.inputs", "errors.quantiles", "errors.young"]
+)
 def test_no_memory_is_taken_for_what_is_too_large(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,14 +15,11 @@ from streamlstm.infer import infer_spec
 from streamlstm.kernels import cpu
 from streamlstm.model import Input, Model, load_model, save_model
 from streamlstm.train import (
-    LEVELS,
     FitOptions,
     FitReport,
     _Stage,
-    error_quantiles,
     fit,
     initial_weights,
-    mean_of_late,
 )
 
 HOUR, DAY = 3_600_000_000_000, 86_400_000_000_000
@@ -97,30 +94,6 @@ def test_what_can_be_foreseen_exactly_gives_a_model_that_opens(
     model, report = quick([SeriesData("s", np.arange(600) * HOUR, values[:, None])], season=season)
     check_golden(model, cpu)
     assert np.isfinite(report.skill).all()
-
-
-def test_an_event_on_the_unseen_span_does_not_make_the_intervals() -> None:
-    rng, block = np.random.default_rng(0), np.repeat(np.arange(40), 24)
-    off = np.abs(rng.normal(size=(len(block), 2))).astype(np.float32)
-    off[::7, 0] = np.nan
-    calm = error_quantiles(off, block)
-    np.testing.assert_allclose(calm[list(LEVELS).index(0.9)], 1.645, rtol=0.1)
-    outage = off.copy()
-    outage[240:480] += 1000  # a quarter of the span
-    np.testing.assert_allclose(error_quantiles(outage, block), calm, rtol=0.25)
-    often = np.where(rng.random(off.shape) < 0.2, 1000 * off, off)  # no event: they are like that
-    assert (error_quantiles(often, block)[list(LEVELS).index(0.9)] > 100).all()
-
-
-def test_errors_of_few_blocks_promise_less() -> None:
-    off = np.abs(np.random.default_rng(0).normal(size=(1200, 1))).astype(np.float32)
-    at = list(LEVELS).index(0.95)
-    ninety_five = [
-        error_quantiles(off, np.arange(1200) // length)[at, 0] for length in (12, 200, 600)
-    ]
-    # Student's t at 99, 5 and 2 degrees of freedom over the normal's quantile
-    ratio = np.array(ninety_five) / np.quantile(off, 0.95)
-    np.testing.assert_allclose(ratio, [1.012, 1.312, 2.195], rtol=0.11)
 
 
 def test_what_little_is_unseen_does_not_hide_what_was_plain_before(
@@ -396,12 +369,3 @@ def test_a_model_like_another_goes_on_with_its_states() -> None:
     assert not new.weights["head.skip"][-1].any()
     issued = run(new, still.ts, still.values, 100)
     np.testing.assert_allclose(issued.point, 5.0, atol=1e-6)
-
-
-def test_the_mean_of_late_is_of_the_rows_before() -> None:
-    rng = np.random.default_rng(0)
-    numbers = rng.normal(size=(30, 2)).astype(np.float32)
-    found = mean_of_late(numbers, 7)
-    for i in range(30):
-        np.testing.assert_allclose(found[i], numbers[max(0, i - 6) : i + 1].mean(axis=0), atol=1e-6)
-    assert mean_of_late(numbers[:0], 7).shape == (0, 2)

@@ -1,0 +1,83 @@
+"""How far a model errs is what its intervals begin with."""
+
+import numpy as np
+import pytest
+
+from streamlstm.calibration import LEVELS, error_quantiles, mean_of_late
+from streamlstm.datasets.frames import SeriesData
+from streamlstm.engine import Engine
+from streamlstm.fit_options import FitOptions
+from streamlstm.ticks import Arrivals, Keys
+from streamlstm.train import fit
+
+HOUR = 3_600_000_000_000
+
+
+def test_an_event_on_the_unseen_span_does_not_make_the_intervals() -> None:
+    rng, block = np.random.default_rng(0), np.repeat(np.arange(40), 24)
+    off = np.abs(rng.normal(size=(len(block), 2))).astype(np.float32)
+    off[::7, 0] = np.nan
+    calm = error_quantiles(off, block)
+    np.testing.assert_allclose(calm[list(LEVELS).index(0.9)], 1.645, rtol=0.1)
+    outage = off.copy()
+    outage[240:480] += 1000  # a quarter of the span
+    np.testing.assert_allclose(error_quantiles(outage, block), calm, rtol=0.25)
+    often = np.where(rng.random(off.shape) < 0.2, 1000 * off, off)  # no event: they are like that
+    assert (error_quantiles(often, block)[list(LEVELS).index(0.9)] > 100).all()
+
+
+def test_errors_of_few_blocks_promise_less() -> None:
+    off = np.abs(np.random.default_rng(0).normal(size=(1200, 1))).astype(np.float32)
+    at = list(LEVELS).index(0.95)
+    ninety_five = [
+        error_quantiles(off, np.arange(1200) // length)[at, 0] for length in (12, 200, 600)
+    ]
+    # Student's t at 99, 5 and 2 degrees of freedom over the normal's quantile
+    ratio = np.array(ninety_five) / np.quantile(off, 0.95)
+    np.testing.assert_allclose(ratio, [1.012, 1.312, 2.195], rtol=0.11)
+
+
+def test_the_mean_of_late_is_of_the_rows_before() -> None:
+    rng = np.random.default_rng(0)
+    numbers = rng.normal(size=(30, 2)).astype(np.float32)
+    found = mean_of_late(numbers, 7)
+    for i in range(30):
+        np.testing.assert_allclose(found[i], numbers[max(0, i - 6) : i + 1].mean(axis=0), atol=1e-6)
+    assert mean_of_late(numbers[:0], 7).shape == (0, 2)
+
+
+def shops(count: int, seed: int) -> list[SeriesData]:
+    """A day that all have in common, each at a size of its own."""
+    rng, hours = np.random.default_rng(seed), np.arange(24 * 21)
+    day = np.sin(2 * np.pi * hours / 24) + 0.5 * np.sin(4 * np.pi * hours / 24)
+    sizes = rng.uniform(20, 200, count)
+    noise = rng.normal(size=(count, len(hours)))
+    values = sizes[:, None] * (3 + day + 0.1 * noise)
+    return [SeriesData(f"s{n}", hours * HOUR, row[:, None]) for n, row in enumerate(values)]
+
+
+def test_intervals_keep_their_promise_from_the_first_day_of_a_series_on() -> None:
+    """At no day of its first three, nor far ahead, does one never seen before miss much more.
+
+    Without its own day before there is little to forecast from; from the second one on there is.
+    """
+    options = FitOptions(horizon=12, season=24, hidden=8, updates=200, batch=16)
+    model, _ = fit(shops(12, 0), options)
+    new = shops(60, 1)
+    engine = Engine(model, max_series=len(new), max_batch=len(new), threads=1)
+    keys = Keys.of([series.name.encode() for series in new])
+    first, inside = 5 * HOUR, np.full((72, 60, 12), np.nan)
+    y = np.array([series.values[5:, 0] for series in new])
+    for i in range(72):
+        at = np.full(len(new), first + i * HOUR)
+        arrivals = Arrivals(keys, at, y[:, i : i + 1], np.zeros(len(new), np.uint8))
+        made = engine.step(engine.place(arrivals), first)
+        order = np.argsort(made.slot)
+        lower, upper = np.moveaxis(made.quantiles[order, :2, :, 0], 1, 0)
+        to_come = y[:, i + 1 : i + 13]
+        inside[i] = (lower <= to_come) & (to_come <= upper)
+    for day in range(3):
+        for k in (0, 5, 11):
+            share = inside[24 * day : 24 * day + 24, :, k].mean()
+            assert share == pytest.approx(0.9, abs=0.1), (day, k)
+    assert inside[:6].mean() > 0.8  # nor at its very first ticks
