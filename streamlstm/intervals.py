@@ -300,9 +300,6 @@ def surround(
     # the main one apart: where there is no other, nothing is paid for others
     for a in range(len(plan.steps)):
         k, ring = plan.steps[a], plan.ring[a]
-        phases = grown, grown  # the phases of what is scored, and of what is issued
-        if young:
-            phases = _phase(plan, place - k, k), _phase(plan, place, k)
         for missed in range(max(place - steps + 1, place - k), place):
             for j in range(targets):
                 own.pending[(ring + missed % k) * targets + j] = np.nan
@@ -315,13 +312,18 @@ def surround(
             told, size = beyond(own.told, 2 * here), scale[row, j]
             said = told[SPREAD] / FINE, told[UNREST] / FINE
             spread = np.float64(logs[plan.spread + (k - 1) * targets + j]) if plan.spread else 0.0
-            usual = error / (size * plan.young[phases[0], a, 0, j])
-            unrest = _unrest(plan, own, a, j, targets, place, due, usual, said[SPREAD])
+            youth = 1.0, 1.0  # the factors of what is scored, and of what is issued
+            if young:
+                youth = _young(plan, place - k, a, 0, j), _young(plan, place, a, 0, j)
+            relative = error / (size * youth[0])
+            unrest = _unrest(plan, own, a, j, targets, place, due, relative, said[SPREAD])
             now = spread, unrest
             told[SPREAD], told[UNREST] = _fine(spread), _fine(unrest)
-            _track(plan, own, targets, a, at, 0, j, place, due, error, size, phases, said, now)
+            _track(plan, own, targets, a, at, 0, j, place, due, error, size, youth, said, now)
             for c in range(1, many):
-                _track(plan, own, targets, a, at, c, j, place, due, error, size, phases, said, now)
+                if young:
+                    youth = _young(plan, place - k, a, c, j), _young(plan, place, a, c, j)
+                _track(plan, own, targets, a, at, c, j, place, due, error, size, youth, said, now)
                 first = at * many * targets + j
                 own.reach[first + c * targets] = _between(
                     own.reach[first + c * targets],
@@ -338,12 +340,12 @@ def surround(
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _phase(plan: Plan, place: int, k: int) -> int:
-    """The phase of a series' youth that a forecast is of, made at ``place`` for ``k`` steps on."""
-    age, phase = place + 1 + (k - 1) % plan.ages[0], 0
+def _young(plan: Plan, place: int, a: int, c: int, j: int) -> float:
+    """How many times as wide as later an interval is that a young series gets at ``place``."""
+    age, phase = place + 1 + (plan.steps[a] - 1) % plan.ages[0], 0
     while phase < len(plan.ages) and age >= plan.ages[phase]:
         phase += 1
-    return phase
+    return plan.young[phase, a, c, j]
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
@@ -434,15 +436,15 @@ def _track(
     due: bool,
     error: float,
     scale: float,
-    phases: tuple[int, int],
+    youth: tuple[float, float],
     said: tuple[float, float],
     told: tuple[float, float],
 ) -> None:
     """Learn from an ``error`` where one was ``due``, and keep the half-width issued at ``place``.
 
     Of scored step ``a``, coverage ``c`` and target ``j``; it lies at ``at`` in the ring. The
-    ``phases`` of the series' youth are that of what is scored and of what is issued; the logarithms
-    of the factors were ``said`` with the one, and are ``told`` with the other.
+    factors of its ``youth`` are that of what is scored and of what is issued; the logarithms of the
+    others were ``said`` with the one, and are ``told`` with the other.
     """
     reach, width, many = own.reach, own.width, len(plan.coverages)
     w, r = (a * many + c) * targets + j, (at * many + c) * targets + j
@@ -465,10 +467,10 @@ def _track(
                 width[w] = 0.0
         elif not width[w] > 0.0:  # nothing to widen yet
             factor = _exp(share[SPREAD] * said[SPREAD] + share[UNREST] * said[UNREST])
-            width[w] = error / (scale * plan.young[phases[0], a, c, j]) / factor
+            width[w] = error / (scale * youth[0]) / factor
         elif error > reach[r]:
             width[w] *= _exp(rate * plan.coverages[c])
-    half = width[w] * plan.young[phases[1], a, c, j] * _exp(share[UNREST] * told[UNREST])
+    half = width[w] * youth[1] * _exp(share[UNREST] * told[UNREST])
     own.half[w] = half
     if plan.spread > 0:
         half *= _exp(share[SPREAD] * told[SPREAD])
