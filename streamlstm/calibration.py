@@ -6,12 +6,15 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from streamlstm.features import features_of
 from streamlstm.golden import network_of
-from streamlstm.intervals import MEMORY, MOST, SHARES, SPREAD
+from streamlstm.intervals import FEW, MEMORY, MOST, SHARES, SPREAD
 from streamlstm.kernels import reference
 from streamlstm.mixture import student
-from streamlstm.model import Model
-from streamlstm.samples import Pairs, Pool, gather, places
+from streamlstm.model import Model, Spec
+from streamlstm.samples import Pairs, evenly, places
+
+Floats = NDArray[np.float64]
 
 LEVELS = np.array([0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.975, 0.99])
 """Probabilities at which errors are kept."""
@@ -19,67 +22,113 @@ OUTAGE = 10
 """Times the usual error, from which on a block tells of an event and not of the forecasts."""
 STARTS, FORECASTS = 64, 2_400_000
 """Youths, and forecasts in them, at most by which the errors of the young are judged."""
+LONGEST, MOST_AT_ONCE = 12_000, 1 << 26
+"""Ticks of a youth, and forecasts in it, beyond which they are not."""
 
 
 def with_young_errors(model: Model, series: Pairs, seed: int) -> Model:
     """The model, with the errors that it makes while a series has not all of its past yet.
 
     Series are begun anew in the midst of the data, at places drawn by lot: there the forecasts have
-    no more to look back on than those of a new series, though the network has seen the data.
+    no more to look back on than those of a new series, though the network has seen the data. A
+    model whose look back is very long is left as it is.
     """
     spec, ages = model.spec, np.array(model.spec.ages, np.int64)
     if model.errors is None or not len(ages):
         return model
-    youths = _youths(series, int(ages[-1]) + spec.horizon, FORECASTS // spec.outputs, seed)
-    pool = gather(spec, youths, [len(ts) for ts, _ in youths], young=True)
-    answers = _answers(model, pool)
-    answer, begins = answers[:, : spec.outputs], pool.bounds[:, 0]
-    if spec.floor is not None:
-        answer = np.maximum(answer, pool.least)
-    off = np.abs(pool.target - answer)
-    if spec.spread:
-        said = np.clip(answers[:, spec.outputs : 2 * spec.outputs], -MOST, MOST)
-        for begin, _, end in pool.bounds:
-            said[begin:end] -= mean_of_late(said[begin:end], MEMORY)
-        off /= np.exp(SHARES[SPREAD] * said)
-    place = np.concatenate([places(spec.step_ns, ts) for ts, _ in youths])
-    ahead = np.repeat(np.arange(1, spec.horizon + 1), spec.targets)
-    age = place[:, None] + 1 + (ahead - 1) % ages[0]  # as `model.Errors` says
-    phase = np.searchsorted(ages, age, side="right")
-    block = np.searchsorted(begins, np.arange(len(place)), side="right")
+    length = int(ages[-1]) + spec.horizon
+    if length > LONGEST or length * spec.outputs > MOST_AT_ONCE:
+        return model
+    room = max(FORECASTS // (spec.outputs * len(ages)), 1)  # rows of each phase, of all youths
+    starts, block = _starts([len(ts) for ts, _ in series], length, min(room, STARTS), seed)
+    rows, begins = max(room // len(starts), 1), (0, *(ages[:-1] - 1).tolist())
+    wanted = [
+        begin + evenly(age - 1 - begin, rows)
+        for begin, age in zip(begins, ages.tolist(), strict=True)
+    ]
+    youths = [_Youth(spec, series[i], start, length, wanted) for i, start in starts]
     young = [
-        error_quantiles(np.where(phase == number, off, np.nan).astype(np.float32), block)
-        for number in range(len(ages))
+        error_quantiles(off, np.repeat(block, len(rows)))
+        for off, rows in zip(_errors_of(model, youths, wanted), wanted, strict=True)
     ]
     return replace(model, errors=replace(model.errors, ages=ages, young=np.stack(young)))
 
 
-def _youths(series: Pairs, length: int, room: int, seed: int) -> Pairs:
-    """Spans of ``length`` ticks, or all that there are; as many as there is room for."""
-    sizes = np.array([len(ts) for ts, _ in series], np.int64)
-    rng = np.random.default_rng(seed)
-    many = min(max(room // length, 1), STARTS)
-    ends = np.cumsum(sizes)
-    drawn = np.searchsorted(ends, rng.integers(0, ends[-1], many), side="right")
-    starts = rng.integers(0, np.maximum(sizes[drawn] - length, 0) + 1)
-    return [
-        (series[i][0][start : start + length], series[i][1][start : start + length])
-        for i, start in zip(drawn.tolist(), starts.tolist(), strict=True)
-    ]
+def _starts(
+    sizes: list[int], length: int, many: int, seed: int
+) -> tuple[list[tuple[int, int]], NDArray[np.int64]]:
+    """(series, first tick) of each youth, in order, and the block that it belongs to.
+
+    Those of one block overlap, or nearly so, and err together.
+    """
+    rng, ends = np.random.default_rng(seed), np.cumsum(sizes)
+    which = np.searchsorted(ends, rng.integers(0, ends[-1], many), side="right")
+    first = rng.integers(0, np.maximum(np.array(sizes)[which] - length, 0) + 1)
+    order = np.lexsort((first, which))
+    which, first = which[order], first[order]
+    parts = np.stack([which, first // length], axis=1)
+    block = np.cumsum((np.diff(parts, axis=0, prepend=parts[:1]) != 0).any(axis=1))
+    return list(zip(which.tolist(), first.tolist(), strict=True)), block
 
 
-def _answers(model: Model, pool: Pool) -> NDArray[np.float32]:
-    """(N, answers) of the network, each series from a zero state; side by side, step by step."""
-    begins, _, ends = pool.bounds.T
-    buffers = reference.allocate(network_of(model.spec, model.weights), len(begins))
-    answers = np.zeros((len(pool.x), model.spec.answers), np.float32)
-    for step in range(int((ends - begins).max())):
-        slots = np.flatnonzero(begins + step < ends).astype(np.int32)
-        rows = begins[slots] + step
-        out = np.zeros((len(rows), model.spec.answers))
-        reference.step(buffers, slots, pool.x[rows], np.array([0, len(rows)]), out)
-        answers[rows] = out
-    return answers
+class _Youth:
+    """A span of a series as if it began there.
+
+    Attributes:
+        x: (n, width) what the network is shown.
+        known: of each row wanted, phase by phase, what it should answer (outputs,), NaN where not
+            known, and the answer that is the floor; None where there is no such row.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        series: tuple[NDArray[np.int64], NDArray[np.float64]],
+        start: int,
+        length: int,
+        wanted: list[NDArray[np.int64]],
+    ) -> None:
+        ts, values = series[0][start : start + length], series[1][start : start + length]
+        rows, place = features_of(spec, ts, values), places(spec.step_ns, ts)
+        at = np.full(max(int(place[-1]), length) + spec.horizon + 1, -1)
+        at[place] = np.arange(len(ts))
+        self.x = rows.x
+
+        def known(row: int) -> tuple[Floats, Floats] | None:
+            if row < 0:
+                return None
+            ahead = at[place[row] + 1 : place[row] + 1 + spec.horizon, None]
+            come = np.where(ahead >= 0, values[ahead[:, 0], : spec.targets], np.nan).ravel()
+            base, scale = rows.base[row], np.tile(rows.scale[row], spec.horizon)
+            floor = np.full(spec.outputs, -np.inf if spec.floor is None else spec.floor)
+            return (come - base) / scale, (floor - base) / scale
+
+        self.known = [[known(row) for row in at[each].tolist()] for each in wanted]
+
+
+def _errors_of(
+    model: Model, youths: list[_Youth], wanted: list[NDArray[np.int64]]
+) -> list[NDArray[np.float32]]:
+    """(youths * rows, outputs) of each phase; with a spread, over its root. NaN: not known."""
+    spec, many = model.spec, len(youths)
+    buffers = reference.allocate(network_of(spec, model.weights), many)
+    off = [np.full((many, len(rows), spec.outputs), np.nan, np.float32) for rows in wanted]
+    mean, unit = np.zeros((many, spec.outputs)), np.ones((many, spec.outputs))
+    found = {row: (p, r) for p, rows in enumerate(wanted) for r, row in enumerate(rows.tolist())}
+    for step in range(max(len(youth.x) for youth in youths)):
+        there = np.array([n for n, youth in enumerate(youths) if step < len(youth.x)], np.int32)
+        x, out = np.stack([youths[n].x[step] for n in there]), np.zeros((len(there), spec.answers))
+        reference.step(buffers, there, x, np.array([0, len(there)]), out)
+        if spec.spread:  # its mean of late is taken from it as `intervals` does
+            said = np.clip(out[:, spec.outputs : 2 * spec.outputs], -MOST, MOST)
+            mean[there] += (said - mean[there]) / min(step + 1 + FEW, MEMORY)
+            unit[there] = np.exp(SHARES[SPREAD] * np.clip(said - mean[there], -MOST, MOST))
+        phase, row = found.get(step, (0, -1))
+        for n, answer in zip(there.tolist(), out[:, : spec.outputs], strict=True):
+            known = youths[n].known[phase][row] if row >= 0 else None
+            if known is not None:
+                off[phase][n, row] = np.abs(known[0] - np.maximum(answer, known[1])) / unit[n]
+    return [each.reshape(-1, spec.outputs) for each in off]
 
 
 def mean_of_late(numbers: NDArray[np.float32], many: int) -> NDArray[np.float32]:

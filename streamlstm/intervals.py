@@ -19,7 +19,7 @@ k ahead by ``EARLY`` / (``PRIOR`` (k + 1) + n) more than by ``RATE`` (decaying s
 Barber & Bates 2024; forecasts k ahead err together).
 
 While a series has not all of its past yet to look back on, forecasts err more, by a factor that the
-model brings for each phase of its youth, scored step and coverage: it goes with the scale.
+model brings for each phase of its youth, step and coverage: it goes with the scale.
 
 Two things say more of what is to come, each the logarithm of a factor:
 
@@ -98,7 +98,8 @@ class Plan(NamedTuple):
     runs: NDArray[np.int64]
     """(coverages,) misses in a row, over k, after which the rate rises"""
     shape: NDArray[np.float64]
-    """(coverages, horizon, targets) half-width over what the line says"""
+    """(phases, coverages, horizon, targets) half-width over what the line says, in each phase of a
+    series' youth, the last of which does not end"""
     initial: NDArray[np.float32]
     """(scored, coverages, targets) half-widths of a new series, in units of its scale; NaN: not
     known"""
@@ -106,7 +107,7 @@ class Plan(NamedTuple):
     """(phases - 1,) ages that end a phase of a series' youth, rising"""
     young: NDArray[np.float64]
     """(phases, scored, coverages, targets) how many times as large half-widths are in each; 1 in
-    the last, which does not end"""
+    the last"""
     spread: int
     """where the spreads begin in the network's answers; 0: it gives none"""
 
@@ -157,7 +158,7 @@ class Row(NamedTuple):
 
 def bands_fields(plan: Plan) -> Fields:
     """Name, dtype and shape of one series' row of :class:`Bands`."""
-    horizon = plan.shape.shape[1] if plan.spread else 0
+    horizon = plan.shape.shape[2] if plan.spread else 0
     scored, coverages, targets = plan.initial.shape
     pending, widths = int(plan.ring[-1]), (scored * coverages, targets)
     return {
@@ -204,43 +205,31 @@ def plan(
     coverages = np.array(coverage or 0.0, np.float64).reshape(-1)
     scored = np.array(steps if coverages[0] else (), np.int64)
     count, every = len(scored), np.arange(1, horizon + 1)
+    left = np.maximum(np.searchsorted(scored, every, side="right") - 1, 0)
+    share = np.interp(every, scored, np.arange(count)) - left if count else np.zeros(horizon)
+    ages = errors.ages if errors is not None and count else np.zeros(0, np.int64)
     initial = np.full((count, len(coverages), targets), np.nan, np.float32)
-    shape = np.ones((len(coverages), horizon, targets))
-    share = np.zeros(horizon)
-    if count:
-        left = np.maximum(np.searchsorted(scored, every, side="right") - 1, 0)
-        share = np.interp(every, scored, np.arange(count)) - left
+    young = np.ones((len(ages) + 1, *initial.shape))
+    shape = np.ones((len(ages) + 1, len(coverages), horizon, targets))
     if errors is not None and count:
         for c, level in enumerate(coverages.tolist()):
-            known = errors.at(level).reshape(horizon, targets)
-            initial[:, c] = known[scored - 1]
-            line = np.stack([np.interp(every, scored, of) for of in initial[:, c].T], axis=1)
-            np.divide(known, line, out=shape[c], where=(line > 0) & (known > 0))
+            grown = errors.at(level).reshape(1, horizon, targets)
+            known = np.concatenate([errors.young_at(level).reshape(-1, horizon, targets), grown])
+            known = np.where(known > 0, known, grown).astype(np.float64)
+            initial[:, c] = grown[0, scored - 1]
+            of = known[:, scored - 1]
+            np.divide(of, of[-1], out=young[:, :, c], where=of[-1] > 0)
+            for phase, half in enumerate(of):
+                line = np.stack([np.interp(every, scored, one) for one in half.T], axis=1)
+                fits = (line > 0) & (known[phase] > 0)
+                np.divide(known[phase], line, out=shape[phase, c], where=fits)
     ring = np.concatenate(([0], np.cumsum(scored)))
     narrower, wider = _beside(coverages), _beside(-coverages)
     runs = np.array([_seldom(1.0 - level) for level in coverages.tolist()])
     column = horizon * targets if spread and count else 0
-    ages, young = _youth(errors, coverages, scored, initial)
     return Plan(
         coverages, narrower, wider, scored, ring, share, runs, shape, initial, ages, young, column
     )
-
-
-def _youth(
-    errors: Errors | None,
-    coverages: NDArray[np.float64],
-    scored: NDArray[np.int64],
-    initial: NDArray[np.float32],
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """``ages`` and ``young`` of :class:`Plan`."""
-    if errors is None or not len(errors.ages) or not len(scored):
-        return np.zeros(0, np.int64), np.ones((1, *initial.shape))
-    young = np.ones((len(errors.ages) + 1, *initial.shape))
-    for c, level in enumerate(coverages.tolist()):
-        known = errors.young_at(level).reshape(len(errors.ages), -1, initial.shape[2])
-        known, of = known[:, scored - 1].astype(np.float64), initial[:, c].astype(np.float64)
-        np.divide(known, of, out=young[:-1, :, c], where=(known > 0) & (of > 0))
-    return errors.ages, young
 
 
 def _seldom(probability: float) -> int:
@@ -296,7 +285,8 @@ def surround(
     if plan.spread > 0:
         _centre(plan, row_of(bands.mean, slot), place, logs)
     grown = len(plan.ages)
-    young = grown > 0 and place < plan.ages[grown - 1] + plan.shape.shape[1]
+    young = grown > 0 and place < plan.ages[grown - 1] + plan.shape.shape[2]
+    phase = _phase(plan, place) if young else grown
     # the main one apart: where there is no other, nothing is paid for others
     for a in range(len(plan.steps)):
         k, ring = plan.steps[a], plan.ring[a]
@@ -312,9 +302,10 @@ def surround(
             told, size = beyond(own.told, 2 * here), scale[row, j]
             said = told[SPREAD] / FINE, told[UNREST] / FINE
             spread = np.float64(logs[plan.spread + (k - 1) * targets + j]) if plan.spread else 0.0
-            youth = 1.0, 1.0  # the factors of what is scored, and of what is issued
+            youth, before = (1.0, 1.0), phase  # of what is scored, and of what is issued
             if young:
-                youth = _young(plan, place - k, a, 0, j), _young(plan, place, a, 0, j)
+                before = _phase(plan, place - k)
+                youth = plan.young[before, a, 0, j], plan.young[phase, a, 0, j]
             relative = error / (size * youth[0])
             unrest = _unrest(plan, own, a, j, targets, place, due, relative, said[SPREAD])
             now = spread, unrest
@@ -322,7 +313,7 @@ def surround(
             _track(plan, own, targets, a, at, 0, j, place, due, error, size, youth, said, now)
             for c in range(1, many):
                 if young:
-                    youth = _young(plan, place - k, a, c, j), _young(plan, place, a, c, j)
+                    youth = plan.young[before, a, c, j], plan.young[phase, a, c, j]
                 _track(plan, own, targets, a, at, c, j, place, due, error, size, youth, said, now)
                 first = at * many * targets + j
                 own.reach[first + c * targets] = _between(
@@ -331,21 +322,21 @@ def surround(
                     own.reach[first + plan.wider[c] * targets],
                 )
     ends = row_of(quantiles, to)
-    _issue(plan, own, 0, scale, row, logs, forecast, ends)
+    _issue(plan, own, phase, 0, scale, row, logs, forecast, ends)
     for c in range(1, many):
-        _issue(plan, own, c, scale, row, logs, forecast, ends)
+        _issue(plan, own, phase, c, scale, row, logs, forecast, ends)
         size, inner, outer = len(forecast), 2 * plan.narrower[c], 2 * plan.wider[c]
         _nest(ends, 2 * c * size, outer * size, inner * size, size)
         _nest(ends, (2 * c + 1) * size, (inner + 1) * size, (outer + 1) * size, size)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _young(plan: Plan, place: int, a: int, c: int, j: int) -> float:
-    """How many times as wide as later an interval is that a young series gets at ``place``."""
-    age, phase = place + 1 + (plan.steps[a] - 1) % plan.ages[0], 0
-    while phase < len(plan.ages) and age >= plan.ages[phase]:
+def _phase(plan: Plan, place: int) -> int:
+    """The phase of its youth that a series is in at ``place``."""
+    phase = 0
+    while phase < len(plan.ages) and place + 1 >= plan.ages[phase]:
         phase += 1
-    return plan.young[phase, a, c, j]
+    return phase
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
@@ -481,6 +472,7 @@ def _track(
 def _issue(
     plan: Plan,
     own: Row,
+    phase: int,
     c: int,
     scale: NDArray[np.float64],
     row: int,
@@ -488,19 +480,20 @@ def _issue(
     forecast: NDArray[np.float64],
     ends: NDArray[np.float64],
 ) -> None:
-    """Write the interval of coverage ``c``."""
+    """Write the interval of coverage ``c``, of a series in this phase of its youth."""
     targets = scale.shape[1]
     if targets == 1:
-        _issue_one(plan, own, c, 0, 1, scale[row, 0], answers, forecast, ends)
+        _issue_one(plan, own, phase, c, 0, 1, scale[row, 0], answers, forecast, ends)
     else:
         for j in range(targets):
-            _issue_one(plan, own, c, j, targets, scale[row, j], answers, forecast, ends)
+            _issue_one(plan, own, phase, c, j, targets, scale[row, j], answers, forecast, ends)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _issue_one(
     plan: Plan,
     own: Row,
+    phase: int,
     c: int,
     j: int,
     targets: int,
@@ -510,7 +503,8 @@ def _issue_one(
     ends: NDArray[np.float64],
 ) -> None:
     """That of one target: between two scored steps half-widths take the line between theirs."""
-    size, last, shape = len(forecast), len(plan.steps) - 1, row_of(plan.shape, c)
+    size, last = len(forecast), len(plan.steps) - 1
+    shape = beyond(row_of(plan.shape, phase), c * size)
     lower, upper = 2 * c * size, (2 * c + 1) * size
     if last < 0:
         for at in range(j, size, targets):

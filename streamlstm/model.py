@@ -74,6 +74,8 @@ MOST_EVIDENCE = 1 << 24
 """Numbers at most in a tensor whose length the spec does not say, such as a golden trajectory's."""
 MOST_CATEGORIES = 1024
 """Of an input."""
+APART, PHASES = 1.25, 16
+"""Of the ages of :attr:`Spec.ages`: each over the one before at least, and how many at most."""
 STEPS_SHOWN = 24
 """Steps ahead at which the network is shown what is known ahead, at most."""
 Trainable = Literal["tanh", "sigmoid", "relu", "hard_sigmoid", "linear"]
@@ -346,13 +348,24 @@ class Spec(BaseModel):
 
     @property
     def ages(self) -> tuple[int, ...]:
-        """How far back forecasts look, in steps: at such ages a series' youth comes to an end."""
+        """How far back forecasts look, in steps: at such ages a phase of a series' youth ends.
+
+        The least far is taken in quarters: of what lies so far back a forecast far ahead knows
+        sooner than one near by. What is less than ``APART`` times as far as another ends no further
+        phase.
+        """
         looks = {max(self.lags, default=0)}
         if self.blend is not None:
             looks |= {self.blend.short, self.blend.long, self.blend.short + self.blend.long}
         elif self.base == "seasonal":
             looks.add(self.season)
-        return tuple(sorted(look for look in looks if look > 1))
+        least = min((look for look in looks if look > 1), default=0)
+        looks |= {least // 4, least // 2, least * 3 // 4}
+        ages: list[int] = []
+        for look in sorted(look for look in looks if look > 1):
+            if not ages or look >= APART * ages[-1]:
+                ages.append(look)
+        return tuple(ages)
 
     @property
     def states(self) -> tuple[str, ...]:
@@ -467,11 +480,10 @@ class Errors:
     quantiles: NDArray[np.float32]
     """(Q, O) quantiles of |error| in units of the series' scale; with a spread, over its root"""
     ages: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    """(P,) rising: the ages that end a phase of a series' youth, see :attr:`Spec.ages`. A forecast
-    k steps ahead, made at a place on its grid, is of the age place + 1 + (k - 1) % ages[0]: what
-    lies one cycle before it is known from the age of a cycle on."""
+    """(P,) rising: the ages that end a phase of a series' youth, see :attr:`Spec.ages`; of age 1 is
+    a series at its first place"""
     young: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
-    """(P, Q, O) the quantiles in each of these phases; 0: not known"""
+    """(P, Q, O) the quantiles in each of these phases, of data trained on; 0: not known"""
 
     def at(self, level: float) -> NDArray[np.float32]:
         """(O,) the quantile at ``level``, linear between the levels kept."""
@@ -483,8 +495,14 @@ class Errors:
         return np.array(phases, np.float32).reshape(-1, self.quantiles.shape[1])
 
     def _between(self, level: float, quantiles: NDArray[np.float32]) -> NDArray[np.float32]:
-        columns = [np.interp(level, self.levels, column) for column in quantiles.T]
-        return np.array(columns, np.float32)
+        levels, last = self.levels, len(self.levels) - 1
+        at = min(max(int(np.searchsorted(levels, level, side="right")) - 1, 0), last)
+        below = quantiles[at].astype(np.float64)
+        if not levels[at] < level < levels[-1]:
+            return below.astype(np.float32)
+        slope = (quantiles[at + 1] - below) / (levels[at + 1] - levels[at])
+        between: NDArray[np.float32] = (slope * (level - levels[at]) + below).astype(np.float32)
+        return between
 
 
 @dataclass(frozen=True)
@@ -648,6 +666,6 @@ def _errors(spec: Spec, tensors: Mapping[str, NDArray[Any]]) -> Errors | None:
     ages, young = tensors["errors.ages"], tensors.get("errors.young")
     _expect("errors.ages", ages, np.int64, (len(ages),))
     _expect("errors.young", young, np.float32, (len(ages), len(levels), spec.outputs))
-    if (np.diff(ages, prepend=0) <= 0).any():
-        raise ModelError("errors.ages must rise; fit it again")
+    if len(ages) > PHASES or not (ages[1:] > ages[:-1]).all() or (ages < 1).any():
+        raise ModelError(f"errors.ages must rise, {PHASES} at most; fit it again")
     return Errors(levels, tensors["errors.quantiles"], ages, tensors["errors.young"])

@@ -41,14 +41,12 @@ def gather(
     spec: Spec,
     series: Pairs,
     cuts: Sequence[int],
-    *,
-    young: bool = False,
 ) -> Pool:
     """Features and targets of (ts, values) pairs, each cut before its tick number ``cuts[i]``.
 
     A forecast made before the cut has no target after it, so that the two sides share nothing.
     While a series has no full history behind it, what it should answer is not asked either, unless
-    that is more than a third of what comes before the cut, or all that is wanted (``young``).
+    that is more than a third of what comes before the cut.
     """
     ends = np.cumsum([0, *(len(ts) for ts, _ in series)])
     size, cut = int(ends[-1]), np.asarray(cuts, np.int64)
@@ -63,8 +61,7 @@ def gather(
         if spec.floor is not None:
             least[begin:end] = (spec.floor - rows.base) / np.tile(rows.scale, spec.horizon)
         place = places(spec.step_ns, ts)
-        whole = 0 if young else min(spec.history, place[cut[i] - 1] // 3)
-        early = int(np.searchsorted(place, whole))
+        early = int(np.searchsorted(place, min(spec.history, place[cut[i] - 1] // 3)))
         _fill(place, values, rows.base, rows.scale, early, cut[i], spec.targets, target[begin:end])
     return Pool(x, target, scale, np.stack([ends[:-1], ends[:-1] + cut, ends[1:]], axis=1), least)
 

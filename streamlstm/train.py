@@ -6,6 +6,7 @@ to learn from the latest part how far the corrections can be trusted at each ste
 (:mod:`streamlstm.mixture`), and once on all of it.
 """
 
+import contextlib
 import math
 import platform
 import time
@@ -201,7 +202,8 @@ def finish(
     spec, weights = with_directions(spec, weights, pairs, tried.directions, exact=tried.exact)
     golden = make_golden(spec, weights, options.seed)
     model = Model(spec, weights, golden, tried.errors, _provenance(name, used, options))
-    model = with_young_errors(model, pairs, options.seed)
+    with contextlib.suppress(KeyboardInterrupt):  # what is there is of use without
+        model = with_young_errors(model, pairs, options.seed)
     report = FitReport(
         series=len(used),
         skipped=tried.skipped,

@@ -88,16 +88,17 @@ def test_a_calibrated_model_covers_from_the_first_tick() -> None:
     assert np.mean(first) == pytest.approx(0.9, abs=0.02)
 
 
-def test_in_its_youth_a_series_has_the_intervals_of_the_young() -> None:
-    """A cycle of 2 is known at the first step from place 1 on, at the second at once."""
-    young = np.array([[[4.0, 6.0, 4.0, 6.0]], [[2.0, 3.0, 2.0, 3.0]]], np.float32)
-    errors = Errors(np.array([0.9]), np.ones((1, 4), np.float32), np.array([2, 5]), young)
-    plan = intervals.plan(4, 1, 0.9, errors, (1, 2, 3, 4))
+@pytest.mark.parametrize("scored", [(1, 2, 3, 4), (1, 4)])
+def test_in_its_youth_a_series_has_the_intervals_of_the_young(scored: tuple[int, ...]) -> None:
+    """At each step, scored or not: far from all lie on the line between those that are."""
+    grown, young = np.array([[1.0, 2.0, 2.0, 1.0]]), np.array([[[4, 9, 7, 1]], [[2, 0, 5, 2]]])
+    errors = Errors(
+        np.array([0.9]), grown.astype(np.float32), np.array([2, 5]), young.astype(np.float32)
+    )
+    plan = intervals.plan(4, 1, 0.9, errors, scored)
     quantiles = run(np.full(8, np.nan), np.zeros((8, 4)), plan)  # no error says anything
-    twos, fives = [2.0, 3.0, 2.0, 3.0], [1.0, 1.0, 1.0, 1.0]
-    assert quantiles[:, 1].tolist() == [
-        [4.0, 3.0, 4.0, 3.0], twos, twos, [2.0, 1.0, 2.0, 1.0], fives, fives, fives, fives
-    ]  # fmt: skip
+    expected = [[4, 9, 7, 1]] + 3 * [[2, 2, 5, 2]] + 4 * [[1, 2, 2, 1]]  # 0: not known
+    np.testing.assert_allclose(quantiles[:, 1], expected, rtol=1e-6)
 
 
 def seldom(cover: float) -> float:
@@ -132,7 +133,7 @@ def plainly(
 
     def youth(place: int, k: int) -> float:
         ages = errors.ages.tolist() if errors else []
-        phase = sum(place + 1 + k % ages[0] >= age for age in ages)
+        phase = sum(place + 1 >= age for age in ages)
         return float(errors.young[phase, 0, k]) if errors and phase < len(ages) else 1.0
 
     share = np.tile([0.5, 0.25], (len(coverages), horizon, 1))

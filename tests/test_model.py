@@ -107,16 +107,17 @@ def test_errors_of_the_young_are_loaded_as_they_were_saved(tmp_path: Path) -> No
     [
         ({}, ()),
         ({"lags": (1,)}, ()),
-        ({"lags": (1, 24)}, (24,)),
-        ({"base": "seasonal", "season": 12}, (12,)),
-        ({"base": "seasonal", "season": 12, "lags": (24,)}, (12, 24)),
+        ({"lags": (1, 24)}, (6, 12, 18, 24)),
+        ({"base": "seasonal", "season": 12}, (3, 6, 9, 12)),
+        ({"base": "seasonal", "season": 3}, (2, 3)),
+        ({"base": "seasonal", "season": 12, "lags": (24,)}, (3, 6, 9, 12, 24)),
         (
             {
                 "base": "blend",
                 "blend": {"short": 24, "long": 168, "weights": [[0, 0, 0]] * 3},
                 "lags": (24, 168),
             },
-            (24, 168, 192),
+            (6, 12, 18, 24, 168),  # 192 is hardly more
         ),
     ],
 )
@@ -234,6 +235,7 @@ def young(ages: Sequence[int] = (2,), outputs: int = 3) -> dict[str, np.ndarray]
         (lambda h, t: t["errors.levels"].fill(0.5), "must rise"),
         (lambda h, t: t.update(young(ages=[3, 2])), "errors.ages must rise"),
         (lambda h, t: t.update(young(ages=[0])), "errors.ages must rise"),
+        (lambda h, t: t.update(young(ages=range(1, 18))), "errors.ages must rise, 16 at most"),
         (lambda h, t: t.update(young(outputs=2)), "errors.young is float32[1, 5, 2]"),
         (lambda h, t: t.update({"errors.ages": np.array([2])}), "errors.young is missing"),
         (lambda h, t: h["spec"].update(horizon=10**9), "horizon"),
