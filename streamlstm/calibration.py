@@ -39,17 +39,17 @@ def with_young_errors(model: Model, series: Pairs, seed: int) -> Model:
     length = int(ages[-1]) + spec.horizon
     if length > LONGEST or length * spec.outputs > MOST_AT_ONCE:
         return model
-    room = max(FORECASTS // (spec.outputs * len(ages)), 1)  # rows of each phase, of all youths
+    room = max(FORECASTS // (spec.outputs * len(ages)), 1)  # places of a phase, of all youths
     starts, block = _starts([len(ts) for ts, _ in series], length, min(room, STARTS), seed)
-    rows, begins = max(room // len(starts), 1), (0, *(ages[:-1] - 1).tolist())
+    many, begins = max(room // len(starts), 1), (0, *(ages[:-1] - 1).tolist())
     wanted = [
-        begin + evenly(age - 1 - begin, rows)
+        begin + evenly(age - 1 - begin, many)
         for begin, age in zip(begins, ages.tolist(), strict=True)
     ]
     youths = [_Youth(spec, series[i], start, length, wanted) for i, start in starts]
     young = [
-        error_quantiles(off, np.repeat(block, len(rows)))
-        for off, rows in zip(_errors_of(model, youths, wanted), wanted, strict=True)
+        error_quantiles(off, np.repeat(block, len(each)))
+        for off, each in zip(_errors_of(model, youths, wanted), wanted, strict=True)
     ]
     return replace(model, errors=replace(model.errors, ages=ages, young=np.stack(young)))
 
@@ -76,8 +76,8 @@ class _Youth:
 
     Attributes:
         x: (n, width) what the network is shown.
-        known: of each row wanted, phase by phase, what it should answer (outputs,), NaN where not
-            known, and the answer that is the floor; None where there is no such row.
+        known: of each row whose place is wanted: the phase and which of its places that is, what it
+            should answer (outputs,), NaN where not known, and the answer that is the floor.
     """
 
     def __init__(
@@ -93,28 +93,25 @@ class _Youth:
         at = np.full(max(int(place[-1]), length) + spec.horizon + 1, -1)
         at[place] = np.arange(len(ts))
         self.x = rows.x
-
-        def known(row: int) -> tuple[Floats, Floats] | None:
-            if row < 0:
-                return None
-            ahead = at[place[row] + 1 : place[row] + 1 + spec.horizon, None]
-            come = np.where(ahead >= 0, values[ahead[:, 0], : spec.targets], np.nan).ravel()
-            base, scale = rows.base[row], np.tile(rows.scale[row], spec.horizon)
-            floor = np.full(spec.outputs, -np.inf if spec.floor is None else spec.floor)
-            return (come - base) / scale, (floor - base) / scale
-
-        self.known = [[known(row) for row in at[each].tolist()] for each in wanted]
+        self.known: dict[int, tuple[int, int, Floats, Floats]] = {}
+        for phase, each in enumerate(wanted):
+            for which in np.flatnonzero(at[each] >= 0).tolist():
+                row = int(at[each[which]])
+                ahead = at[place[row] + 1 : place[row] + 1 + spec.horizon, None]
+                come = np.where(ahead >= 0, values[ahead[:, 0], : spec.targets], np.nan).ravel()
+                base, scale = rows.base[row], np.tile(rows.scale[row], spec.horizon)
+                floor = np.full(spec.outputs, -np.inf if spec.floor is None else spec.floor)
+                self.known[row] = phase, which, (come - base) / scale, (floor - base) / scale
 
 
 def _errors_of(
     model: Model, youths: list[_Youth], wanted: list[NDArray[np.int64]]
 ) -> list[NDArray[np.float32]]:
-    """(youths * rows, outputs) of each phase; with a spread, over its root. NaN: not known."""
+    """(youths * places, outputs) of each phase; with a spread, over its root. NaN: not known."""
     spec, many = model.spec, len(youths)
     buffers = reference.allocate(network_of(spec, model.weights), many)
-    off = [np.full((many, len(rows), spec.outputs), np.nan, np.float32) for rows in wanted]
+    off = [np.full((many, len(each), spec.outputs), np.nan, np.float32) for each in wanted]
     mean, unit = np.zeros((many, spec.outputs)), np.ones((many, spec.outputs))
-    found = {row: (p, r) for p, rows in enumerate(wanted) for r, row in enumerate(rows.tolist())}
     for step in range(max(len(youth.x) for youth in youths)):
         there = np.array([n for n, youth in enumerate(youths) if step < len(youth.x)], np.int32)
         x, out = np.stack([youths[n].x[step] for n in there]), np.zeros((len(there), spec.answers))
@@ -123,11 +120,10 @@ def _errors_of(
             said = np.clip(out[:, spec.outputs : 2 * spec.outputs], -MOST, MOST)
             mean[there] += (said - mean[there]) / min(step + 1 + FEW, MEMORY)
             unit[there] = np.exp(SHARES[SPREAD] * np.clip(said - mean[there], -MOST, MOST))
-        phase, row = found.get(step, (0, -1))
         for n, answer in zip(there.tolist(), out[:, : spec.outputs], strict=True):
-            known = youths[n].known[phase][row] if row >= 0 else None
-            if known is not None:
-                off[phase][n, row] = np.abs(known[0] - np.maximum(answer, known[1])) / unit[n]
+            if step in youths[n].known:
+                phase, which, actual, least = youths[n].known[step]
+                off[phase][n, which] = np.abs(actual - np.maximum(answer, least)) / unit[n]
     return [each.reshape(-1, spec.outputs) for each in off]
 
 

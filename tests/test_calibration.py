@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 
-from streamlstm.calibration import LEVELS, error_quantiles, mean_of_late
+from streamlstm.calibration import LEVELS, _errors_of, _Youth, error_quantiles, mean_of_late
 from streamlstm.datasets.frames import SeriesData
 from streamlstm.engine import Engine
+from streamlstm.features import features_of
 from streamlstm.fit_options import FitOptions
 from streamlstm.ticks import Arrivals, Keys
 from streamlstm.train import fit
+from tests.models import random_model
 
 HOUR = 3_600_000_000_000
 
@@ -54,6 +56,31 @@ def shops(count: int, seed: int) -> list[SeriesData]:
     noise = rng.normal(size=(count, len(hours)))
     values = sizes[:, None] * (3 + day + 0.1 * noise)
     return [SeriesData(f"s{n}", hours * HOUR, row[:, None]) for n, row in enumerate(values)]
+
+
+def test_errors_of_the_young_are_those_of_a_stream_that_begins_there() -> None:
+    """With gaps, and two targets: what the engine forecasts after each tick, and what then came."""
+    rng = np.random.default_rng(0)
+    model = random_model(1, targets=2, inputs=2, base="seasonal", season=6, lags=(2,))
+    places = np.flatnonzero(rng.random(60) < 0.7)
+    ts, values = places * HOUR, 10 + rng.normal(size=(len(places), 2))
+    youth = _Youth(model.spec, (ts, values), 5, 20, [np.arange(4), np.arange(4, 18)])
+    ts, values, places = ts[5:25], values[5:25], places[5:25] - places[5]
+    engine = Engine(model, max_series=1, learning=False, threads=1)
+    scale = features_of(model.spec, ts, values).scale
+    expected = np.full((18, 3, 2), np.nan)
+    for i, place in enumerate(places.tolist()):
+        arrivals = Arrivals(
+            Keys.of([b"s"]), ts[i : i + 1], values[i : i + 1], np.zeros(1, np.uint8)
+        )
+        point = engine.step(engine.place(arrivals), 0).point[0]
+        for j, later in enumerate(places.tolist()):
+            if place < 18 and 0 < later - place <= 3:
+                expected[place, later - place - 1] = np.abs(values[j] - point[later - place - 1])
+                expected[place, later - place - 1] /= scale[i]
+    found = np.concatenate(_errors_of(model, [youth], [np.arange(4), np.arange(4, 18)]))
+    np.testing.assert_allclose(found, expected.reshape(18, 6), rtol=1e-4, atol=1e-5)
+    assert np.isfinite(found).mean() > 0.3
 
 
 @pytest.mark.parametrize("horizon", [12, 48])
