@@ -111,15 +111,20 @@ def changed(name: str, season: int) -> list[dict[str, Any]]:
     return rows
 
 
+def taxi_series(path: Path) -> SeriesData:
+    """The series of the Numenta Anomaly Benchmark."""
+    frame = pd.read_csv(path, skiprows=[1, 2])
+    ts = pd.to_datetime(frame["timestamp"]).to_numpy().astype("datetime64[ns]").astype(np.int64)
+    return SeriesData("taxi", ts, frame["passenger_count"].to_numpy(float)[:, None])
+
+
 def taxi(path: Path) -> dict[str, Any]:
     """Which known events are seen."""
-    frame = pd.read_csv(path, skiprows=[1, 2])
-    when = pd.to_datetime(frame["timestamp"])
-    ts = when.to_numpy().astype("datetime64[ns]").astype(np.int64)
-    y, known = frame["passenger_count"].to_numpy(float), 5000
-    past = SeriesData("taxi", ts[:known], y[:known, None])
+    _, ts, values = series = taxi_series(path)
+    when, known = pd.Series(pd.to_datetime(ts)), 5000
+    past = SeriesData(series.name, ts[:known], values[:known])
     model, _ = fit([past], FitOptions(horizon=1, season=48))
-    quality = stream(model, ts, y[None], known)[2][0]
+    quality = stream(model, ts, values.T, known)[2][0]
     likely = quality[:, MEASURES.index("likelihood")]
     days = when[known:].dt.normalize()
     found: dict[str, Any] = {}

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
+from benchmarks.shift import taxi_series
 from streamlstm.datasets import bundled
 from streamlstm.datasets.frames import SeriesData
 from streamlstm.engine import Engine
@@ -62,13 +62,6 @@ def young(series: SeriesData, season: int) -> list[dict[str, Any]]:
     return rows
 
 
-def taxi(path: Path) -> SeriesData:
-    """The series of the Numenta Anomaly Benchmark."""
-    frame = pd.read_csv(path, skiprows=[1, 2])
-    ts = pd.to_datetime(frame["timestamp"]).to_numpy().astype("datetime64[ns]").astype(np.int64)
-    return SeriesData("taxi", ts, frame["passenger_count"].to_numpy(float)[:, None])
-
-
 def main() -> None:
     """Print the table, and write it to a file where asked."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.young")
@@ -79,7 +72,7 @@ def main() -> None:
     for name in ("electricity", "weather"):
         rows += young(bundled.load(name).series[0], bundled.DATASETS[name].season)
     if options.taxi:
-        rows += young(taxi(options.taxi), 336)
+        rows += young(taxi_series(options.taxi), 336)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
 

@@ -12,9 +12,7 @@ from streamlstm.intervals import FEW, MEMORY, MOST, SHARES, SPREAD
 from streamlstm.kernels import reference
 from streamlstm.mixture import student
 from streamlstm.model import Model, Spec
-from streamlstm.samples import Pairs, evenly, places
-
-Floats = NDArray[np.float64]
+from streamlstm.samples import Pairs, evenly, fill, places
 
 LEVELS = np.array([0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.975, 0.99])
 """Probabilities at which errors are kept."""
@@ -76,8 +74,9 @@ class _Youth:
 
     Attributes:
         x: (n, width) what the network is shown.
-        known: of each row whose place is wanted: the phase and which of its places that is, what it
-            should answer (outputs,), NaN where not known, and the answer that is the floor.
+        target, least: (n, outputs) what it should answer, NaN where not known, and the answer that
+            is the floor.
+        wanted: of each row whose place is: the phase, and which of its places that is.
     """
 
     def __init__(
@@ -90,18 +89,17 @@ class _Youth:
     ) -> None:
         ts, values = series[0][start : start + length], series[1][start : start + length]
         rows, place = features_of(spec, ts, values), places(spec.step_ns, ts)
-        at = np.full(max(int(place[-1]), length) + spec.horizon + 1, -1)
-        at[place] = np.arange(len(ts))
         self.x = rows.x
-        self.known: dict[int, tuple[int, int, Floats, Floats]] = {}
-        for phase, each in enumerate(wanted):
-            for which in np.flatnonzero(at[each] >= 0).tolist():
-                row = int(at[each[which]])
-                ahead = at[place[row] + 1 : place[row] + 1 + spec.horizon, None]
-                come = np.where(ahead >= 0, values[ahead[:, 0], : spec.targets], np.nan).ravel()
-                base, scale = rows.base[row], np.tile(rows.scale[row], spec.horizon)
-                floor = np.full(spec.outputs, -np.inf if spec.floor is None else spec.floor)
-                self.known[row] = phase, which, (come - base) / scale, (floor - base) / scale
+        self.target = np.full((len(ts), spec.outputs), np.nan, np.float32)
+        fill(place, values, rows.base, rows.scale, 0, len(ts), spec.targets, self.target)
+        floor = -np.inf if spec.floor is None else spec.floor
+        self.least = (floor - rows.base) / np.tile(rows.scale, spec.horizon)
+        self.wanted = {
+            row: (phase, which)
+            for phase, each in enumerate(wanted)
+            for which, row in enumerate(np.searchsorted(place, each).tolist())
+            if row < len(place) and place[row] == each[which]
+        }
 
 
 def _errors_of(
@@ -121,9 +119,11 @@ def _errors_of(
             mean[there] += (said - mean[there]) / min(step + 1 + FEW, MEMORY)
             unit[there] = np.exp(SHARES[SPREAD] * np.clip(said - mean[there], -MOST, MOST))
         for n, answer in zip(there.tolist(), out[:, : spec.outputs], strict=True):
-            if step in youths[n].known:
-                phase, which, actual, least = youths[n].known[step]
-                off[phase][n, which] = np.abs(actual - np.maximum(answer, least)) / unit[n]
+            youth = youths[n]
+            if step in youth.wanted:
+                phase, which = youth.wanted[step]
+                error = np.abs(youth.target[step] - np.maximum(answer, youth.least[step]))
+                off[phase][n, which] = error / unit[n]
     return [each.reshape(-1, spec.outputs) for each in off]
 
 

@@ -62,7 +62,7 @@ def gather(
             least[begin:end] = (spec.floor - rows.base) / np.tile(rows.scale, spec.horizon)
         place = places(spec.step_ns, ts)
         early = int(np.searchsorted(place, min(spec.history, place[cut[i] - 1] // 3)))
-        _fill(place, values, rows.base, rows.scale, early, cut[i], spec.targets, target[begin:end])
+        fill(place, values, rows.base, rows.scale, early, cut[i], spec.targets, target[begin:end])
     return Pool(x, target, scale, np.stack([ends[:-1], ends[:-1] + cut, ends[1:]], axis=1), least)
 
 
@@ -77,7 +77,7 @@ def places(step_ns: int, ts: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 @njit(cache=True, error_model="numpy")
-def _fill(
+def fill(
     place: NDArray[np.int64],
     values: NDArray[np.float64],
     base: NDArray[np.float64],
@@ -87,6 +87,10 @@ def _fill(
     targets: int,
     target: NDArray[np.float32],
 ) -> None:
+    """What the rows from ``early`` on should answer, as :class:`Pool` has it.
+
+    ``target`` (n, outputs) holds NaN, and keeps it where that is not known.
+    """
     n, horizon = len(place), target.shape[1] // targets
     for i in range(early, n):
         last = cut if i < cut else n

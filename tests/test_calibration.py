@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from streamlstm import calibration
 from streamlstm.calibration import LEVELS, _errors_of, _Youth, error_quantiles, mean_of_late
 from streamlstm.datasets.frames import SeriesData
 from streamlstm.engine import Engine
@@ -12,7 +13,7 @@ from streamlstm.ticks import Arrivals, Keys
 from streamlstm.train import fit
 from tests.models import random_model
 
-HOUR = 3_600_000_000_000
+HOUR, DAY = 3_600_000_000_000, 86_400_000_000_000
 
 
 def test_an_event_on_the_unseen_span_does_not_make_the_intervals() -> None:
@@ -58,10 +59,11 @@ def shops(count: int, seed: int) -> list[SeriesData]:
     return [SeriesData(f"s{n}", hours * HOUR, row[:, None]) for n, row in enumerate(values)]
 
 
-def test_errors_of_the_young_are_those_of_a_stream_that_begins_there() -> None:
+@pytest.mark.parametrize("floor", [None, 10.0])
+def test_errors_of_the_young_are_those_of_a_stream_that_begins_there(floor: float | None) -> None:
     """With gaps, and two targets: what the engine forecasts after each tick, and what then came."""
     rng = np.random.default_rng(0)
-    model = random_model(1, targets=2, inputs=2, base="seasonal", season=6, lags=(2,))
+    model = random_model(1, targets=2, inputs=2, base="seasonal", season=6, lags=(2,), floor=floor)
     places = np.flatnonzero(rng.random(60) < 0.7)
     ts, values = places * HOUR, 10 + rng.normal(size=(len(places), 2))
     youth = _Youth(model.spec, (ts, values), 5, 20, [np.arange(4), np.arange(4, 18)])
@@ -81,6 +83,36 @@ def test_errors_of_the_young_are_those_of_a_stream_that_begins_there() -> None:
     found = np.concatenate(_errors_of(model, [youth], [np.arange(4), np.arange(4, 18)]))
     np.testing.assert_allclose(found, expected.reshape(18, 6), rtol=1e-4, atol=1e-5)
     assert np.isfinite(found).mean() > 0.3
+
+
+def test_errors_of_the_young_are_over_the_root_of_the_spread() -> None:
+    """One that is said to be the same at each tick is at first news, and soon what is usual."""
+    said, ts = np.array([1.0, -2.0, 0.5]), np.arange(40) * HOUR
+    model = random_model(1, spread=True, season=6, base="seasonal")
+    for name in ("head.weight", "head.skip", "head.bias"):
+        model.weights[name][3:] = 0
+    youth = _Youth(model.spec, (ts, np.sin(ts / DAY)[:, None]), 0, 30, [np.arange(20)])
+    plain = _errors_of(model, [youth], [np.arange(20)])[0]
+    model.weights["head.bias"][3:] = said
+    over, mean = _errors_of(model, [youth], [np.arange(20)])[0], np.zeros(3)
+    for i in range(20):
+        mean += (np.clip(said, -1.5, 1.5) - mean) / (i + 11)
+        root = np.exp(0.5 * (np.clip(said, -1.5, 1.5) - mean))
+        np.testing.assert_allclose(over[i] * root, plain[i], rtol=1e-5)
+
+
+@pytest.mark.parametrize("limit", ["LONGEST", "MOST_AT_ONCE"])
+def test_a_model_that_looks_back_very_far_is_left_as_it_is(
+    limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, series = random_model(season=6, base="seasonal"), shops(1, 0)[0]
+    pairs = [(series.ts, series.values)]
+    judged = calibration.with_young_errors(model, pairs, 0).errors
+    assert judged is not None
+    assert judged.ages.tolist() == [3, 4, 6]
+    assert judged.young.shape == (3, len(LEVELS), 3)
+    monkeypatch.setattr(calibration, limit, 8)
+    assert calibration.with_young_errors(model, pairs, 0) is model
 
 
 @pytest.mark.parametrize("horizon", [12, 48])

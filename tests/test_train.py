@@ -369,3 +369,16 @@ def test_a_model_like_another_goes_on_with_its_states() -> None:
     assert not new.weights["head.skip"][-1].any()
     issued = run(new, still.ts, still.values, 100)
     np.testing.assert_allclose(issued.point, 5.0, atol=1e-6)
+
+
+def test_what_is_fitted_is_not_lost_where_the_last_of_a_fit_is_interrupted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "with_young_errors", interrupted)
+    model, _ = quick([wave(400)])
+    check_golden(model, cpu)
+    assert model.errors is not None
+    assert not len(model.errors.ages)
