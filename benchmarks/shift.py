@@ -120,8 +120,8 @@ def taxi_series(path: Path) -> SeriesData:
 
 def taxi(path: Path) -> dict[str, Any]:
     """Which known events are seen."""
-    _, ts, values = series = taxi_series(path)
-    when, known = pd.Series(pd.to_datetime(ts)), 5000
+    series, known = taxi_series(path), 5000
+    ts, values, when = series.ts, series.values, pd.Series(pd.to_datetime(series.ts))
     past = SeriesData(series.name, ts[:known], values[:known])
     model, _ = fit([past], FitOptions(horizon=1, season=48))
     quality = stream(model, ts, values.T, known)[2][0]
