@@ -40,7 +40,17 @@ for each in proc/sys sys; do  # the host's settings
     mount --bind "/$each" $each
     mount -o remount,bind,ro $each
 done
-mount -t cgroup2 cgroup2 sys/fs/cgroup
+if [ -z "$6" ]; then
+    mount -t cgroup2 cgroup2 sys/fs/cgroup
+else  # controllers of the first version, beside a tree of the second
+    mount -t tmpfs -o mode=755 tmpfs sys/fs/cgroup
+    mkdir sys/fs/cgroup/unified
+    mount -t cgroup2 cgroup2 sys/fs/cgroup/unified
+    for each in $6; do
+        mkdir "sys/fs/cgroup/$each"
+        mount -t cgroup -o "$each" cgroup "sys/fs/cgroup/$each"
+    done
+fi
 mount -t tmpfs -o mode=755 tmpfs dev
 mkdir dev/shm dev/pts
 mount -t devpts -o newinstance,ptmxmode=0666,mode=620,gid=5 devpts dev/pts
@@ -67,6 +77,7 @@ umount -l /mnt
 exec env -i container=tests PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     PYTHONPATH="$4" /lib/systemd/systemd --system --unit=basic.target --show-status=no
 """
+ENTER = 'for group in $0; do echo 0 > "$group/cgroup.procs" || exit; done; exec "$@"'
 CLONE_NEWNET = 0x40000000
 
 
@@ -145,15 +156,15 @@ def machine(folder: Path) -> Iterator[Machine]:
         raise NotAllowedError("namespaces are not allowed: this is not root")
     base = folder / "machine"
     base.mkdir()
-    with _cgroup() as group:
+    with _cgroups() as (groups, controllers):
         prefix = sys.base_prefix if not sys.base_prefix.startswith("/usr") else ""
         python = f"{prefix and '/opt/python'}/bin/python{sysconfig.get_python_version()}"
         command = [
-            "sh", "-c", 'echo 0 > "$0/cgroup.procs" && exec "$@"', group,
+            "sh", "-c", ENTER, " ".join(map(str, groups)),
             "setpriv", "--pdeathsig=KILL", "--bounding-set=-sys_module,-sys_time",
             "unshare", "--kill-child", "--fork", "--pid", "--mount", "--cgroup", "--uts", "--ipc",
             "--net", "sh", "-c", BOOT, "boot",
-            base, folder, sysconfig.get_path("purelib"), PACKAGES, prefix,
+            base, folder, sysconfig.get_path("purelib"), PACKAGES, prefix, " ".join(controllers),
         ]  # fmt: skip
         with (folder / "boot.log").open("w") as log:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -180,27 +191,37 @@ def _booted(process: "subprocess.Popen[bytes]", log: str, python: str) -> Machin
 
 
 @contextlib.contextmanager
-def _cgroup() -> Iterator[Path]:
-    """A control group of its own, which is gone at the end."""
+def _cgroups() -> Iterator[tuple[list[Path], list[str]]]:
+    """Control groups of its own, which are gone at the end.
+
+    One is of the second version; then one for each controller that is still of the first.
+    """
     mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
-    roots = [Path(where) for _, where, kind, *_ in mounts if kind == "cgroup2"]
+    roots = [Path(where) for _, where, kind, *_ in mounts if kind == "cgroup2"][:1]
     if not roots:
         raise NotAllowedError("namespaces are not allowed: there is no cgroup2")
+    controllers = []
+    for _, where, kind, options, *_ in mounts:
+        if kind == "cgroup" and (found := set(options.split(",")) & {"memory", "pids"}):
+            roots.append(Path(where))
+            controllers.append(",".join(sorted(found)))
     name = "streamlstm-tests-"
-    for old in roots[0].glob(f"{name}*"):  # of tests that were killed
+    for old in (old for root in roots for old in root.glob(f"{name}*")):  # of killed tests
         if not Path("/proc", old.name.removeprefix(name)).exists():
             _remove(old)
-    ours = roots[0] / f"{name}{os.getpid()}"
+    ours = [root / f"{name}{os.getpid()}" for root in roots]
     try:
-        ours.mkdir(exist_ok=True)
+        for group in ours:
+            group.mkdir(exist_ok=True)
     except OSError as error:
         raise NotAllowedError(f"namespaces are not allowed: {error}") from None
     try:
-        yield ours
+        yield ours, controllers
     finally:
         deadline = time.monotonic() + 10
-        while ours.exists() and time.monotonic() < deadline:  # its processes are being ended
-            _remove(ours)
+        for group in ours:
+            while group.exists() and time.monotonic() < deadline:  # its processes are being ended
+                _remove(group)
 
 
 def _remove(group: Path) -> None:

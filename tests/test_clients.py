@@ -67,3 +67,11 @@ def test_c(daemon: Daemon, tmp_path: Path) -> None:
     client(daemon, "c", tmp_path / "client.c")
     run("cc", "-Wall", "-Werror", tmp_path / "client.c", "-o", tmp_path / "client", "-lzmq")
     check(daemon, run(tmp_path / "client"))
+
+
+def test_go(daemon: Daemon, tmp_path: Path) -> None:
+    if not (shutil.which("go") and shutil.which("cc") and Path("/usr/include/zmq.h").exists()):
+        pytest.skip("go, a C compiler and libzmq3-dev are not installed")
+    client(daemon, "go", tmp_path / "client.go")
+    cache = str(tmp_path / "cache")
+    check(daemon, run("go", "run", tmp_path / "client.go", GOCACHE=cache, CGO_ENABLED="1"))

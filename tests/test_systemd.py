@@ -264,6 +264,32 @@ def test_the_process_may_do_what_it_must_and_no_more(service: Machine) -> None:
     assert not os.listdir(seen / "tmp"), "a folder of its own"
 
 
+def test_its_memory_and_its_tasks_are_limited(service: Machine) -> None:
+    group = service.show(SERVICE, "ControlGroup")
+    at = "/sys/fs/cgroup"
+    limits = [f"{at}{group}/{name}.max" for name in ("memory", "pids")]
+    if not (service.root / limits[0][1:]).exists():
+        limits = [f"{at}/memory{group}/memory.limit_in_bytes", f"{at}/pids{group}/pids.max"]
+    if not (service.root / limits[0][1:]).exists():
+        pytest.skip("this kernel's controllers of memory and tasks are with somebody else")
+    memory, tasks = ((service.root / name[1:]).read_text() for name in limits)
+    have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0.79 * have < int(memory) < 0.81 * have
+    assert int(tasks) == 1024
+
+    pid = service.main(SERVICE)
+    now = int(service.show(SERVICE, "MemoryCurrent"))
+    service.run("systemctl", "set-property", "--runtime", SERVICE, f"MemoryMax={now + 2**26}")
+    groups = " ".join(str(Path(name).parent / "cgroup.procs") for name in limits)
+    enter = f"for each in {groups}; do echo $$ > $each; done; echo 1000 > /proc/self/oom_score_adj"
+    greedy = f"exec {service.python} -c 'bytearray(2**28)'"  # a refit, say, which goes first
+    said = service.run("sh", "-c", f"{enter}; {greedy}", check=False)
+    assert said.returncode == -signal.SIGKILL, said.stderr
+    assert serves(service, MODELS[0])
+    assert service.main(SERVICE) == pid, "it goes on"
+    service.run("systemctl", "revert", SERVICE)
+
+
 def test_what_it_keeps_is_for_nobody_else(service: Machine) -> None:
     user = int(service.run("id", "--user", "streamlstm").stdout)
     kept = service.root / STATE.relative_to("/")
