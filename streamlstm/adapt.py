@@ -167,13 +167,14 @@ def correct(
     row: int,
     point: NDArray[np.float64],
     to: int,
+    targets: int,
 ) -> None:
     """Learn from the tick at ``place``, then correct the forecast ``point[to]`` made there.
 
     ``values`` (n, at least targets) at ``tick`` are raw, NaN where missing. At ``row`` lie the
     ``scale`` (n, targets) and the network's ``outputs`` (n, answers).
     """
-    targets, size = scale.shape[1], 4 * learned.example.shape[2]
+    size = 4 * learned.example.shape[2]
     # the directions are the last of the outputs
     shown = outputs.ctypes.data + (row + 1) * outputs.strides[0] - size
     if learned.model[slot] != plan.model and len(plan.steps):
@@ -198,7 +199,7 @@ def correct(
                 learned.forecast[slot, a, j, 1] = scale[row, j]
                 learned.forecast[slot, a, j, 2] = guess
                 learned.fallback[slot, a, j, 0] = off / scale[row, j]
-            _apply(plan, a, j, amount, point, to)
+            _apply(plan, a, j, amount, point, to, targets)
         if anew:
             learned.issued[slot, a] = place + 1
             copy(_example(learned, slot, a), shown, size)
@@ -221,27 +222,20 @@ def _begin(plan: Plan, learned: Learned, slot: int) -> None:
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _apply(plan: Plan, a: int, j: int, amount: float, point: NDArray[np.float64], to: int) -> None:
+def _apply(
+    plan: Plan, a: int, j: int, amount: float, point: NDArray[np.float64], to: int, targets: int
+) -> None:
     """Correct the forecasts that a learned step has a share in."""
     if amount == 0.0:
         return
     begin = plan.steps[a - 1] if a > 0 else 0
     end = plan.steps[a + 1] - 1 if a + 1 < len(plan.steps) else point.shape[1]
-    targets, fade = point.shape[2], beyond(row_of(plan.fade, a), begin)
-    forecast = beyond(row_of(point, to), begin * targets + j)
-    if targets == 1:  # they lie side by side
-        _add(forecast, 1, fade, amount, end - begin)
-    else:
-        _add(forecast, targets, fade, amount, end - begin)
-
-
-@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _add(
-    forecast: NDArray[np.float64], apart: int, fade: NDArray[np.float64], amount: float, steps: int
-) -> None:
-    """Add a share of an amount to the forecast of each step, which lie so far apart."""
-    for k in range(steps):
-        forecast[k * apart] += fade[k] * amount
+    fade, forecast = (
+        beyond(row_of(plan.fade, a), begin),
+        beyond(row_of(point, to), begin * targets + j),
+    )
+    for k in range(end - begin):
+        forecast[k * targets] += fade[k] * amount
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)

@@ -188,9 +188,10 @@ class Engine:
         self._ticks = Ticks.room(max_batch, spec.inputs)
         self._batch = placed(Batch(self.work.given, self.work))
         given = self._batch, 0, 0
+        one = spec.targets == 1
         self.stages = Stages(
-            require(stages.before, *given),
-            require(stages.after, *given),
+            require(stages.before_one if one else stages.before, *given),
+            require(stages.after_one if one else stages.after, *given),
             address_of_placed(self._batch),
         )
         self.code: int | None = None

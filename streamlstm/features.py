@@ -259,6 +259,7 @@ def advance(
     place: NDArray[np.int64],
     start: int,
     stop: int,
+    targets: int,
 ) -> None:
     """Move series by their ticks, one after the other, and write each one's features to ``rows``.
 
@@ -267,7 +268,7 @@ def advance(
     ``values`` (n, inputs), finite. Where ticks were missed, the places between keep what stood
     there whole seasons before, or the latest value where nothing did.
     """
-    history, width = memory.past.shape[1], 8 * plan.targets
+    history, width = memory.past.shape[1], 8 * targets
     for j in range(start, stop):
         if len(plan.reads) and j + AHEAD < len(slot):  # of a later batch, maybe: no harm in that
             next_, record = slot[j + AHEAD], row_of(memory.past, slot[j + AHEAD]).ctypes.data
@@ -276,7 +277,7 @@ def advance(
                 at = now - plan.reads[n]
                 prefetch(record + (at if at >= 0 else at + history) * width)
         i = tick[j]
-        place[j] = _advance(plan, memory, rows, j, slot[j], steps[i], ts[i], values, i)
+        place[j] = _advance(plan, memory, rows, j, slot[j], steps[i], ts[i], values, i, targets)
 
 
 # No array is sliced from here on: to make a view costs more than to use it.
@@ -293,8 +294,9 @@ def _advance(
     ts: int,
     values: NDArray[np.float64],
     tick: int,
+    targets: int,
 ) -> int:
-    history, targets, inputs = memory.past.shape[1], plan.targets, values.shape[1]
+    history, inputs = memory.past.shape[1], values.shape[1]
     place = 0
     if memory.seen[slot] == 0:
         for i in range(inputs):
@@ -343,7 +345,7 @@ def _advance(
         for j in range(targets):
             memory.past[slot, now, j] = values[tick, j]
     for j in range(targets):
-        _base_forecast(plan, memory, rows, row, slot, place, values[tick, j], j)
+        _base_forecast(plan, memory, rows, row, slot, place, values[tick, j], j, targets)
     return place
 
 
@@ -431,10 +433,11 @@ def _add_smoothed(
     place: int,
     value: float,
     j: int,
+    targets: int,
     base: NDArray[np.float64],
 ) -> None:
     """Add the term of the smoothing to the base forecast of target ``j``."""
-    season, targets = plan.smoothing, plan.targets
+    season = plan.smoothing
     phase = (place + 1) % season
     for k in range(plan.horizon):
         if phase <= place:
@@ -470,19 +473,17 @@ def _base_forecast(
     place: int,
     value: float,
     j: int,
+    targets: int,
 ) -> None:
     """Write the base forecast of target ``j``, for whose step 1 loc stands there on entry."""
-    targets, base, past = plan.targets, row_of(rows.base, row), row_of(memory.past, slot)
+    base, past = row_of(rows.base, row), row_of(memory.past, slot)
     if plan.base == BLEND:
-        if targets == 1:  # then all that is read lies side by side
-            _blended(plan, past, place, value, 0, 1, base)
-        else:
-            _blended(plan, past, place, value, j, targets, base)
+        _blended(plan, past, place, value, j, targets, base)
         if plan.smoothing:
             profile = row_of(memory.profile, slot)
-            _add_smoothed(plan, memory.level[slot, j], profile, place, value, j, base)
+            _add_smoothed(plan, memory.level[slot, j], profile, place, value, j, targets, base)
     elif plan.base == SEASONAL:
-        _seasonal(plan, past, place, value, j, base)
+        _seasonal(plan, past, place, value, j, targets, base)
     else:
         known = value if plan.base == LAST else base[j]
         for at in range(j, len(base), targets):
@@ -496,10 +497,11 @@ def _seasonal(
     place: int,
     value: float,
     j: int,
+    targets: int,
     base: NDArray[np.float64],
 ) -> None:
     """The value one season before each step; ``value`` where that is before the first tick."""
-    targets, season = plan.targets, plan.season
+    season = plan.season
     history, filled = len(past) // targets, min(season, plan.horizon)
     back = place + 1 - season  # the place one season before the step ahead
     at = back % history
@@ -647,7 +649,7 @@ def features_of(spec: Spec, ts: NDArray[np.int64], values: NDArray[np.float64]) 
     rows, slots = Rows.empty(spec, n), np.zeros(n, np.int32)
     steps, place = grid_steps(spec.step_ns, ts), np.empty_like(ts)
     to, layout = placed(rows), placed(plan(spec))
-    advance(layout, memory, to, np.arange(n), slots, steps, ts, values, place, 0, n)
+    advance(layout, memory, to, np.arange(n), slots, steps, ts, values, place, 0, n, spec.targets)
     return rows
 
 

@@ -265,6 +265,7 @@ def surround(
     quantiles: NDArray[np.float64],
     to: int,
     warm: bool,
+    targets: int,
 ) -> None:
     """Learn from the tick at ``place``, then write the intervals around the forecast made there.
 
@@ -280,7 +281,7 @@ def surround(
         row_of(bands.pace, slot), row_of(bands.told, slot), row_of(bands.share, slot),
         row_of(bands.half, slot), row_of(bands.errors, slot),
     )  # fmt: skip
-    forecast, logs, targets = row_of(point, to), row_of(answers, row), scale.shape[1]
+    forecast, logs = row_of(point, to), row_of(answers, row)
     many = len(plan.coverages)
     if plan.spread > 0:
         _centre(plan, row_of(bands.mean, slot), place, logs)
@@ -322,9 +323,9 @@ def surround(
                     own.reach[first + plan.wider[c] * targets],
                 )
     ends = row_of(quantiles, to)
-    _issue(plan, own, phase, 0, scale, row, logs, forecast, ends)
+    _issue(plan, own, phase, 0, scale, row, logs, forecast, ends, targets)
     for c in range(1, many):
-        _issue(plan, own, phase, c, scale, row, logs, forecast, ends)
+        _issue(plan, own, phase, c, scale, row, logs, forecast, ends, targets)
         size, inner, outer = len(forecast), 2 * plan.narrower[c], 2 * plan.wider[c]
         _nest(ends, 2 * c * size, outer * size, inner * size, size)
         _nest(ends, (2 * c + 1) * size, (inner + 1) * size, (outer + 1) * size, size)
@@ -479,14 +480,11 @@ def _issue(
     answers: NDArray[np.float32],
     forecast: NDArray[np.float64],
     ends: NDArray[np.float64],
+    targets: int,
 ) -> None:
     """Write the interval of coverage ``c``, of a series in this phase of its youth."""
-    targets = scale.shape[1]
-    if targets == 1:
-        _issue_one(plan, own, phase, c, 0, 1, scale[row, 0], answers, forecast, ends)
-    else:
-        for j in range(targets):
-            _issue_one(plan, own, phase, c, j, targets, scale[row, j], answers, forecast, ends)
+    for j in range(targets):
+        _issue_one(plan, own, phase, c, j, targets, scale[row, j], answers, forecast, ends)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
@@ -587,6 +585,6 @@ def _around(
     for i in range(len(place)):
         surround(
             plan, bands, 0, place[i], place[i] - before, values, i, scale, answers, i, point,
-            quantiles, i, False,
+            quantiles, i, False, 1,
         )  # fmt: skip
         before = place[i]

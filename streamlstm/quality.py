@@ -74,6 +74,7 @@ def mark(
     tick: int,
     scale: NDArray[np.float64],
     row: int,
+    targets: int,
 ) -> None:
     """Look at the forecasts that were made for the tick at ``place``, ``steps`` after the latest.
 
@@ -81,7 +82,7 @@ def mark(
     :func:`streamlstm.intervals.surround`, before which this is called, is given it. The interval
     looked at is the main one.
     """
-    marks, history, targets = row_of(quality.marks, tick), past.shape[1], quality.marks.shape[2]
+    marks, history = row_of(quality.marks, tick), past.shape[1]
     pending, reaches, before = (
         row_of(bands.pending, slot), row_of(bands.reach, slot), row_of(past, slot)
     )  # fmt: skip
@@ -117,12 +118,14 @@ def mark(
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def judge(watched: Watched, quality: Quality, slot: int, tick: int, season: int) -> None:
+def judge(
+    watched: Watched, quality: Quality, slot: int, tick: int, season: int, targets: int
+) -> None:
     """Let a series see what was marked of its tick, of the first scored step."""
     marks = row_of(quality.marks, tick)
     error = last = seasonal = inside = 0.0
     known = 0.0
-    for j in range(quality.marks.shape[2]):
+    for j in range(targets):
         here = beyond(marks, 4 * j)
         if here[ERROR] >= 0.0:
             known += 1.0

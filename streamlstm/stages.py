@@ -15,6 +15,8 @@ from streamlstm.work import FAULTY, Batch, Given, Recent, Work
 
 AHEAD = 8
 """Series whose records are on their way to the cache while one is worked on."""
+NEXT = 4
+"""Of these, those of which the place of their next tick is."""
 MOST = 2048
 """Bytes of each that are, of what intervals, corrections and watch keep side by side."""
 
@@ -22,8 +24,32 @@ MOST = 2048
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def before(batch: Batch, start: int, stop: int) -> None:
     """The stage before the network's: features."""
-    work, ticks = batch.work, batch.given.ticks
-    schedule = work.schedule
+    _features(batch.work, batch.given, start, stop, batch.work.rows.scale.shape[1])
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def after(batch: Batch, start: int, stop: int) -> None:
+    """The stage after the network's: forecasts and intervals."""
+    _forecast(batch.work, batch.given, start, stop, batch.work.rows.scale.shape[1])
+
+
+# Most models have one target. What is compiled for these has no loops over them, nor distances.
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def before_one(batch: Batch, start: int, stop: int) -> None:
+    """:func:`before`, of a model with one target."""
+    _features(batch.work, batch.given, start, stop, 1)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def after_one(batch: Batch, start: int, stop: int) -> None:
+    """:func:`after`, of a model with one target."""
+    _forecast(batch.work, batch.given, start, stop, 1)
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _features(work: Work, given: Given, start: int, stop: int, targets: int) -> None:
+    """What the network is shown of some rows."""
+    schedule, ticks = work.schedule, given.ticks
     features.advance(
         work.features,
         work.memory,
@@ -36,26 +62,21 @@ def before(batch: Batch, start: int, stop: int) -> None:
         schedule.place,
         start,
         stop,
+        targets,
     )
 
 
-@njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-def after(batch: Batch, start: int, stop: int) -> None:
-    """The stage after the network's: forecasts and intervals."""
-    _forecast(batch.work, batch.given, start, stop)
-
-
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _forecast(work: Work, given: Given, start: int, stop: int) -> None:
+def _forecast(work: Work, given: Given, start: int, stop: int, targets: int) -> None:
     """Raw forecasts of some rows, intervals around them, what was learnt of those made before."""
     schedule, rows, outputs, forecasts, seq = (
         work.schedule, work.rows, work.outputs, work.forecasts, work.seq
     )  # fmt: skip
-    point, targets, ticks = forecasts.point, rows.scale.shape[1], given.ticks
+    point, ticks = forecasts.point, given.ticks
     latest, floor = work.latest, work.features.floor
     first_record, size = seq.ctypes.data, seq.strides[0]
     pending = work.bands.pending
-    judged = min(work.expected.ctypes.data - pending.ctypes.data, MOST)
+    judged = min(work.recent.recent_count.ctypes.data + 8 - pending.ctypes.data, MOST)
     for j in range(start, stop):
         if j + AHEAD < stop:  # the network's states have driven it out of the near cache
             record = first_record + schedule.slot[j + AHEAD] * size
@@ -64,9 +85,13 @@ def _forecast(work: Work, given: Given, start: int, stop: int) -> None:
             record = row_of(pending, schedule.slot[j + AHEAD]).ctypes.data
             for line in range(0, judged, LINE):
                 prefetch(record + line)
+        if j + NEXT < stop:
+            latter = schedule.slot[j + NEXT]
+            ring = row_of(work.recent.recent, latter)
+            prefetch(ring.ctypes.data + 8 * _next(work.recent, latter))
         i, slot = schedule.tick[j], schedule.slot[j]
         warm = (ticks.flags[i] & WARM) != 0
-        finite = _compose(rows, outputs, j, point, i)
+        finite = _compose(rows, outputs, j, point, i, targets)
         if work.unbounded:
             for k in range(work.recurrent.shape[1]):
                 finite &= np.isfinite(work.recurrent[slot, k])
@@ -85,6 +110,7 @@ def _forecast(work: Work, given: Given, start: int, stop: int) -> None:
             j,
             point,
             i,
+            targets,
         )
         if floor > -np.inf:
             _raise(point.ctypes.data + i * point.strides[0], point.strides[0], floor)
@@ -109,9 +135,10 @@ def _forecast(work: Work, given: Given, start: int, stop: int) -> None:
             i,
             rows.scale,
             j,
+            targets,
         )
         if work.watched.kept and not warm:
-            quality.judge(work.watched, work.quality, slot, i, work.features.season)
+            quality.judge(work.watched, work.quality, slot, i, work.features.season, targets)
         intervals.surround(
             work.intervals,
             work.bands,
@@ -127,6 +154,7 @@ def _forecast(work: Work, given: Given, start: int, stop: int) -> None:
             forecasts.quantiles,
             i,
             warm,
+            targets,
         )
         if floor > -np.inf:
             quantiles = forecasts.quantiles
@@ -144,29 +172,18 @@ def _forecast(work: Work, given: Given, start: int, stop: int) -> None:
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _compose(
-    rows: Rows, outputs: NDArray[np.float32], row: int, point: NDArray[np.float64], to: int
-) -> bool:
+    rows: Rows, outputs: NDArray[np.float32], row: int, point: NDArray[np.float64], to: int,
+    targets: int,
+) -> bool:  # fmt: skip
     """Write the forecasts of a row; whether all are finite."""
     base, output, forecast = row_of(rows.base, row), row_of(outputs, row), row_of(point, to)
-    targets, finite = rows.scale.shape[1], True
-    if targets == 1:  # they lie side by side
-        return _compose_one(base, output, forecast, 0, 1, rows.scale[row, 0])
-    for t in range(targets):
-        finite &= _compose_one(base, output, forecast, t, targets, rows.scale[row, t])
-    return finite
-
-
-@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _compose_one(
-    base: NDArray[np.float64], output: NDArray[np.float32], forecast: NDArray[np.float64],
-    first: int, apart: int, scale: float,
-) -> bool:  # fmt: skip
-    """Those of one target, which lie so far apart from the first on; whether all are finite."""
     finite = True
-    for k in range(first, len(forecast), apart):
-        raw = base[k] + scale * output[k]
-        finite &= raw - raw == 0.0
-        forecast[k] = raw
+    for j in range(targets):
+        scale = rows.scale[row, j]
+        for k in range(j, len(forecast), targets):
+            raw = base[k] + scale * output[k]
+            finite &= raw - raw == 0.0
+            forecast[k] = raw
     return finite
 
 
@@ -189,9 +206,15 @@ def _remember(
         missing += np.isnan(values[k])
     if history == 0 or (warm and missing == inputs):
         return
-    at = recent.recent_count[slot] % history * (1 + inputs)
-    kept = beyond(row_of(recent.recent, slot), at)
+    kept = beyond(row_of(recent.recent, slot), _next(recent, slot))
     kept[0] = ts
     for k in range(inputs):
         kept[1 + k] = np.float64(values[k]).view(np.int64)
     recent.recent_count[slot] += 1
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _next(recent: Recent, slot: int) -> int:
+    """Where the next tick of a series is kept."""
+    history, width = recent.recent.shape[1:]
+    return recent.recent_count[slot] % history * width if history > 0 else 0
