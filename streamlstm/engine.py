@@ -136,7 +136,9 @@ class Engine:
         _refuse_what_does_not_fit(sum(self.bytes_per_series.values()), max_series)
         if not is_postponing():
             check_golden(model, self.kernels)
-        self.series = Series(fields, max_series, max_key, ordered=ordered, evict=evict)
+        self.series = Series(
+            fields, max_series, max_key, ordered=ordered, evict=evict, far=("past", "recent")
+        )
         self.buffers = self.kernels.allocate(network, max_series, threads or None)
         kept = self.series.state if keep_latest else records(latest, 1)
         state = self.series.state

@@ -15,7 +15,7 @@ from streamlstm.copy_on_write import Shadow, preserve_one
 from streamlstm.events import BACK, GONE, NEW, Changes, note
 from streamlstm.hashing import siphash
 from streamlstm.jit import njit
-from streamlstm.memory import LINE, clear, copy, load_u8, load_u64, prefetch
+from streamlstm.memory import clear, copy, load_u8, load_u64, prefetch
 from streamlstm.ticks import Keys
 
 REFUSED = np.int32(-1)
@@ -68,6 +68,8 @@ class Index(NamedTuple):
     """first byte of a record that is state"""
     end: int
     """after the last one"""
+    near: NDArray[np.int64]
+    """(lines,) bytes of a record, about a cache line apart, where any tick looks at"""
     changes: Changes
     shadow: Shadow
     """of a moment that is being copied"""
@@ -95,8 +97,8 @@ def approach(index: Index, keys: Keys, hashes: NDArray[np.uint64]) -> None:
         slot = np.int64(index.table[np.int64(hashes[i] & mask)]) - 1
         if slot >= 0:
             record = begin + slot * size
-            for line in range(0, size, LINE):
-                prefetch(record + line)
+            for at in index.near:
+                prefetch(record + at)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)

@@ -1,6 +1,7 @@
 """The store of series: the one table that declares what each keeps, and who has which slot."""
 
 import secrets
+from collections.abc import Collection
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ from streamlstm.index import (
     touch,
 )
 from streamlstm.jit import njit
-from streamlstm.memory import Fields, record_layout, records, require
+from streamlstm.memory import LINE, Fields, record_layout, records, require
 from streamlstm.placed import placed
 from streamlstm.ticks import Keys, Names
 
@@ -49,6 +50,7 @@ class Series:
         *,
         ordered: bool = False,
         evict: bool = False,
+        far: Collection[str] = (),
     ) -> None:
         """Make room for ``capacity`` series whose keys are at most ``max_key`` bytes long.
 
@@ -57,6 +59,7 @@ class Series:
             capacity, max_key: as said.
             ordered: whether it is to be known who is longest idle.
             evict: whether a new key may then take that one's slot, where no other is free.
+            far: fields of which a tick looks at little, and which are not fetched ahead of it.
         """
         self.capacity = capacity
         self.state = records(_all_fields(fields, max_key), capacity)
@@ -88,6 +91,7 @@ class Series:
                 table.view(np.uint8).reshape(rows, layout.itemsize),
                 min(self.offsets.values()),
                 offsets["name"],
+                _near(layout, far),
                 Changes.none(capacity),
                 self.copies.shadow,
                 capacity,
@@ -224,6 +228,18 @@ def _all_fields(fields: Fields, max_key: int) -> Fields:
     """With those of the key; its name last, since most of it is never looked at."""
     head: Fields = {"hash": (np.uint64, ()), "length": (np.uint16, ())}
     return {**head, **fields, "name": (np.uint8, (max_key,))}
+
+
+def _near(layout: np.dtype[np.void], far: Collection[str]) -> NDArray[np.int64]:
+    """Bytes of a record, about a cache line apart, of all its fields but some."""
+    fields = (layout.fields or {}).items()
+    cuts = sorted((at, kind.itemsize) for name, (kind, at, *_) in fields if name in far)
+    lines, begin = [], 0
+    for end, size in [*cuts, (layout.itemsize, 0)]:
+        if begin < end:
+            lines += [*range(begin, end, LINE), end - 1]
+        begin = end + size
+    return np.array(lines, np.int64)
 
 
 def _places(capacity: int) -> int:
