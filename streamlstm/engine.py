@@ -136,9 +136,7 @@ class Engine:
         _refuse_what_does_not_fit(sum(self.bytes_per_series.values()), max_series)
         if not is_postponing():
             check_golden(model, self.kernels)
-        self.series = Series(
-            fields, max_series, max_key, ordered=ordered, evict=evict, far=("past", "recent")
-        )
+        self.series = Series(fields, max_series, max_key, ordered=ordered, evict=evict, far="past")
         self.buffers = self.kernels.allocate(network, max_series, threads or None)
         kept = self.series.state if keep_latest else records(latest, 1)
         state = self.series.state
@@ -480,7 +478,7 @@ def state_fields(
         "begun": (np.uint8, ()),
         "outliers": (np.uint8, ()),
         **features.memory_fields(spec),
-        # from here to `expected`, what `stages` fetches at once
+        # from here to `recent_count`, what `stages` fetches at once
         **intervals.bands_fields(bands),
         **(adapt.learned_fields(lessons, spec) if len(lessons.steps) else {}),
         **(watch.watched_fields() if watching else {}),

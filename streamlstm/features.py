@@ -268,16 +268,27 @@ def advance(
     ``values`` (n, inputs), finite. Where ticks were missed, the places between keep what stood
     there whole seasons before, or the latest value where nothing did.
     """
-    history, width = memory.past.shape[1], 8 * targets
     for j in range(start, stop):
-        if len(plan.reads) and j + AHEAD < len(slot):  # of a later batch, maybe: no harm in that
-            next_, record = slot[j + AHEAD], row_of(memory.past, slot[j + AHEAD]).ctypes.data
-            now = (memory.place[next_] + steps[tick[j + AHEAD]]) % history if history else 0
-            for n in range(len(plan.reads)):
-                at = now - plan.reads[n]
-                prefetch(record + (at if at >= 0 else at + history) * width)
+        if j + AHEAD < len(slot):  # of a later batch, maybe: no harm in that
+            _fetch(plan, memory, slot[j + AHEAD], steps[tick[j + AHEAD]], 8 * targets)
         i = tick[j]
         place[j] = _advance(plan, memory, rows, j, slot[j], steps[i], ts[i], values, i, targets)
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _fetch(plan: Plan, memory: Memory, slot: int, steps: int, width: int) -> None:
+    """Bring near what the next tick of a series looks at in its rings, ``width`` bytes a place."""
+    place, history, season = memory.place[slot] + steps, memory.past.shape[1], plan.smoothing
+    if len(plan.reads):
+        ring, now = row_of(memory.past, slot).ctypes.data, place % history
+        for n in range(len(plan.reads)):
+            at = now - plan.reads[n]
+            prefetch(ring + (at if at >= 0 else at + history) * width)
+    if season:
+        prefetch(row_of(memory.level, slot).ctypes.data)
+        ring, begin = row_of(memory.profile, slot).ctypes.data, place % season * width
+        for at in range(begin, begin + min(plan.horizon + 1, season) * width, LINE):
+            prefetch(ring + (at if at < season * width else at - season * width))
 
 
 # No array is sliced from here on: to make a view costs more than to use it.

@@ -69,7 +69,7 @@ class Index(NamedTuple):
     end: int
     """after the last one"""
     near: NDArray[np.int64]
-    """(lines,) bytes of a record, about a cache line apart, where any tick looks at"""
+    """(lines,) bytes of a record, a cache line apart at most, that any tick looks at at first"""
     changes: Changes
     shadow: Shadow
     """of a moment that is being copied"""
@@ -82,7 +82,7 @@ class Index(NamedTuple):
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def approach(index: Index, keys: Keys, hashes: NDArray[np.uint64]) -> None:
-    """Hash all keys, and bring near what :func:`seek` and a step will look at.
+    """Hash all keys, and bring near what :func:`seek` and whoever admits a tick will look at.
 
     The lines of many series are fetched at once, where one lookup after the other would wait for
     each.

@@ -1,7 +1,6 @@
 """The store of series: the one table that declares what each keeps, and who has which slot."""
 
 import secrets
-from collections.abc import Collection
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +49,7 @@ class Series:
         *,
         ordered: bool = False,
         evict: bool = False,
-        far: Collection[str] = (),
+        far: str = "name",
     ) -> None:
         """Make room for ``capacity`` series whose keys are at most ``max_key`` bytes long.
 
@@ -59,7 +58,7 @@ class Series:
             capacity, max_key: as said.
             ordered: whether it is to be known who is longest idle.
             evict: whether a new key may then take that one's slot, where no other is free.
-            far: fields of which a tick looks at little, and which are not fetched ahead of it.
+            far: the field from which on those lie that a tick does not look at at first.
         """
         self.capacity = capacity
         self.state = records(_all_fields(fields, max_key), capacity)
@@ -91,7 +90,7 @@ class Series:
                 table.view(np.uint8).reshape(rows, layout.itemsize),
                 min(self.offsets.values()),
                 offsets["name"],
-                _near(layout, far),
+                _near(offsets[far], offsets["name"], layout.itemsize),
                 Changes.none(capacity),
                 self.copies.shadow,
                 capacity,
@@ -230,16 +229,9 @@ def _all_fields(fields: Fields, max_key: int) -> Fields:
     return {**head, **fields, "name": (np.uint8, (max_key,))}
 
 
-def _near(layout: np.dtype[np.void], far: Collection[str]) -> NDArray[np.int64]:
-    """Bytes of a record, about a cache line apart, of all its fields but some."""
-    fields = (layout.fields or {}).items()
-    cuts = sorted((at, kind.itemsize) for name, (kind, at, *_) in fields if name in far)
-    lines, begin = [], 0
-    for end, size in [*cuts, (layout.itemsize, 0)]:
-        if begin < end:
-            lines += [*range(begin, end, LINE), end - 1]
-        begin = end + size
-    return np.array(lines, np.int64)
+def _near(far: int, name: int, end: int) -> NDArray[np.int64]:
+    """Bytes of a record, a cache line apart, that cover it up to ``far``, and its key's name."""
+    return np.array([*range(0, far, LINE), far - 1, *range(name, end, LINE), end - 1], np.int64)
 
 
 def _places(capacity: int) -> int:
