@@ -39,6 +39,7 @@ BLOCK = 384  # float32 of a register block at most
 SUM_COST = 9  # of adding up the lanes of a vector, in multiply-adds of vectors
 LINE = 64  # bytes of a cache line
 SHARED_FLOPS = 500_000  # a round of less work than this stays in the caller's thread
+NEVER = 1 << 62  # more rows than there are
 AT_ONCE = 4 * TILE  # rows that a thread takes at most: so many that to take them costs little
 
 
@@ -255,7 +256,15 @@ def _step(plan: int, slots: Any, inputs: Any, rounds: Any, outputs: Any, stages:
         stages.before, stages.after, stages.context,
     )  # fmt: skip
     free, offered, start = np.int64(0), np.int64(0), rounds[0]
-    if _is_shared(p, start):
+    shared, began = _least_shared(p), np.int64(0)
+    large = start >= shared
+    for number in range(1, len(rounds)):
+        large |= rounds[number] - rounds[number - 1] >= shared
+    if large:
+        began, way = pool.now(p.pool), pool.way(p.pool)
+        if way == pool.ALONE:
+            shared = NEVER
+    if start >= shared:
         _offer(p, ticks, free, start)
         free = offered = start
     for number in range(1, len(rounds)):
@@ -265,7 +274,7 @@ def _step(plan: int, slots: Any, inputs: Any, rounds: Any, outputs: Any, stages:
             if free < rounds[0]:
                 beside, free = free, free + 1
             call(p.rows_code, plan, caller, ticks, start, stop, stop, beside)
-        elif _is_shared(p, stop - start):
+        elif stop - start >= shared:
             _complete(plan, offered)
             _offer(p, ticks, start, stop)
             _complete(plan, stop - start)
@@ -276,6 +285,8 @@ def _step(plan: int, slots: Any, inputs: Any, rounds: Any, outputs: Any, stages:
     _complete(plan, offered)
     if free < rounds[0]:
         call(p.rows_code, plan, caller, ticks, free, rounds[0], rounds[0], nobody)
+    if large:
+        pool.learn(p.pool, way, start, began)
 
 
 @njit(cache=True, nogil=True)
@@ -284,9 +295,9 @@ def _bare_step(plan: int, slots: Any, inputs: Any, rounds: Any, outputs: Any) ->
 
 
 @njit(cache=True)
-def _is_shared(p: Any, rows: int) -> bool:
-    """Whether so many rows are to be shared with the helpers."""
-    return p.threads > 1 and rows * p.flops >= SHARED_FLOPS and not pool.alone(p.pool)
+def _least_shared(p: Any) -> int:
+    """How many rows are to be shared with the helpers, if there are any."""
+    return -(-SHARED_FLOPS // p.flops) if p.threads > 1 else NEVER
 
 
 @njit(cache=True)

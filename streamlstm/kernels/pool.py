@@ -14,10 +14,10 @@ The pool is a block of int64, a cache line a part:
     line 0        number of the job
     line 1        rows done
     line 2        the job's words, as `offer` was given them; 8 of them
-    line 3        stop flag; whether the helpers were started; the caller's core; jobs that the
-                  caller is to do alone, now and the next time that it had to wait; when the job
-                  was offered, ns; room for a time
-    line 4 + 4w   worker w: rows not yet taken, begin << 32 | end
+    line 3        stop flag; whether the helpers were started; the caller's core; steps until the
+                  worse way is tried; of how many; what a row costs alone, and with the helpers
+    line 4        room for a time
+    line 5 + 4w   worker w: rows not yet taken, begin << 32 | end
     next          worker w: word 0 is 1 while it sleeps; a semaphore from word 1 on
     next two      the cores that it may use, a bit each
 
@@ -46,13 +46,14 @@ from streamlstm.jit import njit
 from streamlstm.kernels.simd import INDEX, intrinsic, set_word, word
 
 LINE = 8  # words of a cache line
-JOB, DONE, WORDS, STOP, WORKERS = 0, LINE, 2 * LINE, 3 * LINE, 4 * LINE
-STARTED, CORE, ALONE, PENALTY, OFFERED, TIME = (STOP + k for k in range(1, 7))
+JOB, DONE, WORDS, STOP, TIME, WORKERS = 0, LINE, 2 * LINE, 3 * LINE, 4 * LINE, 5 * LINE
+STARTED, CORE, UNTIL, OF, COST = (STOP + k for k in range(1, 6))
 WORKER, ASLEEP, CORES, CORE_WORDS = 4 * LINE, LINE, 2 * LINE, 2 * LINE  # of a worker's part
 BYTES = 8
 END = (1 << 32) - 1  # mask of the end in a worker's rows
 SPINS = 1000  # looks for a new job before a helper goes to sleep: some 20 us
-LEAST, MOST = 8, 256  # jobs done alone after one whose helper had lost its core
+ALONE, TOGETHER = 0, 1  # the ways in which a step can be done
+TRIES, RARELY, LEAST, MOST = 4, 50, 64, 4096  # steps: of a try, and from one to the next
 
 # callable in compiled code alone
 semaphore_init: Any = types.ExternalFunction(
@@ -193,7 +194,6 @@ def offer(pool: int, threads: int, start: int, stop: int, step: int, words: Any)
         set_word(pool, WORDS + k, words[k])
     write(pool, DONE, 0)
     set_word(pool, CORE, this_core())
-    set_word(pool, OFFERED, _now(pool))
     begin = start
     for worker in range(threads):
         share = (stop - begin) // (threads - worker)
@@ -204,7 +204,7 @@ def offer(pool: int, threads: int, start: int, stop: int, step: int, words: Any)
 
 
 @njit(cache=True)
-def _now(pool: int) -> int:
+def now(pool: int) -> int:
     """Nanoseconds of the monotonic clock."""
     clock(time.CLOCK_MONOTONIC, pool + TIME * BYTES)
     return word(pool, TIME) * 1_000_000_000 + word(pool, TIME + 1)
@@ -220,33 +220,48 @@ def wake(pool: int, threads: int) -> None:
 
 
 @njit(cache=True)
-def alone(pool: int) -> bool:
-    """Whether the caller had better do a job alone: other processes want the cores too."""
-    left = word(pool, ALONE)
-    if left > 0:
-        set_word(pool, ALONE, left - 1)
-    return left > 0
+def way(pool: int) -> int:
+    """Whether the next step is to be done ``TOGETHER`` with the helpers, or ``ALONE``.
+
+    Helpers may cost more than they give: the caller waits for one that has lost its core to another
+    process, and what a core's cache holds of a series has to come to the other core. So it goes by
+    what rows took of late, and the worse way is tried now and then: the worse it was, the less.
+    """
+    return _better(pool) ^ (word(pool, UNTIL) < 0)
+
+
+@njit(cache=True)
+def learn(pool: int, way: int, rows: int, began: int) -> None:
+    """Take in how long the rows of a step took, which was done in this way."""
+    until, cost = word(pool, UNTIL), 1024 * (now(pool) - began) // rows
+    before = word(pool, COST + way) or cost
+    slowly = 2 if until < 0 else 8  # a try is short
+    set_word(pool, COST + way, before + (cost - before) // slowly)
+    if until <= -TRIES:
+        alone, together = word(pool, COST + ALONE), word(pool, COST + TOGETHER)
+        best = max(min(alone, together), 1)
+        until = TRIES * RARELY * abs(together - alone) // best
+        until = min(max(until, LEAST), 2 * word(pool, OF) + LEAST, MOST)
+        set_word(pool, OF, until)
+    set_word(pool, UNTIL, until - 1)
+
+
+@njit(cache=True)
+def _better(pool: int) -> int:
+    """The way that took less of late, and clearly less if it takes more cores."""
+    alone, together = word(pool, COST + ALONE), word(pool, COST + TOGETHER)
+    return TOGETHER if alone == 0 or 8 * together < 7 * alone else ALONE
 
 
 @njit(cache=True)
 def finish(pool: int, rows: int) -> None:
-    """Wait for rows that a helper has begun.
-
-    If that takes longer than the caller's own share, since the helper has lost its core, the next
-    jobs are done alone: the more, the more often.
-    """
-    looks, waiting = 0, _now(pool)
+    """Wait for rows that a helper has begun."""
+    looks = 0
     while read(pool, DONE) != rows:
         looks += 1
         if looks > SPINS:
             yield_core()
         pause()
-    if looks > SPINS and _now(pool) - waiting > waiting - word(pool, OFFERED):
-        penalty = min(max(2 * word(pool, PENALTY), LEAST), MOST)
-        set_word(pool, ALONE, penalty)
-        set_word(pool, PENALTY, penalty)
-    else:
-        set_word(pool, PENALTY, 0)
 
 
 @njit(cache=True)

@@ -64,6 +64,41 @@ def test_the_caller_needs_nobody():
     assert (counts == 7).all()
 
 
+@njit(nogil=True, cache=True)
+def ways(memory, steps, alone, together):
+    """How many of the steps are done together, where they take so many nanoseconds a row."""
+    found = 0
+    for _ in range(steps):
+        way = pool.way(memory)
+        found += way
+        took = 1000 * (together if way == pool.TOGETHER else alone)
+        pool.learn(memory, way, 1000, pool.now(memory) - took)
+    return found
+
+
+def test_helpers_are_asked_where_they_help():
+    memory = pool.block(2)
+    at = memory.ctypes.data
+
+    def share(alone, together, steps=2000):
+        ways(at, 10 * pool.MOST, alone, together)  # until it has noticed
+        return ways(at, steps, alone, together) / steps
+
+    assert share(1000, 600) > 0.9
+    assert share(1000, 1500) < 0.1, "whose helper has lost its core"
+    assert share(1000, 100) > 0.95, "many cores"
+    assert share(1000, 950) < 0.1, "not worth another core"
+    assert share(1000, 20_000, 4 * pool.MOST) < 0.005, "the worse, the less it is tried"
+
+
+def test_a_change_is_noticed_soon():
+    memory = pool.block(2)
+    at = memory.ctypes.data
+    for alone, together, wanted in [(1000, 600, 1), (1000, 3000, 0)] * 3:
+        ways(at, 4 * pool.TRIES * pool.RARELY + pool.LEAST, alone, together)
+        assert abs(ways(at, 500, alone, together) / 500 - wanted) < 0.1
+
+
 def test_helpers_do_help_and_end_with_their_owner():
     before = set(threading.enumerate())
     owner, memory = Owner(), pool.block(2)
