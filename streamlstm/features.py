@@ -284,6 +284,12 @@ def _fetch(plan: Plan, memory: Memory, slot: int, steps: int, width: int) -> Non
         for n in range(len(plan.reads)):
             at = now - plan.reads[n]
             prefetch(ring + (at if at >= 0 else at + history) * width)
+    if plan.elapsed_ns:
+        prefetch(row_of(memory.before, slot).ctypes.data)
+    if plan.known:
+        ring = row_of(memory.ahead, slot).ctypes.data
+        for at in range(0, memory.ahead.shape[1] * plan.known * 8, LINE):
+            prefetch(ring + at)
     if season:
         prefetch(row_of(memory.level, slot).ctypes.data)
         ring, begin = row_of(memory.profile, slot).ctypes.data, place % season * width
