@@ -296,8 +296,8 @@ def _bare_step(plan: int, slots: Any, inputs: Any, rounds: Any, outputs: Any) ->
 
 @njit(cache=True)
 def _least_shared(p: Any) -> int:
-    """How many rows are to be shared with the helpers, if there are any."""
-    return -(-SHARED_FLOPS // p.flops) if p.threads > 1 else NEVER
+    """How many rows are to be shared with the helpers, if there are any; one cannot be."""
+    return max(-(-SHARED_FLOPS // p.flops), 2) if p.threads > 1 else NEVER
 
 
 @njit(cache=True)
