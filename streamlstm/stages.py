@@ -16,7 +16,7 @@ from streamlstm.work import FAULTY, Batch, Given, Recent, Work
 AHEAD = 8
 """Series whose records are on their way to the cache while one is worked on."""
 NEXT = 4
-"""Of these, those of which the place of their next tick is."""
+"""Of these, those in whose ring the place of the next tick is on its way too."""
 MOST = 2048
 """Bytes of each that are, of what intervals, corrections and watch keep side by side."""
 

@@ -53,7 +53,7 @@ BYTES = 8
 END = (1 << 32) - 1  # mask of the end in a worker's rows
 SPINS = 1000  # looks for a new job before a helper goes to sleep: some 20 us
 ALONE, TOGETHER = 0, 1  # the ways in which a step can be done
-TRIES, RARELY, LEAST, MOST = 4, 50, 64, 4096  # steps: of a try, and from one to the next
+TRIES, RARELY, LEAST, MOST = 4, 200, 64, 16384  # steps: of a try, and from one to the next
 
 # callable in compiled code alone
 semaphore_init: Any = types.ExternalFunction(
@@ -225,7 +225,8 @@ def way(pool: int) -> int:
 
     Helpers may cost more than they give: the caller waits for one that has lost its core to another
     process, and what a core's cache holds of a series has to come to the other core. So it goes by
-    what rows took of late, and the worse way is tried now and then: the worse it was, the less.
+    what rows took of late, and the worse way is tried now and then: the worse it was, the less, so
+    that tries cost about one part in ``RARELY``.
     """
     return _better(pool) ^ (word(pool, UNTIL) < 0)
 
