@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from streamlstm.features import features_of
 from streamlstm.golden import network_of
-from streamlstm.intervals import FEW, MEMORY, MOST, SHARES, SPREAD
+from streamlstm.intervals import FEW, MEMORY, MOST, SHARES, SPREAD, units
 from streamlstm.kernels import reference
 from streamlstm.mixture import student
 from streamlstm.model import Model, Spec
@@ -16,8 +16,9 @@ from streamlstm.samples import Pairs, evenly, fill, places
 
 LEVELS = np.array([0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.975, 0.99])
 """Probabilities at which errors are kept."""
-OUTAGE = 10
-"""Times the usual error, from which on a block tells of an event and not of the forecasts."""
+OUTAGE, MOSTLY = 10, 0.75
+"""A block that errs so many times as such a share of the blocks do tells of an event and not of the
+forecasts."""
 STARTS, FORECASTS = 64, 2_400_000
 """Youths, and forecasts in them, at most by which the errors of the young are judged."""
 LONGEST, MOST_AT_ONCE = 12_000, 1 << 26
@@ -76,6 +77,7 @@ class _Youth:
         x: (n, width) what the network is shown.
         target, least: (n, outputs) what it should answer, NaN where not known, and the answer that
             is the floor.
+        part: (n, outputs) one unit of the answer, in those of an interval's half-width.
         wanted: of each row whose place is: the phase, and which of its places that is.
     """
 
@@ -92,6 +94,7 @@ class _Youth:
         self.x = rows.x
         self.target = np.full((len(ts), spec.outputs), np.nan, np.float32)
         fill(place, values, rows.base, rows.scale, 0, len(ts), spec.targets, self.target)
+        self.part = np.tile(rows.scale / units(place, rows.scale), spec.horizon)
         floor = -np.inf if spec.floor is None else spec.floor
         self.least = (floor - rows.base) / np.tile(rows.scale, spec.horizon)
         self.wanted = {
@@ -123,7 +126,7 @@ def _errors_of(
             if step in youth.wanted:
                 phase, which = youth.wanted[step]
                 error = np.abs(youth.target[step] - np.maximum(answer, youth.least[step]))
-                off[phase][n, which] = error / unit[n]
+                off[phase][n, which] = error * youth.part[step] / unit[n]
     return [each.reshape(-1, spec.outputs) for each in off]
 
 
@@ -140,7 +143,7 @@ def error_quantiles(off: NDArray[np.float32], block: NDArray[np.int64]) -> NDArr
     """(LEVELS, outputs) quantiles of absolute errors, to start intervals from.
 
     What few blocks say is uncertain: quantiles are widened as Student's t is over the normal. A
-    block that errs ``OUTAGE`` times as much as the median block is left out: that was an event, and
+    block that errs ``OUTAGE`` times as much as most do is left out: that was an event, and
     intervals made for it would be useless until the next one.
 
     Args:
@@ -158,8 +161,8 @@ def error_quantiles(off: NDArray[np.float32], block: NDArray[np.int64]) -> NDArr
     quantiles = np.zeros((len(LEVELS), off.shape[1]), np.float32)
     for k, errors in enumerate(off.T):
         if known[:, k].any():
-            usual = np.median(mean[count[:, k] > 0, k])
-            event = (mean[:, k] > OUTAGE * usual) & (usual > 0)
+            most = np.quantile(mean[count[:, k] > 0, k], MOSTLY, method="nearest")
+            event = (mean[:, k] > OUTAGE * most) & (most > 0)
             kept = errors[known[:, k] & ~np.repeat(event, lengths)]
             quantiles[:, k] = np.quantile(kept, LEVELS) * wider
     return quantiles

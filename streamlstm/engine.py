@@ -468,24 +468,24 @@ def state_fields(
     watching: bool = True,
 ) -> Fields:
     """The one table of what a series keeps, but for its recurrent state, which is the kernels'."""
-    return {
-        "rank": (np.int32, ()),
-        "seq": (np.int64, ()),
-        "heard": (np.int64, ()),
+    return dict(  # which refuses a name that is there already
+        rank=(np.int32, ()),
+        seq=(np.int64, ()),
+        heard=(np.int64, ()),
         **latest,
         # from here on what a series forgets when it begins anew
-        "last_ts": (np.int64, ()),
-        "begun": (np.uint8, ()),
-        "outliers": (np.uint8, ()),
+        last_ts=(np.int64, ()),
+        begun=(np.uint8, ()),
+        outliers=(np.uint8, ()),
         **features.memory_fields(spec),
         # from here to `recent_count`, what `stages` fetches at once
         **intervals.bands_fields(bands),
         **(adapt.learned_fields(lessons, spec) if len(lessons.steps) else {}),
         **(watch.watched_fields() if watching else {}),
-        "expected": (np.float64, (spec.inputs,)),
-        "recent_count": (np.int64, ()),
-        "recent": (np.int64, (history, 1 + spec.inputs)),
-    }
+        expected=(np.float64, (spec.inputs,)),
+        recent_count=(np.int64, ()),
+        recent=(np.int64, (history, 1 + spec.inputs)),
+    )
 
 
 def latest_fields(spec: Spec, bands: intervals.Plan, telling: bool = False) -> Fields:

@@ -6,8 +6,9 @@ its logarithm by ``RATE * coverage`` up when the tick lay outside, by ``RATE * (
 down when inside. That is adaptive conformal inference (Gibbs & Candes 2021) as
 quantile tracking (Angelopoulos, Candes & Tibshirani 2023), in the log of the width: in the long run
 a share 1 - coverage of what was issued misses, whatever the data do. Half-widths are in units of
-the series' scale, so they follow it. Steps between two scored ones take the line between theirs,
-bent as the model's errors on unseen data rise between them.
+the series' scale, so they follow it: by ``NOW`` as it is at the tick, by the rest as it usually is,
+for that a series varied little of late says little of the errors to come. Steps between two scored
+ones take the line between theirs, bent as the model's errors on unseen data rise between them.
 
 After a change of the data that is too slow. So where so many ticks in a row lay outside as seldom
 do by chance (``RARE``; k times as many, since forecasts k ahead err together), the rate rises to
@@ -30,7 +31,7 @@ Two things say more of what is to come, each the logarithm of a factor:
   ``LASTING``: 2 (late - usual) / (late + usual), which is about that logarithm, and 2 at most.
   While the rate rises after a change, what is usual is learned anew.
 
-Half-widths are in units of the scale times each factor to the power of a share, between 0 and 1,
+Half-widths are in such units times each factor to the power of a share, between 0 and 1,
 that is learned as the half-widths are: at a miss it moves by a rate of ``TILTS``, times coverage
 and that logarithm, up, else by the rate times 1 - coverage and the logarithm down. All of this is
 online quantile regression on a constant and those logarithms (Koenker & Bassett 1978): where one
@@ -69,7 +70,9 @@ SHARES = 0.5, 0.25
 FINE = 64
 """A logarithm that is kept until its tick has come counts so many times, as a whole number."""
 LATELY, LASTING = 20, 1000
-"""Errors over which they are averaged."""
+"""Errors over which they are averaged; what the scale usually is, over as many as the latter."""
+NOW = 0.25
+"""What the scale at a tick counts for in the unit of half-widths, beside what it usually is."""
 HUGE = 1e6
 """Largest error, in units of the scale; a larger one is taken for that."""
 MOST = 1.5
@@ -101,8 +104,7 @@ class Plan(NamedTuple):
     """(phases, coverages, horizon, targets) half-width over what the line says, in each phase of a
     series' youth, the last of which does not end"""
     initial: NDArray[np.float32]
-    """(scored, coverages, targets) half-widths of a new series, in units of its scale; NaN: not
-    known"""
+    """(scored, coverages, targets) half-widths of a new series, in its units; NaN: not known"""
     ages: NDArray[np.int64]
     """(phases - 1,) ages that end a phase of a series' youth, rising"""
     young: NDArray[np.float64]
@@ -123,9 +125,10 @@ class Bands(NamedTuple):
     step k; NaN where a tick was missed"""
     reach: NDArray[np.float32]
     """(series, sum of scored steps * coverages, targets) half-widths issued with them, raw"""
+    mean_scale: NDArray[np.float64]
+    """(series, targets) over ``LASTING`` ticks"""
     width: NDArray[np.float32]
-    """(series, scored * coverages, targets) half-widths over scale, but for what the factors
-    say"""
+    """(series, scored * coverages, targets) half-widths in units, but for what the factors say"""
     pace: NDArray[np.float32]
     """(series, scored * coverages, targets, 2) a rate that rose, else less than ``RATE``; misses in
     a row"""
@@ -137,10 +140,10 @@ class Bands(NamedTuple):
     share: NDArray[np.float32]
     """(series, scored * coverages, targets, 2) that counts of each factor"""
     half: NDArray[np.float32]
-    """(series, scored * coverages, targets) half-widths over scale now, but for the spread"""
+    """(series, scored * coverages, targets) half-widths in units now, but for the spread"""
     errors: NDArray[np.float32]
     """(series, scored, targets, 3) how many there were; their mean of late, and usually, in units
-    of the scale and of the spread"""
+    and in those of the spread"""
 
 
 class Row(NamedTuple):
@@ -148,6 +151,7 @@ class Row(NamedTuple):
 
     pending: NDArray[np.float64]
     reach: NDArray[np.float32]
+    mean_scale: NDArray[np.float64]
     width: NDArray[np.float32]
     pace: NDArray[np.float32]
     told: NDArray[np.int8]
@@ -164,6 +168,7 @@ def bands_fields(plan: Plan) -> Fields:
     return {
         "pending": (np.float64, (pending, targets)),
         "reach": (np.float32, (pending * coverages, targets)),
+        "mean_scale": (np.float64, (targets,)),
         "width": (np.float32, widths),
         "pace": (np.float32, (*widths, 2)),
         "told": (np.int8, (pending, targets, 2)),
@@ -277,9 +282,9 @@ def surround(
     written at ``to``.
     """
     own = Row(
-        row_of(bands.pending, slot), row_of(bands.reach, slot), row_of(bands.width, slot),
-        row_of(bands.pace, slot), row_of(bands.told, slot), row_of(bands.share, slot),
-        row_of(bands.half, slot), row_of(bands.errors, slot),
+        row_of(bands.pending, slot), row_of(bands.reach, slot), row_of(bands.mean_scale, slot),
+        row_of(bands.width, slot), row_of(bands.pace, slot), row_of(bands.told, slot),
+        row_of(bands.share, slot), row_of(bands.half, slot), row_of(bands.errors, slot),
     )  # fmt: skip
     forecast, logs = row_of(point, to), row_of(answers, row)
     many = len(plan.coverages)
@@ -288,6 +293,8 @@ def surround(
     grown = len(plan.ages)
     young = grown > 0 and place < plan.ages[grown - 1] + plan.shape.shape[2]
     phase = _phase(plan, place) if young else grown
+    for j in range(targets):
+        own.mean_scale[j] = _mean_scale(own.mean_scale[j], place, scale[row, j])
     # the main one apart: where there is no other, nothing is paid for others
     for a in range(len(plan.steps)):
         k, ring = plan.steps[a], plan.ring[a]
@@ -300,22 +307,22 @@ def surround(
             error, due = abs(values[tick, j] - own.pending[here]), place >= k
             due = due and not (warm and plan.initial[a, 0, j] >= 0.0)
             own.pending[here] = forecast[(k - 1) * targets + j]
-            told, size = beyond(own.told, 2 * here), scale[row, j]
+            told, unit = beyond(own.told, 2 * here), _unit(own.mean_scale[j], scale[row, j])
             said = told[SPREAD] / FINE, told[UNREST] / FINE
             spread = np.float64(logs[plan.spread + (k - 1) * targets + j]) if plan.spread else 0.0
             youth, before = (1.0, 1.0), phase  # of what is scored, and of what is issued
             if young:
                 before = _phase(plan, place - k)
                 youth = plan.young[before, a, 0, j], plan.young[phase, a, 0, j]
-            relative = error / (size * youth[0])
+            relative = error / (unit * youth[0])
             unrest = _unrest(plan, own, a, j, targets, place, due, relative, said[SPREAD])
             now = spread, unrest
             told[SPREAD], told[UNREST] = _fine(spread), _fine(unrest)
-            _track(plan, own, targets, a, at, 0, j, place, due, error, size, youth, said, now)
+            _track(plan, own, targets, a, at, 0, j, place, due, error, unit, youth, said, now)
             for c in range(1, many):
                 if young:
                     youth = plan.young[before, a, c, j], plan.young[phase, a, c, j]
-                _track(plan, own, targets, a, at, c, j, place, due, error, size, youth, said, now)
+                _track(plan, own, targets, a, at, c, j, place, due, error, unit, youth, said, now)
                 first = at * many * targets + j
                 own.reach[first + c * targets] = _between(
                     own.reach[first + c * targets],
@@ -329,6 +336,34 @@ def surround(
         size, inner, outer = len(forecast), 2 * plan.narrower[c], 2 * plan.wider[c]
         _nest(ends, 2 * c * size, outer * size, inner * size, size)
         _nest(ends, (2 * c + 1) * size, (inner + 1) * size, (outer + 1) * size, size)
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _mean_scale(mean: float, place: int, scale: float) -> float:
+    """That of a series, what its scale is at ``place`` taken in."""
+    if place == 0 or not mean > 0.0:
+        return scale
+    return mean + (scale - mean) * weight(place + 1, LASTING)
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _unit(mean_scale: float, scale: float) -> float:
+    """What half-widths are in units of."""
+    return mean_scale + NOW * (scale - mean_scale)
+
+
+@njit(cache=True, error_model="numpy")
+def units(place: NDArray[np.int64], scale: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n, targets) what the half-widths of a series are in units of, from its first tick on.
+
+    ``place`` (n,) of each tick on its grid, and the ``scale`` (n, targets) of the series there.
+    """
+    unit, mean = np.empty_like(scale), np.zeros(scale.shape[1])
+    for i in range(len(place)):
+        for j in range(len(mean)):
+            mean[j] = _mean_scale(mean[j], place[i], scale[i, j])
+            unit[i, j] = _unit(mean[j], scale[i, j])
+    return unit
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
@@ -380,7 +415,7 @@ def _unrest(
     plan: Plan, own: Row, a: int, j: int, targets: int, place: int, due: bool, error: float,
     said: float,
 ) -> float:  # fmt: skip
-    """Take in an ``error``, in units of the scale, where one was ``due``; the unrest since."""
+    """Take in an ``error``, in units, where one was ``due``; the unrest since."""
     errors, main = beyond(own.errors, 3 * (a * targets + j)), a * len(plan.coverages) * targets + j
     count, late, usual = float(errors[0]), float(errors[1]), float(errors[2])
     if place == 0:
@@ -427,7 +462,7 @@ def _track(
     place: int,
     due: bool,
     error: float,
-    scale: float,
+    unit: float,
     youth: tuple[float, float],
     said: tuple[float, float],
     told: tuple[float, float],
@@ -459,14 +494,14 @@ def _track(
                 width[w] = 0.0
         elif not width[w] > 0.0:  # nothing to widen yet
             factor = _exp(share[SPREAD] * said[SPREAD] + share[UNREST] * said[UNREST])
-            width[w] = error / (scale * youth[0]) / factor
+            width[w] = error / (unit * youth[0]) / factor
         elif error > reach[r]:
             width[w] *= _exp(rate * plan.coverages[c])
     half = width[w] * youth[1] * _exp(share[UNREST] * told[UNREST])
     own.half[w] = half
     if plan.spread > 0:
         half *= _exp(share[SPREAD] * told[SPREAD])
-    reach[r] = np.float32(half * scale)
+    reach[r] = np.float32(half * unit)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
@@ -484,7 +519,8 @@ def _issue(
 ) -> None:
     """Write the interval of coverage ``c``, of a series in this phase of its youth."""
     for j in range(targets):
-        _issue_one(plan, own, phase, c, j, targets, scale[row, j], answers, forecast, ends)
+        unit = _unit(own.mean_scale[j], scale[row, j])
+        _issue_one(plan, own, phase, c, j, targets, unit, answers, forecast, ends)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
@@ -495,7 +531,7 @@ def _issue_one(
     c: int,
     j: int,
     targets: int,
-    scale: float,
+    unit: float,
     answers: NDArray[np.float32],
     forecast: NDArray[np.float64],
     ends: NDArray[np.float64],
@@ -522,7 +558,7 @@ def _issue_one(
         below, above = beyond(ends, lower + at), beyond(ends, upper + at)
         for k in range(end - begin):
             wide = half + shares[k] * (beside - half) if shares[k] > 0.0 else half
-            above[k * targets] = wide * (shapes[k * targets] * scale)
+            above[k * targets] = wide * (shapes[k * targets] * unit)
         if plan.spread > 0:
             logs = beyond(answers, plan.spread + at)
             for k in range(end - begin):

@@ -81,16 +81,30 @@ def linear_start(spec: Spec, pairs: Pairs, cuts: Sequence[int], penalty: float) 
     return Start(spec, naives[picks], blend, skip, bias)
 
 
+class Earlier(NamedTuple):
+    """A span before the cuts: (n, outputs) of each, as seen from the naive forecast."""
+
+    target: Singles
+    """NaN where there is none"""
+    smoothed: Singles
+    """what smoothing answers"""
+    linear: Singles
+    """what the linear start does"""
+    least: Singles
+    """the floor of the forecasts"""
+    part: Floats
+    """(n, targets) as a pool has it"""
+    rows: NDArray[np.int64]
+    """(n,) where each lies in the pool"""
+
+
 def earlier(
     spec: Spec, pairs: Pairs, cuts: Sequence[int], penalty: float, least: int
-) -> Iterator[tuple[Singles, Singles, Singles, NDArray[np.int64]]]:
+) -> Iterator[Earlier]:
     """How smoothing and linear starts do on spans before the cuts, fitted to what lies before.
 
     The spans are as long as what lies after the cuts, and go back to the middle of what lies before
     them, or to tick ``least`` of a series.
-
-    Yields the targets (n, outputs), the smoothing's answers and the start's, all as seen from the
-    naive forecast, and the row of each.
     """
     late = [len(ts) - cut for (ts, _), cut in zip(pairs, cuts, strict=True)]
     for back in itertools.count(1):
@@ -102,12 +116,14 @@ def earlier(
         past = [(pairs[i][0][:end], pairs[i][1][:end]) for i, end in zip(used, ends, strict=True)]
         begun = [begins[i] for i in used]
         start = linear_start(spec, past, begun, penalty)
-        target = gather(start.blended(0), past, begun).target
-        smoothed = target - gather(start.blended(0, 1), past, begun).target
-        pool = gather(start.blended(1), past, begun)
+        naive, smoothing, pool = (
+            gather(start.blended(*shares), past, begun) for shares in ((0, 0), (0, 1), (1, 0))
+        )
         rows = pool.after_cut()
+        target = naive.target[rows]
         left = pool.target[rows] - (pool.x[rows] @ start.skip.T + start.bias)
-        yield target[rows], smoothed[rows], (target[rows] - left).astype(np.float32), rows
+        smoothed, answer = target - smoothing.target[rows], (target - left).astype(np.float32)
+        yield Earlier(target, smoothed, answer, naive.least_of(rows), pool.part[rows], rows)
 
 
 def best_penalty(spec: Spec, pairs: Pairs, cuts: Sequence[int], least: int) -> float:
@@ -120,8 +136,8 @@ def best_penalty(spec: Spec, pairs: Pairs, cuts: Sequence[int], least: int) -> f
 
     def error(penalty: float) -> float:
         spans = [
-            (np.nansum(np.abs(target - answer), axis=0), np.nansum(np.abs(target), axis=0))
-            for target, _, answer, _ in earlier(spec, pairs, cuts, penalty, least)
+            (np.nansum(np.abs(s.target - s.linear), axis=0), np.nansum(np.abs(s.target), axis=0))
+            for s in earlier(spec, pairs, cuts, penalty, least)
         ]
         ours, naive = np.sum(spans, axis=0) if spans else np.zeros((2, 1))
         return float(np.mean(ours / np.maximum(naive, 1e-12)))

@@ -7,6 +7,7 @@ linear start is fitted anew.
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -18,8 +19,9 @@ from streamlstm.linear import Floats, Singles, Start, earlier
 from streamlstm.model import Spec
 from streamlstm.samples import Pairs
 
-FEW = 8
-"""Blocks: with fewer on the unseen span, earlier ones are looked at too."""
+FEW, FEW_ERRORS = 8, 16
+"""Blocks: with fewer on the unseen span, earlier ones are looked at too; for quantiles of errors,
+which say more, with fewer than the latter."""
 MANY = 16
 """Series, from which on each is a block that errs together; of fewer, their seasons are."""
 SURE = 1.28
@@ -38,6 +40,10 @@ class Span(NamedTuple):
     """the naive forecast, where there is no smoothing"""
     linear: Singles
     full: Singles
+    least: Singles
+    """the floor of the forecasts"""
+    part: Floats
+    """(n, targets) one unit of all these, in those of an interval's half-width"""
     block: NDArray[np.int64]
     """(n,) rising; rows of one block err together"""
 
@@ -57,8 +63,8 @@ class Trust(NamedTuple):
     """(outputs,) 0 to 1"""
 
     def answer(self, span: Span) -> Singles:
-        """The mixture of the four forecasts."""
-        return mixed(span, *self).astype(np.float32)
+        """The mixture of the four forecasts, none below the floor."""
+        return np.maximum(mixed(span, *self), span.least).astype(np.float32)
 
     def fold(self, start: Start, weights: dict[str, Singles]) -> tuple[Spec, dict[str, Singles]]:
         """Spec and weights of the network that answers with the mixture."""
@@ -73,12 +79,12 @@ class Trust(NamedTuple):
 
 def mixed(span: Span, smoothed: Share, linear: Share, recurrent: Share) -> NDArray[Any]:
     """The mixture of a span's forecasts with these shares."""
-    _, naive, flat, straight, full, _ = span
+    naive = span.naive
     return (
         naive
-        + smoothed * (flat - naive)
-        + linear * (straight - naive)
-        + recurrent * (full - straight)
+        + smoothed * (span.smoothed - naive)
+        + linear * (span.linear - naive)
+        + recurrent * (span.full - span.linear)
     )
 
 
@@ -154,25 +160,30 @@ def together(spec: Spec) -> int:
 
 def few_blocks(spec: Spec, pairs: Pairs, cuts: Sequence[int]) -> bool:
     """Whether what lies after the cuts of (ts, values) pairs says too little by itself."""
+    return _blocks(spec, pairs, cuts) < FEW
+
+
+def _blocks(spec: Spec, pairs: Pairs, cuts: Sequence[int]) -> float:
+    """After the cuts; of many series there are enough, however short they are."""
     late = [len(ts) - cut for (ts, _), cut in zip(pairs, cuts, strict=True)]
-    return len(pairs) < MANY and sum(late) < FEW * together(spec)
+    return math.inf if len(pairs) >= MANY else sum(late) / together(spec)
 
 
 def earlier_spans(spec: Spec, pairs: Pairs, cuts: Sequence[int], penalty: float) -> Iterator[Span]:
-    """Spans before the cuts, where there are :func:`few_blocks`; no network was trained there."""
-    if few_blocks(spec, pairs, cuts):
-        for target, smoothed, linear, rows in earlier(
+    """Spans before the cuts, where few blocks lie after them; no network was trained there."""
+    if _blocks(spec, pairs, cuts) < FEW_ERRORS:
+        for target, smoothed, linear, least, part, rows in earlier(
             spec, pairs, cuts, penalty, ticks_needed(spec)
         ):
             naive, block = np.zeros_like(target), rows // together(spec)
-            yield Span(target, naive, smoothed, linear, linear, block)
+            yield Span(target, naive, smoothed, linear, linear, least, part, block)
 
 
 def joined(spans: Sequence[Span]) -> Span:
     """One after the other, each with blocks of its own."""
     begins = [np.append(True, np.diff(span.block) != 0) for span in spans]
-    forecasts = [
-        np.concatenate(parts) for parts in zip(*(span[:-1] for span in spans), strict=True)
-    ]
-    target, naive, smoothed, linear, full = forecasts
-    return Span(target, naive, smoothed, linear, full, np.cumsum(np.concatenate(begins)))
+    target, naive, smoothed, linear, full, least, part = (
+        np.concatenate(each) for each in zip(*(span[:-1] for span in spans), strict=True)
+    )
+    block = np.cumsum(np.concatenate(begins))
+    return Span(target, naive, smoothed, linear, full, least, part, block)

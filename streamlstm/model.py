@@ -478,7 +478,8 @@ class Errors:
     levels: NDArray[np.float64]
     """(Q,) rising probabilities"""
     quantiles: NDArray[np.float32]
-    """(Q, O) quantiles of |error| in units of the series' scale; with a spread, over its root"""
+    """(Q, O) quantiles of |error| in the units of :mod:`~streamlstm.intervals`; with a spread, over
+    its root"""
     ages: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     """(P,) rising: the ages that end a phase of a series' youth, see :attr:`Spec.ages`; of age 1 is
     a series at its first place"""

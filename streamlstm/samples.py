@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamlstm.features import features_of, grid_steps
+from streamlstm.intervals import units
 from streamlstm.jit import njit
 from streamlstm.model import Spec
 
@@ -21,12 +22,18 @@ class Pool(NamedTuple):
     """(N, width) what the network is shown at the tick"""
     target: NDArray[np.float32]
     """(N, outputs) what it should answer: (value to come - base) / scale; NaN where not known"""
-    scale: NDArray[np.float64]
-    """(N, targets) raw units per unit of the answer"""
+    part: NDArray[np.float64]
+    """(N, targets) one unit of the answer, in those of an interval's half-width"""
     bounds: NDArray[np.int64]
     """(S, 3) of each series the first row, the first row after the cut, and the end"""
     least: NDArray[np.float32]
     """(N, outputs) the answer that is the floor of the forecasts; no rows where there is none"""
+
+    def least_of(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(rows, outputs) the answer that is the floor, however low where there is none."""
+        if len(self.least):
+            return self.least[rows]
+        return np.full((len(rows), self.target.shape[1]), -np.inf, np.float32)
 
     def before_cut(self) -> NDArray[np.int64]:
         """The rows before the cut of their series."""
@@ -52,18 +59,19 @@ def gather(
     size, cut = int(ends[-1]), np.asarray(cuts, np.int64)
     x = np.empty((size, spec.width), np.float32)
     target = np.full((size, spec.outputs), np.nan, np.float32)
-    scale = np.empty((size, spec.targets))
+    part = np.empty((size, spec.targets))
     least = np.empty((0 if spec.floor is None else size, spec.outputs), np.float32)
     for i, (ts, values) in enumerate(series):
         begin, end = ends[i], ends[i + 1]
         rows = features_of(spec, ts, values)
-        x[begin:end], scale[begin:end] = rows.x, rows.scale
+        x[begin:end] = rows.x
         if spec.floor is not None:
             least[begin:end] = (spec.floor - rows.base) / np.tile(rows.scale, spec.horizon)
         place = places(spec.step_ns, ts)
+        part[begin:end] = rows.scale / units(place, rows.scale)
         early = int(np.searchsorted(place, min(spec.history, place[cut[i] - 1] // 3)))
         fill(place, values, rows.base, rows.scale, early, cut[i], spec.targets, target[begin:end])
-    return Pool(x, target, scale, np.stack([ends[:-1], ends[:-1] + cut, ends[1:]], axis=1), least)
+    return Pool(x, target, part, np.stack([ends[:-1], ends[:-1] + cut, ends[1:]], axis=1), least)
 
 
 def evenly(n: int, most: int) -> NDArray[np.int64]:

@@ -36,6 +36,7 @@ from streamlstm.mixture import (
     Trust,
     earlier_spans,
     few_blocks,
+    joined,
     together,
     trusted,
 )
@@ -408,21 +409,22 @@ class _Stage:
         block = np.searchsorted(pool.bounds[:, 2], late, side="right")
         if len(pool.bounds) < MANY:
             block = late // together(self.spec)
-        before = earlier_spans(self.spec, self._pairs, self._cuts, self.ridge)
-        unseen = Span(target, naive, smoothed, linear, full, block)
-        trust = trusted(unseen, [*before], self.spec.targets)
-        answer = trust.answer(unseen)
-        if self.spec.floor is not None:
-            answer = np.maximum(answer, pool.least[late])
-        off = np.abs(target - answer)
+        least, part = pool.least_of(late), pool.part[late]
+        unseen = Span(target, naive, smoothed, linear, full, least, part, block)
+        before = [*earlier_spans(self.spec, self._pairs, self._cuts, self.ridge)]
+        few = few_blocks(self.spec, self._pairs, self._cuts)
+        trust = trusted(unseen, before if few else (), self.spec.targets)
+        spans = joined([*before, unseen])
+        off = np.abs(spans.target - trust.answer(spans))
         skill = np.full(self.spec.outputs, np.nan)
-        for k, errors in enumerate(off.T):
+        for k, errors in enumerate(off[-len(late) :].T):
             known = np.isfinite(errors)
             if known.any():
                 skill[k] = errors[known].mean() / max(np.abs(off_naive[known, k]).mean(), 1e-12)
+        off *= np.tile(spans.part, self.spec.horizon)
         if spread:
-            off /= np.exp(SHARES[SPREAD] * self._spread(trust)[late])
-        return trust, Errors(LEVELS, error_quantiles(off, block)), skill
+            off[-len(late) :] /= np.exp(SHARES[SPREAD] * self._spread(trust)[late])
+        return trust, Errors(LEVELS, error_quantiles(off, spans.block)), skill
 
     def _spread(self, trust: Trust) -> NDArray[np.float32]:
         """(N, outputs) the logarithm of the spread after the cut, less its mean of late."""

@@ -51,6 +51,7 @@ class Oracle:
         self.paces: dict[tuple[int, int], tuple[float, int]] = {}
         self.errors: dict[tuple[int, int], tuple[float, ...]] = {}  # count, mean of late, usual
         self.width: np.ndarray | None = None
+        self.mean_scale = np.zeros(self.spec["targets"])
         self.mean = np.zeros((self.spec["horizon"], self.spec["targets"]))  # of what was told
         self.taught = self.taught_steps()
         self.level = np.zeros(self.spec["targets"])
@@ -104,7 +105,8 @@ class Oracle:
                 base[k] = self.grid.get(back, y[:T])
         point = base + scale[:T] * out
         point = point + self.correction(y[:T], point, scale[:T], directions)
-        half = self.interval(y[:T], scale[:T], told) * scale[:T]
+        unit = self.unit(scale[:T])
+        half = self.interval(y[:T], unit, told) * unit
         self.made[self.place] = point, half, told, self.unrest
         return point, point - half, point + half
 
@@ -286,6 +288,12 @@ class Oracle:
         left = np.clip(error - of["theta"][j] @ z, -usual, usual)
         of["theta"][j] += 0.001 * left * z / (1 + 0.001 * (z @ z))
 
+    def unit(self, scale: np.ndarray) -> np.ndarray:
+        """What half-widths are in units of: three quarters what the scale usually is."""
+        count = min(self.place + 1, 1000) if self.seen > 1 else 1
+        self.mean_scale = self.mean_scale + (scale - self.mean_scale) / count
+        return 0.75 * self.mean_scale + 0.25 * scale
+
     def pace(self, k: int, j: int, error: float, half: float) -> float:
         """The rate at which a half-width moves."""
         rate, run = self.paces.get((k, j), (0.0, 0))
@@ -298,7 +306,7 @@ class Oracle:
         return max(rate, 0.02) + 2 / (10 * (k + 1) + self.errors[k, j][0])
 
     def take_in(self, k: int, j: int, error: float) -> float:
-        """Take in an error, in units of scale and spread; how much larger they are of late."""
+        """Take in an error, in units and those of the spread; how much larger they are of late."""
         count, late, usual = self.errors.get((k, j), (0, 0.0, 0.0))
         count = min(count + 1, 1000)
         late += (error - late) / min(count, 20)
@@ -309,8 +317,8 @@ class Oracle:
         self.errors[k, j] = count, late, usual
         return 2 * (late - usual) / (late + usual)
 
-    def interval(self, y: np.ndarray, scale: np.ndarray, told: np.ndarray) -> np.ndarray:
-        """Half-widths (horizon, targets); learns from ``y`` first."""
+    def interval(self, y: np.ndarray, unit: np.ndarray, told: np.ndarray) -> np.ndarray:
+        """Half-widths (horizon, targets) in units; learns from ``y`` first."""
         K, T, cover = self.spec["horizon"], self.spec["targets"], self.coverage
         steps = sorted({1, (K + 1) // 2, K})
         if self.width is None:
@@ -329,7 +337,7 @@ class Oracle:
                 for j, error in enumerate(abs(y - point[k - 1])):
                     w, share = self.width[a, j], self.share[a, j]
                     said = np.rint(64 * np.array([spread[k - 1, j], before[a, j]])) / 64
-                    off = error / scale[j] / math.exp(share[0] * said[0])
+                    off = error / unit[j] / math.exp(share[0] * said[0])
                     unrest[a, j] = self.take_in(k, j, off)
                     rate = self.pace(k, j, error, half[k - 1, j])
                     if not math.isnan(half[k - 1, j]):
@@ -340,7 +348,7 @@ class Oracle:
                         w *= math.exp(rate * (cover - 1))
                         self.width[a, j] = w if w >= 1e-9 else 0.0
                     elif not w > 0:
-                        self.width[a, j] = error / (scale[j] * math.exp(share @ said))
+                        self.width[a, j] = error / (unit[j] * math.exp(share @ said))
                     elif error > half[k - 1, j]:
                         self.width[a, j] = w * math.exp(rate * cover)
         self.unrest = unrest

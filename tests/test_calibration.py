@@ -29,6 +29,13 @@ def test_an_event_on_the_unseen_span_does_not_make_the_intervals() -> None:
     assert (error_quantiles(often, block)[list(LEVELS).index(0.9)] > 100).all()
 
 
+def test_what_is_so_every_other_day_is_no_event() -> None:
+    """Lights that burn on working days, with three of five days that are none."""
+    block = np.repeat(np.arange(5), 24)
+    off = np.where((block == 1) | (block == 3), 1.0, 1e-6).astype(np.float32)[:, None]
+    assert error_quantiles(off, block)[list(LEVELS).index(0.9), 0] >= 1
+
+
 def test_errors_of_few_blocks_promise_less() -> None:
     off = np.abs(np.random.default_rng(0).normal(size=(1200, 1))).astype(np.float32)
     at = list(LEVELS).index(0.95)
@@ -59,6 +66,14 @@ def shops(count: int, seed: int) -> list[SeriesData]:
     return [SeriesData(f"s{n}", hours * HOUR, row[:, None]) for n, row in enumerate(values)]
 
 
+def mean_until(places: np.ndarray, scale: np.ndarray, last: int) -> np.ndarray:
+    """(targets,) each tick counts as the one after so many steps."""
+    mean = scale[0]
+    for i in range(1, last + 1):
+        mean = mean + (scale[i] - mean) / (places[i] + 1)
+    return mean
+
+
 @pytest.mark.parametrize("floor", [None, 10.0])
 def test_errors_of_the_young_are_those_of_a_stream_that_begins_there(floor: float | None) -> None:
     """With gaps, and two targets: what the engine forecasts after each tick, and what then came."""
@@ -70,6 +85,7 @@ def test_errors_of_the_young_are_those_of_a_stream_that_begins_there(floor: floa
     ts, values, places = ts[5:25], values[5:25], places[5:25] - places[5]
     engine = Engine(model, max_series=1, learning=False, threads=1)
     scale = features_of(model.spec, ts, values).scale
+    unit = [0.75 * mean_until(places, scale, i) + 0.25 * scale[i] for i in range(len(ts))]
     expected = np.full((18, 3, 2), np.nan)
     for i, place in enumerate(places.tolist()):
         arrivals = Arrivals(
@@ -79,7 +95,7 @@ def test_errors_of_the_young_are_those_of_a_stream_that_begins_there(floor: floa
         for j, later in enumerate(places.tolist()):
             if place < 18 and 0 < later - place <= 3:
                 expected[place, later - place - 1] = np.abs(values[j] - point[later - place - 1])
-                expected[place, later - place - 1] /= scale[i]
+                expected[place, later - place - 1] /= unit[i]
     found = np.concatenate(_errors_of(model, [youth], [np.arange(4), np.arange(4, 18)]))
     np.testing.assert_allclose(found, expected.reshape(18, 6), rtol=1e-4, atol=1e-5)
     assert np.isfinite(found).mean() > 0.3

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba import typeof
 
+from streamlstm import watch
 from streamlstm.engine import Engine
 from streamlstm.model import Model, ModelError, save_model
 from streamlstm.policies import EARLIEST, MOMENT, Policies
@@ -481,3 +482,10 @@ def test_one_absurd_first_value_does_not_blur_what_follows() -> None:
 def test_more_ticks_than_there_is_room_for_are_refused() -> None:
     with pytest.raises(ValueError, match="257 ticks exceed max_batch = 256"):
         opened(random_model()).step(ticks([0] * 257, list(range(257)), np.ones(257)), 0)
+
+
+def test_what_a_series_keeps_is_each_of_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of one name would lie in one place, and write over each other."""
+    monkeypatch.setattr(watch, "watched_fields", lambda: {"width": (np.float64, ())})
+    with pytest.raises(TypeError, match="width"):
+        Engine(random_model(), max_series=1)

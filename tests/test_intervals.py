@@ -6,7 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamlstm import intervals
+from streamlstm.backtest import run as run_model
+from streamlstm.features import features_of
 from streamlstm.model import Errors, Spec
+from tests.models import HOUR, random_model
 
 
 def run(
@@ -331,6 +334,23 @@ def test_without_calibration_the_first_interval_is_unknown_not_invented() -> Non
     quantiles = run(y, np.zeros((3, 1)), intervals.plan(1, 1, 0.9, None, (1,)))
     assert np.isnan(quantiles[0]).all()
     np.testing.assert_allclose(quantiles[1, :, 0], [-2, 2])
+
+
+def test_half_widths_are_in_units_of_what_the_scale_usually_is() -> None:
+    """By a quarter of what it is now, in the stream: of a step whose ticks are yet to come."""
+    n, spec = 40, {"horizon": 40, "scaling": {"kind": "running", "memory": 5}}
+    model = random_model(**spec)
+    ts, values = HOUR * np.arange(n), 100 + np.random.default_rng(0).normal(size=(n, 1))
+    values[20:] *= 3
+    issued = run_model(model, ts, values, 1, coverage=0.9, learning=False)
+    assert model.errors is not None
+    half = (issued.intervals[0.9][1] - issued.intervals[0.9][0])[:, -1] / 2
+    scale = features_of(model.spec, ts, values).scale[:, 0]
+    usual = np.cumsum(scale) / np.arange(1, n + 1)
+    expected = model.errors.at(0.9)[-1] * (0.75 * usual + 0.25 * scale)
+    np.testing.assert_allclose(half, expected, rtol=1e-5)
+    found = intervals.units(np.arange(n), scale[:, None])[:, 0]
+    np.testing.assert_allclose(found, 0.75 * usual + 0.25 * scale)
 
 
 def test_coverage_zero_means_no_intervals() -> None:

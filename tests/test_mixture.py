@@ -24,7 +24,13 @@ def forecasts(*sizes: float, outputs: int = 4, seed: int = 0) -> list[np.ndarray
 
 def span(target: np.ndarray, naive: np.ndarray, linear: np.ndarray, full: np.ndarray) -> Span:
     """Without a smoothing."""
-    return Span(target, naive, naive, linear, full, BLOCK[: len(target)])
+    return of(target, naive, naive, linear, full)
+
+
+def of(*forecasts: np.ndarray) -> Span:
+    """Target, naive, smoothed, linear and full, in blocks of ten rows; there is no floor."""
+    n = len(forecasts[0])
+    return Span(*forecasts, np.full((n, 1), -np.inf, np.float32), np.ones((n, 1)), BLOCK[:n])
 
 
 @pytest.mark.parametrize(
@@ -41,7 +47,7 @@ def test_the_best_is_trusted(sizes: tuple[float, ...], linear: int, recurrent: i
 def test_the_smoothed_forecast_is_trusted_where_it_is_the_best(better: str) -> None:
     target, naive, good, bad = forecasts(1, 0.1, 3)
     smoothed, linear = (good, bad) if better == "smoothed" else (bad, good)
-    trust = trusted(Span(target, naive, smoothed, linear, linear, BLOCK))
+    trust = trusted(of(target, naive, smoothed, linear, linear))
     np.testing.assert_allclose(trust.smoothed, better == "smoothed", atol=0.3)
     np.testing.assert_allclose(trust.linear, better == "linear", atol=0.3)
     assert (trust.smoothed + trust.linear <= 1).all()
@@ -50,9 +56,9 @@ def test_the_smoothed_forecast_is_trusted_where_it_is_the_best(better: str) -> N
 def test_of_spans_before_the_network_has_no_share() -> None:
     # one block in which a network is right says little, whatever lies before
     target, naive, linear, full = forecasts(1, 0.5, 0.1)
-    before = Span(target, naive, naive, linear, linear, BLOCK)
+    before = of(target, naive, naive, linear, linear)
     assert (trusted(span(target, naive, linear, full), [before]).recurrent > 0.7).all()
-    few = Span(*(each[:10] for each in (target, naive, naive, linear, full)), BLOCK[:10])
+    few = of(*(each[:10] for each in (target, naive, naive, linear, full)))
     trust = trusted(few, [before])
     np.testing.assert_allclose(trust.linear, 1, atol=0.3)
     np.testing.assert_array_equal(trust.recurrent, 0)

@@ -12,6 +12,7 @@ from streamlstm.engine import Engine
 from streamlstm.features import features_of
 from streamlstm.golden import check_golden, network_of
 from streamlstm.infer import infer_spec
+from streamlstm.intervals import units
 from streamlstm.kernels import cpu
 from streamlstm.model import Input, Model, load_model, save_model
 from streamlstm.train import (
@@ -237,6 +238,19 @@ def test_several_targets_and_what_is_measured_with_them() -> None:
     assert (reach < [0.6, 600]).all()
     _, alone = quick_of(inputs[:2], [SeriesData("a", ts, values[:, :2])], horizon=1)
     assert (alone.skill > 0.5).all()
+
+
+def test_of_a_calm_span_of_late_the_intervals_know_what_came_before() -> None:
+    """A short series whose latest part, on which the fit is judged, is ten times as calm."""
+    noise = np.random.default_rng(0).normal(size=200)
+    noise[170:] *= 0.1
+    model, _ = quick_of(
+        (("y", "target"),), [SeriesData("a", np.arange(200) * HOUR, noise[:, None])], horizon=6
+    )
+    rows = features_of(model.spec, np.arange(200) * HOUR, noise[:, None])
+    unit = units(np.arange(200), rows.scale)[-1, 0]
+    assert model.errors is not None
+    assert (model.errors.at(0.9) * unit > 0.8).all()  # of what came before 1.6, of late .16
 
 
 def test_what_a_series_is_decides_where_it_goes() -> None:
