@@ -324,11 +324,11 @@ class Engine:
         coverages, steps = bands.coverages.tolist(), bands.steps.tolist()
         learned, watched = adapt.Learned._fields, tuple(watch.watched_fields())
         latest = tuple(name for name in Latest._fields if name != "kept")
+        issued = tuple(name for name in intervals.Bands._fields if name != "mean_scale")
         nothing: Mapping[str, NDArray[Any]] = {}
         return {
-            "intervals": Part(
-                intervals.Bands._fields, [coverages, steps], intervals.begun_anew(bands)
-            ),
+            "intervals": Part(issued, [coverages, steps], intervals.begun_anew(bands)),
+            "usual scale": Part(("mean_scale",), [], nothing),
             "corrections": Part(learned, self.work.lessons.steps.tolist(), nothing),
             "watch": Part(watched, [coverages[:1], steps[:1]], nothing),
             "latest prediction": Part(latest, coverages, nothing),

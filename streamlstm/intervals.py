@@ -126,7 +126,7 @@ class Bands(NamedTuple):
     reach: NDArray[np.float32]
     """(series, sum of scored steps * coverages, targets) half-widths issued with them, raw"""
     mean_scale: NDArray[np.float64]
-    """(series, targets) over ``LASTING`` ticks"""
+    """(series, targets) over ``LASTING`` ticks; none where intervals are off"""
     width: NDArray[np.float32]
     """(series, scored * coverages, targets) half-widths in units, but for what the factors say"""
     pace: NDArray[np.float32]
@@ -168,7 +168,7 @@ def bands_fields(plan: Plan) -> Fields:
     return {
         "pending": (np.float64, (pending, targets)),
         "reach": (np.float32, (pending * coverages, targets)),
-        "mean_scale": (np.float64, (targets,)),
+        "mean_scale": (np.float64, (targets if scored else 0,)),
         "width": (np.float32, widths),
         "pace": (np.float32, (*widths, 2)),
         "told": (np.int8, (pending, targets, 2)),
@@ -293,7 +293,7 @@ def surround(
     grown = len(plan.ages)
     young = grown > 0 and place < plan.ages[grown - 1] + plan.shape.shape[2]
     phase = _phase(plan, place) if young else grown
-    for j in range(targets):
+    for j in range(len(own.mean_scale)):
         own.mean_scale[j] = _mean_scale(own.mean_scale[j], place, scale[row, j])
     # the main one apart: where there is no other, nothing is paid for others
     for a in range(len(plan.steps)):

@@ -22,6 +22,9 @@ from streamlstm.samples import Pairs
 FEW, FEW_ERRORS = 8, 16
 """Blocks: with fewer on the unseen span, earlier ones are looked at too; for quantiles of errors,
 which say more, with fewer than the latter."""
+LEAST = 6
+"""Blocks on the unseen span, with fewer than which the network is not trusted: it fits so few by
+luck."""
 MANY = 16
 """Series, from which on each is a block that errs together; of fewer, their seasons are."""
 SURE = 1.28
@@ -94,7 +97,7 @@ def trusted(unseen: Span, before: Sequence[Span] = (), targets: int = 1) -> Trus
     For each output the lower end of the 80 % confidence interval (Student's) of the gain in mean
     absolute error over the naive forecast, smoothed over the steps ahead, is made as large as
     possible, so that luck is not taken for skill: the fewer blocks, the surer the gain has to be.
-    What the network adds is judged on the unseen span alone.
+    What the network adds is judged on the unseen span alone, if that has blocks enough.
 
     Args:
         unseen: the span that no forecast was fitted to.
@@ -108,6 +111,7 @@ def trusted(unseen: Span, before: Sequence[Span] = (), targets: int = 1) -> Trus
     scale = np.maximum(size, 1e-12)
     apart = bool((spans.smoothed != spans.naive)[known].any())
     costs, shares = [], []
+    blocks = 1 + np.count_nonzero(np.diff(unseen.block))
     for s, a in itertools.product(SHARES if apart else SHARES[:1], SHARES):
         if s + a > 1:
             continue
@@ -115,7 +119,7 @@ def trusted(unseen: Span, before: Sequence[Span] = (), targets: int = 1) -> Trus
         if before:
             cost = bound(np.abs(spans.target - mixed(spans, s, a, 0)) - plain, spans.block)
             off = np.abs(unseen.target - mixed(unseen, s, a, 0))
-        for b in SHARES:
+        for b in SHARES if blocks >= LEAST else SHARES[:1]:
             change = np.abs(unseen.target - mixed(unseen, s, a, b)) - off
             shares.append((s, a, b))
             costs.append(_smooth((cost + bound(change, unseen.block)) / scale, targets))

@@ -64,6 +64,14 @@ def test_of_spans_before_the_network_has_no_share() -> None:
     np.testing.assert_array_equal(trust.recurrent, 0)
 
 
+@pytest.mark.parametrize(("blocks", "trusted_at_all"), [(5, False), (6, True)])
+def test_a_network_that_is_right_in_few_blocks_is_not_trusted(
+    blocks: int, trusted_at_all: bool
+) -> None:
+    few = of(*(each[: 10 * blocks] for each in forecasts(1, 1, 1, 0.1)))
+    assert (trusted(few).recurrent > 0).all() == trusted_at_all
+
+
 def test_luck_is_not_taken_for_skill() -> None:
     # forecasts that are the naive one but for noise around it gain nothing
     taken = []

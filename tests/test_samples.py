@@ -35,7 +35,7 @@ def test_a_target_restores_the_value_at_its_time(base: str) -> None:
                 assert np.isnan(pool.target[i, k])
             else:
                 asked += 1
-                restored = rows.base[i, k] + pool.target[i, k] * pool.scale[i, 0]
+                restored = rows.base[i, k] + pool.target[i, k] * rows.scale[i, 0]
                 assert restored == pytest.approx(later, abs=1e-4)
     assert asked > 200
 
@@ -46,7 +46,7 @@ def test_nothing_before_the_cut_depends_on_what_comes_after() -> None:
     one, other = walk(50), walk(50)
     other[30:] = 1e6
     pools = [gather(spec, [(ts, values)], [30]) for values in (one, other)]
-    for name in ("x", "target", "scale"):
+    for name in ("x", "target", "part"):
         first, second = (getattr(pool, name)[:30] for pool in pools)
         np.testing.assert_array_equal(first, second, err_msg=name)
 
