@@ -6,9 +6,10 @@ its logarithm by ``RATE * coverage`` up when the tick lay outside, by ``RATE * (
 down when inside. That is adaptive conformal inference (Gibbs & Candes 2021) as
 quantile tracking (Angelopoulos, Candes & Tibshirani 2023), in the log of the width: in the long run
 a share 1 - coverage of what was issued misses, whatever the data do. Half-widths are in units of
-the series' scale, so they follow it: by ``NOW`` as it is at the tick, by the rest as it usually is,
-for that a series varied little of late says little of the errors to come. Steps between two scored
-ones take the line between theirs, bent as the model's errors on unseen data rise between them.
+the series' scale, so they follow it: for a share of ``NOW`` as it is at the tick, for the rest as
+it usually is, since a series that varied little of late need not be easier to forecast. Steps
+between two scored ones take the line between theirs, bent as the model's errors on unseen data rise
+between them.
 
 After a change of the data that is too slow. So where so many ticks in a row lay outside as seldom
 do by chance (``RARE``; k times as many, since forecasts k ahead err together), the rate rises to
@@ -74,7 +75,7 @@ LATELY, LASTING = 20, 1000
 NOW = 0.25
 """What the scale at a tick counts for in the unit of half-widths, beside what it usually is."""
 HUGE = 1e6
-"""Largest error, in units of the scale; a larger one is taken for that."""
+"""Largest error, in units; a larger one is taken for that."""
 MOST = 1.5
 """Largest logarithm of a spread; a larger one is taken for that."""
 MEMORY, FEW = 50, 10
@@ -519,7 +520,7 @@ def _issue(
 ) -> None:
     """Write the interval of coverage ``c``, of a series in this phase of its youth."""
     for j in range(targets):
-        unit = _unit(own.mean_scale[j], scale[row, j])
+        unit = _unit(own.mean_scale[j], scale[row, j]) if len(own.mean_scale) else np.nan
         _issue_one(plan, own, phase, c, j, targets, unit, answers, forecast, ends)
 
 

@@ -164,18 +164,18 @@ def together(spec: Spec) -> int:
 
 def few_blocks(spec: Spec, pairs: Pairs, cuts: Sequence[int]) -> bool:
     """Whether what lies after the cuts of (ts, values) pairs says too little by itself."""
-    return _blocks(spec, pairs, cuts) < FEW
+    return blocks_after(spec, pairs, cuts) < FEW
 
 
-def _blocks(spec: Spec, pairs: Pairs, cuts: Sequence[int]) -> float:
-    """After the cuts; of many series there are enough, however short they are."""
+def blocks_after(spec: Spec, pairs: Pairs, cuts: Sequence[int]) -> float:
+    """How many lie after the cuts; of many series there are enough, however short they are."""
     late = [len(ts) - cut for (ts, _), cut in zip(pairs, cuts, strict=True)]
     return math.inf if len(pairs) >= MANY else sum(late) / together(spec)
 
 
 def earlier_spans(spec: Spec, pairs: Pairs, cuts: Sequence[int], penalty: float) -> Iterator[Span]:
     """Spans before the cuts, where few blocks lie after them; no network was trained there."""
-    if _blocks(spec, pairs, cuts) < FEW_ERRORS:
+    if blocks_after(spec, pairs, cuts) < FEW_ERRORS:
         for target, smoothed, linear, least, part, rows in earlier(
             spec, pairs, cuts, penalty, ticks_needed(spec)
         ):

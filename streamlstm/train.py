@@ -31,9 +31,11 @@ from streamlstm.infer import infer_spec
 from streamlstm.intervals import MEMORY, MOST, SHARES, SPREAD
 from streamlstm.linear import PENALTIES, Floats, best_penalty, linear_start
 from streamlstm.mixture import (
+    LEAST,
     MANY,
     Span,
     Trust,
+    blocks_after,
     earlier_spans,
     few_blocks,
     joined,
@@ -176,6 +178,12 @@ def attempt(
     stage = _Stage(spec, pairs, cuts, options, options.updates, ridge)
     finished = stage.train(progress, 0, 2 * options.updates)
     trust, errors, skill = stage.judge(spread)
+    if not trust.recurrent.any():
+        latest = f"the latest {options.validation:.0%}"
+        why = f"on {latest} it was not surely better than without"
+        if blocks_after(spec, pairs, cuts) < LEAST:
+            why = f"{latest} are too short to judge it by"
+        notes.append(f"the network is left out: {why}")
     seconds = time.perf_counter() - began
     skipped = len(series) - len(long)
     return Attempt(

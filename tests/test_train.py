@@ -46,6 +46,8 @@ def test_a_model_learns_more_than_its_naive_start() -> None:
     calm = wave(6000, noise=0.01)
     series = SeriesData("w", calm.ts, calm.values + off[:, None])
     model, report = quick([series], horizon=12)
+    said = any("left out" in note for note in report.notes)
+    assert said == (not report.trust.recurrent.any())
     assert (model.spec.season, model.spec.base) == (24, "blend")
     assert report.skill.shape == (12,)
     assert report.skill[0] < 0.5  # of the naive forecast's error
@@ -115,6 +117,13 @@ def test_what_little_is_unseen_does_not_hide_what_was_plain_before(
     by_all = trust()
     monkeypatch.setattr(mixture, "FEW", 0)  # by the unseen span alone
     assert by_all > 0.5 > 1.25 * trust()
+
+
+def test_a_network_that_cannot_be_judged_is_left_out_and_it_is_said() -> None:
+    """Of five days of hours less than one is unseen."""
+    _, report = quick([wave(120)], horizon=12)
+    assert not report.trust.recurrent.any()
+    assert any("left out" in note and "too short" in note for note in report.notes)
 
 
 def test_the_same_seed_is_the_same_model_and_another_is_not() -> None:
