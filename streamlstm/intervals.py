@@ -124,10 +124,10 @@ class Bands(NamedTuple):
     pending: NDArray[np.float64]
     """(series, sum of scored steps, targets) forecasts, each at its place modulo k in the ring of
     step k; NaN where a tick was missed"""
-    reach: NDArray[np.float32]
-    """(series, sum of scored steps * coverages, targets) half-widths issued with them, raw"""
     mean_scale: NDArray[np.float64]
     """(series, targets) over ``LASTING`` ticks; none where intervals are off"""
+    reach: NDArray[np.float32]
+    """(series, sum of scored steps * coverages, targets) half-widths issued with them, raw"""
     width: NDArray[np.float32]
     """(series, scored * coverages, targets) half-widths in units, but for what the factors say"""
     pace: NDArray[np.float32]
@@ -151,8 +151,8 @@ class Row(NamedTuple):
     """Of :class:`Bands` what one series keeps but for ``mean``, each field in one piece."""
 
     pending: NDArray[np.float64]
-    reach: NDArray[np.float32]
     mean_scale: NDArray[np.float64]
+    reach: NDArray[np.float32]
     width: NDArray[np.float32]
     pace: NDArray[np.float32]
     told: NDArray[np.int8]
@@ -168,8 +168,8 @@ def bands_fields(plan: Plan) -> Fields:
     pending, widths = int(plan.ring[-1]), (scored * coverages, targets)
     return {
         "pending": (np.float64, (pending, targets)),
-        "reach": (np.float32, (pending * coverages, targets)),
         "mean_scale": (np.float64, (targets if scored else 0,)),
+        "reach": (np.float32, (pending * coverages, targets)),
         "width": (np.float32, widths),
         "pace": (np.float32, (*widths, 2)),
         "told": (np.int8, (pending, targets, 2)),
@@ -283,7 +283,7 @@ def surround(
     written at ``to``.
     """
     own = Row(
-        row_of(bands.pending, slot), row_of(bands.reach, slot), row_of(bands.mean_scale, slot),
+        row_of(bands.pending, slot), row_of(bands.mean_scale, slot), row_of(bands.reach, slot),
         row_of(bands.width, slot), row_of(bands.pace, slot), row_of(bands.told, slot),
         row_of(bands.share, slot), row_of(bands.half, slot), row_of(bands.errors, slot),
     )  # fmt: skip

@@ -50,6 +50,11 @@ class Span(NamedTuple):
     block: NDArray[np.int64]
     """(n,) rising; rows of one block err together"""
 
+    @property
+    def tells_of_networks(self) -> bool:
+        """Whether it has blocks enough to trust a network by."""
+        return bool(1 + np.count_nonzero(np.diff(self.block)) >= LEAST)
+
 
 class Trust(NamedTuple):
     """The shares of what each forecast adds to the one before.
@@ -111,7 +116,6 @@ def trusted(unseen: Span, before: Sequence[Span] = (), targets: int = 1) -> Trus
     scale = np.maximum(size, 1e-12)
     apart = bool((spans.smoothed != spans.naive)[known].any())
     costs, shares = [], []
-    blocks = 1 + np.count_nonzero(np.diff(unseen.block))
     for s, a in itertools.product(SHARES if apart else SHARES[:1], SHARES):
         if s + a > 1:
             continue
@@ -119,7 +123,7 @@ def trusted(unseen: Span, before: Sequence[Span] = (), targets: int = 1) -> Trus
         if before:
             cost = bound(np.abs(spans.target - mixed(spans, s, a, 0)) - plain, spans.block)
             off = np.abs(unseen.target - mixed(unseen, s, a, 0))
-        for b in SHARES if blocks >= LEAST else SHARES[:1]:
+        for b in SHARES if unseen.tells_of_networks else SHARES[:1]:
             change = np.abs(unseen.target - mixed(unseen, s, a, b)) - off
             shares.append((s, a, b))
             costs.append(_smooth((cost + bound(change, unseen.block)) / scale, targets))
@@ -164,10 +168,10 @@ def together(spec: Spec) -> int:
 
 def few_blocks(spec: Spec, pairs: Pairs, cuts: Sequence[int]) -> bool:
     """Whether what lies after the cuts of (ts, values) pairs says too little by itself."""
-    return blocks_after(spec, pairs, cuts) < FEW
+    return _blocks(spec, pairs, cuts) < FEW
 
 
-def blocks_after(spec: Spec, pairs: Pairs, cuts: Sequence[int]) -> float:
+def _blocks(spec: Spec, pairs: Pairs, cuts: Sequence[int]) -> float:
     """How many lie after the cuts; of many series there are enough, however short they are."""
     late = [len(ts) - cut for (ts, _), cut in zip(pairs, cuts, strict=True)]
     return math.inf if len(pairs) >= MANY else sum(late) / together(spec)
@@ -175,7 +179,7 @@ def blocks_after(spec: Spec, pairs: Pairs, cuts: Sequence[int]) -> float:
 
 def earlier_spans(spec: Spec, pairs: Pairs, cuts: Sequence[int], penalty: float) -> Iterator[Span]:
     """Spans before the cuts, where few blocks lie after them; no network was trained there."""
-    if blocks_after(spec, pairs, cuts) < FEW_ERRORS:
+    if _blocks(spec, pairs, cuts) < FEW_ERRORS:
         for target, smoothed, linear, least, part, rows in earlier(
             spec, pairs, cuts, penalty, ticks_needed(spec)
         ):

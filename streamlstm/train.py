@@ -31,11 +31,9 @@ from streamlstm.infer import infer_spec
 from streamlstm.intervals import MEMORY, MOST, SHARES, SPREAD
 from streamlstm.linear import PENALTIES, Floats, best_penalty, linear_start
 from streamlstm.mixture import (
-    LEAST,
     MANY,
     Span,
     Trust,
-    blocks_after,
     earlier_spans,
     few_blocks,
     joined,
@@ -177,13 +175,7 @@ def attempt(
         ridge = best_penalty(spec, pairs, cuts, ticks_needed(spec))
     stage = _Stage(spec, pairs, cuts, options, options.updates, ridge)
     finished = stage.train(progress, 0, 2 * options.updates)
-    trust, errors, skill = stage.judge(spread)
-    if not trust.recurrent.any():
-        latest = f"the latest {options.validation:.0%}"
-        why = f"on {latest} it was not surely better than without"
-        if blocks_after(spec, pairs, cuts) < LEAST:
-            why = f"{latest} are too short to judge it by"
-        notes.append(f"the network is left out: {why}")
+    trust, errors, skill = stage.judge(spread, notes)
     seconds = time.perf_counter() - began
     skipped = len(series) - len(long)
     return Attempt(
@@ -398,10 +390,11 @@ class _Stage:
         """The weights kept: those at the end, or with patience the best on the unseen span."""
         return bptt.unpack(self.spec, self.best)
 
-    def judge(self, spread: bool) -> tuple[Trust, Errors, Floats]:
-        """What of the model can be trusted, its errors on the unseen span, and its skill there.
+    def judge(self, spread: bool, notes: list[str]) -> tuple[Trust, Errors, Floats]:
+        """What of the model can be trusted, its errors on unseen data, and its skill there.
 
-        With a ``spread`` the errors are what they are over its root: an interval's first share.
+        With a ``spread`` the errors are what they are over its root: an interval's first share. Of
+        the spans before, which no network was judged on, they are those without it.
         """
         pool, prediction = self.pool, np.full_like(self.pool.target, np.nan)
         self.judged(self.best, prediction, series=1024)
@@ -422,6 +415,12 @@ class _Stage:
         before = [*earlier_spans(self.spec, self._pairs, self._cuts, self.ridge)]
         few = few_blocks(self.spec, self._pairs, self._cuts)
         trust = trusted(unseen, before if few else (), self.spec.targets)
+        if not trust.recurrent.any():
+            latest = f"the latest {self.options.validation:.0%}"
+            why = f"{latest} are too short to judge it by"
+            if unseen.tells_of_networks:
+                why = f"on {latest} it was not surely better than without"
+            notes.append(f"the network is left out: {why}")
         spans = joined([*before, unseen])
         off = np.abs(spans.target - trust.answer(spans))
         skill = np.full(self.spec.outputs, np.nan)
