@@ -236,8 +236,11 @@ def learn(pool: int, way: int, rows: int, began: int) -> None:
     """Take in how long the rows of a step took, which was done in this way."""
     until, cost = word(pool, UNTIL), 1024 * (now(pool) - began) // rows
     before = word(pool, COST + way) or cost
-    slowly = 2 if until < 0 else 8  # a try is short
+    slowly, chosen = 2 if until < 0 else 8, _better(pool)  # a try is short
     set_word(pool, COST + way, before + (cost - before) // slowly)
+    if until > LEAST and _better(pool) != chosen:  # one late step may have done that
+        until = LEAST
+        set_word(pool, OF, 0)
     if until <= -TRIES:
         alone, together = word(pool, COST + ALONE), word(pool, COST + TOGETHER)
         best = max(min(alone, together), 1)

@@ -99,6 +99,15 @@ def test_a_change_is_noticed_soon():
         assert abs(ways(at, 500, alone, together) / 500 - wanted) < 0.1
 
 
+def test_one_late_step_does_not_send_the_helpers_away_for_long():
+    """As when a helper loses its core for some milliseconds."""
+    memory = pool.block(2)
+    at = memory.ctypes.data
+    ways(at, 10 * pool.MOST, 1000, 200)
+    ways(at, 1, 20_000, 20_000)
+    assert ways(at, 4 * pool.LEAST, 1000, 200) > 2 * pool.LEAST
+
+
 def test_helpers_do_help_and_end_with_their_owner():
     before = set(threading.enumerate())
     owner, memory = Owner(), pool.block(2)
