@@ -1,7 +1,18 @@
-"""``python -m streamlstm`` is ``streamlstm``."""
+"""Where ``streamlstm``, which is ``python -m streamlstm``, begins."""
 
 import sys
 
-from streamlstm.cli import main
+from streamlstm import allocation
 
-sys.exit(main())
+
+def main() -> int:
+    """Run one command and return its exit code."""
+    if sys.argv[1:2] == ["run"]:
+        allocation.begin_anew()  # before anything is imported, which would then be so twice
+    from streamlstm import cli
+
+    return cli.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,7 +1,6 @@
 """The daemon: startup, main_loop, shutdown. Clocks, sockets and signals are known here alone."""
 
 import contextlib
-import ctypes
 import faulthandler
 import gc
 import json
@@ -52,8 +51,6 @@ LOOK_ROUND = 1.0
 """Seconds after which it is seen at the latest what else there is to do."""
 TURN = 0.0002
 """Seconds for which the thread that answers about series may hold the interpreter."""
-FAST_BIN = 160
-"""Bytes of the largest piece of memory that the C library is to hand out the fast way."""
 
 _log = logging.getLogger("streamlstm")
 
@@ -196,7 +193,6 @@ class Service:
         config = self.config
         self._umask = os.umask(0o077)  # what is written here is for nobody else
         signal.signal(signal.SIGHUP, self._ask_for_reload)
-        _ease_allocation()
         allow_files(config.security.max_connections)
         _keep_to(config.service.cpus)  # before there are threads, which inherit it
         if config.metrics.page:
@@ -608,13 +604,3 @@ def _keep_to(cpus: Sequence[int]) -> None:
         there = ", ".join(map(str, sorted(allowed)))
         raise CoreError(f"service.cpus: core {strange[0]} is not there; choose of {there}")
     os.sched_setaffinity(0, cpus)
-
-
-def _ease_allocation() -> None:
-    """Have the C library keep pieces as large as a message for the next one, where it can.
-
-    libzmq allocates each prediction in one thread and frees it in another. Of glibc a piece beyond
-    128 bytes is then merged with its neighbours and cut out again, behind a lock (mallopt(3)).
-    """
-    with contextlib.suppress(AttributeError, OSError):  # another C library
-        ctypes.CDLL(None).mallopt(1, FAST_BIN)  # M_MXFAST

@@ -21,7 +21,8 @@ from streamlstm.web import Server
 
 COMMAND = """
 import sys
-from streamlstm import compiled
+from streamlstm import allocation, compiled
+allocation.begin_anew()
 compiled.choose_folder()
 from streamlstm import checkpoint, config, service
 {before}
