@@ -1,27 +1,41 @@
 """What files need beside their contents to outlive a crash."""
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that everybody may read, in the place of ``path`` once it is on disk.
+
+    Raises:
+        OSError: it cannot be written; then, and where anything else is raised, what was there is
+            as it was.
+    """
+    try:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    try:
+        with open(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(descriptor)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that everybody may read, whole or not at all, and on disk.
-
-    Raises:
-        OSError: it cannot be written; what was there is as it was.
-    """
-    prefix = f".{path.name}."
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=prefix, delete=False) as file:
-        try:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    """Write a file as :func:`whole` does."""
+    with whole(path) as file:
+        file.write(data)
 
 
 def sync_folder(folder: Path) -> None:

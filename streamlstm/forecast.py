@@ -34,6 +34,7 @@ from streamlstm.datasets.bundled import table_for
 from streamlstm.datasets.frames import SeriesData
 from streamlstm.datasets.onward import Onward, onward
 from streamlstm.engine import Engine
+from streamlstm.files import whole
 from streamlstm.model import Model, load_model
 from streamlstm.terminal import LeavingConsole, print_lines
 from streamlstm.ticks import WARM, Keys, Ticks
@@ -431,10 +432,20 @@ def _check_parquet(path: Path) -> None:
 
 
 def _write(frames: Iterator[pd.DataFrame], path: Path | None) -> None:
-    """To ``path``, or as CSV to stdout."""
-    if path and path.suffix == ".parquet":
-        pd.concat(frames, ignore_index=True).to_parquet(path, index=False)
-        return
+    """To ``path``, whole or not at all unless that is a pipe, say; or as CSV to stdout."""
+    if path is None:
+        _write_csv(frames, sys.stdout.write)
+    elif path.suffix == ".parquet":
+        with whole(path.resolve()) as file:
+            pd.concat(frames, ignore_index=True).to_parquet(file, index=False)
+    elif path.exists() and not path.is_file():
+        with path.open("w") as pipe:
+            _write_csv(frames, pipe.write)
+    else:
+        with whole(path.resolve()) as file:
+            _write_csv(frames, lambda text: file.write(text.encode()))
+
+
+def _write_csv(frames: Iterator[pd.DataFrame], write: Callable[[str], object]) -> None:
     for number, frame in enumerate(frames):
-        to = path or sys.stdout
-        frame.to_csv(to, index=False, header=not number, mode="a" if number else "w")
+        write(frame.to_csv(index=False, header=not number))

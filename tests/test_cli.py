@@ -486,6 +486,9 @@ def test_lags_and_calendar_may_be_none(tmp_path: Path, none: str) -> None:
 def test_a_misspelt_name_of_a_bundled_series() -> None:
     said = complaint("demo", "--data", "wether")
     assert said.endswith("did you mean the bundled series 'weather'?")
+    said = complaint("demo", "--data", "taxi")
+    known = "electricity, weather, sea, stock and water"
+    assert said.endswith(f"taxi: no such file, nor such a bundled series; there are {known}")
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(fitted: tuple[Path, Path]) -> None:

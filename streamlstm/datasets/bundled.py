@@ -4,6 +4,7 @@ Sources and licences: README.md beside.
 """
 
 import difflib
+import re
 from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -94,8 +95,13 @@ def table(name: str, columns: Columns | None = None, **how: Any) -> Table:
             others = ", ".join(columns.asked())
             raise DataError(f"{name}: a bundled series has one value, not {others}; name a file")
         return replace(load(name), inputs=columns.inputs)
-    if not Path(name).exists() and (close := difflib.get_close_matches(name, DATASETS, 1)):
-        raise DataError(f"{name}: no such file; did you mean the bundled series {close[0]!r}?")
+    if not Path(name).exists():
+        if close := difflib.get_close_matches(name, DATASETS, 1):
+            raise DataError(f"{name}: no such file; did you mean the bundled series {close[0]!r}?")
+        if re.fullmatch(r"\w+", name):
+            *some, last = DATASETS
+            known = f"{', '.join(some)} and {last}"
+            raise DataError(f"{name}: no such file, nor such a bundled series; there are {known}")
     said = {key: value for key, value in how.items() if value is not None}
     return read_table(Path(name), columns=columns, **said)
 

@@ -1,0 +1,46 @@
+"""A file is there whole or not at all."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from streamlstm.files import whole, write_whole
+
+
+def test_a_file_takes_its_place_once_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "some.csv"
+    path.write_text("before")
+    with whole(path) as file:
+        file.write(b"after")
+        file.flush()
+        assert path.read_text() == "before"
+    assert path.read_text() == "after"
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert os.listdir(tmp_path) == ["some.csv"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_what_was_there_stays_where_writing_ends_early(
+    error: type[BaseException], tmp_path: Path
+) -> None:
+    path = tmp_path / "some.csv"
+    write_whole(path, b"before")
+
+    def write() -> None:
+        with whole(path) as file:
+            file.write(b"aft")
+            raise error
+
+    with pytest.raises(error):
+        write()
+    assert path.read_text() == "before"
+    assert os.listdir(tmp_path) == ["some.csv"]
+
+
+def test_an_error_names_the_file_that_was_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "nowhere" / "some.csv"
+    with pytest.raises(OSError, match=r"nowhere/some\.csv") as refused:
+        write_whole(path, b"")
+    assert refused.value.errno == errno.ENOENT
