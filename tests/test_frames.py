@@ -180,6 +180,33 @@ def test_days_and_months_are_told_apart_by_what_makes_time_rise(tmp_path: Path) 
     assert any("day first" in note for note in table.notes)
 
 
+@pytest.mark.parametrize(
+    ("texts", "times"),
+    [
+        (("1/31/2024 11:00 AM", "1/31/2024 12:00 PM"), ("2024-01-31 11:00", "2024-01-31 12:00")),
+        (("31/01/2024 11:30:15 pm", "01/02/2024 12:30:15 am"),
+         ("2024-01-31 23:30:15", "2024-02-01 00:30:15")),
+        (("2024-01-31 9 a.m.", "2024-01-31 9 p.m."), ("2024-01-31 09:00", "2024-01-31 21:00")),
+        (("2024-01-31 09:00PM +02:00", "2024-01-31 10:00PM +02:00"),
+         ("2024-01-31 19:00", "2024-01-31 20:00")),
+        (("Jan 31, 2024 12:00:00.5 AM", "Jan 31, 2024 1:00:00.5 AM"),
+         ("2024-01-31 00:00:00.5", "2024-01-31 01:00:00.5")),
+    ],
+)  # fmt: skip
+def test_hours_may_be_counted_to_twelve(
+    texts: tuple[str, str], times: tuple[str, str], tmp_path: Path
+) -> None:
+    table = read(tmp_path, "ds,y\n" + "".join(f'"{text}",1\n' for text in texts))
+    assert table.series[0].ts.tolist() == ns(*times)
+
+
+def test_no_half_of_a_day_has_thirteen_hours(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match="line 3: '1/31/2024 13:00 PM' in column 'ds' is not a time"
+    ):
+        read(tmp_path, "ds,y\n1/31/2024 11:00 AM,1\n1/31/2024 13:00 PM,2\n")
+
+
 def test_semicolons_a_byte_order_mark_and_quotes_are_understood(tmp_path: Path) -> None:
     table = read(tmp_path, '\ufeff"ds";"y"\n"2024-01-01";"1"\n"2024-01-02";"2"\n')
     assert table.series[0].values.ravel().tolist() == [1, 2]

@@ -18,6 +18,7 @@ MISSING = ["", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "#N/A"]
 _ZONE = re.compile(r"\d:\d\d.*(?:Z|UTC|[+-]\d\d(?::?\d\d)?)$", re.IGNORECASE)
 _DOTTED = r"^\s*\d{1,2}\.\s?\d{1,2}\.\s?\d{4}"  # nobody writes the month first with points
 _QUARTER = r"^\s*(\d{4})[\s-]*[Qq]([1-4])\s*$"
+_TWELVE = r"^(.*[\sT,])(\d{1,2})(:\d\d)?((?::\d\d(?:\.\d+)?)?)\s*([AaPp])\.?[Mm]\b\.?(.*)$"
 _MONTHS = "%Y %b", "%b %Y", "%Y %B", "%B %Y"
 # the smallest number taken for a Unix time in this unit: 1973 in seconds, milliseconds, ...
 _EPOCH_UNITS = (
@@ -120,12 +121,13 @@ def timestamps(column: "pd.Series[Any]", timezone: str, where: Where, notes: lis
 
 def _dates(texts: "pd.Series[str]", where: Where, notes: list[str]) -> "pd.Series[Any]":
     """Parse ``texts``; dates that are not ISO 8601 are read in the order that makes time rise."""
+    plain = _of_24_hours(texts) if len(texts) and re.match(_TWELVE, texts.iloc[0]) else texts
     zoned = texts.str.contains(_ZONE).to_numpy()
     aware = bool(zoned.any())
-    times = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=aware)
+    times = pd.to_datetime(plain, format="ISO8601", errors="coerce", utc=aware)
     if times.isna().any():
         orders = ["day"] if texts.str.match(_DOTTED).all() else ["month", "day"]
-        readings = [(order, _guessed(texts, order, aware)) for order in orders]
+        readings = [(order, _guessed(plain, order, aware)) for order in orders]
         order, reading = min(readings, key=lambda r: (r[1].isna().sum(), _backward(r[1])))
         if reading.isna().sum() < times.isna().sum():
             times = reading
@@ -146,6 +148,17 @@ def _dates(texts: "pd.Series[str]", where: Where, notes: list[str]) -> "pd.Serie
             " all times with an offset, or none"
         )
     return times
+
+
+def _of_24_hours(texts: "pd.Series[str]") -> "pd.Series[str]":
+    """Those that count hours to 12, such as 1/31/2024 3:00 PM, with hours counted to 24."""
+    parts = texts.str.extract(_TWELVE)
+    day, hour, minutes, seconds, half, zone = (parts[column] for column in parts)
+    number = hour.where(pd.to_numeric(hour) <= 12).dropna().astype(int)
+    later = 12 * half[number.index].str.upper().eq("P")
+    hours = (number % 12 + later).astype(str).str.zfill(2)
+    read = day + hours + minutes.fillna(":00") + seconds + zone
+    return read.where(read.notna(), texts)
 
 
 def _periods(texts: "pd.Series[str]") -> "pd.Series[Any]":
