@@ -233,6 +233,14 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         read_table(tmp_path / "nowhere.csv")
 
 
+def test_a_column_that_was_named_is_missed_nowhere_else(tmp_path: Path) -> None:
+    text = "ds,y\n2024-01-01,1\n2024-01-02,2\n"
+    with pytest.raises(DataError, match=r"none that looks like a time \(.*: ds, y; --y is 'ds'\)"):
+        read(tmp_path, text, y="ds")
+    with pytest.raises(DataError, match=r"has a time but no values; --id is 'y'; is it the right"):
+        read(tmp_path, text, id="y")
+
+
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         read_table(tmp_path)

@@ -271,17 +271,18 @@ def _roles(
     if id is None and "unique_id" in columns:
         id = "unique_id"
     left = [name for name in columns if name not in (id, y) and name not in other]
+    said = "".join(f"; {flag} is {name!r}" for name, flag in flags)
     if not counted and ds is None:
         ds = "ds" if "ds" in left else _looks_like_time(sample, left)
         if ds is None:
             raise DataError(
                 f"{label}: has no column 'ds' and none that looks like a time (there are:"
-                f" {_listed(columns)}); name it with --ds, or give --start and --freq"
+                f" {_listed(columns)}{said}); name it with --ds, or give --start and --freq"
             )
         if ds != "ds":
             notes.append(f"column {ds!r} taken as the time")
     if y is None and not targets:
-        y = _values_column(sample, label, [name for name in left if name != ds], notes)
+        y = _values_column(sample, label, [name for name in left if name != ds], said, notes)
     if asked is None:
         assert y is not None
         return _Roles(id, ds, [y])
@@ -296,8 +297,10 @@ def _roles(
     return _Roles(id, ds, moving, inputs, tuple(static), max(1, len(targets)))
 
 
-def _values_column(sample: pd.DataFrame, label: str, left: list[str], notes: list[str]) -> str:
-    """The column of ``left`` that holds the values."""
+def _values_column(
+    sample: pd.DataFrame, label: str, left: list[str], said: str, notes: list[str]
+) -> str:
+    """The column of ``left`` that holds the values; ``said`` is which the others are."""
     numeric = [name for name in left if pd.to_numeric(sample[name], errors="coerce").notna().any()]
     if "y" in left:
         return "y"
@@ -306,7 +309,7 @@ def _values_column(sample: pd.DataFrame, label: str, left: list[str], notes: lis
         notes.append(f"column {y!r} taken as the values")
         return y
     if not left:
-        raise DataError(f"{label}: has a time but no values; is it the right file?")
+        raise DataError(f"{label}: has a time but no values{said}; is it the right file?")
     raise DataError(
         f"{label}: which column is to be forecast? choose with --y among:"
         f" {_listed(numeric or left)} (or --wide: each column is a series)"
