@@ -14,6 +14,8 @@ TUNABLES = {
     "glibc.malloc.mxfast": 160,  # bytes of the largest that is not merged at once
 }
 """What is set, unless it is set already (libc manual, Memory Allocation Tunables)."""
+_BEGUN = "_STREAMLSTM_BEGUN"
+"""Names the process that began anew: a Python with privileges of its own is not told the rest."""
 
 
 def begin_anew() -> None:
@@ -23,8 +25,11 @@ def begin_anew() -> None:
     """
     given = os.environ.get("GLIBC_TUNABLES", "")
     missing = [f"{name}={value}" for name, value in TUNABLES.items() if f"{name}=" not in given]
-    if not (missing and sys.executable and _is_glibc()):
+    here = str(os.getpid())
+    again = os.environ.get(_BEGUN) == here
+    if again or not (missing and sys.executable and _is_glibc()):
         return
+    os.environ[_BEGUN] = here
     os.environ["GLIBC_TUNABLES"] = ":".join([*filter(None, [given]), *missing])
     with contextlib.suppress(OSError):
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
