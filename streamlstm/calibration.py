@@ -6,13 +6,14 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from streamlstm.directions import state_of
 from streamlstm.features import features_of
 from streamlstm.golden import network_of
 from streamlstm.intervals import FEW, MEMORY, MOST, SHARES, SPREAD, units
 from streamlstm.kernels import reference
 from streamlstm.mixture import student
 from streamlstm.model import Model, Spec
-from streamlstm.samples import Pairs, evenly, fill, places
+from streamlstm.samples import Pairs, evenly, fill, gather, places
 
 LEVELS = np.array([0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.975, 0.99])
 """Probabilities at which errors are kept."""
@@ -21,6 +22,8 @@ OUTAGE, MOSTLY = 10, 0.75
 forecasts."""
 STARTS, FORECASTS = 64, 2_400_000
 """Youths, and forecasts in them, at most by which the errors of the young are judged."""
+SERIES = 64
+"""Series at most by which it is judged how far a model errs on what it was trained on."""
 LONGEST, MOST_AT_ONCE = 12_000, 1 << 26
 """Ticks of a youth, and forecasts in it, beyond which they are not."""
 
@@ -51,6 +54,28 @@ def with_young_errors(model: Model, series: Pairs, seed: int) -> Model:
         for off, each in zip(_errors_of(model, youths, wanted), wanted, strict=True)
     ]
     return replace(model, errors=replace(model.errors, ages=ages, young=np.stack(young)))
+
+
+def with_seen_errors(model: Model, series: Pairs) -> Model:
+    """The model, with its mean errors on the ``series`` that it was trained on, if these are many.
+
+    What a series errs in its history beside these says whether it errs more than others.
+    """
+    spec, weights, total, count = model.spec, model.weights, 0.0, 0
+    if model.errors is None or len(series) < 2:
+        return model
+    for i in evenly(len(series), SERIES):
+        pool = gather(spec, [series[i]], [len(series[i][0])])
+        answers = pool.x @ weights["head.skip"].T + weights["head.bias"]
+        answers += state_of(spec, weights, pool.x) @ weights["head.weight"].T
+        answer = np.maximum(answers[:, : spec.outputs], pool.least_of(np.arange(len(pool.x))))
+        off = np.abs(pool.target - answer) * np.tile(pool.part, spec.horizon)
+        if spec.spread:
+            said = np.clip(answers[:, spec.outputs : 2 * spec.outputs], -MOST, MOST)
+            off /= np.exp(SHARES[SPREAD] * np.clip(said - mean_of_late(said, MEMORY), -MOST, MOST))
+        total, count = total + np.nansum(off, axis=0), count + np.isfinite(off).sum(axis=0)
+    seen = (total / np.maximum(count, 1)).astype(np.float32)
+    return replace(model, errors=replace(model.errors, seen=seen))
 
 
 def _starts(

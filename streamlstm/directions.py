@@ -5,6 +5,8 @@ numbers of mean 0 and variance 1 that do not correlate over the data of the fit:
 components (Jolliffe 2002), the largest first. They are further outputs of the network, linear ones.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -97,7 +99,7 @@ def _known(
     return np.concatenate([x, state_of(spec, weights, x)], axis=1)[early:].astype(np.float64)
 
 
-def state_of(spec: Spec, weights: dict[str, Singles], x: Singles) -> Singles:
+def state_of(spec: Spec, weights: Mapping[str, Singles], x: Singles) -> Singles:
     """(ticks, hidden) last layer's state at each of a series' input vectors (ticks, width)."""
     n, units = len(x), spec.hidden
     shown = np.zeros((units, spec.width), np.float32)

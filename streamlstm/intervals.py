@@ -20,6 +20,11 @@ The half-widths that a model brings are of other data. So at first they move fas
 k ahead by ``EARLY`` / (``PRIOR`` (k + 1) + n) more than by ``RATE`` (decaying steps: Angelopoulos,
 Barber & Bates 2024; forecasts k ahead err together).
 
+A series' history, whose ticks are no news to the model maybe, teaches one thing: whether it errs
+more than others. Half-widths begin larger by the ratio of the mean of its errors there to that of
+all series trained on, to the power of 3/4: those that erred twice as much err less than twice as
+much from then on. Few errors count for less.
+
 While a series has not all of its past yet to look back on, forecasts err more, by a factor that the
 model brings for each phase of its youth, step and coverage: it goes with the scale.
 
@@ -80,6 +85,8 @@ MOST = 1.5
 """Largest logarithm of a spread; a larger one is taken for that."""
 MEMORY, FEW = 50, 10
 """Ticks over which the mean of a logarithm is taken, and how many of 0 it begins with."""
+DOUBT = 25.0
+"""Errors of history that count for half of what they say."""
 LEAST = 1e-9
 """Less than that of the scale is no width: the next error is one."""
 
@@ -111,6 +118,8 @@ class Plan(NamedTuple):
     young: NDArray[np.float64]
     """(phases, scored, coverages, targets) how many times as large half-widths are in each; 1 in
     the last"""
+    seen: NDArray[np.float64]
+    """(scored, targets) mean error on data trained on, in units; 0: not known"""
     spread: int
     """where the spreads begin in the network's answers; 0: it gives none"""
 
@@ -143,8 +152,8 @@ class Bands(NamedTuple):
     half: NDArray[np.float32]
     """(series, scored * coverages, targets) half-widths in units now, but for the spread"""
     errors: NDArray[np.float32]
-    """(series, scored, targets, 3) how many there were; their mean of late, and usually, in units
-    and in those of the spread"""
+    """(series, scored, targets, 3) how many there were, less than 0 while all are of its history;
+    their mean of late, and usually, in units and in those of the spread"""
 
 
 class Row(NamedTuple):
@@ -217,6 +226,9 @@ def plan(
     initial = np.full((count, len(coverages), targets), np.nan, np.float32)
     young = np.ones((len(ages) + 1, *initial.shape))
     shape = np.ones((len(ages) + 1, len(coverages), horizon, targets))
+    seen = np.zeros((count, targets))
+    if errors is not None and len(errors.seen):
+        seen = errors.seen.reshape(horizon, targets)[scored - 1].astype(np.float64)
     if errors is not None and count:
         for c, level in enumerate(coverages.tolist()):
             grown = errors.at(level).reshape(1, horizon, targets)
@@ -234,8 +246,9 @@ def plan(
     runs = np.array([_seldom(1.0 - level) for level in coverages.tolist()])
     column = horizon * targets if spread and count else 0
     return Plan(
-        coverages, narrower, wider, scored, ring, share, runs, shape, initial, ages, young, column
-    )
+        coverages, narrower, wider, scored, ring, share, runs, shape, initial, ages, young, seen,
+        column,
+    )  # fmt: skip
 
 
 def _seldom(probability: float) -> int:
@@ -276,11 +289,11 @@ def surround(
     """Learn from the tick at ``place``, then write the intervals around the forecast made there.
 
     The tick came ``steps`` after the one before it; at ``place`` 0 the series begins anew. A
-    ``warm`` one is history, maybe that which the model was fitted on: it teaches only where the
-    model brings no errors on unseen data to start from. All are raw: its ``values`` (n, at least
-    targets) at ``tick``, ``scale`` (n, targets) and what the network ``answers`` (n, N) at ``row``,
-    ``point`` (n, horizon, targets) and the ``quantiles`` (n, 2 * coverages, horizon, targets) to be
-    written at ``to``.
+    ``warm`` one is history, maybe that which the model was fitted on: where the model brings errors
+    on unseen data to start from, it teaches by how much to begin with more or less. All are raw:
+    its ``values`` (n, at least targets) at ``tick``, ``scale`` (n, targets) and what the network
+    ``answers`` (n, N) at ``row``, ``point`` (n, horizon, targets) and the ``quantiles`` (n, 2 *
+    coverages, horizon, targets) to be written at ``to``.
     """
     own = Row(
         row_of(bands.pending, slot), row_of(bands.mean_scale, slot), row_of(bands.reach, slot),
@@ -306,7 +319,7 @@ def surround(
         for j in range(targets):
             here = at * targets + j
             error, due = abs(values[tick, j] - own.pending[here]), place >= k
-            due = due and not (warm and plan.initial[a, 0, j] >= 0.0)
+            past = warm and plan.initial[a, 0, j] >= 0.0
             own.pending[here] = forecast[(k - 1) * targets + j]
             told, unit = beyond(own.told, 2 * here), _unit(own.mean_scale[j], scale[row, j])
             said = told[SPREAD] / FINE, told[UNREST] / FINE
@@ -316,8 +329,8 @@ def surround(
                 before = _phase(plan, place - k)
                 youth = plan.young[before, a, 0, j], plan.young[phase, a, 0, j]
             relative = error / (unit * youth[0])
-            unrest = _unrest(plan, own, a, j, targets, place, due, relative, said[SPREAD])
-            now = spread, unrest
+            unrest = _unrest(plan, own, a, j, targets, place, due, past, relative, said[SPREAD])
+            now, due = (spread, unrest), due and not past
             told[SPREAD], told[UNREST] = _fine(spread), _fine(unrest)
             _track(plan, own, targets, a, at, 0, j, place, due, error, unit, youth, said, now)
             for c in range(1, many):
@@ -330,6 +343,8 @@ def surround(
                     own.reach[first + plan.narrower[c] * targets],
                     own.reach[first + plan.wider[c] * targets],
                 )
+    if warm:
+        _begin(plan, own, targets)
     ends = row_of(quantiles, to)
     _issue(plan, own, phase, 0, scale, row, logs, forecast, ends, targets)
     for c in range(1, many):
@@ -413,24 +428,53 @@ def _fine(logarithm: float) -> np.int8:
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _unrest(
-    plan: Plan, own: Row, a: int, j: int, targets: int, place: int, due: bool, error: float,
-    said: float,
+    plan: Plan, own: Row, a: int, j: int, targets: int, place: int, due: bool, past: bool,
+    error: float, said: float,
 ) -> float:  # fmt: skip
-    """Take in an ``error``, in units, where one was ``due``; the unrest since."""
+    """Take in an ``error``, in units, where one was ``due``; the unrest since.
+
+    There is none in the ``past``, of which the mean is taken until the first error after it.
+    """
     errors, main = beyond(own.errors, 3 * (a * targets + j)), a * len(plan.coverages) * targets + j
     count, late, usual = float(errors[0]), float(errors[1]), float(errors[2])
     if place == 0:
         count = late = usual = 0.0
-    elif due and error >= 0.0:
+    elif due and error >= 0.0 and not (past and count > 0.0):
         if said != 0.0:
             error /= _exp(own.share[2 * main + SPREAD] * said)
-        off, count = min(error, HUGE), min(count + 1.0, LASTING)
-        late += (off - late) * weight(count, LATELY)
-        usual += (off - usual) * weight(count, LASTING)
-        if own.pace[2 * main + 1] >= plan.runs[0] * plan.steps[a]:
-            count, usual = min(count, LATELY), late
+        off = min(error, HUGE)
+        if past:
+            count = max(count - 1.0, -LASTING)
+            usual += (off - usual) * weight(-count, LASTING)
+            late = usual
+        else:
+            count = min(max(count, 0.0) + 1.0, LASTING)
+            late += (off - late) * weight(count, LATELY)
+            usual += (off - usual) * weight(count, LASTING)
+            if own.pace[2 * main + 1] >= plan.runs[0] * plan.steps[a]:
+                count, usual = min(count, LATELY), late
     errors[0], errors[1], errors[2] = count, late, usual
     return 2.0 * (late - usual) / (late + usual) if late + usual > 0.0 else 0.0
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _begin(plan: Plan, own: Row, targets: int) -> None:
+    """Let half-widths begin as large as errors in the history of a series say, if that is all."""
+    many = len(plan.coverages)
+    for j in range(targets):
+        ratio = known = 0.0
+        for a in range(len(plan.steps)):
+            errors, seen = beyond(own.errors, 3 * (a * targets + j)), plan.seen[a, j]
+            if errors[0] < 0.0 and seen > 0.0:
+                count = -np.float64(errors[0])
+                ratio += (DOUBT + count * errors[2] / seen) / (DOUBT + count)
+                known += 1.0
+        if known == len(plan.steps) and known > 0.0:
+            factor = math.sqrt(ratio / known * math.sqrt(ratio / known))
+            for a in range(len(plan.steps)):
+                for c in range(many):
+                    w = (a * many + c) * targets + j
+                    own.width[w] = plan.initial[a, c, j] * factor
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)

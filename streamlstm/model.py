@@ -33,6 +33,7 @@ forecasts, N = O + directions, or 2 O + directions with a spread):
                                         a spread, of that over its root
 ``errors.ages``             (P,)        int64, optional: :attr:`Spec.ages`
 ``errors.young``            (P, Q, O)   float32: the quantiles of a series with less of a past
+``errors.seen``             (O,)        float32, optional: mean |error| on data trained on
 ==========================  ==========  ============================================================
 
 The metadata key ``streamlstm`` holds JSON: ``format`` (version), ``spec``, ``provenance``. Where a
@@ -44,7 +45,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo
@@ -93,7 +94,7 @@ OfLayers = Annotated[
 """Of all layers, or of each from the input up."""
 CalendarName = Literal["hour", "week", "year"]
 _WEIGHTS = ("lstm.", "gru.", "rnn.", "head.")
-_ERRORS = ("levels", "quantiles", "ages", "young")
+_ERRORS = ("levels", "quantiles", "ages", "young", "seen")
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -485,6 +486,8 @@ class Errors:
     a series at its first place"""
     young: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
     """(P, Q, O) the quantiles in each of these phases, of data trained on; 0: not known"""
+    seen: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    """(O,) mean |error| on data trained on, in the same units, or none; 0: not known"""
 
     def at(self, level: float) -> NDArray[np.float32]:
         """(O,) the quantile at ``level``, linear between the levels kept."""
@@ -547,6 +550,8 @@ def save_model(model: Model, path: Path) -> None:
         if len(model.errors.ages):
             tensors["errors.ages"] = model.errors.ages
             tensors["errors.young"] = model.errors.young
+        if len(model.errors.seen):
+            tensors["errors.seen"] = model.errors.seen
     header = {
         "format": FORMAT,
         "spec": model.spec.model_dump(mode="json"),
@@ -662,11 +667,15 @@ def _errors(spec: Spec, tensors: Mapping[str, NDArray[Any]]) -> Errors | None:
     _expect("errors.quantiles", quantiles, np.float32, (len(levels), spec.outputs))
     if not len(levels) or not all(map(math.isfinite, levels)) or (np.diff(levels) <= 0).any():
         raise ModelError("errors.levels must rise; fit it again")
-    if "errors.ages" not in tensors:
-        return Errors(levels, tensors["errors.quantiles"])
-    ages, young = tensors["errors.ages"], tensors.get("errors.young")
-    _expect("errors.ages", ages, np.int64, (len(ages),))
-    _expect("errors.young", young, np.float32, (len(ages), len(levels), spec.outputs))
-    if len(ages) > PHASES or not (ages[1:] > ages[:-1]).all() or (ages < 1).any():
-        raise ModelError(f"errors.ages must rise, {PHASES} at most; fit it again")
-    return Errors(levels, tensors["errors.quantiles"], ages, tensors["errors.young"])
+    found = Errors(levels, tensors["errors.quantiles"])
+    if (seen := tensors.get("errors.seen")) is not None:
+        _expect("errors.seen", seen, np.float32, (spec.outputs,))
+        found = replace(found, seen=seen)
+    if "errors.ages" in tensors:
+        ages, young = tensors["errors.ages"], tensors.get("errors.young")
+        _expect("errors.ages", ages, np.int64, (len(ages),))
+        _expect("errors.young", young, np.float32, (len(ages), len(levels), spec.outputs))
+        if len(ages) > PHASES or not (ages[1:] > ages[:-1]).all() or (ages < 1).any():
+            raise ModelError(f"errors.ages must rise, {PHASES} at most; fit it again")
+        found = replace(found, ages=ages, young=tensors["errors.young"])
+    return found

@@ -20,7 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamlstm import bptt
-from streamlstm.calibration import LEVELS, error_quantiles, mean_of_late, with_young_errors
+from streamlstm.calibration import (
+    LEVELS,
+    error_quantiles,
+    mean_of_late,
+    with_seen_errors,
+    with_young_errors,
+)
 from streamlstm.datasets.frames import SeriesData
 from streamlstm.datasets.times import DataError
 from streamlstm.directions import MOST as MOST_DIRECTIONS
@@ -204,6 +210,7 @@ def finish(
     golden = make_golden(spec, weights, options.seed)
     model = Model(spec, weights, golden, tried.errors, _provenance(name, used, options))
     with contextlib.suppress(KeyboardInterrupt):  # what is there is of use without
+        model = with_seen_errors(model, pairs)
         model = with_young_errors(model, pairs, options.seed)
     report = FitReport(
         series=len(used),

@@ -4,11 +4,15 @@ import numpy as np
 import pytest
 
 from streamlstm import calibration
+from streamlstm.backtest import run
 from streamlstm.calibration import LEVELS, _errors_of, _Youth, error_quantiles, mean_of_late
 from streamlstm.datasets.frames import SeriesData
 from streamlstm.engine import Engine
 from streamlstm.features import features_of
 from streamlstm.fit_options import FitOptions
+from streamlstm.golden import network_of
+from streamlstm.intervals import units
+from streamlstm.kernels import reference
 from streamlstm.ticks import Arrivals, Keys
 from streamlstm.train import fit
 from tests.models import random_model
@@ -115,6 +119,36 @@ def test_errors_of_the_young_are_over_the_root_of_the_spread() -> None:
         mean += (np.clip(said, -1.5, 1.5) - mean) / (i + 11)
         root = np.exp(0.5 * (np.clip(said, -1.5, 1.5) - mean))
         np.testing.assert_allclose(over[i] * root, plain[i], rtol=1e-5)
+
+
+@pytest.mark.parametrize("spread", [False, True])
+def test_errors_on_what_was_trained_on_are_those_of_the_engine(spread: bool) -> None:
+    """In units of the interval, once a series has its past; with a spread, over its root."""
+    model = random_model(2, season=6, base="seasonal", spread=spread, floor=100.0)
+    series = shops(3, 0)
+    judged = calibration.with_seen_errors(model, [(s.ts, s.values) for s in series]).errors
+    assert judged is not None
+    off = []
+    for s in series:
+        issued = run(model, s.ts, s.values, 1)
+        unit = units(np.arange(len(s.ts)), features_of(model.spec, s.ts, s.values).scale)[:, 0]
+        target = np.full((len(s.ts), 3), np.nan)
+        for k in (1, 2, 3):
+            target[:-k, k - 1] = s.values[k:, 0]
+        error = np.abs(target - issued.point) / unit[:, None]
+        if spread:
+            n, x = len(s.ts), features_of(model.spec, s.ts, s.values).x
+            buffers, out = (
+                reference.allocate(network_of(model.spec, model.weights), 1),
+                np.ones((n, 6)),
+            )
+            reference.step(buffers, np.zeros(n, np.int32), x, np.arange(n + 1), out)
+            said, mean = out[:, 3:], np.zeros(3)
+            for i, each in enumerate(np.clip(said, -1.5, 1.5)):
+                mean += (each - mean) / min(i + 11, 50)
+                error[i] /= np.exp(0.5 * np.clip(each - mean, -1.5, 1.5))
+        off.append(error[model.spec.history :])
+    np.testing.assert_allclose(judged.seen, np.nanmean(np.concatenate(off), axis=0), rtol=0.02)
 
 
 @pytest.mark.parametrize("limit", ["LONGEST", "MOST_AT_ONCE"])

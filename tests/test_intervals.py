@@ -1,5 +1,7 @@
 """Intervals keep their promise on series they were not made for."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,8 +9,11 @@ from hypothesis import strategies as st
 
 from streamlstm import intervals
 from streamlstm.backtest import run as run_model
+from streamlstm.backtest import run_all
+from streamlstm.engine import Engine
 from streamlstm.features import features_of
-from streamlstm.model import Errors, Spec
+from streamlstm.model import Errors, Model, Spec
+from streamlstm.ticks import WARM, Keys, Ticks
 from tests.models import HOUR, random_model
 
 
@@ -396,3 +401,62 @@ def test_between_scored_steps_the_width_bends_as_errors_on_unseen_data_do() -> N
     plan = intervals.plan(5, 1, 0.9, errors, (1, 5))
     quantiles = run(np.zeros(1), np.zeros((1, 5)), plan)
     np.testing.assert_allclose(quantiles[0, 1], sizes)
+
+
+# --- what the history of a series says ------------------------------------------------------------
+
+
+def with_seen(seen: list[float], **spec: object) -> Model:
+    """One whose intervals are so wide that nothing lies outside; ``seen`` of each output."""
+    model = random_model(4, **spec)
+    assert model.errors is not None
+    wide = replace(model.errors, quantiles=model.errors.quantiles + 50)
+    return replace(model, errors=replace(wide, seen=np.array(seen, np.float32)))
+
+
+@pytest.mark.parametrize("coverage", [0.9, (0.9, 0.5)])
+@pytest.mark.parametrize("targets", [1, 2])
+def test_a_series_that_errs_more_in_its_history_begins_with_wider_intervals(
+    coverage: float | tuple[float, ...], targets: int
+) -> None:
+    """By how much more to the power of 3/4, all steps alike; nothing where that is not known."""
+    known, spec = 40, {"targets": targets, "inputs": targets}
+    seen, values = [0.5, 2.0, 3.0, 0.2, 0.7, 1.0][: 3 * targets], np.random.default_rng(0)
+    y = values.normal(size=(60, targets)).cumsum(axis=0)
+    ts = np.arange(60) * HOUR
+    scale = features_of(random_model(4, **spec).spec, ts, y).scale
+    unit = intervals.units(np.arange(60), scale)
+    plain, told, every = (
+        run_all(with_seen(brought, **spec), ts, y, begin, coverage=coverage)
+        for brought, begin in (([], known), (seen, known), ([], 1))
+    )
+    for j in range(targets):
+        ratios = []
+        for k in (1, 2, 3):
+            made = np.arange(known - 1 - k)  # the last warm tick is the one before the first issued
+            off = np.abs(y[made + k, j] - every[j].point[made, k - 1]) / unit[made + k, j]
+            mean = off.mean() / seen[(k - 1) * targets + j]
+            ratios.append((25 + len(off) * mean) / (25 + len(off)))
+        for level in np.atleast_1d(coverage):
+            half, before = (np.diff(of[j].intervals[level], axis=0)[0] for of in (told, plain))
+            np.testing.assert_allclose(half / before, np.mean(ratios) ** 0.75, rtol=1e-4)
+
+
+def test_history_that_comes_late_says_nothing() -> None:
+    """What a series learned from news is not forgotten over it."""
+    y = np.random.default_rng(1).normal(size=80).cumsum()[:, None]
+
+    def ends(seen: list[float]) -> np.ndarray:
+        engine = Engine(with_seen(seen), max_series=1, max_batch=80)
+        engine.series.lookup(Keys.of([b"series"]))
+        flags = np.where((np.arange(80) < 20) | (np.arange(80) >= 50), 0, WARM).astype(np.uint8)
+        ticks = Ticks(np.zeros(80, np.int32), np.arange(80) * HOUR, y, flags)
+        return engine.step(ticks, 0).quantiles.copy()
+
+    np.testing.assert_array_equal(ends([0.01, 0.01, 0.01]), ends([]))
+
+
+def test_an_error_of_history_that_is_not_known_of_a_step_says_nothing_of_others() -> None:
+    y, ts = np.random.default_rng(2).normal(size=60).cumsum()[:, None], np.arange(60) * HOUR
+    some, none = (run_model(with_seen(seen), ts, y, 40) for seen in ([0.5, 0.0, 0.5], []))
+    np.testing.assert_array_equal(some.intervals[0.9], none.intervals[0.9])

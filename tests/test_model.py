@@ -90,15 +90,14 @@ def test_errors_of_the_young_are_loaded_as_they_were_saved(tmp_path: Path) -> No
     model, ages = random_model(lags=(1, 24)), np.array([7, 24])
     assert model.errors is not None
     young = np.random.default_rng(0).uniform(size=(2, 5, 3)).astype(np.float32)
-    save_model(
-        replace(model, errors=replace(model.errors, ages=ages, young=young)),
-        tmp_path / "m.safetensors",
-    )
+    errors = replace(model.errors, ages=ages, young=young, seen=young[0, 0])
+    save_model(replace(model, errors=errors), tmp_path / "m.safetensors")
     again = load_model(tmp_path / "m.safetensors").errors
     assert again is not None
     np.testing.assert_array_equal(again.ages, ages)
     np.testing.assert_array_equal(again.young, young)
     np.testing.assert_array_equal(again.young_at(0.8), young[:, 1])
+    np.testing.assert_array_equal(again.seen, young[0, 0])
     assert model.errors.young_at(0.8).shape == (0, 3)  # of a model that has none
 
 
@@ -238,6 +237,10 @@ def young(ages: Sequence[int] = (2,), outputs: int = 3) -> dict[str, np.ndarray]
         (lambda h, t: t.update(young(ages=range(1, 18))), "errors.ages must rise, 16 at most"),
         (lambda h, t: t.update(young(outputs=2)), "errors.young is float32[1, 5, 2]"),
         (lambda h, t: t.update({"errors.ages": np.array([2])}), "errors.young is missing"),
+        (
+            lambda h, t: t.update({"errors.seen": np.ones(2, np.float32)}),
+            "errors.seen is float32[2]",
+        ),
         (lambda h, t: h["spec"].update(horizon=10**9), "horizon"),
         (lambda h, t: h["spec"].update(horizon=-(10**30)), "horizon"),
         (lambda h, t: h["spec"].update(hidden=10**6), "hidden"),
@@ -273,7 +276,7 @@ def header_of(path: Path, shapes: dict[str, list[int]], text: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    "name", ["head.weight", "golden.inputs", "errors.quantiles", "errors.young"]
+    "name", ["head.weight", "golden.inputs", "errors.quantiles", "errors.seen"]
 )
 def test_no_memory_is_taken_for_what_is_too_large(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
