@@ -22,10 +22,10 @@ OUTAGE, MOSTLY = 10, 0.75
 forecasts."""
 STARTS, FORECASTS = 64, 2_400_000
 """Youths, and forecasts in them, at most by which the errors of the young are judged."""
-SERIES = 64
-"""Series at most by which it is judged how far a model errs on what it was trained on."""
 LONGEST, MOST_AT_ONCE = 12_000, 1 << 26
 """Ticks of a youth, and forecasts in it, beyond which they are not."""
+SERIES, LATEST = 64, 12_000
+"""Series, and ticks of each, at most by which errors on what was trained on are judged."""
 
 
 def with_young_errors(model: Model, series: Pairs, seed: int) -> Model:
@@ -65,7 +65,8 @@ def with_seen_errors(model: Model, series: Pairs) -> Model:
     if model.errors is None or len(series) < 2:
         return model
     for i in evenly(len(series), SERIES):
-        pool = gather(spec, [series[i]], [len(series[i][0])])
+        ts, values = (each[-LATEST:] for each in series[i])
+        pool = gather(spec, [(ts, values)], [len(ts)])
         answers = pool.x @ weights["head.skip"].T + weights["head.bias"]
         answers += state_of(spec, weights, pool.x) @ weights["head.weight"].T
         answer = np.maximum(answers[:, : spec.outputs], pool.least_of(np.arange(len(pool.x))))

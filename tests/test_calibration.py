@@ -151,6 +151,22 @@ def test_errors_on_what_was_trained_on_are_those_of_the_engine(spread: bool) -> 
     np.testing.assert_allclose(judged.seen, np.nanmean(np.concatenate(off), axis=0), rtol=0.02)
 
 
+def test_of_long_series_the_latest_errors_count_and_of_one_alone_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, series = random_model(season=6, base="seasonal"), shops(2, 0)
+    pairs = [(s.ts, s.values) for s in series]
+    latest = [(ts[-100:], values[-100:]) for ts, values in pairs]
+    assert calibration.with_seen_errors(model, pairs[:1]) is model
+    expected = calibration.with_seen_errors(model, latest).errors
+    monkeypatch.setattr(calibration, "LATEST", 100)
+    found = calibration.with_seen_errors(model, pairs).errors
+    assert found is not None
+    assert expected is not None
+    np.testing.assert_array_equal(found.seen, expected.seen)
+    assert (found.seen > 0).all()
+
+
 @pytest.mark.parametrize("limit", ["LONGEST", "MOST_AT_ONCE"])
 def test_a_model_that_looks_back_very_far_is_left_as_it_is(
     limit: str, monkeypatch: pytest.MonkeyPatch
