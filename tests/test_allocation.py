@@ -19,7 +19,7 @@ allocation.begin_anew()
 print(json.dumps([os.getpid(), os.environ.get("GLIBC_TUNABLES"), sys.argv[1:], sys.flags.dev_mode]))
 """
 SCRIPT = Path(sys.executable).parent / "streamlstm"
-ALL = "glibc.malloc.tcache_count=512:glibc.malloc.mxfast=160"
+ALL = "glibc.malloc.tcache_count=256:glibc.malloc.mxfast=160"
 
 
 def run(tunables: str | None, before: str = "") -> tuple[list[str], list[Any]]:
@@ -45,7 +45,7 @@ def test_the_same_process_begins_once_more_and_is_asked_the_same() -> None:
     [
         (ALL, ALL, 1),
         ("glibc.malloc.tcache_count=7:glibc.malloc.mxfast=0", None, 1),
-        ("glibc.malloc.mxfast=64", "glibc.malloc.mxfast=64:glibc.malloc.tcache_count=512", 2),
+        ("glibc.malloc.mxfast=64", "glibc.malloc.mxfast=64:glibc.malloc.tcache_count=256", 2),
         ("glibc.malloc.check=3", f"glibc.malloc.check=3:{ALL}", 2),
         ("", ALL, 2),
     ],
