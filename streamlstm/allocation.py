@@ -10,7 +10,7 @@ import os
 import sys
 
 TUNABLES = {
-    "glibc.malloc.tcache_count": 256,  # pieces of a size that a thread keeps
+    "glibc.malloc.tcache_count": 256,  # pieces of a size that a thread keeps, wanted again or not
     "glibc.malloc.mxfast": 160,  # bytes of the largest that is not merged at once
 }
 """What is set, unless it is set already (libc manual, Memory Allocation Tunables)."""
