@@ -6,7 +6,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from streamlstm.directions import state_of
+from streamlstm.directions import answers_of
 from streamlstm.features import features_of
 from streamlstm.golden import network_of
 from streamlstm.intervals import FEW, MEMORY, MOST, SHARES, SPREAD, units
@@ -61,19 +61,18 @@ def with_seen_errors(model: Model, series: Pairs) -> Model:
 
     What a series errs in its history beside these says whether it errs more than others.
     """
-    spec, weights, total, count = model.spec, model.weights, 0.0, 0
+    spec, total, count = model.spec, 0.0, 0
     if model.errors is None or len(series) < 2:
         return model
     for i in evenly(len(series), SERIES):
         ts, values = (each[-LATEST:] for each in series[i])
         pool = gather(spec, [(ts, values)], [len(ts)])
-        answers = pool.x @ weights["head.skip"].T + weights["head.bias"]
-        answers += state_of(spec, weights, pool.x) @ weights["head.weight"].T
+        answers = answers_of(spec, model.weights, pool.x)
         answer = np.maximum(answers[:, : spec.outputs], pool.least_of(np.arange(len(pool.x))))
         off = np.abs(pool.target - answer) * np.tile(pool.part, spec.horizon)
         if spec.spread:
-            said = np.clip(answers[:, spec.outputs : 2 * spec.outputs], -MOST, MOST)
-            off /= np.exp(SHARES[SPREAD] * np.clip(said - mean_of_late(said, MEMORY), -MOST, MOST))
+            said = less_mean(answers[:, spec.outputs : 2 * spec.outputs])
+            off /= np.exp(SHARES[SPREAD] * said)
         total, count = total + np.nansum(off, axis=0), count + np.isfinite(off).sum(axis=0)
     seen = (total / np.maximum(count, 1)).astype(np.float32)
     return replace(model, errors=replace(model.errors, seen=seen))
@@ -154,6 +153,12 @@ def _errors_of(
                 error = np.abs(youth.target[step] - np.maximum(answer, youth.least[step]))
                 off[phase][n, which] = error * youth.part[step] / unit[n]
     return [each.reshape(-1, spec.outputs) for each in off]
+
+
+def less_mean(said: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(n, outputs) logarithms of the spreads of a series' rows, less their mean of late."""
+    said = np.clip(said, -MOST, MOST)
+    return said - mean_of_late(said, MEMORY)
 
 
 def mean_of_late(numbers: NDArray[np.float32], many: int) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ from streamlstm import adapt
 from streamlstm.features import features_of
 from streamlstm.golden import network_of
 from streamlstm.kernels import cpu
-from streamlstm.kernels.cell import Head
+from streamlstm.kernels.cell import Head, Network
 from streamlstm.memory import Fields
 from streamlstm.model import Spec
 from streamlstm.samples import Pairs, evenly
@@ -101,10 +101,20 @@ def _known(
 
 def state_of(spec: Spec, weights: Mapping[str, Singles], x: Singles) -> Singles:
     """(ticks, hidden) last layer's state at each of a series' input vectors (ticks, width)."""
-    n, units = len(x), spec.hidden
+    units = spec.hidden
     shown = np.zeros((units, spec.width), np.float32)
     head = Head(np.eye(units, dtype=np.float32), np.zeros(units, np.float32), shown, "linear")
-    network = network_of(spec, weights)._replace(head=head)
-    state = np.empty((n, units), np.float32)
-    cpu.step(cpu.allocate(network, 1, 1), np.zeros(n, np.int32), x, np.arange(n + 1), state)
-    return state
+    return _run(network_of(spec, weights)._replace(head=head), x, units)
+
+
+def answers_of(spec: Spec, weights: Mapping[str, Singles], x: Singles) -> Singles:
+    """(ticks, answers) what the network answers to each of them."""
+    return _run(network_of(spec, weights), x, spec.answers)
+
+
+def _run(network: Network, x: Singles, outputs: int) -> Singles:
+    """(ticks, outputs) of a series alone, from its first tick on."""
+    n = len(x)
+    found = np.empty((n, outputs), np.float32)
+    cpu.step(cpu.allocate(network, 1, 1), np.zeros(n, np.int32), x, np.arange(n + 1), found)
+    return found

@@ -23,7 +23,7 @@ from streamlstm import bptt
 from streamlstm.calibration import (
     LEVELS,
     error_quantiles,
-    mean_of_late,
+    less_mean,
     with_seen_errors,
     with_young_errors,
 )
@@ -34,7 +34,7 @@ from streamlstm.directions import with_directions
 from streamlstm.fit_options import FitOptions, ticks_needed
 from streamlstm.golden import make_golden
 from streamlstm.infer import infer_spec
-from streamlstm.intervals import MEMORY, MOST, SHARES, SPREAD
+from streamlstm.intervals import SHARES, SPREAD
 from streamlstm.linear import PENALTIES, Floats, best_penalty, linear_start
 from streamlstm.mixture import (
     MANY,
@@ -447,9 +447,8 @@ class _Stage:
         said = np.full_like(self.pool.target, np.nan)
         # the same network with that head
         self.judged(bptt.pack(self.spec, self.weights() | rows), said, series=1024)
-        np.clip(said, -MOST, MOST, out=said)
         for _, cut, end in self.pool.bounds:
-            said[cut:end] -= mean_of_late(said[cut:end], MEMORY)
+            said[cut:end] = less_mean(said[cut:end])
         return said
 
     def _linear(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -138,10 +138,8 @@ def test_errors_on_what_was_trained_on_are_those_of_the_engine(spread: bool) -> 
         error = np.abs(target - issued.point) / unit[:, None]
         if spread:
             n, x = len(s.ts), features_of(model.spec, s.ts, s.values).x
-            buffers, out = (
-                reference.allocate(network_of(model.spec, model.weights), 1),
-                np.ones((n, 6)),
-            )
+            buffers = reference.allocate(network_of(model.spec, model.weights), 1)
+            out = np.ones((n, 6))
             reference.step(buffers, np.zeros(n, np.int32), x, np.arange(n + 1), out)
             said, mean = out[:, 3:], np.zeros(3)
             for i, each in enumerate(np.clip(said, -1.5, 1.5)):
@@ -149,6 +147,22 @@ def test_errors_on_what_was_trained_on_are_those_of_the_engine(spread: bool) -> 
                 error[i] /= np.exp(0.5 * np.clip(each - mean, -1.5, 1.5))
         off.append(error[model.spec.history :])
     np.testing.assert_allclose(judged.seen, np.nanmean(np.concatenate(off), axis=0), rtol=0.02)
+
+
+def test_of_many_series_those_that_vary_more_by_chance_begin_with_wider_intervals() -> None:
+    """Beside how much each varies at all."""
+    rng, hours = np.random.default_rng(0), np.arange(24 * 21)
+    day, noise = np.sin(2 * np.pi * hours / 24), rng.normal(size=(12, len(hours)))
+    values = day + np.repeat([0.1, 0.5], 6)[:, None] * noise
+    series = [SeriesData(f"s{n}", hours * HOUR, row[:, None]) for n, row in enumerate(values)]
+    model, _ = fit(series, FitOptions(horizon=3, season=24, hidden=8, updates=100, batch=16))
+    half = []
+    for s in series:
+        low, high = (ends[0] for ends in run(model, s.ts, s.values, len(s.ts)).intervals[0.9])
+        unit = units(np.arange(len(s.ts)), features_of(model.spec, s.ts, s.values).scale)[-1, 0]
+        half.append((high - low).mean() / unit)
+    quiet, noisy = np.mean(half[:6]), np.mean(half[6:])
+    assert 2 * quiet < noisy < 4 * quiet
 
 
 def test_of_long_series_the_latest_errors_count_and_of_one_alone_none(
