@@ -53,7 +53,7 @@ BYTES = 8
 END = (1 << 32) - 1  # mask of the end in a worker's rows
 SPINS = 1000  # looks for a new job before a helper goes to sleep: some 20 us
 ALONE, TOGETHER = 0, 1  # the ways in which a step can be done
-TRIES, RARELY, LEAST, MOST = 4, 200, 64, 16384  # steps: of a try, and from one to the next
+TRIES, RARELY, LEAST, MOST = 4, 200, 16, 16384  # steps: of a try, and from one to the next
 
 # callable in compiled code alone
 semaphore_init: Any = types.ExternalFunction(
@@ -235,9 +235,12 @@ def way(pool: int) -> int:
 def learn(pool: int, way: int, rows: int, began: int) -> None:
     """Take in how long the rows of a step took, which was done in this way."""
     until, cost = word(pool, UNTIL), 1024 * (now(pool) - began) // rows
-    before = word(pool, COST + way) or cost
+    before = word(pool, COST + way)
+    if before == 0 or until == -1:  # what it was before this try is long ago
+        before = cost
     slowly, chosen = 2 if until < 0 else 8, _better(pool)  # a try is short
-    set_word(pool, COST + way, before + (cost - before) // slowly)
+    most = 2 * before  # a step that stood still, or began with cold caches, counts as two
+    set_word(pool, COST + way, before + (min(cost, most) - before) // slowly)
     if until > LEAST and _better(pool) != chosen:  # one late step may have done that
         until = LEAST
         set_word(pool, OF, 0)

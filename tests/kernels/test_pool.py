@@ -108,6 +108,19 @@ def test_one_late_step_does_not_send_the_helpers_away_for_long():
     assert ways(at, 4 * pool.LEAST, 1000, 200) > 2 * pool.LEAST
 
 
+def test_steps_with_cold_caches_do_not_send_the_helpers_away():
+    """As the first of all, and the first after each pause."""
+    memory = pool.block(2)
+    at = memory.ctypes.data
+    ways(at, 1, 20_000, 20_000)
+    ways(at, 60, 1000, 520)
+    found = 0
+    for _ in range(100):
+        ways(at, 1, 6000, 4000)
+        found += ways(at, 9, 1000, 520)
+    assert found > 800
+
+
 def test_helpers_do_help_and_end_with_their_owner():
     before = set(threading.enumerate())
     owner, memory = Owner(), pool.block(2)
