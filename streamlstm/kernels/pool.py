@@ -238,7 +238,8 @@ def learn(pool: int, way: int, rows: int, began: int) -> None:
     before = word(pool, COST + way)
     if before == 0 or until == -1:  # what it was before this try is long ago
         before = cost
-    slowly, chosen = 2 if until < 0 else 8, _better(pool)  # a try is short
+    young = until < 0 or word(pool, COST + ALONE) == 0
+    slowly, chosen = 2 if young else 8, _better(pool)
     most = 2 * before  # a step that stood still, or began with cold caches, counts as two
     set_word(pool, COST + way, before + (min(cost, most) - before) // slowly)
     if until > LEAST and _better(pool) != chosen:  # one late step may have done that
@@ -317,8 +318,9 @@ def _stop(pool: int, threads: int) -> None:
 def block(threads: int) -> NDArray[np.int64]:
     """Memory for a pool of `threads`, the caller's included; its helpers are not there yet."""
     words = np.zeros(WORKERS + threads * WORKER + LINE, np.int64)
-    start = -words.ctypes.data % (LINE * BYTES) // BYTES
-    return words[start:]
+    memory = words[-words.ctypes.data % (LINE * BYTES) // BYTES :]
+    memory[UNTIL] = 2 * TRIES  # the first steps find their caches cold
+    return memory
 
 
 def start(
