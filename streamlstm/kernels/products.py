@@ -26,6 +26,7 @@ nothing else. All strides and offsets are plain integers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from operator import itemgetter
 from typing import Any
@@ -54,6 +55,7 @@ from streamlstm.kernels.simd import (
     with_vectors,
 )
 
+TERMS = 4  # of a sum in a turn of its loop: counting them takes instructions too
 K_BLOCK = 256  # terms of a product taken at a time: a panel of B stays in the second-level cache
 
 
@@ -73,56 +75,67 @@ def accumulate(
     start: initial sums[row][vector]; a_rows, b_vectors: float pointers. Returns the final sums.
     lane_by_lane: the v-th vector of b meets the v-th vector of a row, not one element of it.
     """
+
+    def term(sums: list[list[Any]], k: Any) -> list[list[Any]]:
+        at, a_at = builder.mul(k, b_step), builder.mul(k, a_step)
+
+        @cache
+        def left(r: int, v: int) -> Any:
+            here = builder.gep(a_rows[r], [a_at])
+            if lane_by_lane:
+                cell = builder.gep(here, [ir.Constant(INDEX, v * block.lanes)])
+                return emit_load(builder, cell, block.lanes)
+            return emit_splat(builder, builder.load(here), Vector(block.lanes))
+
+        @cache
+        def right(v: int) -> Any:
+            return emit_load(builder, builder.gep(b_vectors[v], [at]), block.lanes)
+
+        # what there is less of is held in registers; then one is enough for the other
+        cells = [(r, v) for r in range(len(sums)) for v in range(len(sums[0]))]
+        if len(sums) < len(sums[0]):
+            cells.sort(key=itemgetter(1))
+        new: list[list[Any]] = [[None] * len(row) for row in sums]
+        for r, v in cells:
+            a = left(r, v if lane_by_lane else 0)
+            new[r][v] = emit_fma(builder, a, right(v), sums[r][v])
+        return new
+
+    whole = ir.Constant(INDEX, 0)
+    if not lane_by_lane:  # of which there are few
+        whole = builder.and_(count, ir.Constant(INDEX, -TERMS))
+        start = _loop(builder, start, ir.Constant(INDEX, 0), whole, TERMS, term)
+    return _loop(builder, start, whole, count, 1, term)
+
+
+def _loop(
+    builder: Any, start: list[list[Any]], begin: Any, end: Any, step: int, term: Callable[..., Any]
+) -> list[list[Any]]:
+    """Emit sums = term(sums, k) for k from `begin` to `end`, `step` of them in a turn."""
     before = builder.block
     loop = builder.append_basic_block("k")
     after = builder.append_basic_block("k.end")
-    zero = ir.Constant(INDEX, 0)
-    builder.cbranch(builder.icmp_signed(">", count, zero), loop, after)
+    builder.cbranch(builder.icmp_signed("<", begin, end), loop, after)
 
     builder.position_at_end(loop)
     k = builder.phi(INDEX)
-    k.add_incoming(zero, before)
-    sums = []
-    for row in start:
-        sums.append([builder.phi(value.type) for value in row])
-        for phi, value in zip(sums[-1], row, strict=True):
-            phi.add_incoming(value, before)
-    at, a_at = builder.mul(k, b_step), builder.mul(k, a_step)
-
-    @cache
-    def left(r: int, v: int) -> Any:
-        here = builder.gep(a_rows[r], [a_at])
-        if lane_by_lane:
-            cell = builder.gep(here, [ir.Constant(INDEX, v * block.lanes)])
-            return emit_load(builder, cell, block.lanes)
-        return emit_splat(builder, builder.load(here), Vector(block.lanes))
-
-    @cache
-    def right(v: int) -> Any:
-        return emit_load(builder, builder.gep(b_vectors[v], [at]), block.lanes)
-
-    # what there is less of is held in registers; then one is enough for the other
-    cells = [(r, v) for r in range(len(sums)) for v in range(len(sums[0]))]
-    if len(sums) < len(sums[0]):
-        cells.sort(key=itemgetter(1))
-    new: list[list[Any]] = [[None] * len(row) for row in sums]
-    for r, v in cells:
-        a = left(r, v if lane_by_lane else 0)
-        new[r][v] = emit_fma(builder, a, right(v), sums[r][v])
-    following = builder.add(k, ir.Constant(INDEX, 1))
+    k.add_incoming(begin, before)
+    sums = [[builder.phi(value.type) for value in row] for row in start]
+    new = sums
+    for own in range(step):
+        new = term(new, builder.add(k, ir.Constant(INDEX, own)))
+    following = builder.add(k, ir.Constant(INDEX, step))
     k.add_incoming(following, loop)
-    for row, updated in zip(sums, new, strict=True):
-        for phi, value in zip(row, updated, strict=True):
-            phi.add_incoming(value, loop)
-    builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
+    builder.cbranch(builder.icmp_signed("<", following, end), loop, after)
 
     builder.position_at_end(after)
-    result = []
-    for row, updated in zip(start, new, strict=True):
-        result.append([builder.phi(value.type) for value in row])
-        for phi, value, final in zip(result[-1], row, updated, strict=True):
-            phi.add_incoming(value, before)
-            phi.add_incoming(final, loop)
+    result = [[builder.phi(value.type) for value in row] for row in start]
+    rows = zip(start, sums, new, result, strict=True)
+    for value, phi, updated, final in (cell for row in rows for cell in zip(*row, strict=True)):
+        phi.add_incoming(value, before)
+        phi.add_incoming(updated, loop)
+        final.add_incoming(value, before)
+        final.add_incoming(updated, loop)
     return result
 
 
