@@ -54,6 +54,7 @@ END = (1 << 32) - 1  # mask of the end in a worker's rows
 SPINS = 1000  # looks for a new job before a helper goes to sleep: some 20 us
 ALONE, TOGETHER = 0, 1  # the ways in which a step can be done
 TRIES, RARELY, LEAST, MOST = 4, 200, 16, 16384  # steps: of a try, and from one to the next
+LONG = 1_000_000  # nanoseconds: a step of as many is a try of its own
 
 # callable in compiled code alone
 semaphore_init: Any = types.ExternalFunction(
@@ -234,7 +235,8 @@ def way(pool: int) -> int:
 @njit(cache=True)
 def learn(pool: int, way: int, rows: int, began: int) -> None:
     """Take in how long the rows of a step took, which was done in this way."""
-    until, cost = word(pool, UNTIL), 1024 * (now(pool) - began) // rows
+    until, took = word(pool, UNTIL), now(pool) - began
+    cost = 1024 * took // rows
     before = word(pool, COST + way)
     if before == 0 or until == -1:  # what it was before this try is long ago
         before = cost
@@ -245,7 +247,7 @@ def learn(pool: int, way: int, rows: int, began: int) -> None:
     if until > LEAST and _better(pool) != chosen:  # one late step may have done that
         until = LEAST
         set_word(pool, OF, 0)
-    if until <= -TRIES:
+    if until <= -TRIES or (until < 0 and took > LONG):
         alone, together = word(pool, COST + ALONE), word(pool, COST + TOGETHER)
         best = max(min(alone, together), 1)
         until = TRIES * RARELY * abs(together - alone) // best
