@@ -21,7 +21,7 @@ import zmq
 
 from streamlstm.config import Config
 from streamlstm.security import Curve, Doors, SecurityError
-from streamlstm.transport import Publisher, Receiver, Responder
+from streamlstm.transport import Publisher, Receiver, Responder, TransportError
 
 LOOK_EVERY = 0.1
 """Seconds at most from one look at what those who connect take to the next."""
@@ -31,6 +31,8 @@ SAY_EVERY = 10.0
 """Seconds from one line in the log about those who were sent away to the next."""
 OTHER_FILES = 512
 """File descriptors for all but connections to input and output."""
+FEWEST = 64
+"""Without as many there is no start: libzmq ends the process where its threads get none."""
 
 _log = logging.getLogger("streamlstm")
 
@@ -150,13 +152,22 @@ class Ends:
 
 
 def allow_files(connections: int) -> None:
-    """Have as many files open as these take, and what else there is, where the system lets us."""
+    """Have as many files open as these take, and what else there is, where the system lets us.
+
+    Raises:
+        TransportError: it lets us have so few that nothing could be served.
+    """
     wanted = connections + OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return
     given = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (given, hard))
+    if given < FEWEST:
+        raise TransportError(
+            f"only {given} files may be open, {FEWEST} have to be; raise the limit (LimitNOFILE= of"
+            " systemd, ulimit -n)"
+        )
     if given < wanted:
         _log.warning(
             "only %d files may be open, %d might be; lower security.max_connections, or raise the"

@@ -188,7 +188,7 @@ class Service:
 
         Raises:
             ModelError, BackendError, CheckpointError, CoreError, FormatError, JournalError,
-                ParkingError, SecurityError, MetricsError: each with one line.
+                ParkingError, SecurityError, TransportError, MetricsError: each with one line.
         """
         config = self.config
         self._umask = os.umask(0o077)  # what is written here is for nobody else

@@ -284,6 +284,16 @@ def test_of_very_many_connections_the_latest_are_ended(
         assert serves(later)
 
 
+def test_with_too_few_file_descriptors_there_is_no_start(model: Path) -> None:
+    """libzmq ends the process where its threads get none."""
+    serve = f"ulimit -n 40; exec {sys.executable} -m streamlstm run --set model={model}"
+    done = subprocess.run(["sh", "-c", serve], capture_output=True, text=True)
+    assert done.returncode == 1
+    line = done.stderr.splitlines()[-1]
+    assert "only 40 files may be open, 64 have to be; raise the limit" in line
+    assert "Traceback" not in done.stderr
+
+
 def test_without_file_descriptors_it_serves_those_that_are_there(
     model: Path, tmp_path: Path
 ) -> None:
