@@ -211,7 +211,8 @@ def _about(model: Model, report: dict[str, Any]) -> RichTable:
     how = {"running": f"running, over {scaling.memory} ticks", "fixed": "fixed", "none": "none"}
     base = {"seasonal": f"the value {spec.season} steps before", "last": "the last value"}
     if blend := spec.blend:
-        base["blend"] = f"the last value, and those {blend.short} and {blend.long} steps before"
+        short = "that" if blend.short == blend.long else f"those {blend.short} and"
+        base["blend"] = f"the last value, and {short} {blend.long} steps before"
         if smoothing := blend.smoothing:
             base["blend"] += (
                 f"; a season of {smoothing.season} steps, smoothed: {smoothing.level:.0%} of what"

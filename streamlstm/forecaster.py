@@ -21,6 +21,7 @@ from streamlstm.client import in_time_order
 from streamlstm.datasets.bundled import table
 from streamlstm.datasets.frames import Table, from_frame
 from streamlstm.datasets.inputs import Columns
+from streamlstm.datasets.times import EPOCH_UNITS
 from streamlstm.engine import Engine
 from streamlstm.fit_options import FitOptions
 from streamlstm.forecast import at_the_end, extend, forecasts_frame
@@ -141,7 +142,8 @@ class Forecaster:
 
         Args:
             value: of the tick, or its values.
-            ts: its time, as pandas reads times (UTC where it has no zone); None: now.
+            ts: its time, as pandas reads times (UTC where it has no zone), or Unix time, its unit
+                told by its size; None: now.
             series: its name; a new one begins anew.
 
         Raises:
@@ -245,6 +247,11 @@ def _table(data: Data, columns: Columns | None, read: dict[str, Any]) -> Table:
 
 
 def _nanoseconds(ts: Any) -> int:
+    if isinstance(ts, int | float | np.integer | np.floating):
+        for least, _, factor in EPOCH_UNITS:
+            if ts >= least:
+                return round(ts * factor)
+        raise ValueError(f"{ts!r} is no Unix time; give one from 1973 on, or a date")
     stamp = pd.Timestamp(ts)
     if pd.isna(stamp):
         raise ValueError(f"{ts!r} is no time")

@@ -20,6 +20,11 @@ ZEROS = 0.05
 """Share of counts that are 0, above which no forecast lies below."""
 
 
+def targets_of(inputs: Sequence[Input]) -> int:
+    """How many of a tick's values are forecast; the first, where nothing is said of them."""
+    return max(1, sum(each.role == "target" for each in inputs))
+
+
 def infer_spec(
     series: Sequence[SeriesData],
     options: FitOptions,
@@ -30,7 +35,7 @@ def infer_spec(
     spacing, step_ns = grid_of([s.ts for s in series])
     if spacing and not step_ns:
         notes.append("ticks are unevenly spaced: steps ahead are counted in ticks")
-    targets = max(1, sum(each.role == "target" for each in inputs))
+    targets = targets_of(inputs)
     # what was not seen three times over is not believed to repeat
     typical = np.median([len(s.ts) for s in series]) if series else 0
     seasons = [season for season in _seasons(spacing, step_ns) if typical >= 3 * season]

@@ -33,7 +33,7 @@ from streamlstm.directions import MOST as MOST_DIRECTIONS
 from streamlstm.directions import with_directions
 from streamlstm.fit_options import FitOptions, ticks_needed
 from streamlstm.golden import make_golden
-from streamlstm.infer import infer_spec
+from streamlstm.infer import infer_spec, targets_of
 from streamlstm.intervals import SHARES, SPREAD
 from streamlstm.linear import PENALTIES, Floats, best_penalty, linear_start
 from streamlstm.mixture import (
@@ -47,6 +47,7 @@ from streamlstm.mixture import (
     trusted,
 )
 from streamlstm.model import WIDEST, Errors, Input, Model, Spec
+from streamlstm.outliers import without_outliers
 from streamlstm.samples import Pairs, draw, evenly, gather, lanes
 from streamlstm.spread import spread_of, with_spread
 
@@ -162,6 +163,7 @@ def attempt(
     """
     began = time.perf_counter()
     notes: list[str] = []
+    series = without_outliers(series, like.targets if like else targets_of(inputs), notes)
     if like is None:
         spec, directions = infer_spec(series, options, notes, inputs), options.directions
         spread = options.spread and 2 * spec.outputs + MOST_DIRECTIONS <= WIDEST

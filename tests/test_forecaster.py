@@ -95,6 +95,26 @@ def test_a_tick_that_is_refused_changes_nothing() -> None:
         forecaster.step(1.0, "soon", "a")
     with pytest.raises(ValueError, match="NaT"):
         forecaster.step(1.0, "NaT", "a")
+    with pytest.raises(ValueError, match="no Unix time"):
+        forecaster.step(1.0, 12, "a")
+
+
+@pytest.mark.parametrize("unit", [1.0, 1, 1_000, 1_000_000, 1_000_000_000])
+def test_a_number_is_unix_time(unit: float) -> None:
+    made = Forecaster(random_model()).step(1.0, 1_767_225_600 * unit, "a")
+    assert made.ts[0] == np.datetime64("2026-01-01T01:00", "ns")
+
+
+@pytest.mark.parametrize("zone", [None, "Europe/Berlin"])
+def test_a_frame_of_arrow_is_read_as_any_other(zone: str | None) -> None:
+    frame = long(60)
+    frame["ds"] = pd.to_datetime(frame.ds).dt.tz_localize(zone)
+    forecaster = Forecaster(random_model())
+    pd.testing.assert_frame_equal(
+        forecaster.predict(frame.convert_dtypes(dtype_backend="pyarrow")),
+        forecaster.predict(frame),
+        check_dtype=False,
+    )
 
 
 def test_data_that_is_not_as_described_says_what(fitted: Forecaster) -> None:

@@ -33,6 +33,7 @@ LEVELS = {
     "datasets": 11, "samples": 11, "speed": 11, "precision": 11, "backtest": 11,
     "svg": 11, "terminal": 11, "vitals": 11, "arguments": 11,
     "client": 12, "directions": 12, "rolling": 12, "peers": 12, "linear": 12, "gradient": 12,
+    "outliers": 12,
     "importers": 12, "exporters": 12,
     "tables": 13, "mixture": 13, "spread": 13, "bptt": 13, "recorded": 13,
     "smoothing": 14, "plot": 14, "report": 14, "offline": 14, "sequential": 14,

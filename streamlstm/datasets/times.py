@@ -21,12 +21,13 @@ _QUARTER = r"^\s*(\d{4})[\s-]*[Qq]([1-4])\s*$"
 _TWELVE = r"^(.*[\sT,])(\d{1,2})(:\d\d)?((?::\d\d(?:\.\d+)?)?)\s*([AaPp])\.?[Mm]\b\.?(.*)$"
 _MONTHS = "%Y %b", "%b %Y", "%Y %B", "%B %Y"
 # the smallest number taken for a Unix time in this unit: 1973 in seconds, milliseconds, ...
-_EPOCH_UNITS = (
+EPOCH_UNITS = (
     (1e17, "nanoseconds", 1),
     (1e14, "microseconds", 1_000),
     (1e11, "milliseconds", 1_000_000),
     (1e8, "seconds", 1_000_000_000),
 )
+"""From which number on Unix time is in a unit, and how many nanoseconds that has."""
 _HOUR = 3_600_000_000_000
 Where = Callable[[int], str]
 """What to call row ``i`` of the source in a message."""
@@ -91,9 +92,11 @@ def timestamps(column: "pd.Series[Any]", timezone: str, where: Where, notes: lis
         row = int(np.argmax(empty))
         raise DataError(f"{where(row)}: column {column.name!r} is empty; give every row a time")
     times = column
-    if not pd.api.types.is_datetime64_any_dtype(column.dtype):
+    if isinstance(column.dtype, pd.ArrowDtype) and column.dtype.kind == "M":
+        times = pd.Series(pd.DatetimeIndex(column), column.index)
+    elif not pd.api.types.is_datetime64_any_dtype(column.dtype):
         numbers = pd.to_numeric(column, errors="coerce")
-        for least, unit, factor in _EPOCH_UNITS:
+        for least, unit, factor in EPOCH_UNITS:
             if numbers.notna().all() and numbers.min() >= least:
                 notes.append(f"column {column.name!r} read as Unix time in {unit}")
                 whole = pd.api.types.is_integer_dtype(numbers.dtype)
