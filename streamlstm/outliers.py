@@ -45,11 +45,12 @@ def without_outliers(
     """The series less the ticks in which a target is one; ``notes`` tell of them."""
     kept, found, example = [], 0, ""
     for s in series:
-        off = np.any([outliers(s.values[:, j]) for j in range(targets)], axis=0)
+        each = np.stack([outliers(s.values[:, j]) for j in range(targets)], axis=1)
+        off = each.any(axis=1)
         if off.any():
-            at = int(np.argmax(off))
+            at, j = np.argwhere(each)[0]
             when = np.datetime64(int(s.ts[at]), "ns").astype("datetime64[s]")
-            example = example or f"{s.values[at, :targets].max():.6g} of {s.name!r} at {when}"
+            example = example or f"{s.values[at, j]:.6g} of {s.name!r} at {when}"
             found += int(off.sum())
             s = SeriesData(s.name, s.ts[~off], s.values[~off])
         kept.append(s)

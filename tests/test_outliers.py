@@ -40,7 +40,7 @@ def test_what_a_series_does_otherwise_is_none() -> None:
 
 def test_its_tick_is_left_out_and_named() -> None:
     values = np.stack([DAYS, DAYS, NOISE], axis=1)
-    values[700, 1] = 9e5
+    values[700, 1] = -9e5
     values[800, 2] = 9e5  # of what is measured beside the targets
     notes: list[str] = []
     same = series(np.stack([DAYS, NOISE], axis=1), "oven")
@@ -50,7 +50,7 @@ def test_its_tick_is_left_out_and_named() -> None:
     assert first.values[700, 0] == DAYS[701]
     assert notes == [
         "left out of the fit as errors, 30 times as far from their neighbours as is usual: 1 ticks"
-        " (the first: 900000 of 'boiler' at 2023-12-14T02:00:00)"
+        " (the first: -900000 of 'boiler' at 2023-12-14T02:00:00)"
     ]
 
 

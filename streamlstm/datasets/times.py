@@ -20,14 +20,13 @@ _DOTTED = r"^\s*\d{1,2}\.\s?\d{1,2}\.\s?\d{4}"  # nobody writes the month first 
 _QUARTER = r"^\s*(\d{4})[\s-]*[Qq]([1-4])\s*$"
 _TWELVE = r"^(.*[\sT,])(\d{1,2})(:\d\d)?((?::\d\d(?:\.\d+)?)?)\s*([AaPp])\.?[Mm]\b\.?(.*)$"
 _MONTHS = "%Y %b", "%b %Y", "%Y %B", "%B %Y"
-# the smallest number taken for a Unix time in this unit: 1973 in seconds, milliseconds, ...
 EPOCH_UNITS = (
     (1e17, "nanoseconds", 1),
     (1e14, "microseconds", 1_000),
     (1e11, "milliseconds", 1_000_000),
     (1e8, "seconds", 1_000_000_000),
 )
-"""From which number on Unix time is in a unit, and how many nanoseconds that has."""
+"""The smallest number taken for a Unix time in a unit (1973), and how many nanoseconds that has."""
 _HOUR = 3_600_000_000_000
 Where = Callable[[int], str]
 """What to call row ``i`` of the source in a message."""
