@@ -153,7 +153,7 @@ def go_on(client: Client, offline: Forecaster, hours: range) -> None:
     for hour in hours:
         client.tick("boiler", ts=3600 * hour, value=value_of(hour))
         (made,) = client.predictions(1)
-        asked = offline.step(value_of(hour), ts=3600 * 10**9 * hour, series="boiler")
+        asked = offline.step(value_of(hour), ts=np.datetime64(hour, "h"), series="boiler")
         for name, wanted in (
             ("forecast", asked.forecast), ("lower", asked.lower), ("upper", asked.upper),
         ):  # fmt: skip
