@@ -21,7 +21,7 @@ from streamlstm.client import in_time_order
 from streamlstm.datasets.bundled import table
 from streamlstm.datasets.frames import Table, from_frame
 from streamlstm.datasets.inputs import Columns
-from streamlstm.datasets.times import EPOCH_UNITS
+from streamlstm.datasets.times import epoch_unit
 from streamlstm.engine import Engine
 from streamlstm.fit_options import FitOptions
 from streamlstm.forecast import at_the_end, extend, forecasts_frame
@@ -248,10 +248,10 @@ def _table(data: Data, columns: Columns | None, read: dict[str, Any]) -> Table:
 
 def _nanoseconds(ts: Any) -> int:
     if isinstance(ts, int | float | np.integer | np.floating):
-        for least, _, factor in EPOCH_UNITS:
-            if ts >= least:
-                return round(ts * factor)
-        raise ValueError(f"{ts!r} is no Unix time; give one from 1973 on, or a date")
+        found = epoch_unit(float(ts))
+        if not found or np.isinf(ts):
+            raise ValueError(f"{ts!r} is no Unix time; give one from 1973 on, or a date")
+        ts = round(ts * found[1])
     stamp = pd.Timestamp(ts)
     if pd.isna(stamp):
         raise ValueError(f"{ts!r} is no time")

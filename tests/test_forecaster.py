@@ -95,8 +95,11 @@ def test_a_tick_that_is_refused_changes_nothing() -> None:
         forecaster.step(1.0, "soon", "a")
     with pytest.raises(ValueError, match="NaT"):
         forecaster.step(1.0, "NaT", "a")
-    with pytest.raises(ValueError, match="no Unix time"):
-        forecaster.step(1.0, 12, "a")
+    for ts in (12, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="no Unix time"):
+            forecaster.step(1.0, ts, "a")
+    with pytest.raises(ValueError, match="bounds"):
+        forecaster.step(1.0, 1e20, "a")
 
 
 @pytest.mark.parametrize("unit", [1.0, 1, 1_000, 1_000_000, 1_000_000_000])

@@ -20,7 +20,7 @@ _DOTTED = r"^\s*\d{1,2}\.\s?\d{1,2}\.\s?\d{4}"  # nobody writes the month first 
 _QUARTER = r"^\s*(\d{4})[\s-]*[Qq]([1-4])\s*$"
 _TWELVE = r"^(.*[\sT,])(\d{1,2})(:\d\d)?((?::\d\d(?:\.\d+)?)?)\s*([AaPp])\.?[Mm]\b\.?(.*)$"
 _MONTHS = "%Y %b", "%b %Y", "%Y %B", "%B %Y"
-EPOCH_UNITS = (
+_EPOCH_UNITS = (
     (1e17, "nanoseconds", 1),
     (1e14, "microseconds", 1_000),
     (1e11, "milliseconds", 1_000_000),
@@ -84,6 +84,11 @@ class Stamps:
     """whether they say how far they are off UTC"""
 
 
+def epoch_unit(smallest: float) -> tuple[str, int] | None:
+    """The unit of Unix times of which this is the smallest, and its nanoseconds, if they are."""
+    return next(((unit, ns) for least, unit, ns in _EPOCH_UNITS if smallest >= least), None)
+
+
 def timestamps(column: "pd.Series[Any]", timezone: str, where: Where, notes: list[str]) -> Stamps:
     """Read a column of times: ISO 8601, other dates by their first, or Unix time by its size."""
     empty = (column.isna() | (column == "")).to_numpy()
@@ -95,13 +100,13 @@ def timestamps(column: "pd.Series[Any]", timezone: str, where: Where, notes: lis
         times = pd.Series(pd.DatetimeIndex(column), column.index)
     elif not pd.api.types.is_datetime64_any_dtype(column.dtype):
         numbers = pd.to_numeric(column, errors="coerce")
-        for least, unit, factor in EPOCH_UNITS:
-            if numbers.notna().all() and numbers.min() >= least:
-                notes.append(f"column {column.name!r} read as Unix time in {unit}")
-                whole = pd.api.types.is_integer_dtype(numbers.dtype)
-                values = numbers.to_numpy() * factor
-                ns = (values if whole else np.rint(values)).astype(np.int64)
-                return Stamps(ns, ns, column)
+        if numbers.notna().all() and (found := epoch_unit(numbers.min())):
+            unit, factor = found
+            notes.append(f"column {column.name!r} read as Unix time in {unit}")
+            whole = pd.api.types.is_integer_dtype(numbers.dtype)
+            values = numbers.to_numpy() * factor
+            ns = (values if whole else np.rint(values)).astype(np.int64)
+            return Stamps(ns, ns, column)
         times = _dates(column.astype(str), where, notes)
     if times.dt.tz is not None:
         instants = _nanoseconds(times.dt.tz_convert("UTC"), where)
