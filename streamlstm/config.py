@@ -6,7 +6,6 @@ defaults. The environment names a table and its key with two underscores between
 """
 
 import difflib
-import ipaddress
 import json
 import os
 import tomllib
@@ -26,6 +25,8 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
+
+from streamlstm.endpoints import check, is_loopback, reaches_beyond
 
 PREFIX = "STREAMLSTM_"
 
@@ -83,6 +84,10 @@ def _coverages(given: tuple[float, ...]) -> tuple[float, ...]:
     return given
 
 
+def _endpoints(given: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(map(check, given))
+
+
 def _hwm(said: Mapping[str, object]) -> int:
     """Messages that may wait: fewer where each holds many ticks."""
     return 1000 if said.get("format") == "arrow" else 100_000
@@ -90,6 +95,7 @@ def _hwm(said: Mapping[str, object]) -> int:
 
 Format = Literal["json", "msgpack", "binary", "arrow"]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Endpoints = Annotated[Texts, AfterValidator(_endpoints)]
 Numbers = Annotated[tuple[int, ...], BeforeValidator(_split)]
 Coverages = Annotated[tuple[float, ...], BeforeValidator(_listed), AfterValidator(_coverages)]
 Policy = Literal["block", "drop_newest", "drop_oldest", "coalesce"]
@@ -108,8 +114,8 @@ class _Table(BaseModel):
 class Input(_Table):
     """Where ticks come from."""
 
-    connect: Texts = Field(default=(), description="endpoints of publishers to connect to")
-    bind: Texts = Field(
+    connect: Endpoints = Field(default=(), description="endpoints of publishers to connect to")
+    bind: Endpoints = Field(
         default_factory=lambda said: () if said.get("connect") else (INPUT,),
         description="endpoints to listen on; none by default where `connect` names some",
     )
@@ -159,10 +165,10 @@ class Input(_Table):
 class Output(_Table):
     """Where predictions go."""
 
-    connect: Texts = Field(
+    connect: Endpoints = Field(
         default=(), description="endpoints to connect to, for instance a forwarder's"
     )
-    bind: Texts = Field(
+    bind: Endpoints = Field(
         default_factory=lambda said: () if said.get("connect") else (OUTPUT,),
         description="endpoints to listen on; none by default where `connect` names some",
     )
@@ -251,7 +257,7 @@ class Engine(_Table):
 class Snapshot(_Table):
     """The service that tells those who join late the latest prediction of each series."""
 
-    bind: Texts = Field(
+    bind: Endpoints = Field(
         default=(),
         description="endpoints to listen on, such as tcp://127.0.0.1:5557; empty: none, and no"
         " prediction is kept (one takes 24 bytes a step and target, and 16 for each further"
@@ -555,19 +561,19 @@ def exposures(config: Config) -> Iterator[str]:
     for name in Config.model_fields:
         table = getattr(config, name)
         for endpoint in getattr(table, "bind", ()):
-            if _is_beyond(endpoint) and not config.security.secret_key:
+            if reaches_beyond(endpoint) and not config.security.secret_key:
                 yield (
                     f"{name}.bind: {endpoint} is open to anyone beyond this machine; set"
                     " security.secret_key ('streamlstm keys' makes one)"
                 )
         for endpoint in getattr(table, "connect", ()):
-            if _is_beyond(endpoint) and endpoint not in config.security.server_keys:
+            if reaches_beyond(endpoint) and endpoint not in config.security.server_keys:
                 yield (
                     f"{name}.connect: {endpoint} is beyond this machine, and what passes is neither"
                     " encrypted nor known to be its; name its key in security.server_keys"
                 )
     metrics = config.metrics
-    if metrics.enabled and not _is_loopback(metrics.host):
+    if metrics.enabled and not is_loopback(metrics.host):
         if not metrics.cert_file:
             yield (
                 f"metrics.host: {metrics.host} is beyond this machine, and what passes is not"
@@ -578,19 +584,6 @@ def exposures(config: Config) -> Iterator[str]:
                 f"metrics.host: {metrics.host} is open to anyone beyond this machine; set"
                 " metrics.users or metrics.client_ca_file"
             )
-
-
-def _is_beyond(endpoint: str) -> bool:
-    transport, _, address = endpoint.partition("://")
-    host = address.rpartition(";")[2].rpartition(":")[0].strip("[]")
-    return transport not in ("ipc", "inproc") and not _is_loopback(host)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host in ("localhost", "lo")
 
 
 def options(table: type[BaseModel] = Config, path: str = "") -> Iterator[tuple[str, FieldInfo]]:

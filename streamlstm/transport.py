@@ -20,6 +20,7 @@ import zmq.backend.cython._zmq
 from numba import types
 from numpy.typing import NDArray
 
+from streamlstm.endpoints import SUCH, check
 from streamlstm.jit import njit
 from streamlstm.memory import copy
 from streamlstm.placed import placed
@@ -53,8 +54,7 @@ _MENDS: Mapping[int, str] = MappingProxyType(
         errno.EADDRINUSE: "stop what listens there, or choose another port",
         errno.EADDRNOTAVAIL: "bind to an address of this machine, or connect instead",
         errno.ENODEV: "bind to an address of this machine, or connect instead",
-        errno.EINVAL: "an endpoint is tcp://address:port or ipc://path",
-        errno.EPROTONOSUPPORT: "an endpoint is tcp://address:port or ipc://path",
+        errno.EINVAL: SUCH,
         errno.ENOENT: "make its folder first",
         errno.EACCES: "choose a port or folder that this user may use",
     }
@@ -378,13 +378,13 @@ def attempt(open_endpoint: Callable[[str], object], endpoint: str) -> None:
         TransportError: the endpoint is malformed, in use, or not this machine's.
     """
     try:
-        open_endpoint(endpoint)
+        open_endpoint(check(endpoint))
+    except ValueError as error:
+        raise TransportError(str(error)) from None
     except zmq.ZMQError as error:
         code = error.errno or 0
         mend = _MENDS.get(code, "check the endpoint")
-        raise TransportError(
-            f"{endpoint or 'an empty endpoint'}: {zmq.strerror(code)}; {mend}"
-        ) from None
+        raise TransportError(f"{endpoint}: {zmq.strerror(code)}; {mend}") from None
 
 
 # --- compiled -------------------------------------------------------------------------------------

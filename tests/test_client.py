@@ -57,7 +57,7 @@ def test_nobody_there_is_one_line_with_the_mend() -> None:
 
 @pytest.mark.parametrize("end", [Feed, Listener])
 def test_a_malformed_endpoint(end: type) -> None:
-    with pytest.raises(TransportError, match=r"nonsense: .*; an endpoint is tcp://address:port"):
+    with pytest.raises(TransportError, match=r"nonsense: an endpoint is tcp://address:port"):
         end("nonsense", "json")
 
 

@@ -444,8 +444,9 @@ def test_warming_up_touches_no_socket() -> None:
     [
         ("tcp://127.0.0.1:x", "an endpoint is tcp://address:port or ipc://path"),
         ("nonsense", "an endpoint is tcp://address:port or ipc://path"),
-        ("", "an empty endpoint: "),
-        ("udp9://x:1", "an endpoint is tcp://address:port or ipc://path"),
+        ("", "nothing: an endpoint is"),
+        ("tcp://*", "with a port of 1 to 65535"),
+        ("tcp://127.0.0.1:99999", "with a port of 1 to 65535"),
         ("tcp://192.0.2.1:5555", "bind to an address of this machine, or connect instead"),
         ("ipc:///no/such/folder/socket", "make its folder first"),
     ],
