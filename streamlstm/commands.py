@@ -299,6 +299,7 @@ def backtest(options: argparse.Namespace) -> None:
         )
     if found.skipped:
         say(console, [f"{found.skipped:,} of {len(data.series):,} series skipped: too short"])
+    say(console, found.notes)
     peers = _compare(options, console, model, data.series) if options.peers else None
     unit = DATASETS[options.data].unit if options.data in DATASETS else ""
     if options.plot:

@@ -17,7 +17,6 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from statistics import NormalDist
 from typing import NamedTuple
@@ -123,7 +122,7 @@ def at_the_end(
     ts = np.concatenate([s.ts for s in series])[at]
     values = np.concatenate([s.values for s in series])[at]
     ending = rows == lengths[which] - 1
-    flags = np.where((ts <= _fitted_until(model)) & ~ending, WARM, 0).astype(np.uint8)
+    flags = np.where((ts < model.fitted_until + 1_000_000_000) & ~ending, WARM, 0).astype(np.uint8)
     last = np.array([s.ts[-1] for s in series])
     by_slot = np.empty(n, np.int64)
     by_slot[slots] = np.arange(n)
@@ -150,15 +149,6 @@ def at_the_end(
         model, coverage, learning, [s.name for s in series], last, step.astype(np.int64),
         how, found[0], found[1], found[2], *engine.records(slots),
     )  # fmt: skip
-
-
-def _fitted_until(model: Model) -> int:
-    """The end of what the model was fitted on, ns; before all times where it does not say."""
-    try:
-        said = datetime.fromisoformat(str(model.provenance["to"]))
-        return int(said.timestamp()) * 1_000_000_000 + 999_999_999
-    except (KeyError, ValueError):
-        return np.iinfo(np.int64).min
 
 
 def _engine(model: Model, n: int, coverage: float, learning: bool, max_key: int = 8) -> Engine:

@@ -21,7 +21,7 @@ from streamlstm.client import in_time_order
 from streamlstm.datasets.bundled import table
 from streamlstm.datasets.frames import Table, from_frame
 from streamlstm.datasets.inputs import Columns
-from streamlstm.datasets.times import epoch_unit
+from streamlstm.datasets.times import DataError, epoch_unit
 from streamlstm.engine import Engine
 from streamlstm.fit_options import FitOptions
 from streamlstm.forecast import at_the_end, extend, forecasts_frame
@@ -30,8 +30,9 @@ from streamlstm.ticks import WARM, Arrivals, Keys
 from streamlstm.train import FitReport
 from streamlstm.train import fit as fit_model
 
-Data = pd.DataFrame | str | Path
-"""A DataFrame, a CSV or Parquet file, or the name of a bundled series."""
+Data = pd.DataFrame | pd.Series | str | Path
+"""A DataFrame, a Series with its times as index, a CSV or Parquet file, or the name of a bundled
+series."""
 ROOM = 256
 """Ticks that are stepped at once."""
 
@@ -136,7 +137,7 @@ class Forecaster:
         self,
         value: float | Sequence[float],
         ts: Any = None,
-        series: str = "series",
+        series: str | int = "series",
     ) -> Prediction:
         """Move a series by a tick, and forecast what follows.
 
@@ -144,13 +145,14 @@ class Forecaster:
             value: of the tick, or its values.
             ts: its time, as pandas reads times (UTC where it has no zone), or Unix time, its unit
                 told by its size; None: now.
-            series: its name; a new one begins anew.
+            series: its name, of which a number is one too; a new one begins anew.
 
         Raises:
             ValueError: the tick is refused (not after the one before, not finite, not as many
                 values as the model takes, no room for a further series), and nothing has changed;
                 or the forecast would not be finite, and the series begins anew.
         """
+        series = str(series)
         values = np.atleast_1d(np.asarray(value, np.float64))
         at = time.time_ns() if ts is None else _nanoseconds(ts)
         spec, engine = self.model.spec, self._engine
@@ -201,7 +203,8 @@ class Forecaster:
     ) -> pd.DataFrame:
         """What comes after the end of each series: unique_id, ds, forecast, lower, upper.
 
-        Of several targets a row each, which its column ``target`` names. Times without a zone are
+        ``unique_id`` is text, of numbers too. Of several targets a row each, which its column
+        ``target`` names. Times without a zone are
         read in ``timezone``, the model's where none is named, and those forecast are in it: in UTC
         without a zone, unless the data's have one. The series are run from their beginning, on
         states of their own: those of :meth:`step` stay. Steps beyond the model's horizon are
@@ -241,8 +244,13 @@ class Forecaster:
 
 
 def _table(data: Data, columns: Columns | None, read: dict[str, Any]) -> Table:
+    if isinstance(data, pd.Series):
+        data = data.rename("y").to_frame()
     if isinstance(data, pd.DataFrame):
         return from_frame(data, "data", columns=columns, **read)
+    if not isinstance(data, str | Path):
+        kind = type(data).__name__
+        raise DataError(f"data of type {kind}; give a DataFrame with times and values, or a file")
     return table(str(data), columns, **read)
 
 

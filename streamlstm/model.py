@@ -46,6 +46,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo
@@ -527,6 +528,15 @@ class Model:
             digest.update(self.weights[name].tobytes())
         return digest.hexdigest()[:12]
 
+    @property
+    def fitted_until(self) -> int:
+        """The last second of what it was fitted on, ns; before all times where it does not say."""
+        try:
+            said = datetime.fromisoformat(str(self.provenance["to"]))
+        except (KeyError, ValueError):
+            return int(np.iinfo(np.int64).min)
+        return int(said.timestamp()) * 1_000_000_000
+
 
 def save_model(model: Model, path: Path) -> None:
     """Write ``model`` to ``path``, whole or not at all.
@@ -567,6 +577,8 @@ def load_model(path: Path) -> Model:
     Raises:
         ModelError: there is no such file, or it is damaged, of another format, or inconsistent.
     """
+    if path.is_dir():
+        raise ModelError(f"{path}: is a folder; name the model file in it")
     if not path.is_file():
         raise ModelError(f"{path}: no such model file; make one with 'streamlstm fit'")
     try:
@@ -588,7 +600,10 @@ def load_model(path: Path) -> Model:
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path}: damaged model file ({error}); fit or copy it again") from error
+        raise ModelError(
+            f"{path}: no model file, or a damaged one ({error}); name one of 'streamlstm fit', or"
+            " copy it again"
+        ) from error
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: damaged model file ({error!r}); fit or copy it again") from error
 

@@ -99,7 +99,8 @@ def _about(found: Backtest) -> str:
         if found.learning
         else "off: the model as it stands",
     }
-    items = (f"<dt>{name}</dt><dd>{escape(printable(text))}</dd>" for name, text in lines.items())
+    told = [*lines.items(), *(("note", note) for note in found.notes)]
+    items = (f"<dt>{name}</dt><dd>{escape(printable(text))}</dd>" for name, text in told)
     return f"<dl>{''.join(items)}</dl>"
 
 

@@ -24,7 +24,7 @@ from streamlstm.backtest import (
 )
 from streamlstm.datasets.frames import SeriesData
 from streamlstm.model import Model, Spec
-from streamlstm.terminal import exact_time
+from streamlstm.terminal import exact_time, when
 
 BACK = 48
 """Steps shown before a forecast, at least."""
@@ -93,6 +93,18 @@ class Backtest:
         """Of all targets together."""
         return functools.reduce(operator.add, self.by_target.values())
 
+    @property
+    def notes(self) -> list[str]:
+        """What is to be known beside the figures: that the model may have seen what is judged."""
+        begin, end = self.period_ns
+        until = self.model.fitted_until
+        if until < (begin if len(self.series) == self.model.spec.targets else end):
+            return []
+        return [
+            f"the model was fitted on ticks up to {when(until)} UTC: where they are these, the"
+            " figures flatter it; judge it by later ones, or leave some out (fit --holdout 0.2)"
+        ]
+
     def worst_first(self) -> list[Judged]:
         """The series by their MASE, or MAE where there is none for any; not known is last."""
         measure = "mase" if np.isfinite(self.scores.mean("mase")) else "mae"
@@ -117,6 +129,7 @@ class Backtest:
             "skipped": self.skipped,
             "forecasts": scores.forecasts,
             "targets": scores.targets,
+            "notes": self.notes,
             "overall": [row for _, row in _records(scores.over_steps())],
             "by_step": [{"step": k} | row for k, row in _records(scores)],
             "by_target": [

@@ -34,7 +34,8 @@ def scores_table(scores: Scores, unit: str, target: str = "") -> Table:
         best = min(MODELS, key=lambda name: mae[name][k - 1])
         cells = []
         for name in MODELS:
-            text = f"{mae[name][k - 1]:,.4g} ({mase[name][k - 1]:.3f})"
+            scaled = mase[name][k - 1]
+            text = f"{mae[name][k - 1]:,.4g}" + f" ({scaled:.3f})" * bool(np.isfinite(scaled))
             cells.append(Text(text, style="bold green" if name == best else ""))
         table.add_row(str(k), *cells, f"{coverage[k - 1]:.1%}")
     return table

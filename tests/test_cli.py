@@ -172,7 +172,7 @@ def test_a_model_that_cannot_be_used(tmp_path: Path, command: str, case: str) ->
         path = random_model_file(tmp_path)
     if case == "damaged":
         path.write_bytes(path.read_bytes()[:-100])
-        said = "damaged model file"
+        said = "no model file, or a damaged one"
     if case == "changed":
         tensors, metadata = load_file(path), None
         from safetensors import safe_open
@@ -321,6 +321,11 @@ def test_constant_short_and_gappy_series_are_taken_or_told(tmp_path: Path) -> No
     assert "missing" in done.stderr
     scores = streamlstm("backtest", tmp_path / "m.safetensors", data, "--json").stdout
     assert np.isfinite(json.loads(scores)["by_step"][0]["mae"])
+    flat = tmp_path / "flat.csv"
+    flat.write_text("\n".join([lines[0], *(line for line in lines if line.startswith("flat"))]))
+    judged = streamlstm("backtest", tmp_path / "m.safetensors", flat)
+    assert "nan" not in judged.stdout
+    assert "the figures flatter it; judge it by later ones" in " ".join(judged.stderr.split())
 
 
 def test_check_says_that_all_is_well(fitted: tuple[Path, Path], tmp_path: Path) -> None:

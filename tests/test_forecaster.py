@@ -120,9 +120,28 @@ def test_a_frame_of_arrow_is_read_as_any_other(zone: str | None) -> None:
     )
 
 
+def test_a_series_is_a_table_of_one() -> None:
+    frame, forecaster = long(60, ("a",)), Forecaster(random_model())
+    alone = forecaster.predict(frame.set_index("ds").y.rename("load"))
+    pd.testing.assert_frame_equal(
+        alone.drop(columns="unique_id"), forecaster.predict(frame).drop(columns="unique_id")
+    )
+
+
+def test_the_name_of_a_series_may_be_a_number() -> None:
+    forecaster = Forecaster(random_model())
+    forecaster.update(long(60, ("a",)).assign(unique_id=7))
+    with pytest.raises(ValueError, match="'7' is refused: late"):
+        forecaster.step(1.0, "2000-01-01", 7)
+
+
 def test_data_that_is_not_as_described_says_what(fitted: Forecaster) -> None:
     with pytest.raises(DataError, match="no rows"):
         fitted.predict(long(5)[:0])
+    with pytest.raises(DataError, match=r"of type list; give a DataFrame"):
+        fitted.predict([1.0, 2.0])  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="'y' has complex numbers"):
+        fitted.predict(long(5).assign(y=1 + 2j))
     with pytest.raises(ValueError, match="hiden"):
         Forecaster.fit(long(), horizon=3, hiden=4)
     with pytest.raises(ValueError, match="the model takes 2"):

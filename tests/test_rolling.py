@@ -1,5 +1,7 @@
 """A backtest of a table is that of its series, and its records say what the sums say."""
 
+from dataclasses import replace
+
 import msgspec
 import numpy as np
 import pandas as pd
@@ -117,6 +119,21 @@ def test_the_worst_come_first_and_what_has_no_scale_last() -> None:
     assert order[-1].name == "flat"
     assert order[0].scores.mean("mase") >= order[1].scores.mean("mase")
     assert "crps" not in found.scores.measures  # one interval says too little
+
+
+@pytest.mark.parametrize(
+    ("until", "one", "many"), [(199, True, True), (198, True, False), (149, False, False)]
+)
+def test_what_the_model_was_fitted_on_is_said_to_flatter_it(
+    until: int, one: bool, many: bool
+) -> None:
+    """Of one series the first tick that is forecast tells; of many, each its own, the last does."""
+    model = replace(random_model(), provenance={"to": f"{np.datetime64(until, 'h')}:00:00+00:00"})
+    for series_, said in ((table()[:1], one), (table(), many)):
+        found = backtest(model, "t", series_, [150, 100, 10][: len(series_)], (0.9,))
+        assert len(found.notes) == said
+        assert found.as_json()["notes"] == found.notes
+    assert not backtest(random_model(), "t", table()[:1], [150], (0.9,)).notes
 
 
 def test_without_learning_the_model_stays_as_it_is() -> None:

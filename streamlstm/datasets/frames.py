@@ -482,6 +482,8 @@ def _groups(
 
 def _numbers(column: "pd.Series[Any]", name: str, where: Where) -> NDArray[np.float64]:
     """Values as float64, NaN where missing (or infinite)."""
+    if pd.api.types.is_complex_dtype(column.dtype):
+        raise DataError(f"column {name!r} has complex numbers; name one of real numbers")
     if not pd.api.types.is_numeric_dtype(column.dtype):
         numbers = pd.to_numeric(column, errors="coerce")
         bad = (numbers.isna() & column.notna()).to_numpy()
