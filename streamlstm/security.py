@@ -96,6 +96,17 @@ def load_keys(path: Path, *, secret: bool) -> Keys:
     return Keys(public, (hidden or b"") if secret else b"")
 
 
+class _Admitted:
+    """Who may connect."""
+
+    def __init__(self) -> None:
+        self.keys: frozenset[bytes] = frozenset()
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        """Whether the client of this public key may; asked by the authenticator's thread."""
+        return key in self.keys
+
+
 class Curve:
     """What the sockets of one context say and ask in their handshakes.
 
@@ -122,7 +133,9 @@ class Curve:
         }
         self._authenticator: zmq.auth.Authenticator | None = None
         self._clients: Path | None = None
+        self._admitted = _Admitted()
         self._seen = 0
+        self._unusable = frozenset[str]()
 
     def admit(self, context: "zmq.Context[zmq.Socket[bytes]]", clients: Path) -> None:
         """Let nobody else connect to what the context's sockets will bind.
@@ -147,6 +160,7 @@ class Curve:
         self._clients = clients
         self._authenticator = ThreadAuthenticator(context, log=_log.getChild("curve"))
         self._authenticator.start()
+        self._authenticator.configure_curve_callback(_DOMAIN, self._admitted)
         self.refresh()
 
     def before_bind(self, socket: "zmq.Socket[bytes]") -> None:
@@ -172,15 +186,26 @@ class Curve:
 
         True where one was taken: it has its connections still, which nobody can tell apart.
         """
-        if self._authenticator and self._clients:
-            with contextlib.suppress(OSError):
-                changed = self._clients.stat().st_mtime_ns
-                if changed != self._seen:
-                    self._seen, certs = changed, self._authenticator.certs
-                    before = certs.get(_DOMAIN, {})
-                    self._authenticator.configure_curve(_DOMAIN, self._clients)
-                    return bool(before.keys() - certs[_DOMAIN].keys())
-        return False
+        if self._clients is None:
+            return False
+        try:
+            changed = self._clients.stat().st_mtime_ns
+            files = sorted(self._clients.glob("*.key")) if changed != self._seen else None
+        except OSError:
+            return False
+        if files is None:
+            return False
+        known, unusable, before = set[bytes](), set[str](), self._admitted.keys
+        for file in files:
+            try:
+                known.add(load_keys(file, secret=False).public)
+            except SecurityError as error:
+                unusable.add(str(error))
+        for said in unusable - self._unusable:
+            _log.warning("%s", said)
+        self._admitted.keys, self._unusable = frozenset(known), frozenset(unusable)
+        self._seen = 0 if unusable else changed  # maybe one is being written: look again
+        return bool(before - known)
 
     def close(self) -> None:
         """Decide of nobody any more; before the context ends."""

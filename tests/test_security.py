@@ -173,6 +173,27 @@ def test_the_folder_of_clients_is_looked_at_again(
         assert until(lambda: open_to_some.taken() == [[b"still here"]])
 
 
+def test_a_file_that_is_not_yet_whole_bars_nobody_but_its_own(
+    open_to_some: Served, keys: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    curve, late = open_to_some.curve, keys.clients / "stranger.key"
+    late.write_text("")
+    assert not curve.refresh()
+    assert not curve.refresh()
+    assert caplog.text.count("stranger.key: not a key file") == 1
+    with Peer(open_to_some, knowing(open_to_some, keys.server_public, keys.client)) as peer:
+        assert peer.is_heard()
+    late.write_bytes(keys.stranger_public.read_bytes())  # which does not change the folder
+    assert not curve.refresh()
+    with Peer(open_to_some, knowing(open_to_some, keys.server_public, keys.stranger)) as peer:
+        assert peer.is_heard()
+    (keys.clients / "junk.key").write_text("junk")
+    keys.client_public.unlink()
+    assert curve.refresh()
+    with Peer(open_to_some, knowing(open_to_some, keys.server_public, keys.client)) as peer:
+        assert peer.is_refused()
+
+
 def test_nobody_is_let_in_where_nobody_is_left_to_ask(
     open_to_some: Served, keys: SimpleNamespace
 ) -> None:
