@@ -158,7 +158,8 @@ class Saving:
 
     def _run(self) -> None:
         try:
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+            with contextlib.suppress(OSError):  # where that may not be: then as any other
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
             self._write()
         except OSError as error:
             self._error = error

@@ -2,39 +2,44 @@
 
 import contextlib
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that everybody may read, in the place of ``path`` once it is on disk.
+def whole(path: Path, mode: int | None = None) -> Iterator[IO[bytes]]:
+    """A file to write, in the place of ``path`` once it is on disk.
+
+    Its ``mode`` is what the process' umask leaves, unless one is given.
 
     Raises:
         OSError: it cannot be written; then, and where anything else is raised, what was there is
             as it was.
     """
+    name = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
     try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        descriptor = os.open(name, flags, 0o666 if mode is None else 0o600)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
     try:
         with open(descriptor, "wb") as file:
+            if mode is not None:
+                os.fchmod(descriptor, mode)
             yield file
             file.flush()
             os.fsync(descriptor)
-        os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:
         os.unlink(name)
         raise
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes, mode: int | None = None) -> None:
     """Write a file as :func:`whole` does."""
-    with whole(path) as file:
+    with whole(path, mode) as file:
         file.write(data)
 
 

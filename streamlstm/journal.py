@@ -65,8 +65,8 @@ class Journal:
     """Segments to append to, and the thread that prepares the next one and syncs.
 
     The thread wakes every ``fsync_interval``: under ``interval`` it syncs what was appended; under
-    either it prepares the next segment once this one is half full. Whatever is called here is to be
-    called by the thread that appends.
+    either it prepares the next segment once this one is half full, or may not hold the next entry.
+    Whatever is called here is to be called by the thread that appends.
 
     An error of fdatasync is not tried again as if nothing were: the kernel may have thrown the
     pages away (Rebello et al. 2020, "Can applications recover from fsync failures?"). Appending
@@ -280,7 +280,8 @@ class Journal:
                 self._retire()
             else:
                 self._sync()
-            if 2 * state[AT] > self.log.size or state[LEAVE]:
+            enough = max(self.log.size // 2, len(self.log.buffer))  # for the longest entry too
+            if self.log.size - state[AT] < enough or state[LEAVE]:
                 with contextlib.suppress(JournalError):
                     self._prepare()
 

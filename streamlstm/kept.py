@@ -29,6 +29,8 @@ _MENDS = {
     errno.EMFILE: _FILES, errno.ENFILE: _FILES,
 }  # fmt: skip
 """Error numbers of what is full, or as good as, and may have room again; what to do then."""
+RETRY = 60.0
+"""Seconds to the next checkpoint, at most, while the journal is suspended: it may go on then."""
 
 _log = logging.getLogger("streamlstm")
 
@@ -179,8 +181,8 @@ class Kept:
                     self._saving = None
                     self._saved()
             elif begin and asked.path and time.monotonic() >= self._next:
-                self._plan()
                 self._resume()
+                self._plan()
                 self._saving = Saving(
                     self.engine, asked.path, self._number, keep=asked.keep, tell=tell
                 )
@@ -246,22 +248,26 @@ class Kept:
         return self.journal.number - 1 if self.journal else self._journalled
 
     def _plan(self) -> None:
-        wanted = self._config.checkpoint.path and self._config.checkpoint.interval
-        self._next = time.monotonic() + wanted if wanted else math.inf
+        asked = self._config.checkpoint
+        wait = asked.interval or math.inf
+        if self.journal and self.journal.suspended:
+            wait = min(wait, RETRY)
+        self._next = time.monotonic() + wait if asked.path else math.inf
 
     def _saved(self) -> None:
         """A checkpoint is there: what the journal has of before the oldest is needed no more."""
         self._values["checkpoint_last_success_timestamp_seconds"] = time.time()
         path = self._config.checkpoint.path
         assert path
-        if self.journal:
-            before = checkpoint.journalled(path) + 1
-            try:
+        needed = checkpoint.models(path) | {self.engine.model.id}
+        try:
+            if self.journal:
+                before = checkpoint.journalled(path) + 1
                 self.journal.forget(before, time.time() - self._config.journal.retention)
-                needed = checkpoint.models(path) | segments.models(self.journal.folder)
-                models.forget(path, needed | {self.engine.model.id})
-            except JournalError as error:
-                self._said.warn("journal", "journal", why=str(error))
+                needed |= segments.models(self.journal.folder)
+            models.forget(path, needed)
+        except JournalError as error:
+            self._said.warn("journal", "journal", why=str(error))
 
     def _resume(self) -> None:
         """Write on where there is room again, from the checkpoint on that is to be made now."""

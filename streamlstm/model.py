@@ -538,8 +538,8 @@ class Model:
         return int(said.timestamp()) * 1_000_000_000
 
 
-def save_model(model: Model, path: Path) -> None:
-    """Write ``model`` to ``path``, whole or not at all.
+def save_model(model: Model, path: Path, mode: int | None = None) -> None:
+    """Write ``model`` to ``path``, whole or not at all, of the ``mode`` if one is given.
 
     Raises:
         ModelError: a weight is missing, of another shape, or not finite.
@@ -568,7 +568,7 @@ def save_model(model: Model, path: Path) -> None:
         "provenance": dict(model.provenance),
     }
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    write_whole(path, save(contiguous, {"streamlstm": json.dumps(header)}))
+    write_whole(path, save(contiguous, {"streamlstm": json.dumps(header)}), mode)
 
 
 def load_model(path: Path) -> Model:

@@ -25,8 +25,7 @@ def keep(checkpoint: Path, model: Model) -> None:
         return
     path.parent.mkdir(mode=0o700, exist_ok=True)
     sync_folder(path.parent.parent)
-    save_model(model, path)
-    path.chmod(0o600)
+    save_model(model, path, 0o600)
     sync_folder(path.parent)
 
 

@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -193,10 +194,9 @@ def _replace(path: Path, old: Model, new: Model) -> None:
     """
     if load_model(path).id != old.id:
         raise RefitError(f"{path}: is another model by now; it stays")
-    mode = path.stat().st_mode
+    mode = stat.S_IMODE(path.stat().st_mode)
     for model, to in ((old, path.with_name(f"{path.stem}.before{path.suffix}")), (new, path)):
-        save_model(model, to)
-        to.chmod(mode)
+        save_model(model, to, mode)
     sync_folder(path.parent)
 
 

@@ -17,8 +17,22 @@ def test_a_file_takes_its_place_once_it_is_written(tmp_path: Path) -> None:
         file.flush()
         assert path.read_text() == "before"
     assert path.read_text() == "after"
-    assert path.stat().st_mode & 0o777 == 0o644
     assert os.listdir(tmp_path) == ["some.csv"]
+
+
+@pytest.mark.parametrize(
+    ("umask", "asked", "mode"),
+    [(0o022, None, 0o644), (0o077, None, 0o600), (0o077, 0o640, 0o640), (0, 0o600, 0o600)],
+)
+def test_its_mode_is_the_one_asked_for_or_what_the_umask_leaves(
+    umask: int, asked: int | None, mode: int, tmp_path: Path
+) -> None:
+    before = os.umask(umask)
+    try:
+        write_whole(tmp_path / "some.csv", b"", asked)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "some.csv").stat().st_mode & 0o777 == mode
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])

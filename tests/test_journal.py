@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamlstm.appending import BYTES, FULL, SYNC_ERRORS, SYNCS, append, commit
+from streamlstm.appending import AT, BYTES, FULL, SYNC_ERRORS, SYNCS, append, commit
 from streamlstm.events import (
     BACK,
     CREATE,
@@ -185,6 +186,20 @@ def test_the_thread_prepares_the_next_segment_and_syncs(tmp_path: Path) -> None:
         os.sched_yield()
     journal.close()
     assert numbers(tmp_path) == list(range(1, number + 1))
+
+
+def test_an_entry_that_a_segment_less_than_half_full_cannot_hold_gets_the_next(
+    tmp_path: Path,
+) -> None:
+    journal = opened(tmp_path, inputs=120, max_batch=1000, fsync_interval=0.001)
+    put(journal, ticks(300, inputs=120))
+    assert 2 * journal.log.state[AT] < journal.log.size
+    until = time.monotonic() + 10
+    while append(journal.log, ticks(1000, inputs=120), NONE, 0) == FULL:
+        assert time.monotonic() < until
+        os.sched_yield()
+    journal.close()
+    assert numbers(tmp_path) == [1, 2]
 
 
 def test_more_events_than_an_entry_holds_are_told_before_it(tmp_path: Path) -> None:
