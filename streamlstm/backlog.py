@@ -3,8 +3,8 @@
 ``block``       no more are taken while any waits here: the senders' queues fill
 ``drop_newest`` those that came last are dropped
 ``drop_oldest`` those that came first are dropped
-``coalesce``    of each series the tick of the latest moment stays; if these are too many too, those
-                that came first are dropped
+``coalesce``    of each series the tick of the latest moment stays, and those that reset or end it;
+                if these are too many too, those that came first are dropped
 """
 
 from typing import Literal, NamedTuple, get_args
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from streamlstm.jit import njit
 from streamlstm.placed import placed
-from streamlstm.ticks import Ticks, rows_of
+from streamlstm.ticks import END, RESET, Ticks, rows_of
 
 Policy = Literal["block", "drop_newest", "drop_oldest", "coalesce"]
 BLOCK, DROP_NEWEST, DROP_OLDEST, COALESCE = range(len(get_args(Policy)))
@@ -136,7 +136,7 @@ def add(queue: Queue, count: int, now: int) -> None:
 
 @njit(cache=True, error_model="numpy", _nrt=False)
 def _coalesce(queue: Queue, begin: int, end: int) -> int:
-    """Close up the tick of the latest moment of each series; where they end."""
+    """Close up what stays of each series; where they end."""
     slot, ts = queue.ticks.slot, queue.ticks.ts
     for row in range(begin, end):
         best = queue.latest[slot[row]]  # of this series in these rows, or left from before
@@ -145,7 +145,7 @@ def _coalesce(queue: Queue, begin: int, end: int) -> int:
             queue.latest[slot[row]] = row
     kept = begin
     for row in range(begin, end):
-        if queue.latest[slot[row]] == row:
+        if queue.latest[slot[row]] == row or queue.ticks.flags[row] & (RESET | END):
             _move(queue, row, kept)
             kept += 1
     return kept

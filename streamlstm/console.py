@@ -2,16 +2,19 @@
 
 import argparse
 import os
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from rich.console import Console
 
 from streamlstm.config import ConfigError
 from streamlstm.datasets.bundled import HOW
 from streamlstm.datasets.frames import Table
+from streamlstm.files import whole
 from streamlstm.model import Spec
 from streamlstm.terminal import exact_time, print_lines
 
@@ -56,3 +59,37 @@ def check_out(flag: str, path: Path, suffix: str = "", read: Sequence[str | Path
         raise ConfigError(
             f"{flag} {path}: its folder cannot be written to ({error.strerror}); choose another"
         ) from None
+
+
+def check_table_out(flag: str, path: Path, read: Sequence[str | Path] = ()) -> None:
+    """The same of what :func:`write_table` is to write."""
+    if path.suffix not in (".csv", ".parquet"):
+        raise ConfigError(f"{flag} {path}: name a file that ends in .csv or .parquet")
+    check_out(flag, path, read=read)
+    if path.suffix == ".parquet":
+        try:
+            import pyarrow  # noqa: F401
+        except ImportError:
+            raise ConfigError(
+                f"{flag} {path}: Parquet needs pyarrow; pip install 'streamlstm[parquet]'"
+            ) from None
+
+
+def write_table(frames: Iterator[pd.DataFrame], path: Path | None) -> None:
+    """To ``path``, whole or not at all unless that is a pipe, say; or as CSV to stdout."""
+    if path is None:
+        _write_csv(frames, sys.stdout.write)
+    elif path.suffix == ".parquet":
+        with whole(path.resolve()) as file:
+            pd.concat(frames, ignore_index=True).to_parquet(file, index=False)
+    elif path.exists() and not path.is_file():
+        with path.open("w") as pipe:
+            _write_csv(frames, pipe.write)
+    else:
+        with whole(path.resolve()) as file:
+            _write_csv(frames, lambda text: file.write(text.encode()))
+
+
+def _write_csv(frames: Iterator[pd.DataFrame], write: Callable[[str], object]) -> None:
+    for number, frame in enumerate(frames):
+        write(frame.to_csv(index=False, header=not number))  # the shortest text of the same bits

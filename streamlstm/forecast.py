@@ -14,10 +14,8 @@ what came lay within their nine tenths on water, and less than eight tenths on t
 """
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -27,13 +25,11 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from streamlstm.client import in_time_order
-from streamlstm.config import ConfigError
-from streamlstm.console import check_out, how, say, spacing
+from streamlstm.console import check_table_out, how, say, spacing, write_table
 from streamlstm.datasets.bundled import table_for
 from streamlstm.datasets.frames import SeriesData
 from streamlstm.datasets.onward import Onward, onward
 from streamlstm.engine import Engine
-from streamlstm.files import whole
 from streamlstm.model import Model, load_model
 from streamlstm.terminal import LeavingConsole, print_lines
 from streamlstm.ticks import WARM, Keys, Ticks
@@ -46,7 +42,6 @@ CROWD = 4096
 """Copies of series that are rolled forward together, unless one series alone has more."""
 PATHS = 200
 """From which the intervals beyond the horizon are taken."""
-OUTPUTS = (".csv", ".parquet")
 
 
 class ForecastError(ValueError):
@@ -333,10 +328,7 @@ def command(options: argparse.Namespace) -> None:
     """``streamlstm forecast``."""
     console = LeavingConsole(stderr=True)
     if options.out:
-        if options.out.suffix not in OUTPUTS:
-            raise ConfigError(f"--out {options.out}: name a file that ends in .csv or .parquet")
-        check_out("--out", options.out, read=[options.data, options.model])
-        _check_parquet(options.out)
+        check_table_out("--out", options.out, read=[options.data, options.model])
     model = load_model(options.model)
     zone = options.timezone or model.spec.timezone
     table = table_for(model.spec, options.data, **how(options))
@@ -358,10 +350,10 @@ def command(options: argparse.Namespace) -> None:
         if options.paths:
             parts = simulate(ends, horizon, options.paths, seed=options.seed, progress=progress)
             frames = (paths_frame(ends, part, zone, table.zoned) for part in parts)
-            _write(frames, options.out)
+            write_table(frames, options.out)
         else:
             whole = extend(ends, horizon, seed=options.seed, progress=progress)
-            _write(iter([forecasts_frame(whole, zone, table.zoned)]), options.out)
+            write_table(iter([forecasts_frame(whole, zone, table.zoned)]), options.out)
     none = int(np.isnan(ends.point[:, 0]).any(axis=1).sum())
     if none:
         say(console, [f"{none:,} of {len(ends.ts):,} series have no forecast that is finite"])
@@ -409,33 +401,3 @@ def _stamps(ts: NDArray[np.int64], timezone: str, zoned: bool) -> pd.DatetimeInd
     if timezone == "UTC" and not zoned:
         return stamps
     return stamps.tz_localize("UTC").tz_convert(timezone)
-
-
-def _check_parquet(path: Path) -> None:
-    if path.suffix == ".parquet":
-        try:
-            import pyarrow  # noqa: F401
-        except ImportError:
-            raise ConfigError(
-                f"--out {path}: Parquet needs pyarrow; pip install 'streamlstm[parquet]'"
-            ) from None
-
-
-def _write(frames: Iterator[pd.DataFrame], path: Path | None) -> None:
-    """To ``path``, whole or not at all unless that is a pipe, say; or as CSV to stdout."""
-    if path is None:
-        _write_csv(frames, sys.stdout.write)
-    elif path.suffix == ".parquet":
-        with whole(path.resolve()) as file:
-            pd.concat(frames, ignore_index=True).to_parquet(file, index=False)
-    elif path.exists() and not path.is_file():
-        with path.open("w") as pipe:
-            _write_csv(frames, pipe.write)
-    else:
-        with whole(path.resolve()) as file:
-            _write_csv(frames, lambda text: file.write(text.encode()))
-
-
-def _write_csv(frames: Iterator[pd.DataFrame], write: Callable[[str], object]) -> None:
-    for number, frame in enumerate(frames):
-        write(frame.to_csv(index=False, header=not number))

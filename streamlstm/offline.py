@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from streamlstm import checkpoint, kept
 from streamlstm.client import in_time_order
 from streamlstm.config import Config, ConfigError
+from streamlstm.console import check_table_out, write_table
 from streamlstm.datasets.bundled import DATASETS, HOW, table_for
 from streamlstm.datasets.frames import Table
 from streamlstm.engine import Engine
@@ -25,7 +26,6 @@ from streamlstm.replay import replay
 from streamlstm.terminal import printable
 from streamlstm.ticks import Arrivals, Forecasts, Keys
 
-OUTPUTS = (".csv", ".parquet")
 CLOCKS = frozenset({"heard"})
 """Fields that say when a tick came, not what it did: no part of what is compared."""
 
@@ -60,7 +60,7 @@ class Run:
         Raises:
             JournalError: it is damaged, of other ticks, or entries before it are missing.
         """
-        found = replay(self.engine, folder, self._after, made=self._take)
+        found = replay(self.engine, folder, self._after, made=self._take, counting=True)
         if found.torn:
             self.notes.append(f"{folder}: {found.torn:,} bytes at its end were never written whole")
 
@@ -212,8 +212,9 @@ def _forecasts(made: list[Made]) -> Iterator[tuple[tuple[bytes, int], bytes]]:
 
 def command(config: Config, options: argparse.Namespace) -> int:
     """``streamlstm replay``: 1 where two runs were to be compared and differ."""
-    if options.output and options.output.suffix not in OUTPUTS:
-        raise ConfigError(f"--output {options.output}: name a file that ends in .csv or .parquet")
+    if options.output:
+        read = [each for each in (options.source, options.compare, config.model) if each]
+        check_table_out("--output", options.output, read=read)
     if not (options.source or config.checkpoint.path):
         raise ConfigError("name a journal's folder, a checkpoint or a table, or checkpoint.path")
     keep = bool(options.output or options.compare)
@@ -221,7 +222,7 @@ def command(config: Config, options: argparse.Namespace) -> int:
     made = run(config, _source(config, options, name), keep)
     report = {"source": name, **_report(made)}
     if options.output:
-        _write(options.output, made.made, made.engine.coverages[1:])
+        write_table(_frames(made.made, made.engine.coverages[1:]), options.output)
     if options.compare:
         other = run(config, _source(config, options, options.compare), keep)
         said = difference(made.engine, other.engine)
@@ -279,14 +280,12 @@ def _print(report: dict[str, Any]) -> None:
         print(compared["difference"] or "the same, bit by bit")
 
 
-def _write(path: Path, made: list[Made], further: Sequence[float]) -> None:
+def _frames(made: list[Made], further: Sequence[float]) -> Iterator[pd.DataFrame]:
     """A row for each step of each forecast, in the order in which they were made."""
-    parts = [_frame(each, further) for each in made] or [_frame(_NONE, ())]
-    frame = pd.concat(parts, ignore_index=True)
-    if path.suffix == ".csv":
-        frame.to_csv(path, index=False)  # the shortest text that is read as the same bits
-    else:
-        frame.to_parquet(path, index=False)
+    if not made:
+        yield _frame(_NONE, ())
+    for each in made:
+        yield _frame(each, further)
 
 
 _NONE = Made(

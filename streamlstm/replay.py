@@ -20,22 +20,25 @@ def replay(
     after: int,
     parking: Parking | None = None,
     made: Callable[[Forecasts], None] | None = None,
+    *,
+    counting: bool = False,
 ) -> Found:
     """Step all that the journal in ``folder`` has above number ``after``; publish nothing.
 
-    Whichever model stepped them then: ticks are raw. Neither does it count: what the engine drops
-    was counted when it came first. Ticks are judged by the policies of their day, where the journal
-    says them, not by the engine's. ``last`` of what is returned is ``after`` where there was
-    nothing to be read. Series that were parked are not parked once more, and those that came back
-    bring their state along in the journal; out of ``parking`` go those that ended since. ``made``
-    is given the forecasts of each step, valid until it returns.
+    Whichever model stepped them then: ticks are raw. Nor does it count, unless asked to: what the
+    engine drops or scores was counted when it came first. Ticks are judged by the policies of their
+    day, where the journal says them, not by the engine's. ``last`` of what is returned is ``after``
+    where there was nothing to be read. Series that were parked are not parked once more, and those
+    that came back bring their state along in the journal; out of ``parking`` go those that ended
+    since. ``made`` is given the forecasts of each step, valid until it returns.
 
     Raises:
         JournalError: it is damaged, of ticks of another kind, or has more series than there is
             room for.
     """
     found = Found(last=after)
-    counts = *engine.work.counts, engine.series.index.counts[STARTED:]
+    work, started = engine.work, engine.series.index.counts[STARTED:]
+    counts = *work.counts, *work.quality.sums, work.quality.alarms, started
     before = [kept.copy() for kept in counts]
     ended: dict[bytes, int] = {}
     asked, judged_by = engine.policies, ""
@@ -59,8 +62,9 @@ def replay(
     if judged_by:
         engine.judge_by(asked)
     _end(engine, ended, parking)
-    for kept, counted in zip(counts, before, strict=True):
-        kept[:] = counted
+    if not counting:
+        for kept, counted in zip(counts, before, strict=True):
+            kept[:] = counted
     engine.series.arrange()
     return found
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamlstm.backlog import Backlog, Policy, add, make_room
+from streamlstm.ticks import END, RESET
 
 POLICIES = get_args(Policy)
 SERIES, INPUTS = 5, 2
@@ -53,8 +54,9 @@ class Plain:
         if self.policy == "coalesce" and len(together) > self.most:
             of_series = [[t for t in together if t.slot == slot] for slot in range(SERIES)]
             best = [max(ticks, key=lambda tick: tick.ts) for ticks in of_series if ticks]
-            self.coalesced += len(together) - len(best)
-            together = [tick for tick in together if tick in best]
+            stay = [t for t in together if t in best or t.flag & (RESET | END)]
+            self.coalesced += len(together) - len(stay)
+            together = stay
         if self.policy != "block" and len(together) > self.most:
             self.dropped += len(together) - self.most
             newest = self.policy == "drop_newest"
@@ -96,7 +98,7 @@ def test_it_is_as_a_list_would_be(
                     slot,
                     came + i + int(rng.integers(-4, 4)),
                     tuple(rng.normal(size=INPUTS)),
-                    int(rng.integers(2)),
+                    int(rng.integers(8)),
                     now,
                 )
                 for i, slot in enumerate(slots[:batch])
@@ -128,6 +130,13 @@ def test_of_six_ticks_three_stay(
     put(backlog, ticks(0, 1, 2, 0, 1, 0))
     assert [ts for _, ts, _, _ in take(backlog)[0]] == left
     assert (backlog.dropped, backlog.coalesced) == (dropped, coalesced)
+
+
+def test_no_message_that_a_series_begins_anew_or_ends_is_skipped() -> None:
+    backlog = Backlog("coalesce", 4, 6, INPUTS, SERIES, 6)
+    flags = 0, RESET, 0, 0, END, 0
+    put(backlog, [t._replace(flag=flags[t.ts]) for t in ticks(0, 0, 0, 1, 1, 2)])
+    assert [ts for _, ts, _, _ in take(backlog)[0]] == [1, 2, 4, 5]
 
 
 def test_as_long_as_they_fit_none_is_coalesced() -> None:

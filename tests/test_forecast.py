@@ -1,15 +1,12 @@
 """Forecasts from the end are those of the live engine, also where it goes on from its own."""
 
 import io
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from streamlstm import forecast
 from streamlstm.backtest import run, run_all
 from streamlstm.cli import main
 from streamlstm.datasets.frames import SeriesData
@@ -265,41 +262,6 @@ def test_forecasts_are_a_table(tmp_path: Path, capfd: pytest.CaptureFixture[str]
         assert capfd.readouterr().out == ""
         again = pd.read_parquet(path) if name.endswith("t") else pd.read_csv(path)
         np.testing.assert_array_equal(again.forecast, frame.forecast)
-
-
-@pytest.mark.parametrize("suffix", ["csv", "parquet"])
-def test_a_table_is_written_whole_or_not_at_all(suffix: str, tmp_path: Path) -> None:
-    """Whoever reads it, from a link to it, say, while the next is made sees the one before."""
-    target, path = tmp_path / f"of-monday.{suffix}", tmp_path / f"latest.{suffix}"
-    path.symlink_to(target)
-
-    def some(values: list[int], then: BaseException | None = None) -> Iterator[pd.DataFrame]:
-        for value in values:
-            yield pd.DataFrame({"value": [value]})
-        if then:
-            raise then
-
-    def read() -> list[int]:
-        read = pd.read_csv if suffix == "csv" else pd.read_parquet
-        return read(path).value.to_list()
-
-    forecast._write(some([1, 2]), path)
-    assert read() == [1, 2]
-    with pytest.raises(KeyboardInterrupt):
-        forecast._write(some([3], KeyboardInterrupt()), path)
-    assert read() == [1, 2]
-    forecast._write(some([4]), path)
-    assert read() == [4]
-    assert path.is_symlink()
-    assert sorted(tmp_path.iterdir()) == [path, target]
-
-
-def test_a_table_goes_through_a_pipe() -> None:
-    reading, writing = os.pipe()
-    with open(reading) as pipe:
-        forecast._write(iter([pd.DataFrame({"value": [1]})]), Path(f"/proc/self/fd/{writing}"))
-        os.close(writing)
-        assert pipe.read() == "value\n1\n"
 
 
 @pytest.mark.parametrize("paths", [[], ["--paths", "1"]])

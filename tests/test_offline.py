@@ -136,6 +136,8 @@ def test_the_command_compares_and_writes(tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (["--output", "x.txt", "a.csv"], "ends in .csv or .parquet"),
+        (["--output", "no/x.csv", "a.csv"], "--output no/x.csv: its folder does not exist"),
+        (["--output", "a.csv", "a.csv"], "--output a.csv: is read from; name another file"),
         ([], "checkpoint.path"),
         (["nothing"], "nothing: no such file or folder"),
         (["a.csv", "--set", "input.max_key=1"], "longer names than input.max_key"),

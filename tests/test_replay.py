@@ -304,6 +304,11 @@ def test_what_is_replayed_is_not_counted_again(tmp_path: Path) -> None:
     assert replay(other, tmp_path / "j", 0).entries == 8
     assert everything(one) == everything(other)
     assert not any(other.drops.values())
+    assert sum(column[0] for column in one.scores.values()) > 0
+    assert not any(map(any, other.scores.values()))
+    again = Engine(random_model(), max_series=5)
+    replay(again, tmp_path / "j", 0, counting=True)
+    assert (again.drops, str(again.scores)) == (one.drops, str(one.scores))  # NaN: not known
 
 
 def test_a_batch_larger_than_those_of_today_is_replayed_in_parts(tmp_path: Path) -> None:
