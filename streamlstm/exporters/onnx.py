@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streamlstm.exporters.pipeline import described
 from streamlstm.files import write_whole
 from streamlstm.model import FORMAT, Model, ModelError, Spec, without
 
@@ -58,7 +59,7 @@ def export(model: Model, path: Path) -> None:
     for name, each in ends.items():
         made.node("Concat", each, [name], axis=0)
 
-    def described(name: str, *shape: int | str) -> Any:
+    def tensor(name: str, *shape: int | str) -> Any:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
     steps = spec.window or "steps"
@@ -67,14 +68,14 @@ def export(model: Model, path: Path) -> None:
         made.nodes,
         "streamlstm",
         [
-            described("x", steps, "batch", spec.width),
+            tensor("x", steps, "batch", spec.width),
             # a constant of the same name is what an input is if it is not given: one series'
             # zeros, so that its second dimension has to be open
-            *(described(f"{name}0", spec.layers, f"{name}0_batch", spec.hidden) for name in states),
+            *(tensor(f"{name}0", spec.layers, f"{name}0_batch", spec.hidden) for name in states),
         ],
         [
-            described("y", steps, "batch", spec.outputs),
-            *(described(name, *shape) for name, shape in zip(states, of_states, strict=True)),
+            tensor("y", steps, "batch", spec.outputs),
+            *(tensor(name, *shape) for name, shape in zip(states, of_states, strict=True)),
         ],
         made.constants,
     )
@@ -200,51 +201,5 @@ def _metadata(model: Model, spec: Spec) -> dict[str, str]:
     return {
         "streamlstm": json.dumps({"format": FORMAT, "spec": spec.model_dump(mode="json")}),
         "model": model.id,
-        "description": f"{_of_x(spec)} {_of_y(spec)}",
+        "description": "\n".join(described(spec)),
     }
-
-
-def _of_x(spec: Spec) -> str:
-    """How an input vector is made: see :mod:`streamlstm.features`."""
-    scaled = {
-        "none": "as they are",
-        "fixed": "as (value - scaling.loc) / scaling.scale",
-        "running": "as (value - mean) / deviation, those of the series so far, weighted over"
-        " scaling.memory ticks",
-    }[spec.scaling.kind]
-    parts = [f"the {spec.measured} values of a tick that are targets or measured, {scaled}"]
-    if spec.lags:
-        steps = ", ".join(map(str, spec.lags))
-        parts.append(f"how far the targets {steps} steps ago lay from now, over their scale")
-    if spec.calendar:
-        names = ", ".join(spec.calendar)
-        parts.append(f"sine and cosine of the phase and of its double of {names}, {spec.timezone}")
-    if spec.elapsed_ns:
-        parts.append(f"the log of the time since the tick before, in {spec.elapsed_ns} ns")
-    if spec.of_role("known"):
-        steps = ", ".join(map(str, spec.shown))
-        parts.append(f"of each value known ahead those at {steps} steps from now, scaled")
-    if spec.of_role("number") or spec.of_role("category"):
-        parts.append(
-            "the numbers that a series has, scaled, and a one in the place of its category"
-        )
-    run = "its states run on from tick to tick"
-    if spec.window:
-        run = f"the network is run over the last {spec.window} vectors, from a zero state"
-    return f"An input vector x holds: {'; '.join(parts)}; {run}."
-
-
-def _of_y(spec: Spec) -> str:
-    """How an output becomes a forecast."""
-    scale = {"none": "", "fixed": "scaling.scale * ", "running": "deviation * "}[spec.scaling.kind]
-    base = {
-        "none": {"none": "", "fixed": "scaling.loc + ", "running": "mean + "}[spec.scaling.kind],
-        "last": "the latest value + ",
-        "seasonal": f"the value of the same phase of the season of {spec.season} steps before + ",
-        "blend": "the base of earlier values that spec.blend says + ",
-    }[spec.base]
-    floor = "" if spec.floor is None else f", but not below {spec.floor:g}"
-    return (
-        f"The forecast of target j at k steps ahead, from 1, is {base}{scale}"
-        f"y[(k - 1) * {spec.targets} + j]{floor}."
-    )

@@ -54,6 +54,17 @@ def _inputs(spec: Spec) -> list[str]:
         f"{', rounded to whole steps' if spec.step_ns else ''}, within {FARTHEST_APART:g} of 0;"
         " 0 at the first tick",
     )
+    if smoothing := spec.smoothing:
+        part(
+            spec.targets,
+            "of each target: off / scale, with off = y - (level + profile at the tick's phase in"
+            f" {smoothing.season} steps) before that is taken in: in the first season off is 0, and"
+            " y the profile there; then, t steps after its end, with"
+            f" a = max({smoothing.level!r}, 1 / (t + 2)), level += a off, from 0, and with"
+            f" b = max({smoothing.profile!r}, 1 / (seasons before + 1)), the profile there"
+            " += b (1 - a) off; a phase without a tick in the first season holds what the one"
+            " before it does",
+        )
     for each in spec.of_role("known"):
         own = f"loc {each.loc!r}, scale {each.scale!r}" if each.scale else "loc and scale as below"
         part(
@@ -125,12 +136,15 @@ def _base(spec: Spec) -> str:
             " where there is none, and repeated farther ahead than that"
         )
     assert spec.blend is not None
+    fourth, what = "", ""
+    if spec.smoothing:
+        fourth, what = " + w4 (s4 - y)", ", s4 level + profile there"
     return (
-        "base = y + w1 (s1 - y) + w2 (s2 - y) + w3 (s1 - s3), y the target's value at the tick, s1"
-        f" the latest at the phase of the step ahead in {spec.blend.short} steps, s2 that in"
-        f" {spec.blend.long}, s3 that {spec.blend.long} steps before s1, and a term left out whose"
-        " value was never seen; w1, w2, w3 of each output are in the metadata of the file, under"
-        " spec, blend, weights"
+        f"base = y + w1 (s1 - y) + w2 (s2 - y) + w3 (s1 - s3){fourth}, y the target's value at the"
+        f" tick, s1 the latest at the phase of the step ahead in {spec.blend.short} steps, s2 that"
+        f" in {spec.blend.long}, s3 that {spec.blend.long} steps before s1{what}, and a term left"
+        " out whose value was never seen; these weights of each output are in the metadata of the"
+        " file, under spec, blend, weights"
     )
 
 

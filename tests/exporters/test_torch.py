@@ -121,7 +121,14 @@ FULL: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("of", [FULL, *SPECS.values()], ids=["full", *SPECS])
+SMOOTHED: dict[str, Any] = {
+    "targets": 2, "inputs": 2, "elapsed_ns": HOUR, "base": "blend", "lags": (1,), "season": 24,
+    "blend": {"short": 6, "long": 24, "weights": [[0.1, 0.2, 0.3, 0.4]] * 6,
+              "smoothing": {"season": 6, "level": 0.3, "profile": 0.2}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("of", [FULL, SMOOTHED, *SPECS.values()], ids=["full", "smoothed", *SPECS])
 def test_each_number_of_the_input_is_told(of: dict[str, Any]) -> None:
     spec = random_model(**of).spec
     ranges = [re.match(r"x\[(\d+):(\d+)\] ", line) for line in described(spec)]
@@ -165,6 +172,32 @@ def test_what_is_told_of_the_input_is_so() -> None:
         ahead = [values[n + k - 24 if n + k >= 24 else n - 1, :2] for k in range(4)]
         np.testing.assert_allclose(rows.base[n - 1], np.ravel(ahead))
         np.testing.assert_allclose(rows.scale[n - 1], scale[:2])
+
+
+def test_what_is_told_of_the_smoothing_is_so() -> None:
+    spec = random_model(**SMOOTHED).spec
+    ticks, rng = 60, np.random.default_rng(0)
+    values = rng.normal(10, 3, (ticks, 2))
+    rows = features_of(spec, np.arange(ticks) * HOUR, values)
+    level, profile = np.zeros(2), np.zeros((6, 2))
+    for n in range(ticks):
+        y, phase, off = values[n], n % 6, np.zeros(2)
+        if n < 6:
+            profile[phase] = y
+        else:
+            off = y - (level + profile[phase])
+            a, b = max(0.3, 1 / (n - 6 + 2)), max(0.2, 1 / (n // 6 + 1))
+            level += a * off
+            profile[phase] += b * (1 - a) * off
+        np.testing.assert_allclose(rows.x[n, 5:7], off / rows.scale[n], atol=1e-5)
+        for k in range(3):
+            w, ahead = (0.1, 0.2, 0.3, 0.4), n + k + 1
+            s1 = values[ahead - 6] if ahead >= 6 else y
+            s2 = values[ahead - 24] if ahead >= 24 else y
+            s3 = values[ahead - 30] if ahead >= 30 else s1
+            s4 = level + profile[ahead % 6] if ahead >= 6 or ahead % 6 <= n else y
+            base = y + w[0] * (s1 - y) + w[1] * (s2 - y) + w[2] * (s1 - s3) + w[3] * (s4 - y)
+            np.testing.assert_allclose(rows.base[n, 2 * k : 2 * k + 2], base)
 
 
 # --- where PyTorch is installed
