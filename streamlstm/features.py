@@ -12,6 +12,13 @@ values at the steps of ``Spec.shown``; the numbers that a series has, scaled; fo
 place for each that there is, a one in its own.
 A forecast is ``base + scale * output``.
 
+One wild reading would spoil a running scale, and all that looks back to it, for long. So a target's
+value that lies ``FAR`` scales or more off the mean is taken for an error, unless the two before it
+did too: it moves mean and scale as one at half of ``FAR`` would, and no more in a young series than
+in an old one, the smoothing not at all; and where the next one is as usual, that takes its place in
+what is looked back to. The network is shown no
+number beyond ``FAR``. The forecast at the tick itself follows the value: it may be true.
+
 A tick carries what is known ``horizon`` steps ahead of it, so that a series remembers what was told
 for the steps between. What was not, before its first tick and in gaps, is taken to be what was told
 next, or before.
@@ -45,6 +52,10 @@ FARTHEST_APART = 8.0
 """Largest log of the time between two ticks that is shown, and smallest below 0."""
 ENOUGH = 30
 """Ticks of a series before which its running scale says little."""
+FAR = 30.0
+"""Running scales off the mean, from which on a value is taken for an error."""
+FEW = 2
+"""In a row that are; a further one is not: it is a new level."""
 _NEAREST = exp(-FARTHEST_APART)
 
 
@@ -129,6 +140,8 @@ class Rows(NamedTuple):
     """(n, horizon * targets) the forecast to be corrected, raw"""
     scale: NDArray[np.float64]
     """(n, targets) raw units per unit of the network's output"""
+    error: NDArray[np.bool_]
+    """(n, targets) whether the value is taken for an error"""
 
     @classmethod
     def empty(cls, spec: Spec, n: int) -> "Rows":
@@ -137,6 +150,7 @@ class Rows(NamedTuple):
             np.zeros((n, spec.width), np.float32),
             np.zeros((n, spec.outputs)),
             np.zeros((n, spec.targets)),
+            np.zeros((n, spec.targets), np.bool_),
         )
 
 
@@ -330,8 +344,12 @@ def _advance(
 
     column = 0
     for i in range(plan.measured):
-        loc, scale = _scaling(plan, memory, slot, i, values[tick, i])
-        rows.x[row, column] = np.float32((values[tick, i] - loc) / scale)
+        most = np.inf
+        if i < targets:
+            most = _beyond_belief(plan, memory, slot, place, values[tick, i], i, targets)
+            rows.error[row, i] = most < np.inf
+        loc, scale = _scaling(plan, memory, slot, i, values[tick, i], most)
+        rows.x[row, column] = _shown(plan, (values[tick, i] - loc) / scale)
         column += 1
         if i < targets:
             rows.scale[row, i] = scale
@@ -344,7 +362,7 @@ def _advance(
             since = 0.0
             if place >= lag:
                 since = memory.past[slot, at, j] - values[tick, j]
-            rows.x[row, column] = np.float32(since / rows.scale[row, j])
+            rows.x[row, column] = _shown(plan, since / rows.scale[row, j])
             column += 1
     if len(plan.periods):
         local = ts + local_shift(plan.shift_at, plan.shift, ts)
@@ -394,8 +412,10 @@ def _further(
         column += 1
     if plan.smoothing:
         for j in range(plan.targets):
-            off = _smooth(plan, memory, slot, place, steps, first, values[tick, j], j)
-            rows.x[row, column] = np.float32(off / rows.scale[row, j])
+            off = _smooth(
+                plan, memory, slot, place, steps, first, values[tick, j], j, rows.error[row, j]
+            )
+            rows.x[row, column] = _shown(plan, off / rows.scale[row, j])
             column += 1
     i = plan.measured
     for a in range(plan.known):
@@ -403,7 +423,7 @@ def _further(
         _tell(memory.ahead, slot, a, place, steps, first, value)
         loc, scale = plan.own_loc[i], plan.own_scale[i]
         if scale == 0.0:
-            loc, scale = _scaling(plan, memory, slot, i, value)
+            loc, scale = _scaling(plan, memory, slot, i, value, np.inf)
         for k in range(len(plan.shown)):
             at = (place + plan.shown[k]) % memory.ahead.shape[1]
             rows.x[row, column] = np.float32((memory.ahead[slot, at, a] - loc) / scale)
@@ -422,9 +442,10 @@ def _further(
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _smooth(
-    plan: Plan, memory: Memory, slot: int, place: int, steps: int, first: bool, value: float, j: int
-) -> float:
-    """Take a value of target ``j`` into its level and profile; how far off it was."""
+    plan: Plan, memory: Memory, slot: int, place: int, steps: int, first: bool, value: float,
+    j: int, error: bool,
+) -> float:  # fmt: skip
+    """Take a value of target ``j`` in, unless it is an ``error``; how far off it was."""
     season, targets, profile = plan.smoothing, plan.targets, row_of(memory.profile, slot)
     before = place if first else place - steps
     for missed in range(before + 1, min(place, season)):
@@ -433,9 +454,11 @@ def _smooth(
     if first:
         memory.level[slot, j] = 0.0
     if place < season:
-        profile[at] = value
+        profile[at] = profile[at - targets] if error else value
         return 0.0
     off = value - memory.level[slot, j] - profile[at]
+    if error:
+        return off
     share = max(plan.level_share, 1.0 / (place - season + 2))
     memory.level[slot, j] += share * off
     profile[at] += max(plan.profile_share, 1.0 / (place // season + 1)) * (1.0 - share) * off
@@ -580,15 +603,48 @@ def _blended(
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _scaling(plan: Plan, memory: Memory, slot: int, i: int, value: float) -> tuple[float, float]:
-    """Loc and scale of input ``i`` of a series, ``value`` taken in."""
+def _shown(plan: Plan, x: float) -> np.float32:
+    """What the network is shown of a scaled number."""
+    return np.float32(min(max(x, -FAR), FAR) if plan.scaling == RUNNING else x)
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _beyond_belief(
+    plan: Plan, memory: Memory, slot: int, place: int, value: float, j: int, targets: int
+) -> float:
+    """How far off the mean of target ``j`` a ``value`` that is an error counts for; else infinite.
+
+    Where it is none, it takes the place of those just before it that were.
+    """
+    past, history = row_of(memory.past, slot), memory.past.shape[1]
+    if plan.scaling != RUNNING or memory.seen[slot] <= ENOUGH or history <= FEW:
+        return np.inf
+    loc = memory.loc[slot, j]
+    reach = FAR * _deviation(plan, memory.seen[slot] - 1, loc, memory.variance[slot, j])
+    if not reach > 0.0:
+        return np.inf
+    far = 0  # of those before it, in a row
+    while far < FEW and abs(past[(place - 1 - far) % history * targets + j] - loc) > reach:
+        far += 1
+    if abs(value - loc) > reach:
+        return reach / 2.0 if far < FEW else np.inf
+    for back in range(1, far + 1):
+        past[(place - back) % history * targets + j] = value
+    return np.inf
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _scaling(
+    plan: Plan, memory: Memory, slot: int, i: int, value: float, most: float
+) -> tuple[float, float]:
+    """Loc and scale of input ``i`` of a series, a ``value`` that is ``most`` off taken in."""
     loc, scale = 0.0, 1.0
     if plan.scaling == FIXED:
         loc, scale = plan.fixed_loc[i], plan.fixed_scale[i]
     elif plan.scaling == RUNNING:
         seen = min(float(memory.seen[slot]), float(plan.memory))
-        alpha = 1.0 / seen
-        off = value - memory.loc[slot, i]
+        alpha = 1.0 / (seen if most == np.inf else plan.memory)
+        off = min(max(value - memory.loc[slot, i], -most), most)
         loc = memory.loc[slot, i] + alpha * off
         variance = (1.0 - alpha) * (memory.variance[slot, i] + alpha * off * off)
         memory.loc[slot, i] = loc

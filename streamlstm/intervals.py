@@ -79,8 +79,9 @@ LATELY, LASTING = 20, 1000
 """Errors over which they are averaged; what the scale usually is, over as many as the latter."""
 NOW = 0.25
 """What the scale at a tick counts for in the unit of half-widths, beside what it usually is."""
-HUGE = 1e6
-"""Largest error, in units; a larger one is taken for that."""
+HUGE, LARGE = 1e6, 10.0
+"""Largest error, in units, and in usual ones once these are known; a larger one is taken for that.
+"""
 MOST = 1.5
 """Largest logarithm of a spread; a larger one is taken for that."""
 MEMORY, FEW = 50, 10
@@ -443,6 +444,8 @@ def _unrest(
         if said != 0.0:
             error /= _exp(own.share[2 * main + SPREAD] * said)
         off = min(error, HUGE)
+        if count > LATELY and usual > 0.0:
+            off = min(off, LARGE * usual)
         if past:
             count = max(count - 1.0, -LASTING)
             usual += (off - usual) * weight(-count, LASTING)

@@ -74,10 +74,13 @@ class Oracle:
                 self.profile[missed] = self.profile[self.place]
             self.place += steps
         self.last, self.seen = ts_ns, self.seen + 1
-        loc, scale = self.scaling(y)
+        most = self.beyond_belief(y[:T])
+        error = np.isfinite(most)
+        loc, scale = self.scaling(y, most)
+        shown = 30.0 if spec["scaling"]["kind"] == "running" else np.inf
 
         past = [self.grid.get(self.place - lag, y[:T]) for lag in spec["lags"]]
-        x = [*((y - loc) / scale), *((p - y[:T]) / scale[:T] for p in past)]
+        x = [*((y - loc) / scale), *np.ravel([(p - y[:T]) / scale[:T] for p in past])]
         zone = ZoneInfo(spec["timezone"])
         moment = datetime.fromtimestamp(ts_ns // 10**9, UTC)
         local = ts_ns / 1e9 + moment.astimezone(zone).utcoffset().total_seconds()
@@ -85,8 +88,8 @@ class Oracle:
             turn = 2 * math.pi * (local % PERIOD[name]) / PERIOD[name]
             x += [math.sin(turn), math.cos(turn), math.sin(2 * turn), math.cos(2 * turn)]
         if self.smoothed_season():
-            x += [*(self.smooth(y[:T]) / scale[:T])]
-        answers = self.network(np.hstack(x))
+            x += [*(self.smooth(y[:T], error) / scale[:T])]
+        answers = self.network(np.clip(x, -shown, shown))
         out, directions = answers[: K * T].reshape(K, T), answers[len(answers) - D :]
         told = np.zeros((K, T))
         if spec.get("spread"):
@@ -131,17 +134,37 @@ class Oracle:
     def smoothed_season(self) -> int:
         return ((self.spec["blend"] or {}).get("smoothing") or {"season": 0})["season"]
 
-    def smooth(self, y: np.ndarray) -> np.ndarray:
+    def beyond_belief(self, y: np.ndarray) -> np.ndarray:
+        """How far off its mean a value counts for: infinite but for one that is an error."""
+        most = np.full(len(y), np.inf)
+        if self.spec["scaling"]["kind"] != "running" or self.seen <= 30 or self.history() <= 2:
+            return most
+        reach = 30 * self.deviation(self.seen - 1)
+        for j, value in enumerate(y):
+            loc, one, two = self.loc[j], self.grid[self.place - 1], self.grid[self.place - 2]
+            before = [abs(each[j] - loc) > reach[j] for each in (one, two)]
+            if not reach[j] > 0:
+                continue
+            if abs(value - loc) > reach[j]:
+                most[j] = np.inf if all(before) else reach[j] / 2
+            elif before[0]:
+                for back in (1, 2)[: 1 + before[1]]:
+                    place = self.place - back
+                    self.grid[place] = np.where(np.arange(len(y)) == j, value, self.grid[place])
+        return most
+
+    def smooth(self, y: np.ndarray, error: np.ndarray) -> np.ndarray:
         """Holt-Winters' additive method without a trend: how far its forecast of y was off."""
         smoothing, S = self.spec["blend"]["smoothing"], self.smoothed_season()
         if self.place < S:
-            self.profile[self.place] = y
+            self.profile[self.place] = np.where(error, self.profile.get(self.place - 1, y), y)
             return 0 * y
         off = y - self.level - self.profile[self.place % S]
         moves = max(smoothing["level"], 1 / (self.place - S + 2))
-        self.level = self.level + moves * off
+        known = np.where(error, 0.0, off)
+        self.level = self.level + moves * known
         share = max(smoothing["profile"], 1 / (self.place // S + 1))
-        self.profile[self.place % S] = self.profile[self.place % S] + share * (1 - moves) * off
+        self.profile[self.place % S] = self.profile[self.place % S] + share * (1 - moves) * known
         return off
 
     def history(self) -> int:
@@ -152,23 +175,29 @@ class Oracle:
         need = max([*spec["lags"], spec["season"] if spec["base"] == "seasonal" else 0, 0])
         return math.ceil(need / spec["season"]) * spec["season"] if spec["season"] else need
 
-    def scaling(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def scaling(self, y: np.ndarray, most: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         scaling = self.spec["scaling"]
         if scaling["kind"] == "none":
             return np.zeros_like(y), np.ones_like(y)
         if scaling["kind"] == "fixed":
             return np.array(scaling["loc"]), np.array(scaling["scale"])
-        n = min(self.seen, scaling["memory"])
+        n = np.full(len(y), min(self.seen, scaling["memory"]))
+        n[: len(most)][np.isfinite(most)] = scaling["memory"]
         off = y - self.loc
+        off[: len(most)] = np.clip(off[: len(most)], -most, most)
         self.loc = self.loc + off / n
         self.var = (1 - 1 / n) * (self.var + off * off / n)
-        prior = scaling["prior_ratio"] * self.loc
-        expected = prior**2
-        if self.seen > 30:
-            left = expected / (1 + (self.seen - 30) / 480) ** 16
-            expected = np.minimum(expected, 25 * self.var + left)
-        scale = np.sqrt((n * self.var + 10 * expected) / (n + 10))
+        scale = self.deviation(self.seen)
         return self.loc, np.where(scale > 0, scale, 1.0)
+
+    def deviation(self, seen: int) -> np.ndarray:
+        """Of the values so far, and of other series while little is known."""
+        n = min(seen, self.spec["scaling"]["memory"])
+        expected = (self.spec["scaling"]["prior_ratio"] * self.loc) ** 2
+        if seen > 30:
+            left = expected / (1 + (seen - 30) / 480) ** 16
+            expected = np.minimum(expected, 25 * self.var + left)
+        return np.sqrt((n * self.var + 10 * expected) / (n + 10))
 
     def network(self, x: np.ndarray) -> np.ndarray:
         spec, w = self.spec, self.w
@@ -308,6 +337,7 @@ class Oracle:
     def take_in(self, k: int, j: int, error: float) -> float:
         """Take in an error, in units and those of the spread; how much larger they are of late."""
         count, late, usual = self.errors.get((k, j), (0, 0.0, 0.0))
+        error = min(error, 10 * usual) if count > 20 and usual > 0 else error
         count = min(count + 1, 1000)
         late += (error - late) / min(count, 20)
         usual += (error - usual) / count

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from streamlstm import features
 from streamlstm.calendars import HOUR, YEAR, sin_cos
-from streamlstm.features import features_of
+from streamlstm.features import FAR, features_of
 from streamlstm.model import Blend, Scaling, Smoothing, Spec
 
 START = 1_400_000_000 * 10**9 // HOUR * HOUR
@@ -72,6 +72,62 @@ def test_what_other_series_vary_by_holds_where_a_series_is_somewhat_quieter() ->
     scale = features_of(spec(scaling=Scaling(memory=100, prior_ratio=0.3)), ts, y).scale[:, 0]
     alone = features_of(spec(scaling=Scaling(memory=100, prior_ratio=1e-12)), ts, y).scale[:, 0]
     assert (scale[200:] ** 2 > alone[200:] ** 2 * 100 / 110 + 30.0**2 / 12).all()
+
+
+BLEND = Blend(
+    short=12, long=24, weights=((0.1, 0.2, 0.3, 0.4),) * 5,
+    smoothing=Smoothing(season=12, level=0.3, profile=0.2),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("many", [1, 2])
+@pytest.mark.parametrize("size", [-1e3, 1e9])
+@pytest.mark.parametrize("at", [35, 200])
+def test_a_wild_reading_is_forgotten_but_for_half_of_what_is_believed(
+    at: int, size: float, many: int
+) -> None:
+    """All that the series says from then on is nearly what it would have said."""
+    s = spec(base="blend", lags=(1, 24), blend=BLEND, scaling=Scaling(memory=300))
+    ts, y = series(1200)
+    clean, wild = features_of(s, ts, y), y.copy()
+    wild[at : at + many] += size
+    rows, after = features_of(s, ts, wild), at + many + 1  # at the one before that it is seen
+    np.testing.assert_array_equal(np.flatnonzero(rows.error), np.arange(at, at + many))
+    assert (np.abs(rows.x) <= FAR).all()
+    ratio = rows.scale[at + many :] / clean.scale[at + many :]
+    assert ratio.max() < 1.35**many
+    assert ratio[-1] == pytest.approx(1, abs=0.1)
+    off = np.abs(rows.base[after:] - clean.base[after:])
+    assert off.max() < 4 * clean.scale.max()
+    assert np.abs(rows.base[at] - clean.base[at]).max() > 0.2 * abs(size)  # it may be true
+
+
+@pytest.mark.parametrize(("size", "doubted"), [(500.0, [200]), (1e8, [200, 201])])
+def test_a_third_wild_reading_in_a_row_is_a_new_level(size: float, doubted: list[int]) -> None:
+    ts, y = series(400)
+    y[200:] += size
+    rows = features_of(spec(lags=(1, 3), scaling=Scaling(memory=100)), ts, y)
+    np.testing.assert_array_equal(np.flatnonzero(rows.error), doubted)
+    assert (rows.scale[202:210] > size / 20).all()
+    np.testing.assert_allclose(rows.base[200:], np.repeat(y[200:], 5, axis=1))
+
+
+def test_what_comes_again_and_again_is_believed_by_and_by() -> None:
+    """Bursts in a series that was at rest for so long that the first is beyond belief."""
+    ts, y = series(6000)
+    y[3000::50] += 1e4
+    error = features_of(spec(lags=(3,), scaling=Scaling(memory=300)), ts, y).error[:, 0]
+    assert error[3000]
+    assert not error[4500:].any()
+
+
+def test_where_nothing_is_looked_back_to_and_where_nothing_runs_all_is_believed() -> None:
+    ts, y = series(100)
+    y[50] = 1e6
+    for s in (spec(), spec(lags=(3,), scaling=Scaling(kind="none"))):
+        rows = features_of(s, ts, y)
+        assert not rows.error.any()
+    assert rows.x.max() == 1e6
 
 
 def test_scaling_none_and_fixed() -> None:

@@ -161,10 +161,11 @@ def plainly(
         for k in range(horizon):
             said = np.rint(64 * factors[i - k - 1, k]) / 64
             if i > k:
-                count[k] = min(count[k] + 1, 1000)
                 error = abs(y[i] - point[i - k - 1, k])
                 unit = youth(i - k - 1, k)
-                off = min(error / unit / np.exp(share[0, k, 0] * said[0]), 1e6)
+                most = 10 * usual[k] if count[k] > 20 and usual[k] > 0 else 1e6
+                off = min(error / unit / np.exp(share[0, k, 0] * said[0]), most)
+                count[k] = min(count[k] + 1, 1000)
                 late[k] += (off - late[k]) / min(count[k], 20)
                 usual[k] += (off - usual[k]) / count[k]
                 if paces.get((0, k), (0.0, 0))[1] >= seldom(coverages[0]) * (k + 1):

@@ -4,7 +4,7 @@ An exported network is the network alone. Who runs it elsewhere has to do what t
 (:mod:`streamlstm.features`), and finds here what that is for the model at hand.
 """
 
-from streamlstm.features import ENOUGH, FARTHEST_APART, PRIOR, WITHIN
+from streamlstm.features import ENOUGH, FAR, FARTHEST_APART, FEW, PRIOR, WITHIN
 from streamlstm.model import Spec
 
 _CALENDAR = {
@@ -63,7 +63,7 @@ def _inputs(spec: Spec) -> list[str]:
             f" a = max({smoothing.level!r}, 1 / (t + 2)), level += a off, from 0, and with"
             f" b = max({smoothing.profile!r}, 1 / (seasons before + 1)), the profile there"
             " += b (1 - a) off; a phase without a tick in the first season holds what the one"
-            " before it does",
+            " before it does, and an error is not taken in",
         )
     for each in spec.of_role("known"):
         own = f"loc {each.loc!r}, scale {each.scale!r}" if each.scale else "loc and scale as below"
@@ -90,7 +90,14 @@ def _scaling(spec: Spec) -> list[str]:
     if scaling.kind == "fixed":
         loc, scale = _listed(scaling.loc), _listed(scaling.scale)
         return [f"Scaling: of the values of a tick in their order, loc is {loc}; scale is {scale}."]
-    n = f"min(n, {scaling.memory})"
+    n, doubt = f"min(n, {scaling.memory})", ""
+    if spec.history > FEW:
+        doubt = (
+            f" A target's value whose d is beyond {FAR:g} scale, as that was before it, after"
+            f" {ENOUGH} ticks, is taken for an error, unless the {FEW} before it were that far off"
+            f" too: its d is cut to {FAR / 2:g} scale, with a = 1 / {scaling.memory}, and where a"
+            " later one is none, that takes its place among the values that are looked back to."
+        )
     return [
         "Scaling: loc and scale are a series' own, of each value of a tick. At its n-th tick, n"
         f" from 1, with a = 1 / {n} and d = value - loc: loc += a d, then"
@@ -98,7 +105,8 @@ def _scaling(spec: Spec) -> list[str]:
         f" scale^2 = (m variance + {PRIOR:g} p) / (m + {PRIOR:g}) with m = {n} and"
         f" p = q, after {ENOUGH} ticks the smaller one of q and {WITHIN:g} variance + q /"
         f" (1 + (n - {ENOUGH}) / {16 * ENOUGH})^16, with q = ({scaling.prior_ratio!r} loc)^2;"
-        " scale = 1 where that is 0. Only then is the value scaled."
+        f" scale = 1 where that is 0. Only then is the value scaled.{doubt} Of targets and of"
+        f" what is measured no number of x lies beyond {FAR:g}: that is put in its place."
     ]
 
 
