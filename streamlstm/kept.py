@@ -1,8 +1,10 @@
 """What outlives the process: checkpoints, the journal of what came since, parked series."""
 
 import errno
+import fcntl
 import logging
 import math
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -57,18 +59,22 @@ class Kept:
             ModelError, BackendError, CheckpointError, ParkingError: each with one line.
         """
         self._config, self._values, self._said = config, values, said
+        self._lock = _lock(config.checkpoint.path) if config.checkpoint.path else -1
         self.engine, self._journalled = open_engine(config)
         self.journal: Journal | None = None
         path, full = config.engine.parking, config.engine.when_full
         self.parking = Parking(path, self.engine, evict=full == "evict") if path else None
         self._saving: Saving | None = None
+        self._before = ""
         self._plan()
 
     def open_journal(self) -> None:
-        """Replay what is there, and begin to write.
+        """Replay what is there, and be ready to write: nothing is changed yet.
 
         Raises:
             JournalError: it is damaged, say.
+            ModelError: the model asked for takes other ticks.
+            CheckpointError: it cannot be kept.
         """
         asked, engine = self._config.journal, self.engine
         if not self._config.checkpoint.path:
@@ -97,27 +103,36 @@ class Kept:
             )
 
     def _take_over(self) -> None:
-        """Go on with the model asked for, where what was kept is of another.
-
-        Raises:
-            ModelError: it takes other ticks.
-            CheckpointError: the state that it begins with cannot be kept.
-        """
-        asked, path = self._config.checkpoint, self._config.checkpoint.path
+        """Go on with the model asked for, where what was kept is of another."""
+        path = self._config.checkpoint.path
         assert path
         before, wanted = self.engine.model.id, load_model(self._config.model)
         try:
             models.keep(path, wanted)
-            if before != wanted.id:
-                handover = Handover(self.engine, engine_of(self._config, wanted))
-                while not handover.done:
-                    handover.advance()
-                handover.settle()
-                checkpoint.save(handover.new, path, self._journalled, keep=asked.keep)
-                self.adopt(handover.new)
-                logs.event(logging.INFO, "model taken over", model=wanted.id, before=before)
         except OSError as error:
             raise CheckpointError(fault_of(error, path)) from error
+        if before != wanted.id:
+            handover = Handover(self.engine, engine_of(self._config, wanted))
+            while not handover.done:
+                handover.advance()
+            handover.settle()
+            self.adopt(handover.new)
+            self._before = before
+
+    def begin(self) -> None:
+        """From here on this process serves: what it goes on from is kept, if that is new.
+
+        Raises:
+            CheckpointError: it cannot be.
+        """
+        asked, path = self._config.checkpoint, self._config.checkpoint.path
+        if path and self._before:
+            try:
+                checkpoint.save(self.engine, path, self._journalled, keep=asked.keep)
+            except OSError as error:
+                raise CheckpointError(fault_of(error, path)) from error
+            model = self.engine.model.id
+            logs.event(logging.INFO, "model taken over", model=model, before=self._before)
 
     def adopt(self, engine: Engine) -> None:
         """Keep what this engine is from now on, in the place of the one before."""
@@ -241,6 +256,13 @@ class Kept:
                 _log.error("%s", error)
         if self.parking:
             self.parking.close()
+        self.unlock()
+
+    def unlock(self) -> None:
+        """Let others write there."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     @property
     def _number(self) -> int:
@@ -314,6 +336,29 @@ def open_engine(config: Config) -> tuple[Engine, int]:
     for each in restored.anew:
         logs.event(logging.WARNING, "begins anew", what=each, because="made with other settings")
     return restored.engine, restored.journalled
+
+
+def _lock(path: Path) -> int:
+    """A descriptor by which no other process goes on from that checkpoint, until it is closed.
+
+    Raises:
+        CheckpointError: another one does, or its folder cannot be written to.
+    """
+    if not path.parent.is_dir():
+        raise CheckpointError(f"{path}: its folder does not exist; make it")
+    folder = models.folder(path)
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise CheckpointError(fault_of(error, path)) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        why = "another process writes there; stop it, or set another checkpoint.path"
+        raise CheckpointError(f"{path}: {why}") from error
+    return descriptor
 
 
 def engine_of(config: Config, model: Model) -> Engine:

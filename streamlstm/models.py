@@ -50,11 +50,16 @@ def load(checkpoint: Path, model: str) -> Model:
 
 def forget(checkpoint: Path, needed: set[str]) -> None:
     """Delete all but these; one that cannot be is tried again the next time."""
-    for path in _path(checkpoint, "").parent.glob(f"*{ENDING}"):
+    for path in folder(checkpoint).glob(f"*{ENDING}"):
         if path.stem not in needed:
             with contextlib.suppress(OSError):
                 path.unlink()
 
 
+def folder(checkpoint: Path) -> Path:
+    """Where they are."""
+    return checkpoint.with_name(f"{checkpoint.name}.models")
+
+
 def _path(checkpoint: Path, model: str) -> Path:
-    return checkpoint.with_name(f"{checkpoint.name}.models") / f"{model}{ENDING}"
+    return folder(checkpoint) / f"{model}{ENDING}"

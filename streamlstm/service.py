@@ -243,7 +243,9 @@ class Service:
         self.prepare()
         assert self.ends
         model = self.engine.model
+        assert self.kept
         self.ends.open(self._may_grow)
+        self.kept.begin()
         self._heed_signals()
         self._describe()
         gc.collect()
@@ -342,6 +344,8 @@ class Service:
         """Let go of all sockets, however far startup came."""
         if self.ends:
             self.ends.close()
+        if self.kept:
+            self.kept.unlock()
         if signal.getsignal(signal.SIGTERM) == self._stop:
             signal.set_wakeup_fd(-1)
         self._wakeup.close()

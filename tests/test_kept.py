@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streamlstm import logs, metrics
+from streamlstm import checkpoint, logs, metrics
+from streamlstm.checkpoint import CheckpointError
 from streamlstm.config import Config
 from streamlstm.journal import Journal
 from streamlstm.kept import RETRY, Kept
@@ -14,10 +15,10 @@ from streamlstm.segments import JournalError
 from tests.models import random_model_file
 
 
-def opened(folder: Path, **journal: object) -> Kept:
+def opened(folder: Path, seed: int = 0, **journal: object) -> Kept:
     config = Config.model_validate(
         {
-            "model": random_model_file(folder),
+            "model": random_model_file(folder, seed),
             "engine": {"max_series": 10, "max_batch": 10},
             "checkpoint": {"path": folder / "c", "interval": 0, "keep": 1},
             "journal": journal,
@@ -57,12 +58,36 @@ def test_a_journal_that_is_suspended_is_tried_again_whatever_the_interval(
 
 
 @pytest.mark.parametrize("durability", ["off", "interval"])
+def test_two_do_not_go_on_from_one_checkpoint(tmp_path: Path, durability: str) -> None:
+    first = opened(tmp_path, durability=durability)
+    with pytest.raises(CheckpointError, match=r"c: another process writes there; stop it, or"):
+        opened(tmp_path, durability=durability)
+    first.close()
+    opened(tmp_path, durability=durability).close()
+
+
+def test_what_ends_before_it_serves_has_changed_nothing(tmp_path: Path) -> None:
+    """A start with another model, that finds its ports taken, say."""
+    opened(tmp_path, durability="interval").close()
+    before = (tmp_path / "c").read_bytes()
+    kept = opened(tmp_path, 1, durability="interval")
+    kept.journal.close()
+    kept.unlock()
+    assert (tmp_path / "c").read_bytes() == before
+    kept = opened(tmp_path, 1, durability="interval")
+    kept.begin()
+    assert (tmp_path / "c").read_bytes() != before
+    assert checkpoint.models(tmp_path / "c") == {kept.engine.model.id}
+    kept.close()
+
+
+@pytest.mark.parametrize("durability", ["off", "interval"])
 def test_models_that_no_checkpoint_needs_go(tmp_path: Path, durability: str) -> None:
     kept = opened(tmp_path, durability=durability)
     for seed in (1, 2, 3):
-        random_model_file(tmp_path, seed)
         kept.close()
-        kept = opened(tmp_path, durability=durability)
+        kept = opened(tmp_path, seed, durability=durability)
+        kept.begin()
     kept.save(kept.engine)
     kept.saved()
     kept.close()
