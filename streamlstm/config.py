@@ -21,6 +21,8 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 from pydantic.fields import FieldInfo
@@ -109,6 +111,14 @@ class _Table(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=()
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        assert info.field_name
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+            raise ValueError(f"{str(value).lower()} is neither a number nor a text")
+        return value
 
 
 class Input(_Table):
@@ -652,7 +662,7 @@ def _explain(error: ErrorDetails, origins: Mapping[tuple[str, ...], str], file: 
     keys = tuple(str(key) for key in error["loc"])
     below = (origin for name, origin in origins.items() if name == keys[: len(name)])
     inside = (origin for name, origin in origins.items() if name[: len(keys)] == keys)
-    origin = next(below, None) or next(inside, file)
+    origin = next(below, None) or (next(inside, file) if keys else file)
     where = f"{origin}: {'.'.join(keys)}" if keys else origin
     match error["type"]:
         case "extra_forbidden":

@@ -40,12 +40,24 @@ def spacing(table: Table, spec: Spec) -> list[str]:
     return []
 
 
-def check_out(flag: str, path: Path, suffix: str = "", read: Sequence[str | Path] = ()) -> None:
-    """Refuse before long work what could not be written after it, or is one of the files read."""
+def check_out(
+    flag: str,
+    path: Path,
+    suffix: str = "",
+    read: Sequence[str | Path] = (),
+    *,
+    pipes: bool = False,
+) -> None:
+    """Refuse before long work what could not be written after it, or is one of the files read.
+
+    What is there and no file is refused too, but where ``pipes`` and their like are written to.
+    """
     if suffix and path.suffix != suffix:
         raise ConfigError(f"{flag} {path}: name a file that ends in {suffix}")
     if path.is_dir():
         raise ConfigError(f"{flag} {path}: is a folder; name a file in it")
+    if path.exists() and not path.is_file() and not pipes:
+        raise ConfigError(f"{flag} {path}: is no regular file; name another")
     if not path.parent.is_dir():
         raise ConfigError(f"{flag} {path}: its folder does not exist; make it")
     if path.exists() and any(Path(each).exists() and path.samefile(each) for each in read):
@@ -65,7 +77,7 @@ def check_table_out(flag: str, path: Path, read: Sequence[str | Path] = ()) -> N
     """The same of what :func:`write_table` is to write."""
     if path.suffix not in (".csv", ".parquet"):
         raise ConfigError(f"{flag} {path}: name a file that ends in .csv or .parquet")
-    check_out(flag, path, read=read)
+    check_out(flag, path, read=read, pipes=path.suffix == ".csv")
     if path.suffix == ".parquet":
         try:
             import pyarrow  # noqa: F401

@@ -1,6 +1,7 @@
 """What files need beside their contents to outlive a crash."""
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -12,12 +13,16 @@ from typing import IO
 def whole(path: Path, mode: int | None = None) -> Iterator[IO[bytes]]:
     """A file to write, in the place of ``path`` once it is on disk.
 
-    Its ``mode`` is what the process' umask leaves, unless one is given.
+    Its ``mode`` is what the process' umask leaves, unless one is given. A symbolic link stays, to
+    what is written.
 
     Raises:
-        OSError: it cannot be written; then, and where anything else is raised, what was there is
-            as it was.
+        OSError: it cannot be written, or what is there is no file; then, and where anything else is
+            raised, what was there is as it was.
     """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
     name = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
     try:

@@ -237,9 +237,9 @@ class Kept:
             values["parked_series_refused"] = self.parking.refused
             values["parking_failures"] = self.parking.failures
 
-    def close(self) -> None:
-        """Write a last checkpoint, if asked for any, and close the files."""
-        asked = self._config.checkpoint
+    def close(self) -> bool:
+        """Write a last checkpoint, if asked for any, and close the files; whether all is kept."""
+        asked, whole = self._config.checkpoint, True
         if self._saving:
             self._saving.stop()
         if asked.path:
@@ -247,6 +247,7 @@ class Kept:
                 self.save(self.engine)
             except OSError as error:
                 self._miss_checkpoint(error)
+                whole = self.journal is not None and not self.journal.suspended
             else:
                 self._saved()
         if self.journal:
@@ -254,9 +255,11 @@ class Kept:
                 self.journal.close()
             except JournalError as error:
                 _log.error("%s", error)
+                whole = False
         if self.parking:
             self.parking.close()
         self.unlock()
+        return whole
 
     def unlock(self) -> None:
         """Let others write there."""

@@ -110,7 +110,7 @@ class Live:
         """How the daemon does, and the series asked for."""
         self._metrics.refresh()
         values, last = self._metrics.values[0], dict(asked)
-        seen = int(last["events"]) if last.get("events", "").isdigit() else 0
+        seen = int(last["events"]) if _is_number(last.get("events", "")) else 0
         about, lines = f"{self._boot}.{engine.model.id}", self._lines()
         series = [each for name, each in asked if name == "of"][:MOST_SHOWN]
         return {
@@ -274,8 +274,12 @@ def _parts(asked: str) -> tuple[int, int, str]:
     """How many ticks of it are known, which target is asked for, and the name of a series."""
     known, _, rest = asked.partition(".")
     target, _, name = rest.partition(".")
-    numbers = [int(each) if each.isdecimal() and len(each) < 18 else -1 for each in (known, target)]
+    numbers = [int(each) if _is_number(each) else -1 for each in (known, target)]
     return numbers[0], numbers[1], name
+
+
+def _is_number(asked: str) -> bool:
+    return asked.isdecimal() and len(asked) < 18
 
 
 def _key(engine: Engine, slot: int) -> bytes:

@@ -13,12 +13,14 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from numba.core import event
 
 from streamlstm import logs, parking, transport
 from streamlstm.backlog import Backlog
+from streamlstm.calendars import DAY
 from streamlstm.checkpoint import CheckpointError
 from streamlstm.config import Config, exposures
 from streamlstm.ends import Ends, allow_files
@@ -217,6 +219,12 @@ class Service:
         notify("STATUS=compiling")
         self.decoder = _open_decoder(config, model)
         self.decoder.latest_arrival[0] = self.engine.heard  # the clock may have been set back
+        if self.engine.heard > time.time_ns() + DAY:
+            _log.warning(
+                "the latest tick came on %s by the clock of then: those without a time are dated"
+                " after it",
+                datetime.fromtimestamp(self.engine.heard // 1_000_000_000, UTC).isoformat(),
+            )
         self.encoders = _open_encoders(config, model, self._boot)
         if self.ends.responder:
             self.snapshots = Snapshots(
@@ -300,10 +308,13 @@ class Service:
             if not taken and not waited:
                 break
         self.receiver.close()
-        with contextlib.suppress(JournalError):
+        try:
             while len(self.loop.pending) and time.monotonic() < began + share:
                 self.loop.step()
-        self.kept.close()
+        except JournalError as error:
+            _log.error("%s; %d ticks that wait are lost", error, len(self.loop.pending))
+            self.failed = True
+        self.failed |= not self.kept.close()
         self.publisher.close(linger=share)
         self.close()
         logs.event(

@@ -8,6 +8,7 @@ cannot be found, pyzmq passes the messages one by one, at a third of the speed.
 import contextlib
 import ctypes
 import errno
+import socket as unix
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
@@ -358,6 +359,7 @@ def _open(
         for endpoint in bind:
             if curve:
                 curve.before_bind(socket)
+            _free(endpoint)
             attempt(socket.bind, endpoint)
             endpoints.append(socket.get_string(zmq.LAST_ENDPOINT))
         for endpoint in connect:
@@ -369,6 +371,23 @@ def _open(
         socket.close(0)
         raise
     return tuple(endpoints)
+
+
+def _free(endpoint: str) -> None:
+    """See to it that nobody listens on an ipc endpoint: libzmq would take it from them.
+
+    Raises:
+        TransportError: somebody does.
+    """
+    transport, _, path = endpoint.partition("://")
+    if transport == "ipc" and not path.startswith("@"):
+        with unix.socket(unix.AF_UNIX) as asking:
+            try:
+                asking.connect(path)
+            except OSError:
+                return
+        code = errno.EADDRINUSE
+        raise TransportError(f"{endpoint}: {zmq.strerror(code)}; {_MENDS[code]}")
 
 
 def attempt(open_endpoint: Callable[[str], object], endpoint: str) -> None:

@@ -156,6 +156,7 @@ def test_an_error_is_one_line_that_names_file_and_key(tmp_path: Path, text: str,
         ({"input.bind": "tcp://*:1,x"}, {}, "--set input.bind: input.bind: x: an endpoint is tcp:"),
         ({"snapshot.bind": ""}, {"STREAMLSTM_OUTPUT__CONNECT": "http://a:1"},
          "STREAMLSTM_OUTPUT__CONNECT: output.connect: http://a:1: an endpoint is tcp://address:"),
+        ({"metrics.port": True}, {}, "--set metrics.port: metrics.port: true is neither a number"),
         ({"engine.thread": "1"}, {}, "--set engine.thread: engine.thread: unknown option; did you"),
         ({"engine": "1"}, {}, "--set engine: engine: "),
         ({"": "1"}, {}, "--set : "),
@@ -252,4 +253,5 @@ def test_what_does_not_go_together(options: dict[str, object], said: str) -> Non
     with pytest.raises(ConfigError) as error:
         load_config(None, {"model": "m", **options}, environ={})
     assert said in str(error.value)
+    assert "--set model" not in str(error.value)
     assert "\n" not in str(error.value)

@@ -53,6 +53,18 @@ def test_what_was_there_stays_where_writing_ends_early(
     assert os.listdir(tmp_path) == ["some.csv"]
 
 
+def test_a_link_stays_and_what_is_no_file_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("some.csv")
+    write_whole(tmp_path / "link", b"text")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "some.csv").read_bytes() == b"text"
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="is no regular file"):
+        write_whole(tmp_path / "pipe", b"")
+    assert (tmp_path / "pipe").is_fifo()
+    assert len(os.listdir(tmp_path)) == 3
+
+
 def test_an_error_names_the_file_that_was_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "nowhere" / "some.csv"
     with pytest.raises(OSError, match=r"nowhere/some\.csv") as refused:

@@ -1,5 +1,6 @@
 """What outlives the process is made in time, and goes when nothing needs it."""
 
+import errno
 import time
 from pathlib import Path
 
@@ -79,6 +80,19 @@ def test_what_ends_before_it_serves_has_changed_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "c").read_bytes() != before
     assert checkpoint.models(tmp_path / "c") == {kept.engine.model.id}
     kept.close()
+
+
+@pytest.mark.parametrize(("durability", "all_of_it"), [("off", False), ("interval", True)])
+def test_a_last_checkpoint_that_fails_is_told(
+    tmp_path: Path, durability: str, all_of_it: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = opened(tmp_path, durability=durability)
+
+    def save(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "full", "c")
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    assert kept.close() == all_of_it
 
 
 @pytest.mark.parametrize("durability", ["off", "interval"])

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -459,6 +460,17 @@ def test_a_bad_endpoint_is_one_line_with_the_mend(
     assert endpoint in str(error.value)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_an_ipc_socket_in_use_is_not_taken_away(context: zmq.Context, tmp_path: Path) -> None:
+    endpoint = f"ipc://{tmp_path}/in"
+    first = Receiver(context, bind=[endpoint])
+    with pytest.raises(TransportError, match="in use; stop what listens there, or choose another"):
+        Receiver(context, bind=[endpoint])
+    feed(context, first).close()
+    first.close()
+    (tmp_path / "in").touch()  # what a crash leaves
+    Receiver(context, bind=[endpoint]).close()
 
 
 def test_a_port_in_use(context: zmq.Context) -> None:
