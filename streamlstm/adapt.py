@@ -13,10 +13,14 @@ A correction is used, half or in whole, only once it made the forecasts better b
 mean gain in Huber's loss over the latest answers lies ``ON`` standard errors above 0;
 and no longer than ``OFF`` of them. Else the model's own forecast stands, but for one case: where
 its errors of late are ``UNUSUAL`` times the usual one, and those of the latest value are less than
-half as large, that is the forecast, until the model is the better one again. So it is after a
+two fifths of that, that is the forecast, until the model is the better one again. So it is after a
 shift of the level such as none was in the data of the fit. That may have raised the scale, and
 with it what errors are usual; so it is enough that the latest value is better by a third for
-``LONGER``.
+``LONGER``. Where a value is often the one before, which then errs by nothing, that counts for no
+more than the model's error does beside the usual one.
+
+A series' history, which the model may have been fitted on, teaches the weights alone: how large
+errors are, and whether corrections make them smaller, is learned from what comes after it.
 
 One example of each learned step is under way at a time. The next is taken some ticks after it was
 answered, so many that they do not keep to one phase of a season. Steps between two learned ones
@@ -51,9 +55,11 @@ LATELY, LONGER = 5, 25
 UNUSUAL = 3.0
 """Times the usual error, from which on errors are."""
 LESS = 1.0 / 3.0
-"""What the difference of two errors comes to over their sum, where one is half the other."""
-WORSE = 1.0 / 5.0
-"""The same, where it is two thirds."""
+"""What the difference of two errors comes to over their sum and the usual one, where one is three
+usual ones and the other two fifths of that."""
+WORSE, MOST = 2.0 / 3.0, 2.0
+"""Share of the model's errors below which those of the latest value have to lie for ``LONGER``, and
+usual errors that one answer counts for in that at most."""
 FEW = 20
 """Answers after which a single error no longer counts for more than ten usual ones."""
 FAR = 1e9
@@ -93,13 +99,14 @@ class Learned(NamedTuple):
     usual: NDArray[np.float32]
     """(series, learned, targets) mean absolute error of the model's own forecast"""
     answers: NDArray[np.int32]
-    """(series, learned, targets)"""
+    """(series, learned, targets) how many; less than 0 while all are of its history"""
     used: NDArray[np.float32]
     """(series, learned, targets) share of the correction that is used"""
     fallback: NDArray[np.float32]
     """(series, learned, targets, 5) the latest value less the model's forecast then, and the
     model's error of late, in units of the scale; that less the one of the latest value over their
-    sum, of late; whether the latest value is the forecast; the same difference for longer"""
+    sum and the usual one, of late; whether the latest value is the forecast; how much better it
+    was for longer, in usual errors"""
 
 
 def plan(spec: Spec, steps: Sequence[int], model: str = "1") -> Plan:
@@ -167,12 +174,14 @@ def correct(
     row: int,
     point: NDArray[np.float64],
     to: int,
+    warm: bool,
     targets: int,
 ) -> None:
     """Learn from the tick at ``place``, then correct the forecast ``point[to]`` made there.
 
-    ``values`` (n, at least targets) at ``tick`` are raw, NaN where missing. At ``row`` lie the
-    ``scale`` (n, targets) and the network's ``outputs`` (n, answers).
+    A ``warm`` one is history, maybe that which the model was fitted on. ``values`` (n, at least
+    targets) at ``tick`` are raw, NaN where missing. At ``row`` lie the ``scale`` (n, targets) and
+    the network's ``outputs`` (n, answers).
     """
     size = 4 * learned.example.shape[2]
     # the directions are the last of the outputs
@@ -184,8 +193,10 @@ def correct(
         begun = learned.issued[slot, a] > 0
         anew = not begun or since >= plan.apart[a]
         for j in range(targets):
+            if not warm and learned.answers[slot, a, j] < 0:
+                _doubt(learned, slot, a, j)
             if begun and since == k:
-                _learn(learned, slot, a, j, values[tick, j], plan.memory[a])
+                _learn(learned, slot, a, j, values[tick, j], plan.memory[a], warm)
             frozen = point[to, k - 1, j]
             guess = learned.theta[slot, a, j, 0] + _dot(_weights(learned, slot, a, j), shown, size)
             most = np.float32(LARGEST) * learned.usual[slot, a, j]
@@ -212,13 +223,19 @@ def _begin(plan: Plan, learned: Learned, slot: int) -> None:
     for a in range(len(plan.steps)):
         learned.issued[slot, a] = 0
         for j in range(learned.theta.shape[2]):
-            learned.usual[slot, a, j] = learned.answers[slot, a, j] = learned.used[slot, a, j] = 0
+            _doubt(learned, slot, a, j)
             for i in range(learned.theta.shape[3]):
                 learned.theta[slot, a, j, i] = 0.0
-            for n in range(len(SHARES)):
-                learned.gain[slot, a, j, n, 0] = learned.gain[slot, a, j, n, 1] = 0.0
-            for n in range(5):
-                learned.fallback[slot, a, j, n] = 0.0
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _doubt(learned: Learned, slot: int, a: int, j: int) -> None:
+    """Forget how good forecasts and corrections were; the corrections stay."""
+    learned.usual[slot, a, j] = learned.answers[slot, a, j] = learned.used[slot, a, j] = 0
+    for n in range(len(SHARES)):
+        learned.gain[slot, a, j, n, 0] = learned.gain[slot, a, j, n, 1] = 0.0
+    for n in range(1, 5):
+        learned.fallback[slot, a, j, n] = 0.0
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
@@ -239,14 +256,17 @@ def _apply(
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-def _learn(learned: Learned, slot: int, a: int, j: int, value: float, memory: float) -> None:
+def _learn(
+    learned: Learned, slot: int, a: int, j: int, value: float, memory: float, warm: bool
+) -> None:
     """Learn from the answer to the latest example of a step."""
     forecast = learned.forecast
     error = (value - forecast[slot, a, j, 0]) / forecast[slot, a, j, 1]
     if not abs(error) < FAR:  # or missing
         return
-    count = learned.answers[slot, a, j] + 1
-    learned.answers[slot, a, j] = min(count, MEMORY)
+    before = learned.answers[slot, a, j]
+    count = abs(before) + 1
+    learned.answers[slot, a, j] = min(count, MEMORY) * (-1 if warm and before <= 0 else 1)
     usual = np.float64(learned.usual[slot, a, j])
     size = abs(error)
     if count > FEW:
@@ -262,7 +282,7 @@ def _learn(learned: Learned, slot: int, a: int, j: int, value: float, memory: fl
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _compare(learned: Learned, slot: int, a: int, j: int, error: float, usual: float) -> None:
     """Decide whether the latest value is the forecast from now on."""
-    count, fallback = learned.answers[slot, a, j], learned.fallback
+    count, fallback = abs(learned.answers[slot, a, j]), learned.fallback
     guess = np.float64(learned.used[slot, a, j]) * learned.forecast[slot, a, j, 2]
     naive = abs(error - np.float64(fallback[slot, a, j, 0]))
     if not naive < FAR:  # or missing
@@ -271,14 +291,13 @@ def _compare(learned: Learned, slot: int, a: int, j: int, error: float, usual: f
     model, less = np.float64(fallback[slot, a, j, 1]), np.float64(fallback[slot, a, j, 2])
     model += share * (size - model)
     longer = np.float64(fallback[slot, a, j, 4])
-    if size + naive > 0.0:
-        off = (size - naive) / (size + naive)
-        less += share * (off - less)
-        longer += (off - longer) / min(count, LONGER)
+    less += share * ((size - naive) / (size + naive + usual) - less)
+    off = (WORSE * size - naive) / usual
+    longer += (min(max(off, -MOST), MOST) - longer) / min(count, LONGER)
     fallback[slot, a, j, 1], fallback[slot, a, j, 2], fallback[slot, a, j, 4] = model, less, longer
     if less <= 0.0:
         fallback[slot, a, j, 3] = 0.0
-    elif count > FEW and (longer > WORSE or (less > LESS and model > UNUSUAL * usual)):
+    elif count > FEW and (longer > 0.0 or (less > LESS and model > UNUSUAL * usual)):
         fallback[slot, a, j, 3] = 1.0
 
 

@@ -470,6 +470,7 @@ def _add_smoothed(
     plan: Plan,
     level: float,
     profile: NDArray[np.float64],
+    past: NDArray[np.float64],
     place: int,
     value: float,
     j: int,
@@ -478,11 +479,14 @@ def _add_smoothed(
 ) -> None:
     """Add the term of the smoothing to the base forecast of target ``j``."""
     season = plan.smoothing
-    phase = (place + 1) % season
+    phase, history = (place + 1) % season, len(past) // targets
     for k in range(plan.horizon):
         if phase <= place:
             off = level + profile[phase * targets + j] - value
-            base[k * targets + j] += plan.smoothed[k * targets + j] * off
+        else:
+            back = place + 1 + k - plan.short * (k // plan.short + 1)
+            off = past[back % history * targets + j] - value if back >= 0 else 0.0
+        base[k * targets + j] += plan.smoothed[k * targets + j] * off
         phase = phase + 1 if phase + 1 < season else 0
 
 
@@ -521,7 +525,9 @@ def _base_forecast(
         _blended(plan, past, place, value, j, targets, base)
         if plan.smoothing:
             profile = row_of(memory.profile, slot)
-            _add_smoothed(plan, memory.level[slot, j], profile, place, value, j, targets, base)
+            _add_smoothed(
+                plan, memory.level[slot, j], profile, past, place, value, j, targets, base
+            )
     elif plan.base == SEASONAL:
         _seasonal(plan, past, place, value, j, targets, base)
     else:
@@ -595,6 +601,8 @@ def _blended(
                 known += weights[3 * n + 2] * (past1[n] - past3[n])
             if two:
                 known += weights[3 * n + 1] * (past2[n] - value)
+            elif one:
+                known += weights[3 * n + 1] * (past1[n] - value)
             to[n] = known
         k, place1, place2 = k + run, place1 + run, place2 + run
         at1 = at1 + run if at1 + run < history else 0

@@ -155,8 +155,9 @@ class Blend(BaseModel):
 
         base = y + w1 (s1 - y) + w2 (s2 - y) + w3 (s1 - s3)
 
-    and with a smoothing, whose forecast is s4, ``+ w4 (s4 - y)``. A term whose value was never seen
-    is left out.
+    and with a smoothing, whose forecast is s4, ``+ w4 (s4 - y)``. Where s2 or s4 was never seen s1
+    takes its place, so that a new series goes by its days until it has seen a week; a term of which
+    there is none is left out.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -491,7 +492,7 @@ class Errors:
     """(O,) mean |error| on data trained on, in the same units, or none; 0: not known"""
 
     def at(self, level: float) -> NDArray[np.float32]:
-        """(O,) the quantile at ``level``, linear between the levels kept."""
+        """(O,) the quantile at ``level``, linear between the levels kept, and from 0 on."""
         return self._between(level, self.quantiles)
 
     def young_at(self, level: float) -> NDArray[np.float32]:
@@ -501,6 +502,8 @@ class Errors:
 
     def _between(self, level: float, quantiles: NDArray[np.float32]) -> NDArray[np.float32]:
         levels, last = self.levels, len(self.levels) - 1
+        if level < levels[0]:
+            return (quantiles[0] * (level / levels[0])).astype(np.float32)
         at = min(max(int(np.searchsorted(levels, level, side="right")) - 1, 0), last)
         below = quantiles[at].astype(np.float64)
         if not levels[at] < level < levels[-1]:

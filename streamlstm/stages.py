@@ -110,6 +110,7 @@ def _forecast(work: Work, given: Given, start: int, stop: int, targets: int) -> 
             j,
             point,
             i,
+            warm,
             targets,
         )
         if floor > -np.inf:

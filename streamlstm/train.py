@@ -176,7 +176,7 @@ def attempt(
         directions, spread = like.directions, like.spread
     long = _long_enough(series, spec, notes)
     used = _within_budget(long, spec, options.seed, notes)
-    cuts = [len(s.ts) - max(1, round(options.validation * len(s.ts))) for s in used]
+    cuts = [len(s.ts) - _unseen(len(s.ts), spec.horizon, options.validation) for s in used]
     pairs = _pairs(used)
     ridge = options.ridge or PENALTIES[0]
     if options.ridge is None and few_blocks(spec, pairs, cuts):
@@ -190,6 +190,12 @@ def attempt(
         options, spec, directions, like is not None, spread, used, skipped, stage, trust, errors,
         skill, not finished, seconds, notes,
     )  # fmt: skip
+
+
+def _unseen(ticks: int, horizon: int, share: float) -> int:
+    """How many of a series' ticks are judged by: enough for some forecasts of each step, if few."""
+    some = min(horizon + max(1, horizon // 4), ticks // 3)
+    return max(1, round(share * ticks), some)
 
 
 def finish(

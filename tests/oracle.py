@@ -124,11 +124,12 @@ class Oracle:
             move += weights[0] * (self.grid[at1] - y)
             if at1 - blend["long"] in self.grid:
                 move += weights[2] * (self.grid[at1] - self.grid[at1 - blend["long"]])
-        if at2 in self.grid:
-            move += weights[1] * (self.grid[at2] - y)
-        phase = (self.place + 1 + k) % (self.smoothed_season() or 1)
-        if phase in self.profile:
-            move += weights[3] * (self.level + self.profile[phase] - y)
+        near = self.grid.get(at1, y)
+        move += weights[1] * (self.grid.get(at2, near) - y)
+        if season := self.smoothed_season():
+            phase = (self.place + 1 + k) % season
+            there = phase in self.profile
+            move += weights[3] * ((self.level + self.profile[phase] if there else near) - y)
         return move
 
     def smoothed_season(self) -> int:
@@ -297,13 +298,14 @@ class Oracle:
         if naive < 1e9:
             share = 1 / min(of["answers"][j], 5)
             of["lately"][j] += share * (model - of["lately"][j])
-            off = (model - naive) / (model + naive)
+            off = (model - naive) / (model + naive + usual)
             of["less"][j] += share * (off - of["less"][j])
-            of["longer"][j] += (off - of["longer"][j]) / min(n, 25)
+            worse = np.clip((model * 2 / 3 - naive) / usual, -2, 2)
+            of["longer"][j] += (worse - of["longer"][j]) / min(n, 25)
             if of["less"][j] <= 0:
                 of["fallen"][j] = False
             elif n > 20 and (
-                of["longer"][j] > 1 / 5 or (of["lately"][j] > 3 * usual and of["less"][j] > 1 / 3)
+                of["longer"][j] > 0 or (of["lately"][j] > 3 * usual and of["less"][j] > 1 / 3)
             ):
                 of["fallen"][j] = True
         doubt = 1 if of["used"][j] else 2

@@ -44,7 +44,7 @@ def model() -> Model:
 
 
 def errors(model: Model, y: NDArray[np.float64], learning: bool) -> NDArray[np.float64]:
-    """(n - 1,) of the forecasts of one step."""
+    """(n - 1,) of the forecasts of the next step."""
     issued = run(model, hours(len(y)), y[:, None], 1, learning=learning)
     return np.abs(issued.point[:-1, 0] - y[1:])
 
@@ -65,6 +65,25 @@ def test_where_nothing_is_to_be_learned_the_model_stands(
         y = autoregression(shares, 10 + seed, N)
         learned, frozen = (errors(model, y, learning) for learning in (True, False))
         assert learned.mean() < 1.005 * frozen.mean()
+
+
+def test_history_teaches_what_to_correct_but_not_that_it_helps(model: Model) -> None:
+    """The model may have been fitted on it."""
+    y, known = autoregression((-0.7, -0.5), 1, N)[:, None], N - 1000
+    learned, frozen = (run(model, hours(N), y, known, learning=on) for on in (True, False))
+    np.testing.assert_array_equal(learned.point[:20], frozen.point[:20])
+    off, plain = (np.abs(each.point[:-1, 0] - y[known:, 0]) for each in (learned, frozen))
+    assert off[100:300].mean() < 0.8 * plain[100:300].mean()
+
+
+def test_where_values_repeat_the_latest_one_does_not_win_by_that() -> None:
+    rng = np.random.default_rng(0)
+    y = np.where(rng.random(3000) < 0.2, rng.poisson(3, 3000), 0.0)
+    options = FitOptions(horizon=2, season=0, hidden=8, updates=60, batch=16, calendar=())
+    counts = fit([SeriesData("a", hours(2000), y[:2000, None])], options)[0]
+    learned, frozen = (errors(counts, y, learning)[2000:] for learning in (True, False))
+    assert frozen.mean() < 0.75 * np.abs(np.diff(y[2000:])).mean()
+    assert learned.mean() < 1.02 * frozen.mean()
 
 
 def test_what_was_learned_is_dropped_once_it_does_harm(model: Model) -> None:

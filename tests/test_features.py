@@ -159,6 +159,16 @@ def test_seasonal_base_is_the_value_one_season_before_the_forecast() -> None:
     np.testing.assert_allclose(rows.base[i], np.ravel(expected), rtol=1e-6)
 
 
+def test_until_a_week_has_passed_a_series_goes_by_its_days() -> None:
+    ts, y = series(60)
+    blend = BLEND.model_copy(update={"smoothing": Smoothing(season=48, level=0.3, profile=0.2)})
+    rows = features_of(spec(base="blend", lags=(1,), blend=blend), ts, y)
+    for i in (12, 15, 18):  # the long season is of 24 steps, the smoothed one of 48
+        near = y[i - 11 : i - 6, 0]
+        np.testing.assert_allclose(rows.base[i], y[i] + (0.1 + 0.2 + 0.4) * (near - y[i]))
+    np.testing.assert_array_equal(rows.base[3], y[3].repeat(5))
+
+
 def test_before_a_season_has_passed_the_base_is_the_last_value() -> None:
     ts, y = series(3)
     rows = features_of(spec(season=24, base="seasonal", lags=(24,)), ts, y)
@@ -178,14 +188,14 @@ def test_a_blend_is_weighed_of_values_at_the_same_phase() -> None:
         assert rows.base[i, k - 1] == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_blend_leaves_out_what_was_never_seen() -> None:
+def test_a_blend_leaves_out_what_was_never_seen_or_takes_the_nearer_season() -> None:
     ts, y = series(16)
     blend = Blend(short=4, long=12, weights=((1.0, 10.0, 100.0),))
     base = features_of(spec(horizon=1, base="blend", blend=blend), ts, y).base[:, 0]
     v = y[:, 0]
     assert base[2] == v[2]
-    assert base[3] == pytest.approx(v[0])
-    assert base[10] == pytest.approx(v[7])
+    assert base[3] == pytest.approx(v[3] + 11 * (v[0] - v[3]))
+    assert base[10] == pytest.approx(v[10] + 11 * (v[7] - v[10]))
     assert base[11] == pytest.approx(v[8] + 10 * (v[0] - v[11]), rel=1e-5)
     known = v[12] + 10 * (v[4] - v[15]) + 100 * (v[12] - v[0])
     assert base[15] == pytest.approx(known, rel=1e-5)
@@ -209,7 +219,8 @@ def test_a_smoothing_is_holt_winters_method() -> None:
             assert rows.x[i, -1] == 0
         for k in range(9):
             at = i + 1 + k
-            expected = level + profile[at % S] if at % S <= i else v[i]
+            near = v[at - 3 * (k // 3 + 1)] if at >= 3 * (k // 3 + 1) else v[i]
+            expected = level + profile[at % S] if at % S <= i else near
             assert rows.base[i, k] == pytest.approx(expected, rel=1e-9)
 
 

@@ -180,6 +180,17 @@ def test_days_and_months_are_told_apart_by_what_makes_time_rise(tmp_path: Path) 
     assert any("day first" in note for note in table.notes)
 
 
+@pytest.mark.parametrize(("order", "said"), [("%d/%m/%Y", "day"), ("%m/%d/%Y", "month")])
+def test_first_days_of_months_are_told_apart_by_what_makes_time_rise_evenly(
+    tmp_path: Path, order: str, said: str
+) -> None:
+    months = pd.date_range("2012-01-01", periods=24, freq="MS")
+    text = "ds,y\n" + "".join(f"{month:{order}},1\n" for month in months)
+    table = read(tmp_path, text)
+    assert table.series[0].ts.tolist() == months.as_unit("ns").astype("int64").tolist()
+    assert any(f"{said} first" in note for note in table.notes)
+
+
 @pytest.mark.parametrize(
     ("texts", "times"),
     [

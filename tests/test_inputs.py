@@ -122,6 +122,15 @@ def test_steps_ahead_are_ticks_where_ticks_are_unevenly_spaced(tmp_path: Path) -
     np.testing.assert_array_equal(known, [4, 5, 6, 7, 7, 7])
 
 
+def test_steps_of_months_are_months(tmp_path: Path) -> None:
+    months = pd.date_range("2015-01-01", periods=100, freq="MS")
+    frame = pd.DataFrame({"ds": months, "load": np.arange(100.0), "promo": np.arange(100)})
+    found = read(
+        tmp_path, frame, targets=["load"], features=[], known=["promo"], static=[], horizon=36
+    )
+    np.testing.assert_array_equal(found.series[0].values[:64, 1], np.arange(36, 100))
+
+
 def model(**changes: object) -> Spec:
     roles = (
         Input(name="load", role="target"), Input(name="wind", role="measured"),

@@ -215,7 +215,7 @@ def test_several_are_tracked_each_on_its_own_and_issued_nested(
     errors = None
     if ages:
         young = np.exp(rng.normal(size=(len(ages), 1, horizon))).astype(np.float32)
-        errors = Errors(np.ones(1), np.ones((1, horizon), np.float32), np.array(ages), young)
+        errors = Errors(np.full(1, 0.01), np.ones((1, horizon), np.float32), np.array(ages), young)
 
     def of(coverages: tuple[float, ...]) -> np.ndarray:
         plan = intervals.plan(horizon, 1, coverages, errors, (1, 2, 3), spread=spread)

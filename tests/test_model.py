@@ -352,6 +352,8 @@ def test_error_quantiles_between_the_levels_kept() -> None:
     np.testing.assert_allclose(errors.at(0.9), errors.quantiles[2])
     between = (errors.quantiles[2] + errors.quantiles[3]) / 2
     np.testing.assert_allclose(errors.at(0.925), between, rtol=1e-6)
+    first = errors.levels[0]
+    np.testing.assert_allclose(errors.at(first / 4), errors.quantiles[0] / 4, rtol=1e-6)
 
 
 def test_activations_are_those_that_the_kernels_have() -> None:

@@ -119,6 +119,24 @@ def test_what_little_is_unseen_does_not_hide_what_was_plain_before(
     assert by_all > 0.5 > 1.25 * trust()
 
 
+def test_a_horizon_beyond_a_share_of_a_short_series_is_judged_to_its_end() -> None:
+    """Of years of months a share of 15 % is less than the year that is to be forecast."""
+    rng, months = np.random.default_rng(0), np.arange(84)
+    y = [10 + np.sin(np.pi * months / 6 + k) + 0.1 * rng.normal(size=84) for k in range(20)]
+    series = [SeriesData(f"s{k}", months * 30 * DAY, each[:, None]) for k, each in enumerate(y)]
+    past = [SeriesData(s.name, s.ts[:72], s.values[:72]) for s in series]
+    model, report = quick(past, horizon=12, season=12)
+    assert np.isfinite(report.skill).all()
+    assert model.errors is not None
+    assert (model.errors.at(0.9) > 0).all()
+    within = np.zeros(12)
+    for s in series:
+        issued = run(model, s.ts, s.values, 72)
+        within += (issued.lower[0] <= s.values[72:, 0]) & (s.values[72:, 0] <= issued.upper[0])
+    assert within[6:].mean() >= 0.8 * 20
+    assert within.min() >= 10
+
+
 def test_a_network_that_cannot_be_judged_is_left_out_and_it_is_said() -> None:
     """Of five days of hours less than one is unseen."""
     _, report = quick([wave(120)], horizon=12)

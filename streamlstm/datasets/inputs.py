@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from streamlstm.datasets.times import MISSING, DataError
+from streamlstm.features import grid_steps
 from streamlstm.model import MOST_CATEGORIES, ROLES, Input, Spec
 
 Floats = NDArray[np.float64]
@@ -209,7 +210,8 @@ def _ahead(
     the value of the latest one before.
     """
     if step_ns:
-        at = np.searchsorted(ts, ts[kept] + horizon * step_ns + step_ns // 2, side="right") - 1
+        place = np.cumsum(grid_steps(step_ns, ts))  # of months, which are not equally long, too
+        at = np.searchsorted(place, place[kept] + horizon, side="right") - 1
     else:
         rows = np.flatnonzero(kept)
         later = np.arange(len(rows)) + horizon

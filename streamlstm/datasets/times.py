@@ -127,7 +127,10 @@ def timestamps(column: "pd.Series[Any]", timezone: str, where: Where, notes: lis
 
 
 def _dates(texts: "pd.Series[str]", where: Where, notes: list[str]) -> "pd.Series[Any]":
-    """Parse ``texts``; dates that are not ISO 8601 are read in the order that makes time rise."""
+    """Parse ``texts``; dates that are not ISO 8601 are read in the order that makes time rise.
+
+    Where either does, as of the first days of months, in the one that makes it rise evenly.
+    """
     plain = _of_24_hours(texts) if len(texts) and re.match(_TWELVE, texts.iloc[0]) else texts
     zoned = texts.str.contains(_ZONE).to_numpy()
     aware = bool(zoned.any())
@@ -135,7 +138,9 @@ def _dates(texts: "pd.Series[str]", where: Where, notes: list[str]) -> "pd.Serie
     if times.isna().any():
         orders = ["day"] if texts.str.match(_DOTTED).all() else ["month", "day"]
         readings = [(order, _guessed(plain, order, aware)) for order in orders]
-        order, reading = min(readings, key=lambda r: (r[1].isna().sum(), _backward(r[1])))
+        order, reading = min(
+            readings, key=lambda r: (r[1].isna().sum(), _backward(r[1]), _uneven(r[1]))
+        )
         if reading.isna().sum() < times.isna().sum():
             times = reading
             notes.append(f"times such as {texts.iloc[0]!r} read with the {order} first")
@@ -195,6 +200,13 @@ def _guessed(texts: "pd.Series[str]", order: str, aware: bool) -> "pd.Series[Any
 
 def _backward(times: "pd.Series[Any]") -> int:
     return int((np.diff(times.to_numpy("int64")) < 0).sum())
+
+
+def _uneven(times: "pd.Series[Any]") -> float:
+    """Share of the steps onward that are a quarter longer or shorter than the usual one."""
+    since = np.diff(times.to_numpy("int64"))
+    since = since[since > 0]
+    return float((np.abs(since / np.median(since) - 1) > 0.25).mean()) if len(since) else 0.0
 
 
 def _nanoseconds(times: "pd.Series[Any]", where: Where) -> NDArray[np.int64]:

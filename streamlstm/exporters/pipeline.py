@@ -150,8 +150,9 @@ def _base(spec: Spec) -> str:
     return (
         f"base = y + w1 (s1 - y) + w2 (s2 - y) + w3 (s1 - s3){fourth}, y the target's value at the"
         f" tick, s1 the latest at the phase of the step ahead in {spec.blend.short} steps, s2 that"
-        f" in {spec.blend.long}, s3 that {spec.blend.long} steps before s1{what}, and a term left"
-        " out whose value was never seen; these weights of each output are in the metadata of the"
+        f" in {spec.blend.long}, s3 that {spec.blend.long} steps before s1{what}; where s2"
+        f"{' or s4' * bool(fourth)} was never seen s1 takes its place, and a term of which there is"
+        " none is left out; these weights of each output are in the metadata of the"
         " file, under spec, blend, weights"
     )
 

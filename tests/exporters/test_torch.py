@@ -193,9 +193,9 @@ def test_what_is_told_of_the_smoothing_is_so() -> None:
         for k in range(3):
             w, ahead = (0.1, 0.2, 0.3, 0.4), n + k + 1
             s1 = values[ahead - 6] if ahead >= 6 else y
-            s2 = values[ahead - 24] if ahead >= 24 else y
+            s2 = values[ahead - 24] if ahead >= 24 else s1
             s3 = values[ahead - 30] if ahead >= 30 else s1
-            s4 = level + profile[ahead % 6] if ahead >= 6 or ahead % 6 <= n else y
+            s4 = level + profile[ahead % 6] if ahead >= 6 or ahead % 6 <= n else s1
             base = y + w[0] * (s1 - y) + w[1] * (s2 - y) + w[2] * (s1 - s3) + w[3] * (s4 - y)
             np.testing.assert_allclose(rows.base[n, 2 * k : 2 * k + 2], base)
 
