@@ -9,10 +9,18 @@ where all code is there already, so that nothing of what compiling takes is need
 
 import fcntl
 import os
+import sys
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from streamlstm.compiled import NoFolderError, choose_folder
+
+if "numba" not in sys.modules:  # it looks for its folder once, when it is imported
+    with suppress(NoFolderError):  # then Numba finds another place, or none
+        choose_folder()
+
+# ruff: isort: split
 import llvmlite.binding
 import numba
 from numba.core.caching import Cache, IndexDataCacheFile

@@ -57,6 +57,15 @@ def test_a_changed_source_gets_a_folder_of_its_own(tmp_path: Path) -> None:
     assert folder(tmp_path, NUMBA_CACHE_DIR=given) != before
 
 
+def test_who_imports_a_module_alone_finds_no_stale_code_either(tmp_path: Path) -> None:
+    code = "import streamlstm.forecaster, numba; print(numba.config.CACHE_DIR)"
+    env = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env
+    )
+    assert done.stdout.strip() == folder(PACKAGE.parent, NUMBA_CACHE_DIR=str(tmp_path))
+
+
 def test_by_default_it_is_the_users_cache_folder(tmp_path: Path) -> None:
     root, home = PACKAGE.parent, str(tmp_path)
     at = folder(root, XDG_CACHE_HOME=f"{home}/cache")

@@ -12,9 +12,10 @@ import streamlstm
 
 ROOT = Path(streamlstm.__file__).parent
 LEVELS = {
+    "compiled": -2,
     "jit": -1,  # how all others have their functions compiled
     "files": -1, "children": -1, "allocation": -1, "endpoints": -1,
-    "config": 0, "model": 0, "ticks": 0, "timestamps": 0, "metrics": 0, "compiled": 0, "memory": 0,
+    "config": 0, "model": 0, "ticks": 0, "timestamps": 0, "metrics": 0, "memory": 0,
     "decimals": 0, "placed": 0, "calendars": 0, "security": 0, "logs": 0, "systemd": 0,
     "averages": 0, "fit_options": 1, "features": 1, "kernels": 1, "hashing": 1, "transport": 1,
     "intervals": 1, "adapt": 1, "backlog": 1, "events": 1, "copy_on_write": 1, "web": 1,
