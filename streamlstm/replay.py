@@ -51,7 +51,9 @@ def replay(
         for event in entry.events:
             _apply(engine, folder, event, ended)
         if not (entry.ticks.slot.view(np.uint32) < engine.series.capacity).all():
-            raise _refused(folder, f"of more than max_series = {engine.series.capacity}; raise it")
+            raise _refused(
+                folder, f"of more than max_series = {engine.series.capacity}", "raise it"
+            )
         for begin in range(0, len(entry.ticks.slot), engine.max_batch):
             ticks = rows_of(entry.ticks, begin, begin + engine.max_batch)
             forecasts = engine.step(ticks, entry.now)
@@ -82,7 +84,7 @@ def _apply(engine: Engine, folder: Path, event: Event, ended: dict[bytes, int]) 
     if event.kind not in (CREATE, EVICT, UNPARK):
         raise _refused(folder, f"tells of a thing of kind {event.kind} that is unknown")
     if not 0 <= event.slot < series.capacity:
-        raise _refused(folder, f"of more than max_series = {series.capacity}; raise it")
+        raise _refused(folder, f"of more than max_series = {series.capacity}", "raise it")
     if event.kind == EVICT:
         if series.index.lengths[event.slot]:
             (name,) = series.keys(slots)
@@ -91,7 +93,7 @@ def _apply(engine: Engine, folder: Path, event: Event, ended: dict[bytes, int]) 
             series.release(slots)
         return
     if len(event.name) > series.index.names.shape[1]:
-        raise _refused(folder, "with longer keys than input.max_key; raise it")
+        raise _refused(folder, "with longer keys than input.max_key", "raise it")
     series.bind(event.slot, event.name)
     if event.name in ended:
         ended[event.name] = -1
@@ -99,7 +101,7 @@ def _apply(engine: Engine, folder: Path, event: Event, ended: dict[bytes, int]) 
         ended.pop(event.name, None)
         records, recurrent = engine.records(slots)
         if len(event.state) != records.nbytes + recurrent.nbytes:
-            raise _refused(folder, "of series parked with other settings; start once with those")
+            raise _refused(folder, "of series parked with other settings", "start once with those")
         state = np.frombuffer(event.state, np.uint8)
         cut = records.nbytes
         recurrent = state[cut:].view(np.float32).reshape(recurrent.shape)
@@ -115,7 +117,6 @@ def _end(engine: Engine, ended: dict[bytes, int], parking: Parking | None) -> No
         parking.forget(list(ended))
 
 
-def _refused(folder: Path, why: str) -> JournalError:
-    return JournalError(
-        f"{folder}: journal {why}, or move it away to go on from the checkpoint alone"
-    )
+def _refused(folder: Path, why: str, mend: str = "") -> JournalError:
+    mends = f"{mend}, or move it away" if mend else "move it away"
+    return JournalError(f"{folder}: journal {why}; {mends} to go on from the checkpoint alone")

@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 import tempfile
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -20,6 +21,8 @@ import zmq.auth
 
 HANDSHAKE = 5.0
 """Seconds that a peer may take for its handshake."""
+AGAIN = 1.0
+"""Seconds after which files of clients are looked at though none came or went: one may be new."""
 _DOMAIN = "streamlstm"
 _REFUSED = (
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -134,7 +137,8 @@ class Curve:
         self._authenticator: zmq.auth.Authenticator | None = None
         self._clients: Path | None = None
         self._admitted = _Admitted()
-        self._seen = 0
+        self._seen: list[tuple[Path, int, int]] = []
+        self._changed, self._again = 0, 0.0
         self._unusable = frozenset[str]()
 
     def admit(self, context: "zmq.Context[zmq.Socket[bytes]]", clients: Path) -> None:
@@ -190,21 +194,24 @@ class Curve:
             return False
         try:
             changed = self._clients.stat().st_mtime_ns
-            files = sorted(self._clients.glob("*.key")) if changed != self._seen else None
+            if changed == self._changed and time.monotonic() < self._again:
+                return False
+            seen = [_state_of(file) for file in sorted(self._clients.glob("*.key"))]
         except OSError:
             return False
-        if files is None:
+        self._changed, self._again = changed, time.monotonic() + AGAIN
+        if seen == self._seen:
             return False
         known, unusable, before = set[bytes](), set[str](), self._admitted.keys
-        for file in files:
+        for file, *_ in seen:
             try:
                 known.add(load_keys(file, secret=False).public)
-            except SecurityError as error:
+            except SecurityError as error:  # maybe it is being written
                 unusable.add(str(error))
         for said in unusable - self._unusable:
             _log.warning("%s", said)
         self._admitted.keys, self._unusable = frozenset(known), frozenset(unusable)
-        self._seen = 0 if unusable else changed  # maybe one is being written: look again
+        self._seen = seen
         return bool(before - known)
 
     def close(self) -> None:
@@ -212,6 +219,15 @@ class Curve:
         if self._authenticator:
             self._authenticator.stop()
             self._authenticator = None
+
+
+def _state_of(file: Path) -> tuple[Path, int, int]:
+    """What changes where a file does."""
+    try:
+        found = file.stat()
+    except OSError:  # gone meanwhile, say
+        return file, 0, 0
+    return file, found.st_mtime_ns, found.st_size
 
 
 class Doors:

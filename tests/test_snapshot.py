@@ -422,7 +422,7 @@ def test_no_snapshot_is_one_line_with_the_mend(tmp_path: Path) -> None:
     listener = Listener("tcp://127.0.0.1:9", "json")
     with pytest.raises(TransportError, match=r"no snapshot in time; is that the daemon's snapshot"):
         listener.catch_up("tcp://127.0.0.1:9", 0.05)
-    with pytest.raises(TransportError, match=r"nonsense: .*; an endpoint is tcp://address:port"):
+    with pytest.raises(TransportError, match=r"nonsense: an endpoint is tcp://address:port"):
         listener.catch_up("nonsense", 0.05)
     listener.close()
     assert JOINED.startswith(b"streamlstm.")
