@@ -16,8 +16,8 @@ One wild reading would spoil a running scale, and all that looks back to it, for
 value that lies ``FAR`` scales or more off the mean is taken for an error, unless the two before it
 did too: it moves mean and scale as one at half of ``FAR`` would, and no more in a young series than
 in an old one, the smoothing not at all; and where the next one is as usual, that takes its place in
-what is looked back to. The network is shown no
-number beyond ``FAR``. The forecast at the tick itself follows the value: it may be true.
+what is looked back to. The network is shown no number beyond ``FAR``. The forecast at the tick
+itself follows the value: it may be true.
 
 A tick carries what is known ``horizon`` steps ahead of it, so that a series remembers what was told
 for the steps between. What was not, before its first tick and in gaps, is taken to be what was told
