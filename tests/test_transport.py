@@ -469,8 +469,8 @@ def test_an_ipc_socket_in_use_is_not_taken_away(context: zmq.Context, tmp_path: 
         Receiver(context, bind=[endpoint])
     feed(context, first).close()
     first.close()
-    (tmp_path / "in").touch()  # what a crash leaves
-    Receiver(context, bind=[endpoint]).close()
+    (tmp_path / "left").touch()  # by a crash
+    Receiver(context, bind=[f"ipc://{tmp_path}/left"]).close()
 
 
 def test_a_port_in_use(context: zmq.Context) -> None:

@@ -159,6 +159,11 @@ def assemble(parts: Parts, wanted: Wanted) -> Model:
     weights |= {"head.weight": wide, "head.bias": folded.bias, "head.skip": skip}
     if scaling.kind == "none" and parts.loc is not None:
         _fold_into_inputs(weights, layers, parts)
+    for name, weight in weights.items():
+        if not np.isfinite(weight).all():
+            raise RefusedError(
+                f"{name}: with the scaling taken in it is beyond float32; check its mean and scale"
+            )
     return Model(spec, weights, make_golden(spec, weights))
 
 
@@ -231,6 +236,7 @@ def _padded(n: int, layer: Recurrent, hidden: int, inputs: int) -> dict[str, Sin
     }
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what comes of that is refused
 def _scaled(parts: Parts, head: Dense, targets: int) -> tuple[Scaling, Dense]:
     """The scaling of the values of a tick, and a head whose outputs it turns back into raw ones.
 
@@ -262,6 +268,7 @@ def _scaled(parts: Parts, head: Dense, targets: int) -> tuple[Scaling, Dense]:
     return scaling, head._replace(weight=weight, bias=bias.astype(np.float32), skip=skip)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def _fold_into_inputs(
     weights: dict[str, Singles], layers: Sequence[Recurrent], parts: Parts
 ) -> None:

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from streamlstm.golden import network_of
 from streamlstm.importers import onnx as importer
-from streamlstm.importers.parts import RefusedError, Wanted
+from streamlstm.importers.parts import Dense, Parts, Recurrent, RefusedError, Wanted, assemble
 from streamlstm.kernels import cpu, reference
 from streamlstm.model import Model
 from tests.importers.graphs import Kind, outputs_of, write
@@ -573,6 +573,17 @@ def test_a_signalling_nan_is_refused_as_any_other(tmp_path: Path) -> None:
     path.write_bytes(proto.SerializeToString())
     with pytest.raises(RefusedError, match="NaN"):
         importer.convert(path, Wanted())
+
+
+@pytest.mark.parametrize("activation", ["linear", "relu"])
+def test_a_scale_that_takes_a_weight_beyond_float32_is_refused(activation: str) -> None:
+    layer = Recurrent(
+        "l", "rnn", *(np.ones((2, k), np.float32) for k in (1, 2)), np.zeros(2, np.float32)
+    )
+    head = Dense("head", np.ones((1, 2), np.float32), np.zeros(1, np.float32), activation)
+    parts = Parts(layers=[layer], head=head, loc=np.zeros(1), scale=np.full(1, 1e-40))
+    with pytest.raises(RefusedError, match=r"weight.*: with the scaling .* beyond float32"):
+        assemble(parts, Wanted())
 
 
 @settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
