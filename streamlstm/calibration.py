@@ -196,6 +196,4 @@ def error_quantiles(off: NDArray[np.float32], block: NDArray[np.int64]) -> NDArr
             event = (mean[:, k] > OUTAGE * most) & (most > 0)
             kept = errors[known[:, k] & ~np.repeat(event, lengths)]
             quantiles[:, k] = np.quantile(kept, LEVELS) * wider
-        elif k:
-            quantiles[:, k] = quantiles[:, k - 1]
     return quantiles

@@ -92,13 +92,13 @@ def write_table(frames: Iterator[pd.DataFrame], path: Path | None) -> None:
     if path is None:
         _write_csv(frames, sys.stdout.write)
     elif path.suffix == ".parquet":
-        with whole(path.resolve()) as file:
+        with whole(path) as file:
             pd.concat(frames, ignore_index=True).to_parquet(file, index=False)
     elif path.exists() and not path.is_file():
         with path.open("w") as pipe:
             _write_csv(frames, pipe.write)
     else:
-        with whole(path.resolve()) as file:
+        with whole(path) as file:
             _write_csv(frames, lambda text: file.write(text.encode()))
 
 

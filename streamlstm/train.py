@@ -446,7 +446,12 @@ class _Stage:
         off *= np.tile(spans.part, self.spec.horizon)
         if spread:
             off[-len(late) :] /= np.exp(SHARES[SPREAD] * self._spread(trust)[late])
-        return trust, Errors(LEVELS, error_quantiles(off, spans.block)), skill
+        quantiles, targets = error_quantiles(off, spans.block), self.spec.targets
+        for k in np.flatnonzero(
+            ~np.isfinite(off).any(axis=0)
+        ).tolist():  # farther than could be judged
+            quantiles[:, k] = quantiles[:, max(k - targets, k % targets)]
+        return trust, Errors(LEVELS, quantiles), skill
 
     def _spread(self, trust: Trust) -> NDArray[np.float32]:
         """(N, outputs) the logarithm of the spread after the cut, less its mean of late."""

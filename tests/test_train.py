@@ -137,6 +137,18 @@ def test_a_horizon_beyond_a_share_of_a_short_series_is_judged_to_its_end() -> No
     assert within.min() >= 10
 
 
+def test_steps_farther_than_could_be_judged_err_as_those_before_them() -> None:
+    rng, n = np.random.default_rng(0), 100
+    both = 10 + np.stack([rng.normal(size=n), 9 * rng.normal(size=n)], axis=1)
+    inputs = (Input(name="a", role="target"), Input(name="b", role="target"))
+    options = FitOptions.model_validate(SMALL | {"horizon": 36, "season": 12})
+    model, _ = fit([SeriesData("w", np.arange(n) * DAY, both)], options, inputs=inputs)
+    assert model.errors is not None
+    by_step = model.errors.at(0.9).reshape(36, 2)
+    assert (by_step > 0).all()
+    np.testing.assert_array_equal(by_step[-1], by_step[-2])
+
+
 def test_a_network_that_cannot_be_judged_is_left_out_and_it_is_said() -> None:
     """Of five days of hours less than one is unseen."""
     _, report = quick([wave(120)], horizon=12)
