@@ -17,6 +17,7 @@ compiled as Python, and looks for inputs that reach what no other did.
 
 import argparse
 import json
+import logging
 import os
 import re
 import resource
@@ -109,6 +110,7 @@ def main() -> int:
     parser.add_argument("--replay", type=Path, metavar="FILE")
     parser.add_argument("--worker", type=int, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    logging.disable(logging.WARNING)  # parking says what begins anew
     if options.replay:
         found = list(replay(TARGETS[options.target].make(), load(options.replay)))
         print(*found, sep="\n")

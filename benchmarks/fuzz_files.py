@@ -4,6 +4,7 @@ Whatever bytes a file has, there is the error that its reader documents, in one 
 sound lengths and checksums, which anyone can compute, damage gets to what lies behind them.
 """
 
+import contextlib
 import json
 import shutil
 import sqlite3
@@ -28,6 +29,7 @@ from streamlstm.journal import Journal
 from streamlstm.model import ModelError, load_model, save_model
 from streamlstm.parking import Parking, _sum
 from streamlstm.snapshot import Snapshots
+from streamlstm.state_schema import Schema, schema_of
 from streamlstm.ticks import Arrivals, Keys, Messages, Ticks
 from streamlstm.wire.codec import Encoder
 from streamlstm.wire.format import LONGEST_TOKEN, REFUSED, SNAPSHOT, Shape
@@ -284,30 +286,35 @@ def _sealed(entry: bytes, seed: Any, inputs: int) -> bytes:
 
 
 class Parked(_Kept):
-    """A row of a parked series: its state, of another shape if its latest ticks are there too.
+    """A row of a parked series: its state, of its own schema or of one in a second frame.
 
-    Sealed, or with a checksum as a fourth frame; or the whole file.
+    Sealed, or with a checksum as a third frame; or the whole file.
     """
 
     refusal = OSError
-    tokens: Sequence[bytes] = (b"\0" * 8, b"\xff" * 8, b"SQLite format 3\0")
+    tokens: Sequence[bytes] = (b"\0" * 8, b"\xff" * 8, b"SQLite format 3\0", b'"<i8", [], 16')
 
     def seeds(self) -> list[Message]:
-        """One series, all three ways."""
+        """One series, all ways."""
         parking = Parking(self.path, self.engine)
-        slots = self.engine.series.lookup(Keys.of([b"a"]))
-        parking.park(self.engine, slots)
+        parking.park(self.engine.series.lookup(Keys.of([b"a"])))
         parking.close()
         self.whole = self.path.read_bytes()
         with sqlite3.connect(self.path) as file:
-            self.row = file.execute("SELECT * FROM parked").fetchone()
+            _, self.of, state, total = file.execute("SELECT * FROM parked").fetchone()
         file.close()
-        _, _, *row = self.row
-        return [row, row[:2], row[:3], [self.whole]]
+        own = schema_of(self.engine)
+        other = own._replace(made={}).to_text(), own._replace(shape=[]).to_text()
+        return [
+            [state, b""],
+            *([state, text.encode()] for text in other),
+            [state, b"", total],
+            [self.whole],
+        ]
 
     def take(self, message: Message) -> None:
         """As :meth:`_Files.take`."""
-        if not hasattr(self, "row"):
+        if not hasattr(self, "whole"):
             self.seeds()
         for each in self.path.parent.iterdir():
             each.unlink()
@@ -315,20 +322,21 @@ class Parked(_Kept):
             self.path.write_bytes(message[0] + self.whole[len(message[0]) :])
         else:
             self.path.write_bytes(self.whole)
-            of = self.row[1] if len(message) == 2 else b"another shape"
-            parts = of, *message[:2], (*message, self.row[4])[2]
-            total = message[3] if len(message) > 3 else _sum(b"a", *parts)
+            state, text, of = message[0], message[1].decode(errors="replace"), self.of
             with sqlite3.connect(self.path) as file:
-                told = (
-                    "UPDATE parked SET of = ?, state = ?, recurrent = ?, recent = ?, checksum = ?"
-                )
-                file.execute(told, (*parts, total))
+                if text:
+                    with contextlib.suppress(ValueError):  # its own words for it, or none
+                        of = Schema.from_text(text).id.to_bytes(8, "little")
+                    file.execute("REPLACE INTO schemas VALUES (?, ?)", (of, text))
+                total = message[2] if len(message) > 2 else _sum(b"a", of, state)
+                told = "UPDATE parked SET of = ?, state = ?, checksum = ?"
+                file.execute(told, (of, state, total))
             file.close()
         parking = Parking(self.path, self.engine)
         self.engine.series.release(self.engine.series.slots)
         moments, flags = np.full(2, NOW), np.zeros(2, np.uint8)
         arrivals = Arrivals(Keys.of([b"a", b"none"]), moments, np.zeros((2, 1)), flags)
-        parking.make_way(self.engine, arrivals, 1, 1)
+        parking.make_way(arrivals, 1, 1)
         parking.close()
 
 

@@ -61,6 +61,8 @@ class Log(NamedTuple):
     """bytes of a segment"""
     inputs: int
     strict: bool
+    schema: np.uint64
+    """id of what states are of"""
 
 
 def nowhere() -> Log:
@@ -68,7 +70,7 @@ def nowhere() -> Log:
     state = np.zeros(COUNTERS, np.int64)
     state[FD] = -1
     seeds, room, time = np.zeros(4, np.uint64), np.zeros(0, np.uint8), np.zeros(2, np.int64)
-    return placed(Log(state, seeds, room, time, 0, 0, False))
+    return placed(Log(state, seeds, room, time, 0, 0, False, np.uint64(0)))
 
 
 _pwrite: Any = types.ExternalFunction(
@@ -178,8 +180,8 @@ def _lengths(events: Events, kind: int, slot: int) -> tuple[int, int]:
     """Bytes of name and of state of an event."""
     if kind == EVICT:
         return 0, 0
-    state = events.end - events.begin + 4 * events.recurrent.shape[1] if kind == UNPARK else 0
-    return int(events.names.lengths[slot]), state
+    state = 8 + events.end - events.begin + 4 * events.recurrent.shape[1]
+    return int(events.names.lengths[slot]), state if kind == UNPARK else 0
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
@@ -259,7 +261,7 @@ def _write(log: Log, ticks: Ticks, events: Events, until: int, now: int) -> int:
             copy(to, events.names.text.ctypes.data + slot * events.names.text.strides[0], name)
             to += name
             if size:
-                into += _write_state(events, slot, into)
+                into += _write_state(log, events, slot, into)
     store_u64(entry, siphash(log.seeds[0], log.seeds[1], entry + 8, length - 8))
     done = 0
     while done < length:
@@ -277,13 +279,14 @@ def _write(log: Log, ticks: Ticks, events: Events, until: int, now: int) -> int:
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)
-def _write_state(events: Events, slot: int, to: int) -> int:
+def _write_state(log: Log, events: Events, slot: int, to: int) -> int:
     """Write the state of a series; bytes written."""
     records, recurrent = events.records, events.recurrent
     size, floats = events.end - events.begin, 4 * recurrent.shape[1]
-    copy(to, records.ctypes.data + slot * records.strides[0] + events.begin, size)
-    copy(to + size, recurrent.ctypes.data + slot * recurrent.strides[0], floats)
-    return int(size + floats)
+    store_u64(to, log.schema)
+    copy(to + 8, records.ctypes.data + slot * records.strides[0] + events.begin, size)
+    copy(to + 8 + size, recurrent.ctypes.data + slot * recurrent.strides[0], floats)
+    return int(8 + size + floats)
 
 
 @njit(cache=True, error_model="numpy", _nrt=False)

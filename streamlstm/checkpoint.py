@@ -12,7 +12,6 @@ import errno
 import json
 import math
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,9 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamlstm.copy_on_write import MORE, sweep
-from streamlstm.engine import Engine, Part
+from streamlstm.engine import Engine
 from streamlstm.files import sync_folder
 from streamlstm.hashing import checksum
+from streamlstm.state_schema import UNREADABLE, Migration, dtype_of, fields_of, schema_of
 
 FORMAT = 2
 
@@ -42,10 +42,6 @@ _PAUSE = 0.001
 """Seconds until it is looked again whether there is something to be written, or room."""
 _NICE = 10
 """How much less important than serving ticks the writing is, nice(2)."""
-
-
-_UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, RecursionError)
-"""What reading a header may raise."""
 
 
 class CheckpointError(ValueError):
@@ -67,7 +63,7 @@ class Restored(NamedTuple):
     damaged: list[str]
     """why each newer one was passed over"""
     anew: list[str]
-    """of :attr:`Engine.parts` those that begin anew: they were made with other settings"""
+    """parts of all states that begin anew: they were made with other settings"""
 
 
 class _Header(NamedTuple):
@@ -75,7 +71,7 @@ class _Header(NamedTuple):
 
     model: str
     made: Mapping[str, Any]
-    """settings that parts of the state were made with, as :attr:`Engine.parts` has them"""
+    """settings that parts of the state were made with, as a schema has them"""
     journal: int
     series: int
     slots: int
@@ -295,11 +291,11 @@ def _headers(path: Path) -> Iterator[_Header]:
 def _pack_header(engine: Engine, rows: int, journalled: int) -> bytes:
     header = {
         "model": engine.model.id,
-        "made": {name: part.made for name, part in engine.parts.items()},
+        "made": schema_of(engine).made,
         "journal": journalled,
         "series": rows,
         "slots": engine.series.used,
-        "fields": _fields(engine.series.copies.row),
+        "fields": fields_of(engine.series.copies.row),
     }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
@@ -307,15 +303,6 @@ def _pack_header(engine: Engine, rows: int, journalled: int) -> bytes:
     start["magic"], start["format"], start["length"] = MAGIC, FORMAT, len(text)
     start["checksum"] = checksum(text)
     return start.tobytes() + text
-
-
-def _fields(row: np.dtype[Any]) -> list[Any]:
-    """How the fields of a row lie: name, type or fields, shape, offset."""
-    found: list[Any] = []
-    for name, (kind, offset, *_) in (row.fields or {}).items():
-        inner = _fields(kind) if kind.fields else kind.base.str
-        found.append([name, inner, list(kind.shape), offset])
-    return [*found, row.itemsize]
 
 
 def _read_header(path: Path, file: BufferedReader) -> _Header:
@@ -333,73 +320,24 @@ def _read_header(path: Path, file: BufferedReader) -> _Header:
         numbers = journal, series, slots = [said[name] for name in ("journal", "series", "slots")]
         if not all(isinstance(number, int) and 0 <= number < 1 << 63 for number in numbers):
             raise ValueError("no number of these")
-        row = _dtype(said["fields"])
+        row = dtype_of(said["fields"])
         slot, name, _ = row["slot"], row["record"]["name"], row["state"]
         if slot != np.int64 or name.base != np.uint8 or name.ndim != 1:
             raise ValueError("no series")
         begin, made = _START.itemsize + len(text), dict(said.get("made", {}))
         return _Header(said["model"], made, journal, series, slots, row, begin)
-    except _UNREADABLE:  # its checksum is right, but no checkpoint has that
+    except UNREADABLE:  # its checksum is right, but no checkpoint has that
         raise _damaged(path, "header") from None
 
 
-def _refuse_settings(path: Path, row: np.dtype[np.void], engine: Engine) -> None:
-    """Refuse rows that lie otherwise, but for keys of another width, and what can begin anew."""
-    kinds, wanted = _kinds(row["record"]), _kinds(engine.series.table.dtype)
-    kinds["name"] = wanted["name"]
-    for part in engine.parts.values():
-        for name in part.fields:
-            kinds.pop(name, None)
-            wanted.pop(name, None)
-    found, ours = kinds.get("recent", wanted["name"]), wanted["recent"]
-    if found.base == ours.base and found.shape[1:] == ours.shape[1:]:  # more ticks, or fewer
-        kinds["recent"] = ours
-    other = [name for name in kinds | wanted if kinds.get(name) != wanted.get(name)]
-    if row["state"] != np.dtype((np.float32, (math.prod(_record_shape(engine)),))):
-        other.append("state")
-    if other:
-        raise _refused(path, f"made with other settings ({other[0]})")
-
-
-def _begin_anew(header: _Header, engine: Engine) -> dict[str, Part]:
-    """The parts that the engine keeps and that were made with other settings, or lie otherwise."""
-    found, wanted = _kinds(header.row["record"]), _kinds(engine.series.table.dtype)
-    return {
-        name: part
-        for name, part in engine.parts.items()
-        if (ours := [wanted[field] for field in part.fields if field in wanted])
-        and (
-            header.made.get(name) != part.made
-            or [found.get(field) for field in part.fields if field in wanted] != ours
-        )
-    }
-
-
-def _kinds(record: np.dtype[Any]) -> dict[str, np.dtype[Any]]:
-    return {name: kind for name, (kind, *_) in (record.fields or {}).items()}
-
-
-def _dtype(fields: list[Any]) -> np.dtype[np.void]:
-    """What :func:`_fields` gave."""
-    *named, itemsize = fields
-    names, kinds, shapes, offsets = zip(*named, strict=True)
-    formats = [
-        (_dtype(kind) if isinstance(kind, list) else _scalar(kind), tuple(shape))
-        for kind, shape in zip(kinds, shapes, strict=True)
-    ]
-    return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": itemsize})
-
-
-def _scalar(code: str) -> np.dtype[Any]:
-    """Of a type's code; numpy would take far more, and read some of it as Python."""
-    if not re.fullmatch(r"[<>|][a-zA-Z]\d{1,9}", code):
-        raise ValueError(f"no type: {code!r}")
-    return np.dtype(code)
-
-
-def _record_shape(engine: Engine) -> tuple[int, ...]:
-    """Of a recurrent state."""
-    return engine.kernels.to_host(engine.buffers, np.zeros(0, np.int32)).shape[1:]
+def _migration(header: _Header, engine: Engine) -> Migration:
+    """From the states that are there to those of an engine of the same model."""
+    record, state = header.row["record"], header.row["state"]
+    kept = record[[name for name in record.names or () if name not in ("hash", "length", "name")]]
+    floats = math.prod(state.shape) if state.base == np.float32 else -1
+    return Migration(
+        schema_of(engine)._replace(made=header.made, record=kept, floats=floats), engine
+    )
 
 
 def _refuse_others(path: Path, header: _Header, engine: Engine) -> None:
@@ -440,7 +378,8 @@ def _pieces(path: Path, file: BufferedReader, header: _Header) -> Iterator[NDArr
 
 def _verify(path: Path, file: BufferedReader, header: _Header, engine: Engine) -> None:
     """Look at all of it before anything is changed."""
-    _refuse_settings(path, header.row, engine)
+    if misfit := _migration(header, engine).misfit:
+        raise _refused(path, f"made with other settings ({misfit})")
     widest, seen = engine.series.index.names.shape[1], np.zeros(header.slots, bool)
     for rows in _pieces(path, file, header):
         slots, lengths = rows["slot"], rows["record"]["length"]
@@ -455,35 +394,13 @@ def _verify(path: Path, file: BufferedReader, header: _Header, engine: Engine) -
 
 def _restore(path: Path, file: BufferedReader, header: _Header, engine: Engine) -> list[str]:
     """Bring all back; what begins anew."""
-    shape, anew = _record_shape(engine), _begin_anew(header, engine)
-    begun = {name: row for part in anew.values() for name, row in part.begun.items()}
-    skipped = {name for part in anew.values() for name in part.fields}
+    migration = _migration(header, engine)
     for rows in _pieces(path, file, header):
         slots, records = rows["slot"].astype(np.int32), rows["record"]
         engine.series.restore(records["name"], records["length"], slots)
-        for name, array in engine.series.state.items():
-            if name == "recent":
-                array[slots] = _ring(records, engine.history)
-            elif name in begun:
-                array[slots] = begun[name]
-            elif name not in skipped:
-                array[slots] = records[name]
-        states = np.ascontiguousarray(rows["state"]).reshape(len(rows), *shape)
-        engine.kernels.from_host(engine.buffers, slots, states)
+        migration.take_over(slots, records, rows["state"])
     engine.series.arrange()
-    return list(anew)
-
-
-def _ring(records: NDArray[np.void], history: int) -> NDArray[np.int64]:
-    """The latest ticks of some series, as many as there are to be: :class:`work.Recent`."""
-    found, count = records["recent"], records["recent_count"]
-    if found.shape[1] == history:
-        return found
-    ring, rows = np.zeros((len(found), history, found.shape[2]), np.int64), np.arange(len(found))
-    for back in range(1, min(history, found.shape[1]) + 1):
-        at = np.maximum(count - back, 0)
-        ring[rows, at % history] = found[rows, at % found.shape[1]]
-    return ring
+    return migration.lost
 
 
 def _put(temporary: Path, path: Path, keep: int) -> None:

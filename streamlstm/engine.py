@@ -15,9 +15,9 @@ that is computed since, and is cleared then; so it does not matter who had its s
 import importlib
 import importlib.util
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import MappingProxyType, ModuleType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numba.extending import register_jitable
@@ -53,17 +53,6 @@ Column = TypeVar("Column", bound=NDArray[Any])
 BACKENDS = ("cpu", "cuda", "auto")
 HISTORY = 32
 """Ticks kept of each series, unless it is said how many."""
-
-
-class Part(NamedTuple):
-    """A part of a series' state that can begin anew while the rest goes on."""
-
-    fields: tuple[str, ...]
-    """of the table, those of them that are there"""
-    made: list[Any]
-    """settings that it is made with, as JSON has them"""
-    begun: Mapping[str, NDArray[Any]]
-    """rows of those fields that are not all 0 where it begins"""
 
 
 class Engine:
@@ -307,42 +296,10 @@ class Engine:
         self.series.set_records(slots, records)
         self.kernels.from_host(self.buffers, slots, recurrent)
 
-    @property
-    def layout(self) -> tuple[object, ...]:
-        """What a state is of: another engine's can be taken over where this is the same."""
-        spec, state = self.model.spec, self.series.state
-        fields = [(name, array.dtype.str, array.shape[1:]) for name, array in state.items()]
-        named = [(each.name, each.role, each.scale > 0) for each in spec.roles]
-        grid = spec.step_ns, spec.season, spec.scaling.kind, *named
-        recurrent = spec.cell, spec.layers, spec.hidden, spec.window, self.work.told.shape[1]
-        return *self.coverages, *grid, *recurrent, *fields
-
-    @property
-    def parts(self) -> dict[str, Part]:
-        """What of a series' state can begin anew while the rest goes on, by what it is for."""
-        bands = self.work.intervals
-        coverages, steps = bands.coverages.tolist(), bands.steps.tolist()
-        learned, watched = adapt.Learned._fields, tuple(watch.watched_fields())
-        latest = tuple(name for name in Latest._fields if name != "kept")
-        issued = tuple(name for name in intervals.Bands._fields if name != "mean_scale")
-        nothing: Mapping[str, NDArray[Any]] = {}
-        return {
-            "intervals": Part(issued, [coverages, steps], intervals.begun_anew(bands)),
-            "usual scale": Part(("mean_scale",), [], nothing),
-            "corrections": Part(learned, self.work.lessons.steps.tolist(), nothing),
-            "watch": Part(watched, [coverages[:1], steps[:1]], nothing),
-            "latest prediction": Part(latest, coverages, nothing),
-        }
-
     def recent(self, slots: NDArray[np.int32]) -> Ticks:
         """The latest ticks of some series, one series after the other, each in order of time."""
-        kept, count = self.work.recent.recent[slots], self.work.recent.recent_count[slots]
-        many = np.minimum(count, self.history)
-        rank = np.arange(self.history)
-        which, back = np.nonzero(rank < many[:, None])
-        rows = kept[which, (count[which] - many[which] + back) % max(1, self.history)]
-        values = np.ascontiguousarray(rows[:, 1:]).view(np.float64)
-        return Ticks(slots[which], rows[:, 0].copy(), values, np.full(len(which), WARM))
+        recent = self.work.recent
+        return unroll(slots, recent.recent[slots], recent.recent_count[slots])
 
     def begin_with(
         self,
@@ -496,6 +453,20 @@ def latest_fields(spec: Spec, bands: intervals.Plan, telling: bool = False) -> F
         "latest": (np.float64, (1 + 2 * len(bands.coverages), spec.horizon, spec.targets)),
         "latest_quality": (np.float64, (len(watch.MEASURES) * telling,)),
     }
+
+
+def unroll(slots: NDArray[np.int32], rings: NDArray[np.int64], count: NDArray[np.int64]) -> Ticks:
+    """The latest ticks of some series, whose rings, (n, history, 1 + inputs), took so many, (n,).
+
+    One series after the other, each in order of time.
+    """
+    history = rings.shape[1]
+    many = np.minimum(count, history)
+    rank = np.arange(history)
+    which, back = np.nonzero(rank < many[:, None])
+    rows = rings[which, (count[which] - many[which] + back) % max(1, history)]
+    values = np.ascontiguousarray(rows[:, 1:]).view(np.float64)
+    return Ticks(slots[which], rows[:, 0].copy(), values, np.full(len(which), WARM))
 
 
 def _compact(column: Column) -> Column:

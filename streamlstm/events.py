@@ -13,9 +13,9 @@ from streamlstm.jit import njit
 from streamlstm.placed import placed
 from streamlstm.ticks import Names
 
-CREATE, EVICT, UNPARK = range(1, 4)
+CREATE, EVICT, UNPARK = 1, 2, 4
 """Kinds of event: a slot is given to a new series, taken from one, given to one that comes back
-with its state."""
+with its state. 3 was the last without its schema, in early versions."""
 
 GONE, NEW, BACK = np.uint8(1), np.uint8(2), np.uint8(4)
 """Marks of a slot: taken from the series that had it; given to one; to one with a state."""
@@ -63,7 +63,7 @@ class Event(NamedTuple):
     name: bytes
     """of the series; empty of one that went"""
     state: bytes
-    """of a series that came back: its record's part, then its recurrent state"""
+    """of a series that came back: u64 id of its schema, its record's part, its recurrent state"""
 
 
 def no_events() -> Events:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from streamlstm.engine import Engine
 from streamlstm.model import ModelError
+from streamlstm.state_schema import schema_of
 from streamlstm.ticks import Ticks
 
 
@@ -40,7 +41,7 @@ class Handover:
                 " start a daemon of its own for it"
             )
         self.old, self.new = old, new
-        self.keeps, self.lost = old.layout == new.layout, False
+        self.keeps, self.lost = schema_of(old) == schema_of(new), False
         self._next = 0
 
     @property

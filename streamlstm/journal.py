@@ -37,7 +37,7 @@ from streamlstm.appending import (
     Log,
 )
 from streamlstm.files import sync_folder
-from streamlstm.placed import placed
+from streamlstm.placed import placed, rewrite
 from streamlstm.segments import (
     FORMAT,
     HEAD,
@@ -93,6 +93,7 @@ class Journal:
         fsync_interval: float = 0.1,
         segment_bytes: int = 64 << 20,
         state_bytes: int = 0,
+        schema: int = 0,
         first: int,
     ) -> None:
         """Open a fresh segment for entries from number ``first`` on.
@@ -111,6 +112,7 @@ class Journal:
             fsync_interval: seconds.
             segment_bytes: of each; more where one entry needs more.
             state_bytes: of a series that comes back, its recurrent state included.
+            schema: id of what such states are of.
             first: 1 more than the number of the last entry read.
 
         Raises:
@@ -121,7 +123,7 @@ class Journal:
             raise ValueError(f"no journal with {durability = }, {model = }, {policies = }")
         told = 11 + max_key
         self._but_for_states = HEAD + max_batch * (13 + 8 * inputs + told) + told + 8
-        longest = self._but_for_states + state_bytes
+        longest = self._but_for_states + 8 + state_bytes
         size = -(-max(segment_bytes, HEADER + longest) // PAGE) * PAGE
         self.folder, self._inputs, self.model, self._policies = folder, inputs, model, policies
         self._lock, self._over = threading.Lock(), threading.Event()
@@ -132,7 +134,7 @@ class Journal:
         state[[NEXT, RETIRED]] = -1
         strict = durability == "strict"
         room, time = np.zeros(longest, np.uint8), np.zeros(2, np.int64)
-        self.log = placed(Log(state, seeds, room, time, size, inputs, strict))
+        self.log = placed(Log(state, seeds, room, time, size, inputs, strict, np.uint64(schema)))
         self._folder = _open_folder(folder)
         try:
             state[SEGMENT] = _tidy(folder) + 1
@@ -169,10 +171,11 @@ class Journal:
             self._thread.join()
             self._begin()
 
-    def adopt(self, model: str, state_bytes: int) -> None:
+    def adopt(self, model: str, state_bytes: int, schema: int) -> None:
         """Another model steps what is appended from now on; ``log`` may be another one then."""
         self.model = model
-        longest = self._but_for_states + state_bytes
+        rewrite(self.log, schema=np.uint64(schema))
+        longest = self._but_for_states + 8 + state_bytes
         if longest > len(self.log.buffer):
             size = max(self.log.size, -(-(HEADER + longest) // PAGE) * PAGE)
             buffer = np.zeros(longest, np.uint8)

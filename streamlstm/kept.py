@@ -24,6 +24,7 @@ from streamlstm.parking import Parking
 from streamlstm.policies import Policies
 from streamlstm.replay import replay
 from streamlstm.segments import JournalError
+from streamlstm.state_schema import schema_of
 
 _SPACE, _FILES = "free some space", "raise the limit of open files (LimitNOFILE=)"
 _MENDS = {
@@ -88,6 +89,7 @@ class Kept:
         self._take_over()
         engine = self.engine
         if asked.durability != "off":
+            schema = schema_of(engine)
             self.journal = Journal(
                 folder,
                 inputs=engine.model.spec.inputs,
@@ -98,7 +100,8 @@ class Kept:
                 durability=asked.durability,
                 fsync_interval=asked.fsync_interval,
                 segment_bytes=asked.segment_bytes,
-                state_bytes=_state_bytes(engine),
+                state_bytes=schema.bytes,
+                schema=schema.id,
                 first=found.last + 1,
             )
 
@@ -140,7 +143,8 @@ class Kept:
         if self.parking:
             self.parking.adopt(engine)
         if self.journal:
-            self.journal.adopt(engine.model.id, _state_bytes(engine))
+            schema = schema_of(engine)
+            self.journal.adopt(engine.model.id, schema.bytes, schema.id)
 
     def begin_saving(self, engine: Engine, tell: Callable[[], object]) -> Saving | None:
         """A checkpoint of the engine that is about to be adopted; None where none is to be.
@@ -395,11 +399,6 @@ def fault_of(error: OSError, path: Path) -> str:
     """One line about what could not be written at that path, or beside it, with the mend."""
     mend = _MENDS.get(error.errno or 0, "choose a folder that this user may write to")
     return f"{error.filename or path}: {error.strerror}; {mend}"
-
-
-def _state_bytes(engine: Engine) -> int:
-    """Of a series, its recurrent state included."""
-    return sum(array.nbytes for array in engine.records(np.zeros(1, np.int32)))
 
 
 def journal_of(checkpoint: Path) -> Path:

@@ -264,7 +264,7 @@ class Loop:
         for part in arrivals.parts(queue.batch):
             oldest = _oldest(queue, begun)
             if self._parking:
-                self._parking.make_way(self.engine, part, begun, oldest)
+                self._parking.make_way(part, begun, oldest)
             add(queue, place(work, part, queue.ticks, make_room(queue), begun, oldest), begun)
 
     def step(self) -> None:
@@ -323,7 +323,7 @@ class Loop:
             return False
         oldest = min(before, _oldest(self.pending.queue, WAITING))
         slots = self.engine.series.longest_idle(MOST_EVICTED, oldest)
-        if self._parking and not self._parking.park(self.engine, slots):
+        if self._parking and not self._parking.park(slots):
             return False
         self.engine.series.release(slots, IDLE)
         return len(slots) == MOST_EVICTED

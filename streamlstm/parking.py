@@ -8,6 +8,7 @@ in one of both. Who has a slot is never looked for here.
 """
 
 import hashlib
+import logging
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -16,23 +17,22 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from streamlstm import logs
 from streamlstm.admission import FIRST, MESSAGE, UNKNOWN, meet
 from streamlstm.engine import Engine
 from streamlstm.index import FULL
-from streamlstm.ticks import WARM, Arrivals, Ticks
+from streamlstm.state_schema import Migration, Schema, schema_of
+from streamlstm.ticks import Arrivals
 
-FORMAT = 2
+FORMAT = 3
 
-_SCHEMA = """
+_PARKED = """
 CREATE TABLE IF NOT EXISTS parked (
-    key BLOB PRIMARY KEY, of BLOB NOT NULL, state BLOB NOT NULL, recurrent BLOB NOT NULL,
-    recent BLOB NOT NULL, checksum BLOB NOT NULL
+    key BLOB PRIMARY KEY, of BLOB NOT NULL, state BLOB NOT NULL, checksum BLOB NOT NULL
 ) WITHOUT ROWID
 """
-
-
-_HEAD = 3
-"""Words before the latest ticks."""
+_SCHEMAS = "CREATE TABLE IF NOT EXISTS schemas (id BLOB PRIMARY KEY, text TEXT NOT NULL)"
+"""What states are of, each row of ``parked`` by its id; none is ever taken out."""
 _HEADER, _VERSION_AT = 100, 60
 """Bytes of an SQLite file's header, and where in it user_version is: what is not yet in the file
 itself, but in its write-ahead log, is 0 there."""
@@ -92,7 +92,6 @@ class Parking:
         self.path, self._evict = path, evict
         self.parked = self.returned = self.refused = self.failures = 0
         self.problem = ""
-        self.adopt(engine)
         try:
             os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
             self._file = sqlite3.connect(path, timeout=0, isolation_level=None)
@@ -105,7 +104,8 @@ class Parking:
             self._file.execute("PRAGMA journal_mode = WAL")
             self._file.execute("PRAGMA synchronous = FULL")  # what is committed is on disk
             self._file.execute("BEGIN EXCLUSIVE")
-            self._file.execute(_SCHEMA)
+            self._file.execute(_PARKED)
+            self._file.execute(_SCHEMAS)
             self._file.execute(f"PRAGMA user_version = {FORMAT}")
             self._file.execute("COMMIT")
         except ParkingError:
@@ -116,6 +116,7 @@ class Parking:
             mend = "stop the other process" if "locked" in str(error) else "move it away"
             why = " ".join(str(error).split())  # it may quote what is damaged
             raise ParkingError(f"{path}: parking: {why}; {mend}") from error
+        self.adopt(engine)
 
     @property
     def rows(self) -> int:
@@ -128,23 +129,36 @@ class Parking:
 
     def adopt(self, engine: Engine) -> None:
         """Take states as this engine has them from now on."""
-        self._of = hashlib.blake2b(repr(engine.layout).encode(), digest_size=16).digest()
+        self._engine, self._schema = engine, schema_of(engine)
+        self._of = self._schema.id
+        self._migrations: dict[int, Migration] = {}
+        try:
+            self._file.execute(*self._say_schema)
+        except _UNUSABLE as error:
+            self._fail(error)
 
-    def park(self, engine: Engine, slots: NDArray[np.int32]) -> bool:
+    @property
+    def _say_schema(self) -> tuple[str, tuple[bytes, str]]:
+        """What is to be executed before anything has a state of this schema."""
+        row = _id(self._of), self._schema.to_text()
+        return "INSERT OR IGNORE INTO schemas VALUES (?, ?)", row
+
+    def park(self, slots: NDArray[np.int32]) -> bool:
         """Write the state of some series; False where they cannot, and must not be evicted."""
+        engine = self._engine
         slots = slots[engine.moved(slots)]
         if not len(slots):
             return True
-        keys, recents = engine.series.keys(slots), _recent(engine, slots)
-        parts = zip(keys, *engine.records(slots), recents, strict=True)
+        parts = zip(engine.series.keys(slots), *engine.records(slots), strict=True)
         rows = [
-            (key, self._of, state.tobytes(), recurrent.tobytes(), recent)
-            for key, state, recurrent, recent in parts
+            (key, _id(self._of), record.tobytes() + recurrent.tobytes())
+            for key, record, recurrent in parts
         ]
         try:
             self._file.execute("BEGIN")
+            self._file.execute(*self._say_schema)
             self._file.executemany(
-                "REPLACE INTO parked VALUES (?, ?, ?, ?, ?, ?)",
+                "REPLACE INTO parked VALUES (?, ?, ?, ?)",
                 ((*row, _sum(*row)) for row in rows),
             )
             self._file.execute("COMMIT")
@@ -163,12 +177,13 @@ class Parking:
         except _UNUSABLE as error:
             self._fail(error)
 
-    def make_way(self, engine: Engine, arrivals: Arrivals, now: int, oldest: int) -> None:
+    def make_way(self, arrivals: Arrivals, now: int, oldest: int) -> None:
         """Bring back those of these series that are parked, and park others to make room for all.
 
         Whoever is then still unknown is new, or too many. ``now`` and ``oldest`` are as for
         :func:`streamlstm.admission.place`, which is to follow.
         """
+        engine = self._engine
         meet(engine.work, arrivals, now)
         found = engine.work.found[: len(arrivals.ts)]
         rows = np.flatnonzero((found == UNKNOWN) | (found == MESSAGE) | (found <= FIRST)).tolist()
@@ -179,57 +194,79 @@ class Parking:
         for row in rows:
             key = arrivals.keys.data[begin[row] : end[row]].tobytes()
             unknown[key] = unknown.get(key, False) or found[row] == UNKNOWN
-        parked = dict(self._fetch(engine, list(unknown)))
+        parked = dict(self._fetch(list(unknown)))
         wanted = sum(begins or key in parked for key, begins in unknown.items())
-        self._make_room(engine, wanted, oldest)
-        for key, (of, *state, recent) in parked.items():
+        self._make_room(wanted, oldest)
+        for key, (of, state) in parked.items():
             if (slot := engine.bring_back(key, now)) is None:
                 break
-            if of == self._of:
-                engine.set_records(slot, *_records_of(engine, *state))
-            else:  # of a model of another shape
-                engine.begin_with(slot, *_ticks_of(slot, recent))
+            self.take_back(slot, of, state)
             engine.tell_state(slot)
             self.returned += 1
 
-    def _make_room(self, engine: Engine, wanted: int, oldest: int) -> None:
-        series = engine.series
+    def take_back(self, slot: NDArray[np.int32], of: int, state: bytes) -> None:
+        """Give a series just begun, (1,), a state that some engine kept, as far as it goes.
+
+        Args:
+            slot: of the series.
+            of: id of the state's schema.
+            state: as it was kept.
+
+        Raises:
+            ValueError: it is of no schema that is known here, or not what it is said to be.
+        """
+        if of not in self._migrations:
+            self._migrations[of] = Migration(self._read_schema(of), self._engine)
+            if lost := self._migrations[of].lost:
+                why = "parked with other settings"
+                logs.event(logging.WARNING, "begins anew", what=", ".join(lost), because=why)
+        self._migrations[of].take_back(slot, state)
+
+    def _make_room(self, wanted: int, oldest: int) -> None:
+        series = self._engine.series
         lacking = wanted - (series.capacity - series.active)
         if lacking > 0 and self._evict:
             slots = series.longest_idle(lacking, oldest)
-            if self.park(engine, slots):
+            if self.park(slots):
                 series.release(slots, FULL)
 
-    def _fetch(
-        self, engine: Engine, keys: list[bytes]
-    ) -> Iterator[tuple[bytes, tuple[bytes, bytes, bytes, bytes]]]:
-        """Those of the keys that are parked: what their state is of, it, and their latest ticks."""
+    def _fetch(self, keys: list[bytes]) -> Iterator[tuple[bytes, tuple[int, bytes]]]:
+        """Those of the keys that are parked: the id of their state's schema, and it."""
         for key in keys:
             try:
                 row = self._file.execute("SELECT * FROM parked WHERE key = ?", (key,)).fetchone()
+                if row is None:
+                    continue
+                sound = all(isinstance(part, bytes) for part in row) and _sum(*row[:-1]) == row[-1]
+                if not (sound and row[0] == key):
+                    raise ValueError("checksums differ")
+                of = int.from_bytes(row[1], "little")
+                if len(row[2]) != self._read_schema(of).bytes:
+                    raise ValueError("other length")
             except _UNUSABLE as error:
                 self._fail(error)
                 self.refused += 1
-                continue
-            if row is None:
-                continue
-            if not (self._is_sound(engine, row) and row[0] == key):
+            except ValueError:
                 self.refused += 1
                 self.problem = f"{self.path}: {key!r} was parked and is damaged"
-                continue
-            yield key, row[1:-1]
+            else:
+                yield key, (of, row[2])
 
-    def _is_sound(self, engine: Engine, row: tuple[bytes, ...]) -> bool:
-        if not all(isinstance(part, bytes) for part in row) or _sum(*row[:-1]) != row[-1]:
-            return False
-        _, of, state, recurrent, recent, _ = row
-        sizes = [each.nbytes for each in engine.records(np.zeros(1, np.int32))]
-        inputs = engine.model.spec.inputs
-        return (
-            (of != self._of or [len(state), len(recurrent)] == sizes)
-            and recent[: 8 * _HEAD][-8:] == np.int64(inputs).tobytes()
-            and (len(recent) // 8 - _HEAD) % (1 + inputs) == len(recent) % 8 == 0
-        )
+    def _read_schema(self, of: int) -> Schema:
+        """One that states are of, by its id.
+
+        Raises:
+            ValueError: there is none, or it is damaged.
+        """
+        if of == self._of:
+            return self._schema
+        if of in self._migrations:
+            return self._migrations[of].found
+        row = self._file.execute("SELECT text FROM schemas WHERE id = ?", (_id(of),)).fetchone()
+        found = Schema.from_text(row[0]) if row else None
+        if found is None or found.id != of:
+            raise ValueError("no such schema")
+        return found
 
     def _fail(self, error: Exception) -> None:
         self.failures += 1
@@ -238,36 +275,8 @@ class Parking:
             self._file.execute("ROLLBACK")
 
 
-def _recent(engine: Engine, slots: NDArray[np.int32]) -> Iterator[bytes]:
-    """Of each series predictions made, when it was heard, values a tick, and its latest ticks."""
-    ticks, inputs = engine.recent(slots), engine.model.spec.inputs
-    words = np.column_stack((ticks.ts, ticks.values.view(np.int64)))
-    ends = np.cumsum(np.minimum(engine.work.recent.recent_count[slots], engine.history))
-    seqs, heard = engine.work.seq[slots], engine.work.clock.heard[slots]
-    for seq, at, each in zip(seqs, heard, np.split(words, ends[:-1]), strict=True):
-        yield np.array([seq, at, inputs], np.int64).tobytes() + each.tobytes()
-
-
-def _records_of(
-    engine: Engine, state: bytes, recurrent: bytes
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """What :meth:`Engine.records` gave, rows of one."""
-    states, recurrents = engine.records(np.zeros(1, np.int32))
-    return (
-        np.frombuffer(bytearray(state), np.uint8).reshape(states.shape),
-        np.frombuffer(bytearray(recurrent), np.float32).reshape(recurrents.shape),
-    )
-
-
-def _ticks_of(
-    slot: NDArray[np.int32], recent: bytes
-) -> tuple[NDArray[np.int64], NDArray[np.int64], Ticks]:
-    """What :func:`_recent` gave, as :meth:`Engine.begin_with` takes it."""
-    words = np.frombuffer(bytearray(recent), np.int64)
-    head, rows = words[:_HEAD], words[_HEAD:].reshape(-1, 1 + int(words[2]))
-    values, flags = rows[:, 1:].copy().view(np.float64), np.full(len(rows), WARM)
-    ticks = Ticks(np.repeat(slot, len(rows)), rows[:, 0].copy(), values, flags)
-    return head[:1], head[1:2], ticks
+def _id(schema: int) -> bytes:
+    return schema.to_bytes(8, "little")
 
 
 def _sum(*parts: bytes) -> bytes:

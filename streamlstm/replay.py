@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from streamlstm.engine import Engine
 from streamlstm.events import CREATE, EVICT, UNPARK, Event
@@ -11,6 +12,7 @@ from streamlstm.index import STARTED
 from streamlstm.parking import Parking
 from streamlstm.policies import Policies
 from streamlstm.segments import Found, JournalError, read
+from streamlstm.state_schema import Migration, schema_of
 from streamlstm.ticks import Forecasts, rows_of
 
 
@@ -49,7 +51,7 @@ def replay(
             _judge_by(engine, folder, entry.policies)
             judged_by = entry.policies
         for event in entry.events:
-            _apply(engine, folder, event, ended)
+            _apply(engine, folder, event, ended, parking)
         if not (entry.ticks.slot.view(np.uint32) < engine.series.capacity).all():
             raise _refused(
                 folder, f"of more than max_series = {engine.series.capacity}", "raise it"
@@ -78,7 +80,13 @@ def _judge_by(engine: Engine, folder: Path, policies: str) -> None:
         raise _refused(folder, "of a version with other policies") from error
 
 
-def _apply(engine: Engine, folder: Path, event: Event, ended: dict[bytes, int]) -> None:
+def _apply(
+    engine: Engine,
+    folder: Path,
+    event: Event,
+    ended: dict[bytes, int],
+    parking: Parking | None,
+) -> None:
     """Do what was done to a slot; ``ended`` are series whose parked state is of no use."""
     series, slots = engine.series, np.array([event.slot], np.int32)
     if event.kind not in (CREATE, EVICT, UNPARK):
@@ -99,13 +107,28 @@ def _apply(engine: Engine, folder: Path, event: Event, ended: dict[bytes, int]) 
         ended[event.name] = -1
     if event.kind == UNPARK:
         ended.pop(event.name, None)
-        records, recurrent = engine.records(slots)
-        if len(event.state) != records.nbytes + recurrent.nbytes:
-            raise _refused(folder, "of series parked with other settings", "start once with those")
-        state = np.frombuffer(event.state, np.uint8)
-        cut = records.nbytes
-        recurrent = state[cut:].view(np.float32).reshape(recurrent.shape)
-        engine.set_records(slots, state[:cut].reshape(records.shape), recurrent)
+        _take_back(engine, folder, slots, event.state, parking)
+
+
+def _take_back(
+    engine: Engine,
+    folder: Path,
+    slot: NDArray[np.int32],
+    told: bytes,
+    parking: Parking | None,
+) -> None:
+    """Give a series the state that it came back with."""
+    of, state, own = int.from_bytes(told[:8], "little"), told[8:], schema_of(engine)
+    try:
+        if of == own.id:
+            Migration(own, engine).take_back(slot, state)
+        elif parking:
+            parking.take_back(slot, of, state)
+        else:
+            raise ValueError("it is not known of what it is")
+    except ValueError as error:
+        mend = "start once with engine.parking as it was"
+        raise _refused(folder, "of series parked with other settings", mend) from error
 
 
 def _end(engine: Engine, ended: dict[bytes, int], parking: Parking | None) -> None:

@@ -13,7 +13,8 @@ Entry, a multiple of 8 bytes: u64 SipHash-1-3 of all the rest of it; u32 its len
 number; u64 number up to which all was known to be on disk when this was written; i64 now; u32
 events, bytes of their names, bytes of their states, 0. Then columns: of the ticks ts i64, values
 f64 (ticks, inputs), slot i32; of the events slot i32, bytes of state u32, bytes of name u16, kind
-u8; of the ticks flags u8; names; states. All events come before the ticks.
+u8; of the ticks flags u8; names; states, each with the id of its schema, u64, before it. All events
+come before the ticks.
 
 Numbers count from 1 without a gap. What says that an entry is missing or damaged, and not merely
 torn off by a crash, is a later entry by which it was on disk.

@@ -111,7 +111,7 @@ def recover(model: Path, state: Path, parked: Path | None = None) -> Engine:
         parking, names = Parking(parked, engine), Keys.of(NAMES)
         messages = np.full((len(NAMES), 1), np.nan), np.full(len(NAMES), END)
         arrivals = Arrivals(names, np.zeros(len(NAMES), np.int64), *messages)
-        parking.make_way(engine, arrivals, 0, 0)
+        parking.make_way(arrivals, 0, 0)
         assert (parking.refused, parking.failures) == (0, 0)
         parking.close()
     return engine

@@ -18,6 +18,7 @@ from streamlstm.copy_on_write import NOTHING, sweep
 from streamlstm.engine import Engine
 from streamlstm.hashing import checksum
 from streamlstm.model import load_model
+from streamlstm.state_schema import parts
 from streamlstm.ticks import WARM, Keys, Ticks
 from streamlstm.wire.peer import encode_tick
 from tests.daemon import Client, eventually, start
@@ -223,7 +224,7 @@ def test_what_is_made_with_other_settings_begins_anew(
     restored = checkpoint.load(other, tmp_path / "c")
     assert restored is not None
     assert restored.anew == anew
-    began = {field for name in anew for field in other.parts[name].fields}
+    began = {field for name in anew for field in parts(other)[name].fields}
     ours, theirs = everything(other), everything(engine)
     assert all(ours[name] == theirs[name] for name in ours if name not in began)
     # history teaches intervals nothing where the model brings some: they are as in the beginning

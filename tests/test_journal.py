@@ -33,6 +33,8 @@ from streamlstm.segments import Entry, Found, JournalError, read, tail
 from streamlstm.ticks import Names, Ticks
 
 NONE = no_events()
+SCHEMA = 0xFEDCBA9876543210
+"""Id of what the states are of."""
 HEADER = 4096
 
 
@@ -77,7 +79,8 @@ def told_of(events: Events, slot: int, mark: int) -> Event:
     if mark == NEW:
         return Event(CREATE, slot, name, b"")
     record = events.records[slot, events.begin : events.end]
-    return Event(UNPARK, slot, name, record.tobytes() + events.recurrent[slot].tobytes())
+    state = SCHEMA.to_bytes(8, "little") + record.tobytes() + events.recurrent[slot].tobytes()
+    return Event(UNPARK, slot, name, state)
 
 
 def change(events: Events, marks: dict[int, list[int]]) -> list[Event]:
@@ -145,7 +148,7 @@ def test_what_was_appended_is_read_back(
     durability: Durability,
 ) -> None:
     folder = tmp_path_factory.mktemp("journal") / "made"
-    journal = opened(folder, inputs=inputs, durability=durability, state_bytes=1000)
+    journal = opened(folder, inputs=inputs, durability=durability, state_bytes=1000, schema=SCHEMA)
     events, told = eventful(31), []
     for k, (n, marks) in enumerate(batches):
         told.append(change(events, marks))
@@ -203,7 +206,8 @@ def test_an_entry_that_a_segment_less_than_half_full_cannot_hold_gets_the_next(
 
 
 def test_more_events_than_an_entry_holds_are_told_before_it(tmp_path: Path) -> None:
-    journal, events = opened(tmp_path, segment_bytes=1 << 15, state_bytes=44), eventful(1000)
+    journal = opened(tmp_path, segment_bytes=1 << 15, state_bytes=44, schema=SCHEMA)
+    events = eventful(1000)
     every = [[GONE], [GONE, NEW], [NEW], [GONE, NEW | BACK], [NEW | BACK]]
     told = change(events, {slot: every[slot % 5] for slot in range(1000)})
     errors = set()

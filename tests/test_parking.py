@@ -34,7 +34,7 @@ def arrivals(names: list[bytes], tick: int, flags: int = 0) -> Arrivals:
 def stepped(engine: Engine, parking: Parking | None, part: Arrivals, now: int) -> Ticks:
     """As the loop does it; the ticks that were placed."""
     if parking:
-        parking.make_way(engine, part, now, now)
+        parking.make_way(part, now, now)
     room = Ticks.room(len(part.ts), 1)
     ticks = rows_of(room, 0, place(engine.work, part, room, 0, now, now))
     engine.step(ticks, now)
@@ -84,13 +84,13 @@ def test_evicted_and_back_is_as_never_evicted(
     for key, state in state_of(few).items():
         assert never[key] == state
     for name in never:  # whoever is parked, one after the other
-        parking.make_way(few, arrivals([name], 0), 1000, 1000)
+        parking.make_way(arrivals([name], 0), 1000, 1000)
         place(few.work, arrivals([name], 0), Ticks.room(1, 1), 0, 1000, 1000)
         assert state_of(few)[name] == never[name]
         few.series.release(few.series.lookup(Keys.of([name])))
     assert parking.refused == parking.failures == 0
     before = few.series.started
-    parking.make_way(few, arrivals([b"nobody"], 0), 1001, 1001)
+    parking.make_way(arrivals([b"nobody"], 0), 1001, 1001)
     assert few.series.started == before
     parking.close()
 
@@ -101,7 +101,7 @@ def parked(path: Path, **options: object) -> None:
     parking = Parking(path, engine)
     for tick in range(5):
         stepped(engine, parking, arrivals([b"a", b"b", b"c"], tick), tick + 1)
-    assert parking.park(engine, engine.series.slots)
+    assert parking.park(engine.series.slots)
     assert (parking.parked, parking.rows) == (3, 3)
     parking.close()
 
@@ -137,10 +137,10 @@ def test_whoever_ended_does_not_come_back(tmp_path: Path) -> None:
     assert [back(tmp_path / "p", name)[1] for name in (b"a", b"b", b"c")] == [6, 1, 1]
 
 
-@pytest.mark.parametrize("column", ["state", "recurrent", "checksum"])
+@pytest.mark.parametrize("column", ["of", "state", "checksum"])
 def test_a_damaged_row_is_refused_and_the_series_starts_anew(tmp_path: Path, column: str) -> None:
     parked(tmp_path / "p")
-    for at in (0, 15):
+    for at in (0, 7):
         with contextlib.closing(sqlite3.connect(tmp_path / "p")) as file:
             ((value,),) = file.execute(f"SELECT {column} FROM parked WHERE key = ?", (b"a",))
             hurt = bytearray(value)
@@ -171,6 +171,31 @@ def test_one_of_another_shape_begins_from_the_latest_ticks(tmp_path: Path) -> No
     stepped(fresh, None, arrivals([b"a"], 9), 10)
     fresh.work.seq[fresh.series.slots] += 5
     assert state_of(engine)[b"a"] == state_of(fresh)[b"a"]
+
+
+@pytest.mark.parametrize(
+    ("options", "anew"),
+    [({"coverage": 0.8}, "intervals, watch"), ({"learning": False}, ""), ({"history": 9}, "")],
+)
+def test_with_other_settings_all_goes_on_that_does_not_hang_on_them(
+    tmp_path: Path, options: dict[str, object], anew: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    parked(tmp_path / "p")
+    engine, same = opened(**options), opened()
+    for each in (engine, same):
+        parking, seen = back(tmp_path / "p", b"a", each)
+        back(tmp_path / "p", b"b", each)
+        assert (seen, parking.refused, parking.returned) == (6, 0, 1)
+    said = [record.getMessage() for record in caplog.records if "anew" in record.getMessage()]
+    assert len(said) == (1 if anew else 0) * 2  # once for each time that it was opened
+    assert all(f'what="{anew}"' in line for line in said)
+    for field in ("seq", "seen", "past", "loc", "expected"):
+        ours, theirs = engine.series.state[field][:2], same.series.state[field][:2]
+        np.testing.assert_array_equal(ours, theirs)
+    both = np.arange(2, dtype=np.int32)
+    np.testing.assert_array_equal(engine.records(both)[1], same.records(both)[1])
+    for ours, theirs in zip(engine.recent(both), same.recent(both), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_where_none_can_be_parked_none_is_evicted(tmp_path: Path) -> None:
@@ -230,9 +255,9 @@ def test_a_file_that_cannot_be_used_is_told_in_one_line(tmp_path: Path) -> None:
     parking.close()
     with contextlib.closing(sqlite3.connect(tmp_path / "p")) as file:
         file.execute("PRAGMA user_version = 9")
-    with pytest.raises(ParkingError, match="of format 9, this version reads 2"):
+    with pytest.raises(ParkingError, match="of format 9, this version reads 3"):
         Parking(tmp_path / "p", engine)
-    with pytest.raises(ParkingError, match="of format 9, this version reads 2"):
+    with pytest.raises(ParkingError, match="of format 9, this version reads 3"):
         look(tmp_path / "p")
     look(tmp_path / "none")
     assert not (tmp_path / "none").exists()

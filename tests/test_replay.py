@@ -16,12 +16,14 @@ import pytest
 from streamlstm import checkpoint
 from streamlstm.appending import append
 from streamlstm.engine import Engine, events
+from streamlstm.events import CREATE, EVICT, UNPARK
 from streamlstm.journal import Journal
 from streamlstm.loop import _step
 from streamlstm.model import load_model
 from streamlstm.parking import Parking
 from streamlstm.replay import replay
 from streamlstm.segments import JournalError, read
+from streamlstm.state_schema import parts, schema_of
 from streamlstm.ticks import END, RESET, WARM, Arrivals, Keys, Ticks, rows_of
 from streamlstm.wire.peer import encode_tick
 from tests.daemon import Client, Daemon, eventually, start
@@ -327,7 +329,7 @@ def written(folder: Path, engine: Engine, first: int = 1) -> Journal:
     return Journal(
         folder, inputs=1, max_batch=engine.max_batch, max_key=64, model=engine.model.id,
         durability="interval", segment_bytes=1 << 22, first=first,
-        state_bytes=sum(array.nbytes for array in engine.records(np.zeros(1, np.int32))),
+        state_bytes=schema_of(engine).bytes, schema=schema_of(engine).id,
     )  # fmt: skip
 
 
@@ -397,7 +399,7 @@ def test_whatever_became_of_slots_becomes_of_them_again(
             rows = set(parking._file.execute("SELECT key, checksum FROM parked"))
             parking.close()
         kinds = {event.kind for entry in read(tmp_path / "j", 0) for event in entry.events}
-        assert kinds == {1, 2, 3} if parks else {1, 2}
+        assert kinds == {CREATE, EVICT, UNPARK} if parks else {CREATE, EVICT}
         live = kept(engine)
     for saved in (None, tmp_path / "c"):
         again = Engine(MODEL, max_series=5, max_batch=4)
@@ -410,6 +412,52 @@ def test_whatever_became_of_slots_becomes_of_them_again(
         if parking:
             assert set(parking._file.execute("SELECT key, checksum FROM parked")) == rows
             parking.close()
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "lost"),
+    [
+        ({}, {}, set()),
+        ({"coverage": 0.8}, {"coverage": 0.9}, {"intervals", "watch"}),  # of as many bytes
+        ({}, {"coverage": (0.9, 0.5)}, {"intervals"}),
+        ({"learning": False}, {}, {"corrections"}),
+        ({"history": 3}, {"history": 7}, set()),
+        ({}, {"keep_latest": True, "telling": True}, {"latest prediction"}),
+    ],
+)
+def test_series_that_came_back_go_on_with_other_settings(
+    tmp_path: Path, before: dict[str, Any], now: dict[str, Any], lost: set[str]
+) -> None:
+    """Killed, and started with other settings: their state is in the journal alone."""
+
+    engine = Engine(MODEL, max_series=2, ordered=True, **before)
+    journal, parking = written(tmp_path / "j", engine), Parking(tmp_path / "parked", engine)
+    for hour in range(40):
+        name, value = [b"abc"[hour % 3 : hour % 3 + 1]], np.array([[hour % 7.0]])
+        part = Arrivals(Keys.of(name), np.array([hour * HOUR]), value, np.zeros(1, np.uint8))
+        parking.make_way(part, hour + 1, hour + 1)
+        placed = engine.place(part)
+        assert append(journal.log, placed, events(engine.work), hour) == 0
+        engine.step(placed, hour)
+    journal.close()
+    parking.close()
+    assert parking.returned > 30
+    again = Engine(MODEL, max_series=2, ordered=True, **now)
+    parking = Parking(tmp_path / "parked", again)
+    replay(again, tmp_path / "j", 0, parking)
+    parking.close()
+    if schema_of(again) != schema_of(engine):
+        with pytest.raises(JournalError, match=r"other settings; start once with engine\.parking"):
+            replay(Engine(MODEL, max_series=2, ordered=True, **now), tmp_path / "j", 0)
+    assert again.series.keys(again.series.slots) == engine.series.keys(engine.series.slots)
+    began = {field for name in lost for field in parts(again)[name].fields}
+    ours, theirs, both = again.series.state, engine.series.state, engine.series.slots
+    for field in ours.keys() - began - {"recent"}:
+        np.testing.assert_array_equal(ours[field][both], theirs[field][both], err_msg=field)
+    np.testing.assert_array_equal(again.records(both)[1], engine.records(both)[1])
+    for mine, its in zip(again.recent(both[:1]), engine.recent(both[:1]), strict=True):
+        few = min(len(mine), len(its))
+        np.testing.assert_array_equal(mine[-few:], its[-few:])
 
 
 @pytest.mark.parametrize(
