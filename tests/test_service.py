@@ -288,10 +288,12 @@ def test_a_new_series_takes_the_place_of_the_longest_idle_if_asked(
         eventually(lambda: 'series evicted reason="full"' in daemon.log)
 
 
+@pytest.mark.parametrize("changed", [False, True])
 @pytest.mark.parametrize("killed", [False, True])
 def test_an_idle_series_is_parked_and_comes_back_as_if_it_had_never_been_away(
-    model: Path, tmp_path: Path, killed: bool
+    model: Path, tmp_path: Path, killed: bool, changed: bool
 ) -> None:
+    """Be it with another coverage: then the interval alone begins anew."""
     ticks = walk([f"s{i}" for i in range(20)], 8)
     wanted, found = expected(model, ticks), []
     options = {
@@ -300,6 +302,8 @@ def test_an_idle_series_is_parked_and_comes_back_as_if_it_had_never_been_away(
         "journal__durability": "strict",
     }  # fmt: skip
     for part in range(2):
+        if changed and part:
+            options["interval__coverage"] = 0.8
         with start(tmp_path, model, **options) as daemon, Client(daemon) as client:
             for begin in range(80 * part, 80 * part + 80, 40):
                 for name, hour, value in ticks[begin : begin + 40]:
@@ -318,7 +322,11 @@ def test_an_idle_series_is_parked_and_comes_back_as_if_it_had_never_been_away(
                 os.kill(daemon.process.pid, signal.SIGKILL)
             else:
                 assert daemon.stop() == 0
-    assert [{key: each[key] for key in wanted[0]} for each in found] == wanted
+            assert ("parked with other settings" in daemon.log) == (changed and part > 0)
+    keys = wanted[0].keys() - ({"lower", "upper"} if changed else set())
+    assert [[each[key] for key in keys] for each in found] == [
+        [each[key] for key in keys] for each in wanted
+    ]
 
 
 def test_many_more_keys_than_there_is_room_for(model: Path, tmp_path: Path) -> None:
