@@ -1,7 +1,8 @@
-"""What files need beside their contents to outlive a crash."""
+"""What files need beside their contents to outlive a crash, and other processes."""
 
 import contextlib
 import errno
+import fcntl
 import os
 import secrets
 from collections.abc import Iterator
@@ -59,3 +60,19 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def lock_folder(folder: Path) -> int:
+    """A descriptor by which no other process locks it, until it is closed (flock(2)).
+
+    Raises:
+        BlockingIOError: another one does.
+        OSError: it cannot be read.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor

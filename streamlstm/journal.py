@@ -6,7 +6,6 @@ Ticks are appended by compiled code (:mod:`streamlstm.appending`); what the file
 
 import contextlib
 import errno
-import fcntl
 import math
 import os
 import secrets
@@ -36,7 +35,7 @@ from streamlstm.appending import (
     SYNCS,
     Log,
 )
-from streamlstm.files import sync_folder
+from streamlstm.files import lock_folder, sync_folder
 from streamlstm.placed import placed, rewrite
 from streamlstm.segments import (
     FORMAT,
@@ -370,17 +369,13 @@ def _open_folder(folder: Path) -> int:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for each in (folder, *missing):
             sync_folder(each.parent)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return lock_folder(folder)
+    except BlockingIOError as error:
+        why = "another process writes there"
+        raise error_at(folder, error.errno, why, "stop it, or choose another folder") from error
     except OSError as error:
         mend = "choose a folder that this user may write to"
         raise error_at(folder, error.errno, f"no folder ({error.strerror})", mend) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        why = "another process writes there"
-        raise error_at(folder, error.errno, why, "stop it, or choose another folder") from error
-    return descriptor
 
 
 def _tidy(folder: Path) -> int:

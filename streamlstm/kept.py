@@ -1,7 +1,6 @@
 """What outlives the process: checkpoints, the journal of what came since, parked series."""
 
 import errno
-import fcntl
 import logging
 import math
 import os
@@ -17,6 +16,7 @@ from streamlstm import appending, checkpoint, logs, models, segments
 from streamlstm.checkpoint import CheckpointError, Saving
 from streamlstm.config import Config
 from streamlstm.engine import Engine
+from streamlstm.files import lock_folder
 from streamlstm.handover import Handover
 from streamlstm.journal import Journal
 from streamlstm.model import Model, load_model
@@ -356,16 +356,12 @@ def _lock(path: Path) -> int:
     folder = models.folder(path)
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise CheckpointError(fault_of(error, path)) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
+        return lock_folder(folder)
+    except BlockingIOError as error:
         why = "another process writes there; stop it, or set another checkpoint.path"
         raise CheckpointError(f"{path}: {why}") from error
-    return descriptor
+    except OSError as error:
+        raise CheckpointError(fault_of(error, path)) from error
 
 
 def engine_of(config: Config, model: Model) -> Engine:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from streamlstm.files import whole, write_whole
+from streamlstm.files import lock_folder, whole, write_whole
 
 
 def test_a_file_takes_its_place_once_it_is_written(tmp_path: Path) -> None:
@@ -70,3 +70,13 @@ def test_an_error_names_the_file_that_was_asked_for(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"nowhere/some\.csv") as refused:
         write_whole(path, b"")
     assert refused.value.errno == errno.ENOENT
+
+
+def test_a_folder_is_locked_until_its_descriptor_is_closed(tmp_path: Path) -> None:
+    descriptor = lock_folder(tmp_path)
+    with pytest.raises(BlockingIOError):
+        lock_folder(tmp_path)
+    os.close(descriptor)
+    os.close(lock_folder(tmp_path))
+    with pytest.raises(FileNotFoundError):
+        lock_folder(tmp_path / "none")
