@@ -16,8 +16,9 @@ One wild reading would spoil a running scale, and all that looks back to it, for
 value that lies ``FAR`` scales or more off the mean is taken for an error, unless the two before it
 did too: it moves mean and scale as one at half of ``FAR`` would, and no more in a young series than
 in an old one, the smoothing not at all; and where the next one is as usual, that takes its place in
-what is looked back to. The network is shown no number beyond ``FAR``. The forecast at the tick
-itself follows the value: it may be true.
+what is looked back to. One of another input, whose past is not kept, always moves mean and scale as
+one at half of ``FAR`` would, so that these reach a new level within some ticks. The network is
+shown no number beyond ``FAR``. The forecast at the tick itself follows the value: it may be true.
 
 A tick carries what is known ``horizon`` steps ahead of it, so that a series remembers what was told
 for the steps between. What was not, before its first tick and in gaps, is taken to be what was told
@@ -344,12 +345,14 @@ def _advance(
 
     column = 0
     for i in range(plan.measured):
-        most = np.inf
+        reach, value = _reach(plan, memory, slot, i), values[tick, i]
         if i < targets:
-            most = _beyond_belief(plan, memory, slot, place, values[tick, i], i, targets)
+            most = _beyond_belief(memory, slot, place, value, i, targets, reach)
             rows.error[row, i] = most < np.inf
-        loc, scale = _scaling(plan, memory, slot, i, values[tick, i], most)
-        rows.x[row, column] = _shown(plan, (values[tick, i] - loc) / scale)
+        else:
+            most = reach / 2.0 if abs(value - memory.loc[slot, i]) > reach else np.inf
+        loc, scale = _scaling(plan, memory, slot, i, value, most)
+        rows.x[row, column] = _shown(plan, (value - loc) / scale)
         column += 1
         if i < targets:
             rows.scale[row, i] = scale
@@ -617,19 +620,25 @@ def _shown(plan: Plan, x: float) -> np.float32:
 
 
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+def _reach(plan: Plan, memory: Memory, slot: int, i: int) -> float:
+    """How far off the mean of input ``i`` a value may lie to be believed at once."""
+    if plan.scaling != RUNNING or memory.seen[slot] <= ENOUGH:
+        return np.inf
+    loc, variance = memory.loc[slot, i], memory.variance[slot, i]
+    reach = FAR * _deviation(plan, memory.seen[slot] - 1, loc, variance)
+    return reach if reach > 0.0 else np.inf
+
+
+@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def _beyond_belief(
-    plan: Plan, memory: Memory, slot: int, place: int, value: float, j: int, targets: int
+    memory: Memory, slot: int, place: int, value: float, j: int, targets: int, reach: float
 ) -> float:
     """How far off the mean of target ``j`` a ``value`` that is an error counts for; else infinite.
 
     Where it is none, it takes the place of those just before it that were.
     """
-    past, history = row_of(memory.past, slot), memory.past.shape[1]
-    if plan.scaling != RUNNING or memory.seen[slot] <= ENOUGH or history <= FEW:
-        return np.inf
-    loc = memory.loc[slot, j]
-    reach = FAR * _deviation(plan, memory.seen[slot] - 1, loc, memory.variance[slot, j])
-    if not reach > 0.0:
+    past, history, loc = row_of(memory.past, slot), memory.past.shape[1], memory.loc[slot, j]
+    if history <= FEW:
         return np.inf
     far = 0  # of those before it, in a row
     while far < FEW and abs(past[(place - 1 - far) % history * targets + j] - loc) > reach:

@@ -74,8 +74,8 @@ class Oracle:
                 self.profile[missed] = self.profile[self.place]
             self.place += steps
         self.last, self.seen = ts_ns, self.seen + 1
-        most = self.beyond_belief(y[:T])
-        error = np.isfinite(most)
+        most = self.beyond_belief(y)
+        error = np.isfinite(most[:T])
         loc, scale = self.scaling(y, most)
         shown = 30.0 if spec["scaling"]["kind"] == "running" else np.inf
 
@@ -138,20 +138,24 @@ class Oracle:
     def beyond_belief(self, y: np.ndarray) -> np.ndarray:
         """How far off its mean a value counts for: infinite but for one that is an error."""
         most = np.full(len(y), np.inf)
-        if self.spec["scaling"]["kind"] != "running" or self.seen <= 30 or self.history() <= 2:
+        if self.spec["scaling"]["kind"] != "running" or self.seen <= 30:
             return most
-        reach = 30 * self.deviation(self.seen - 1)
+        reach, T = 30 * self.deviation(self.seen - 1), self.spec["targets"]
         for j, value in enumerate(y):
-            loc, one, two = self.loc[j], self.grid[self.place - 1], self.grid[self.place - 2]
-            before = [abs(each[j] - loc) > reach[j] for each in (one, two)]
-            if not reach[j] > 0:
+            loc = self.loc[j]
+            if not reach[j] > 0 or (j < T and self.history() <= 2):
                 continue
+            if j >= T:
+                most[j] = reach[j] / 2 if abs(value - loc) > reach[j] else np.inf
+                continue
+            one, two = self.grid[self.place - 1], self.grid[self.place - 2]
+            before = [abs(each[j] - loc) > reach[j] for each in (one, two)]
             if abs(value - loc) > reach[j]:
                 most[j] = np.inf if all(before) else reach[j] / 2
             elif before[0]:
                 for back in (1, 2)[: 1 + before[1]]:
                     place = self.place - back
-                    self.grid[place] = np.where(np.arange(len(y)) == j, value, self.grid[place])
+                    self.grid[place] = np.where(np.arange(T) == j, value, self.grid[place])
         return most
 
     def smooth(self, y: np.ndarray, error: np.ndarray) -> np.ndarray:
@@ -183,9 +187,8 @@ class Oracle:
         if scaling["kind"] == "fixed":
             return np.array(scaling["loc"]), np.array(scaling["scale"])
         n = np.full(len(y), min(self.seen, scaling["memory"]))
-        n[: len(most)][np.isfinite(most)] = scaling["memory"]
-        off = y - self.loc
-        off[: len(most)] = np.clip(off[: len(most)], -most, most)
+        n[np.isfinite(most)] = scaling["memory"]
+        off = np.clip(y - self.loc, -most, most)
         self.loc = self.loc + off / n
         self.var = (1 - 1 / n) * (self.var + off * off / n)
         scale = self.deviation(self.seen)

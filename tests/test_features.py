@@ -102,6 +102,20 @@ def test_a_wild_reading_is_forgotten_but_for_half_of_what_is_believed(
     assert np.abs(rows.base[at] - clean.base[at]).max() > 0.2 * abs(size)  # it may be true
 
 
+@pytest.mark.parametrize("size", [-1e4, 1e9])
+def test_a_wild_reading_of_a_feature_is_forgotten_and_a_new_level_is_met(size: float) -> None:
+    s = spec(inputs=2, lags=(1,), scaling=Scaling(memory=300))
+    ts, y = series(1200, inputs=2)
+    clean, wild, moved = features_of(s, ts, y).x[:, 1], y.copy(), y.copy()
+    wild[200, 1] += size
+    moved[200:, 1] += size
+    shown = features_of(s, ts, wild).x[:, 1]
+    assert abs(shown[200]) > FAR / 2
+    assert np.abs(shown[201:] - clean[201:]).max() < 0.35 * np.abs(clean).max()
+    assert np.abs(shown[1100:] - clean[1100:]).max() < 0.05
+    assert np.abs(features_of(s, ts, moved).x[600:, 1]).max() < 3
+
+
 @pytest.mark.parametrize(("size", "doubted"), [(500.0, [200]), (1e8, [200, 201])])
 def test_a_third_wild_reading_in_a_row_is_a_new_level(size: float, doubted: list[int]) -> None:
     ts, y = series(400)
