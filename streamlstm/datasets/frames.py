@@ -5,13 +5,8 @@ time ``ds``. Nothing is repaired silently: what was guessed or left out stands i
 everything else that is not plain is a :class:`DataError`.
 """
 
-import csv
 import difflib
-import gzip
-import io
 import re
-import warnings
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,23 +17,20 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from streamlstm.datasets.inputs import Columns, Held, assembled, static
+from streamlstm.datasets.sources import Csv, Frame, listed, source_of
 from streamlstm.datasets.times import (
-    MISSING,
     DataError,
     Where,
     check_zone,
     counted,
     grid_of,
     is_date,
-    is_number,
     ordered,
     timestamps,
 )
 from streamlstm.model import Input
 from streamlstm.policies import LIMIT
 
-_COMMA = re.compile(r"^\s*([+-]?\d*),(\d+)\s*$")
-"""A number with a decimal comma."""
 _TIME_NAMES = re.compile(r"ds|ts|.*date.*|.*time.*|month|year", re.IGNORECASE)
 
 
@@ -90,7 +82,8 @@ def read_table(
     """Read a CSV (``.gz`` too) or Parquet file of one or many series.
 
     Args:
-        path: the file. A CSV without a header line is recognised by its first line being data.
+        path: the file, or a pipe. A CSV without a header line is recognised by its first line
+            being data, one with a decimal comma by its numbers.
         id: column of the series' names; by default ``unique_id`` if there is one, else the file
             is one series, named after it.
         ds: column of the timestamps; by default ``ds``, else what looks like a time.
@@ -104,8 +97,7 @@ def read_table(
     Raises:
         DataError: the file is missing, damaged, empty, or not as described; names line and column.
     """
-    source = _Frame(_parquet(path), str(path)) if _is_parquet(path) else _Csv(path)
-    return _table(source, _stem(path), id, ds, y, wide, start, freq, timezone, columns)
+    return _table(source_of(path), _stem(path), id, ds, y, wide, start, freq, timezone, columns)
 
 
 def from_frame(
@@ -122,14 +114,11 @@ def from_frame(
     columns: Columns | None = None,
 ) -> Table:
     """The series of a DataFrame called ``name``; otherwise as :func:`read_table`."""
-    if frame.empty:
-        raise DataError(f"{name}: has no rows; give a frame with data")
-    source = _Frame(_flat(frame), name)
-    return _table(source, name, id, ds, y, wide, start, freq, timezone, columns)
+    return _table(Frame(frame, name), name, id, ds, y, wide, start, freq, timezone, columns)
 
 
 def _table(
-    source: "_Frame | _Csv",
+    source: Csv | Frame,
     title: str,
     id: str | None,
     ds: str | None,
@@ -147,7 +136,8 @@ def _table(
     check_zone(timezone)
     notes = source.notes
     roles = _roles(source.sample, source.label, id, ds, y, wide, start is not None, columns, notes)
-    frame, where = source.read(roles)
+    texts = [name for name in (roles.id, roles.ds) if name is not None]
+    frame, where = source.read(texts, roles.values, roles.static)
     if frame.empty:
         raise DataError(f"{source.label}: has no rows; give a file with data")
 
@@ -181,7 +171,7 @@ def _table(
             f"{source.label}: column {roles.values[0]!r} holds no number; choose another with --y"
         )
     if empty:
-        notes.append(f"{len(empty):,} series without a value left out: {_listed(empty)}")
+        notes.append(f"{len(empty):,} series without a value left out: {listed(empty)}")
     spacing, step_ns = grid_of([ts[each.rows][each.there] for each in held])
     inputs: tuple[Input, ...] = ()
     if columns is None:
@@ -252,7 +242,7 @@ def _roles(
             close = difflib.get_close_matches(name, columns, 1)
             hint = f"did you mean {close[0]!r}? " if close else ""
             raise DataError(
-                f"{label}: has no column {name!r} ({why}); {hint}there are: {_listed(columns)}"
+                f"{label}: has no column {name!r} ({why}); {hint}there are: {listed(columns)}"
             )
     if twice := y if y in other else asked.twice() if asked else None:
         raise DataError(f"{label}: column {twice!r} is asked for twice; name it once")
@@ -277,7 +267,7 @@ def _roles(
         if ds is None:
             raise DataError(
                 f"{label}: has no column 'ds' and none that looks like a time (there are:"
-                f" {_listed(columns)}{said}); name it with --ds, or give --start and --freq"
+                f" {listed(columns)}{said}); name it with --ds, or give --start and --freq"
             )
         if ds != "ds":
             notes.append(f"column {ds!r} taken as the time")
@@ -312,7 +302,7 @@ def _values_column(
         raise DataError(f"{label}: has a time but no values{said}; is it the right file?")
     raise DataError(
         f"{label}: which column is to be forecast? choose with --y among:"
-        f" {_listed(numeric or left)} (or --wide: each column is a series)"
+        f" {listed(numeric or left)} (or --wide: each column is a series)"
     )
 
 
@@ -321,146 +311,6 @@ def _looks_like_time(sample: pd.DataFrame, columns: list[str]) -> str | None:
     dated = [name for name in columns if is_date(str(sample[name].iloc[0]))]
     both = [name for name in dated if name in named]
     return next(iter(both + dated + named), None)
-
-
-class _Csv:
-    """A CSV file whose dialect has been recognised."""
-
-    def __init__(self, path: Path) -> None:
-        self.label, self.notes = str(path), list[str]()
-        self._bytes = _content(path)
-        first = self._bytes.lstrip(b"\xef\xbb\xbf").split(b"\n", 1)[0].decode("utf-8", "replace")
-        counts = {
-            separator: first.count(separator) for separator in ";\t|,"
-        }  # a decimal comma never wins
-        self._separator = max(counts, key=lambda separator: counts[separator])
-        try:
-            fields = next(csv.reader([first.strip("\r")], delimiter=self._separator), [])
-        except csv.Error as error:
-            raise DataError(f"{path}: line 1 is not CSV ({error}); give a text file") from error
-        if not fields:
-            raise DataError(f"{path}: begins with an empty line; remove it")
-        self._decimal = "."
-        if self._separator != ",":
-            fields = [_COMMA.sub(r"\1.\2", field) for field in fields]
-        self._names: list[str] | None = None
-        dated = is_date(fields[0])
-        if all(is_number(field) for field in fields[dated:]) and (len(fields) > 1 or not dated):
-            values = len(fields) - dated
-            self._names = ["ds"] * dated + (["y"] if values == 1 else [])
-            self._names += [str(n + 1) for n in range(values)] if values > 1 else []
-            self.notes.append(f"no header line: columns named {_listed(self._names)}")
-        if self._separator != "," and len(fields) > 1:
-            self.notes.append(f"columns are separated by {self._separator!r}")
-        self.sample = self._frame(nrows=20, dtype=str, keep_default_na=False)
-        if self.sample.empty:
-            raise DataError(f"{path}: has a header line but no rows; give a file with data")
-        pointed = self.sample.replace(_COMMA, r"\1.\2", regex=True)
-        if self._separator != "," and not pointed.equals(self.sample):
-            self.sample, self._decimal = pointed, ","
-            self.notes.append("numbers are read with a decimal comma")
-
-    def read(self, roles: _Roles) -> tuple[pd.DataFrame, Where]:
-        """The columns of ``roles``, and what to call row ``i`` of them."""
-        texts = [name for name in (roles.id, roles.ds, *roles.static) if name is not None]
-        frame = self._frame(
-            usecols=[*texts, *roles.values],
-            dtype=dict.fromkeys(texts, str),
-            keep_default_na=False,
-            na_values=dict.fromkeys(roles.values, MISSING),
-        )
-        static = [*roles.static]
-        if static and self._decimal == ",":
-            frame[static] = frame[static].replace(_COMMA, r"\1.\2", regex=True)
-        blank = frame[roles.values].isna().all(axis=1)
-        for name in texts:
-            blank &= frame[name].isna() | (frame[name] == "")
-        if texts:  # an empty line is no row
-            frame = frame[~blank]
-        elif blank.any():  # but without timestamps it is a missing value, unless it ends the file
-            frame = frame.iloc[: len(blank) - int(np.argmin(blank.to_numpy()[::-1]))]
-        lines = frame.index.to_numpy() + (2 if self._names is None else 1)
-        return frame.reset_index(drop=True), lambda row: f"{self.label}, line {lines[row]}"
-
-    def _frame(self, **options: Any) -> pd.DataFrame:
-        header = {"header": 0} if self._names is None else {"header": None, "names": self._names}
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", pd.errors.ParserWarning)
-                warnings.simplefilter("ignore", pd.errors.DtypeWarning)
-                return pd.read_csv(
-                    io.BytesIO(self._bytes),
-                    sep=self._separator,
-                    decimal=self._decimal,
-                    encoding="utf-8-sig",
-                    index_col=False,
-                    skip_blank_lines=False,
-                    **header,
-                    **options,
-                )
-        except UnicodeDecodeError as error:
-            raise DataError(f"{self.label}: is not UTF-8 text; save it as UTF-8 CSV") from error
-        except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
-            what = str(error).removeprefix("Error tokenizing data. C error: ").strip()
-            raise DataError(f"{self.label}: damaged CSV: {what}; mend that line") from error
-
-
-class _Frame:
-    """A table that is in memory already."""
-
-    def __init__(self, frame: pd.DataFrame, label: str) -> None:
-        self.label, self.notes = label, list[str]()
-        self._frame, self.sample = frame, frame.head(20)
-
-    def read(self, roles: _Roles) -> tuple[pd.DataFrame, Where]:
-        """The columns of ``roles``, and what to call row ``i`` of them."""
-        return self._frame, lambda row: f"{self.label}, row {row + 1}"
-
-
-def _flat(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with its index as columns, where that says the time or the series."""
-    index = frame.index
-    if isinstance(index, pd.DatetimeIndex) and index.name is None:
-        frame = frame.rename_axis("ds")
-    named = isinstance(index, pd.DatetimeIndex) or {"ds", "unique_id"} & {*index.names}
-    return frame.reset_index(drop=not named or bool({*frame.index.names} & {*frame.columns}))
-
-
-def _is_parquet(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(4) == b"PAR1"
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file; check the path") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def _parquet(path: Path) -> pd.DataFrame:
-    try:
-        frame = _flat(pd.read_parquet(path))
-    except ImportError as error:
-        raise DataError(
-            f"{path}: Parquet needs pyarrow; pip install 'streamlstm[parquet]'"
-        ) from error
-    except (OSError, ValueError) as error:
-        what = str(error).splitlines()[0]
-        raise DataError(f"{path}: damaged Parquet file ({what}); copy it again") from error
-    if frame.empty:
-        raise DataError(f"{path}: has no rows; give a file with data")
-    return frame
-
-
-def _content(path: Path) -> bytes:
-    data = path.read_bytes()
-    if data[:2] == b"\x1f\x8b":
-        try:
-            data = gzip.decompress(data)
-        except (EOFError, OSError, zlib.error) as error:
-            raise DataError(f"{path}: damaged gzip file ({error}); copy it again") from error
-    if not data.strip():
-        raise DataError(f"{path}: is empty; give a file with data")
-    return data
 
 
 def _groups(
@@ -502,11 +352,6 @@ def _numbers(column: "pd.Series[Any]", name: str, where: Where) -> NDArray[np.fl
             " that a model takes; write the series in another unit, or leave it empty"
         )
     return np.where(np.isfinite(values), values, np.nan)
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:12])
-    return shown if len(names) <= 12 else f"{shown} and {len(names) - 12} more"
 
 
 def _stem(path: Path) -> str:
