@@ -92,13 +92,34 @@ def test_without_targets_y_is_the_target(tmp_path: Path) -> None:
 
 def test_what_a_feature_lacks_is_its_latest_value_and_said(tmp_path: Path) -> None:
     frame = rows()
-    frame.loc[[0, 3, 4], "wind"] = np.nan
+    frame.loc[[3, 4], "wind"] = np.nan
     found = read(tmp_path, frame)
     wind = found.series[0].values[:, 2]
-    np.testing.assert_allclose(wind, [1.1, 1.1, 1.2, 1.2, 1.2, 1.5, 1.6, 1.7])
-    assert found.notes == ["column 'wind': 3 missing values filled with the one before"]
+    np.testing.assert_allclose(wind, [1.0, 1.1, 1.2, 1.2, 1.2, 1.5, 1.6, 1.7])
+    assert found.notes == ["column 'wind': 2 missing values filled with the one before"]
     frame["wind"] = np.nan
     assert "series 'a' has no value in column 'wind'" in refusal(tmp_path, frame)
+
+
+def test_no_feature_is_filled_with_what_came_later(tmp_path: Path) -> None:
+    """So ticks before its first value are none, as on the stream: whatever is to come."""
+    frame = rows()
+    frame.loc[[0, 1, 8, 9, 10, 11], "wind"] = frame.loc[[0, 1, 8, 9], "holiday"] = np.nan
+    found = read(tmp_path, frame)
+    a, b = found.series
+    assert a.ts.tolist() == frame["ds"][2:8].astype("datetime64[ns]").astype("int64").tolist()
+    np.testing.assert_array_equal(a.values[:, 0], np.arange(12, 18))
+    np.testing.assert_array_equal(a.values[:, 3], [1, 2, 0, 1, 1, 1])
+    assert len(b.ts) == 3
+    assert found.notes == ["6 ticks before the first value of 'wind' left out"]
+    frame.loc[2:5, "holiday"] = np.nan  # known two hours ahead, from 6 on
+    found = read(tmp_path, frame)
+    assert found.series[0].values[:, [0, 3]].tolist() == [[14, 0], [15, 1], [16, 1], [17, 1]]
+    assert found.notes[0] == "8 ticks before the first value of 'holiday' and 'wind' left out"
+    frame.loc[:6, "wind"] = np.nan
+    frame.loc[7, "load"] = np.nan
+    message = refusal(tmp_path, frame)
+    assert "series 'a' ends before the first value of column 'wind'" in message
 
 
 def test_a_row_without_a_target_is_a_gap_but_tells_what_is_known(tmp_path: Path) -> None:

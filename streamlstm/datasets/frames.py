@@ -188,7 +188,7 @@ def _table(
             moving, statics, held, whole, ts, columns.horizon, step_ns, notes
         )
     series = [
-        SeriesData(each.name, ts[each.rows][each.there], of)
+        SeriesData(each.name, ts[each.rows][each.there][-len(of) :], of)
         for each, of in zip(held, values, strict=True)
     ]
     return Table(title, series, spacing, notes, inputs, zoned)

@@ -1,7 +1,8 @@
 """From the columns of a table to the values of a tick: targets, features, what is known ahead.
 
-What a feature lacks is filled with its latest value; what is known ahead is moved, so that a tick
-carries its value ``horizon`` steps later; texts become the places of categories.
+What a feature lacks is filled with its latest value, never with a later one; what is known ahead is
+moved, so that a tick carries its value ``horizon`` steps later; texts become the places of
+categories.
 """
 
 from collections.abc import Mapping, Sequence
@@ -102,6 +103,9 @@ def assembled(
 ) -> tuple[tuple[Input, ...], list[Floats]]:
     """What the values of a tick are, and those of each series, (ticks, inputs).
 
+    The first ticks of a series, of which a feature is not known yet, are left out, as on the
+    stream: those given are the latest ones.
+
     Args:
         moving: targets, measured and known, in this order; the columns of ``whole``.
         statics: by column.
@@ -110,7 +114,7 @@ def assembled(
         ts: (rows,) ns.
         horizon: steps ahead that a tick carries what is known.
         step_ns: of the grid; 0: ticks are counted.
-        notes: what was filled in is said there.
+        notes: what was filled in or left out is said there.
 
     Raises:
         DataError: a series lacks a feature, or a static column changes.
@@ -120,6 +124,7 @@ def assembled(
     )
     names = [each.name for each in moving]
     values, constants, lacking = [], [], [0] * len(moving)
+    early, late = 0, set[str]()
     for each in held:
         part = whole[each.rows].copy()
         for k in range(targets, len(moving)):
@@ -128,12 +133,25 @@ def assembled(
         if measured < len(moving):
             known = part[:, measured:]
             kept[:, measured:] = _ahead(known, ts[each.rows], each.there, horizon, step_ns)
+        unknown = np.isnan(kept)
+        if unknown[-1].any():
+            name = names[int(np.argmax(unknown[-1]))]
+            raise DataError(
+                f"series {each.name!r} ends before the first value of column {name!r}; fill it, or"
+                " leave the series out"
+            )
+        begin = int(unknown.any(axis=1).sum())  # what is known once stays so
+        early, kept = early + begin, kept[begin:]
+        late |= {name for name, column in zip(names, unknown.T, strict=True) if column.any()}
         of = [_constant(column, each, name) for name, column in statics.items()]
         values.append(np.concatenate([kept, np.tile(of, (len(kept), 1))], axis=1))
         constants.append(of)
     for name, count in zip(names, lacking, strict=True):
         if count:
             notes.append(f"column {name!r}: {count:,} missing values filled with the one before")
+    if early:
+        begun = " and ".join(map(repr, sorted(late)))
+        notes.append(f"{early:,} ticks before the first value of {begun} left out")
     found = [
         column.input or _number(name, [of[k] for of in constants])
         for k, (name, column) in enumerate(statics.items())
@@ -186,7 +204,7 @@ def static(
 
 
 def _fill(values: Floats, of: str, name: str) -> int:
-    """Give what is missing in a column of a series the value before, or else the next; how many."""
+    """Give what is missing in a column of a series the value before, if there is; how many."""
     there = np.isfinite(values)
     if there.all():
         return 0
@@ -195,9 +213,8 @@ def _fill(values: Floats, of: str, name: str) -> int:
             f"series {of!r} has no value in column {name!r}; fill it, or leave the series out"
         )
     latest = np.maximum.accumulate(np.where(there, np.arange(len(there)), 0))
-    latest[: np.argmax(there)] = np.argmax(there)
     values[:] = values[latest]
-    return int((~there).sum())
+    return int((~there[np.argmax(there) :]).sum())
 
 
 def _ahead(

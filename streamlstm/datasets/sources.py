@@ -48,8 +48,6 @@ _OTHER_FILES = (
 """First bytes of what people give in place of a CSV file, what it is, and the mend."""
 _SEPARATOR = re.compile(rb'"?sep=([\t -~])"?[ \t]*\r?\n', re.IGNORECASE)
 """The first line by which Excel is told how columns are separated."""
-
-
 _TRUTHS = {"True": "1", "TRUE": "1", "true": "1", "False": "0", "FALSE": "0", "false": "0"}
 
 
@@ -93,7 +91,6 @@ class Csv:
         self._texts = self._frame(nrows=20, dtype=str).fillna("")
         if self._texts.empty:
             raise DataError(f"{label}: has a header line but no rows; give a file with data")
-        self._evident = evident([text for name in self._texts for text in self._texts[name]])
         self.sample = self._texts.map(_number)
 
     def read(
@@ -106,8 +103,10 @@ class Csv:
             values: columns of numbers.
             static: columns of which some texts may be numbers.
         """
-        written, options = [*values, *static], {"usecols": [*texts, *static, *values]}
-        for decimal in self._fast():
+        options = {"usecols": [*texts, *static, *values]}
+        others = self._texts.drop(columns=[*texts])  # columns not asked for show it as well
+        sign = evident([text for name in others for text in others[name]])
+        for decimal in sign or ".,".replace(self._separator, ""):  # fast, by the parser itself
             as_texts = dict.fromkeys([*texts, *static], str)
             frame = self._frame(values, decimal=decimal, dtype=as_texts, **options)
             agreed = all(agrees(frame[name], decimal) for name in static)
@@ -129,34 +128,25 @@ class Csv:
         def where(row: int) -> str:
             return f"{self.label}, line {lines[row]}"
 
+        written = [*static] if decimal else [*values, *static]
         if not decimal:
             columns = [frame[name] for name in written]
-            decimal = decimal_sign(columns, where, self._evident, self._separator)
+            decimal = decimal_sign(columns, where, sign, self._separator)
             if set_apart := next(filter(None, (grouped(each, decimal) for each in columns)), ""):
                 number = plain(set_apart, decimal)
                 self.notes.append(f"numbers such as {set_apart!r} are read as {number}")
-            static = written
-        for name in static:
+        for name in written:
             frame[name] = rewritten(frame[name], decimal)
         if decimal == ",":
             self.notes.append("numbers are read with a decimal comma")
-        self._doubt(decimal, values)
-        return frame, where
-
-    def _doubt(self, decimal: str, values: Sequence[str]) -> None:
-        """A note where numbers are read as decimals, but look much like thousands."""
-        texts = sorted({text for name in values for text in self._texts[name]})
+        texts = [text for name in values for text in self._texts[name]]
         alike = [text for text in texts if shown(text) == f"?{decimal}"]
-        if alike and not evident(texts) and any(text.isdecimal() for text in texts):
+        if alike and not sign and any(text.isdecimal() for text in texts):
             self.notes.append(
                 f"numbers such as {alike[0]!r} are read as decimals; if they are thousands, write"
                 " them without that sign"
             )
-
-    def _fast(self) -> list[str]:
-        """The decimal signs with which the parser may read all numbers of the file by itself."""
-        signs = [sign for sign in ".," if self._evident in ("", sign)]
-        return [sign for sign in signs if sign != self._separator]
+        return frame, where
 
     def _frame(self, values: Sequence[str] = (), **options: Any) -> pd.DataFrame:
         header = {"header": 0} if self._names is None else {"header": None, "names": self._names}
