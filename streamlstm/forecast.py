@@ -60,8 +60,8 @@ class Ends:
     """(n,) of the last tick of each, ns"""
     step: NDArray[np.int64]
     """(n,) ns from one forecast to the next, where they are as far apart as any two"""
-    onward: Onward
-    """how times go on"""
+    onward: list[Onward]
+    """how the times of each go on"""
     point: Floats
     """(n, horizon, targets) NaN where there is no forecast"""
     lower: Floats
@@ -79,7 +79,12 @@ class Ends:
     def times(self, horizon: int | None = None, rows: slice = slice(None)) -> NDArray[np.int64]:
         """(n, horizon) what the forecasts of some series are for, ns."""
         ahead = np.arange(1, (horizon or self.horizon) + 1)
-        return self.onward.after(self.ts[rows], self.step[rows], ahead)
+        ts, step, ways = self.ts[rows], self.step[rows], self.onward[rows]
+        found = np.empty((len(ts), len(ahead)), np.int64)
+        for way in set(ways):
+            going = np.array([each == way for each in ways])
+            found[going] = way.after(ts[going], step[going], ahead)
+        return found
 
 
 # --- forecasts ------------------------------------------------------------------------------------
@@ -137,12 +142,13 @@ def at_the_end(
         step = np.full(n, spec.step_ns)
     else:
         step = np.array([np.median(np.diff(s.ts)) if len(s.ts) > 1 else 0 for s in series])
-    how = onward([s.ts for s in series], timezone)
-    if spec.step_ns and not 0.8 < how.length / spec.step_ns < 1.25:  # the model's steps are others
-        how = Onward()
+    ways = onward([s.ts for s in series], timezone)
+    if spec.step_ns:  # where the model's steps are others, these are as long as any
+        alike = [0.8 < way.length / spec.step_ns < 1.25 for way in ways]
+        ways = [way if as_long else Onward() for way, as_long in zip(ways, alike, strict=True)]
     return Ends(
         model, coverage, learning, [s.name for s in series], last, step.astype(np.int64),
-        how, found[0], found[1], found[2], *engine.records(slots),
+        ways, found[0], found[1], found[2], *engine.records(slots),
     )  # fmt: skip
 
 

@@ -212,6 +212,17 @@ def test_without_a_step_a_forecast_is_for_the_usual_time_after() -> None:
     np.testing.assert_array_equal(found.times()[0], ts[-1] + np.array([10, 20, 30]) * HOUR)
 
 
+def test_without_a_step_each_series_goes_on_by_its_own_spacing() -> None:
+    """Months beside working days and hours, of which there are the most."""
+    ends = [("B", 30), ("h", 200), ("MS", 12)]
+    whole = [pd.date_range("2024-01-01", periods=n + 3, freq=freq) for freq, n in ends]
+    times = [np.asarray(each.as_unit("ns").asi8) for each in whole]
+    mixed = [SeriesData(f"{k}", ts[:-3], np.ones((len(ts) - 3, 1))) for k, ts in enumerate(times)]
+    found = at_the_end(random_model(step_ns=0), mixed)
+    np.testing.assert_array_equal(found.times(), [ts[-3:] for ts in times])
+    np.testing.assert_array_equal(found.times(2, slice(1, 3)), [ts[-3:-1] for ts in times[1:]])
+
+
 def test_without_known_errors_intervals_are_missing_not_made_up() -> None:
     ends = at_the_end(random_model(calibrated=False), [series("one", 1), series("many", 50)])
     wide = extend(ends, 5)

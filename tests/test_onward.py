@@ -19,7 +19,9 @@ def stamps(freq: str, zone: str, count: int = 60) -> np.ndarray:
 
 def after(times: np.ndarray, zone: str, ahead: int) -> np.ndarray:
     step = np.array([int(np.median(np.diff(times)))])
-    return onward([times[:2], times], zone).after(times[-1:], step, np.arange(1, ahead + 1))[0]
+    short, long = onward([times[:2], times], zone)
+    assert short == long  # what is too short to tell goes on as the longest
+    return long.after(times[-1:], step, np.arange(1, ahead + 1))[0]
 
 
 @pytest.mark.parametrize(
@@ -40,7 +42,16 @@ def test_with_some_missing(freq: str) -> None:
 def test_all_else_is_evenly_spaced() -> None:
     hour = 3_600_000_000_000
     uneven = np.cumsum([0, 10, 10, 30, 10]) * hour
-    assert onward([uneven]) == onward([uneven[:2]]) == Onward()
+    assert onward([uneven]) == onward([uneven[:2]]) == [Onward()]
     last, ahead = np.array([5, 7 * hour]), np.array([1, 4])
     found = Onward().after(last, np.array([3, hour]), ahead)
     np.testing.assert_array_equal(found, [[8, 17], [8 * hour, 11 * hour]])
+
+
+def test_series_that_are_spaced_otherwise_go_on_as_they_did() -> None:
+    hours, days, months = stamps("h", "UTC", 500), stamps("B", "UTC", 60), stamps("ME", "UTC", 20)
+    ways = onward([months, days, days[:5], hours])
+    assert ways == [Onward(1, at_the_end=True), Onward(working_days=True), Onward(), Onward()]
+    further = stamps("ME", "UTC", 25)[20:]
+    found = ways[0].after(months[-1:], np.array([0]), np.arange(1, 6))
+    np.testing.assert_array_equal(found[0], further)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from streamlstm.datasets.frames import read_table
+from streamlstm.datasets.frames import from_frame, read_table
 from streamlstm.datasets.times import grid_of
 
 HOUR = 3_600_000_000_000
@@ -42,6 +42,26 @@ def test_ticks_at_any_time_are_none() -> None:
     assert grid_of([ts])[1] == 0
     assert grid_of([some(stamps("h", 5000), 0.3)])[1] == 0  # most are missing
     assert grid_of([ts[:1]]) == (0, 0)
+
+
+def test_the_usual_spacing_is_one_of_the_data() -> None:
+    hours, days = stamps("h", 2000), stamps("D", 80)
+    assert grid_of([hours, days]) == grid_of([days, hours]) == (HOUR, HOUR)
+    assert grid_of([days, hours, days])[0] == 24 * HOUR
+
+
+def test_series_that_are_spaced_otherwise_are_named() -> None:
+    def notes(*freqs: str) -> list[str]:
+        parts = [
+            pd.DataFrame({"unique_id": f"{freq} {k}", "ds": pd.to_datetime(stamps(freq)), "y": 1.0})
+            for k, freq in enumerate(freqs)
+        ]
+        return from_frame(pd.concat(parts), "t").notes
+
+    (note,) = notes("h", "D", "h", "30min")
+    said = "2 of 4 series spaced otherwise than the usual 3600 s: D 1 (86400 s), 30min 3 (1800 s);"
+    assert note.startswith(said)
+    assert notes("h", "h", "45min") == []
 
 
 @pytest.mark.parametrize("dates", ["%d.%m.%Y", "%d. %m. %Y", "%d.%m.%Y %H:%M"])

@@ -7,7 +7,7 @@ everything else that is not plain is a :class:`DataError`.
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from streamlstm.datasets.inputs import Columns, Held, assembled, static
 from streamlstm.datasets.sources import Csv, Frame, listed, source_of
 from streamlstm.datasets.times import (
+    ENOUGH,
     DataError,
     Where,
     check_zone,
@@ -26,6 +27,7 @@ from streamlstm.datasets.times import (
     grid_of,
     is_date,
     ordered,
+    spacing_of,
     timestamps,
 )
 from streamlstm.model import Input
@@ -172,7 +174,14 @@ def _table(
         )
     if empty:
         notes.append(f"{len(empty):,} series without a value left out: {listed(empty)}")
-    spacing, step_ns = grid_of([ts[each.rows][each.there] for each in held])
+    times = {each.name: ts[each.rows][each.there] for each in held}
+    spacing, step_ns = grid_of([*times.values()])
+    if other := _spaced_otherwise(times, spacing):
+        notes.append(
+            f"{len(other):,} of {len(held):,} series spaced otherwise than the usual"
+            f" {spacing / 1e9:g} s: {listed(other)}; they are stepped"
+            " alike, so better fit a model for each spacing"
+        )
     inputs: tuple[Input, ...] = ()
     if columns is None:
         values = [whole[each.rows, each.columns][each.there] for each in held]
@@ -188,10 +197,16 @@ def _table(
             moving, statics, held, whole, ts, columns.horizon, step_ns, notes
         )
     series = [
-        SeriesData(each.name, ts[each.rows][each.there][-len(of) :], of)
+        SeriesData(each.name, times[each.name][-len(of) :], of)
         for each, of in zip(held, values, strict=True)
     ]
     return Table(title, series, spacing, notes, inputs, zoned)
+
+
+def _spaced_otherwise(times: Mapping[str, NDArray[np.int64]], usual: int) -> list[str]:
+    """The series, and their spacing, that have half the usual one or less, or twice it or more."""
+    spaced = {name: spacing_of(ts) for name, ts in times.items() if len(ts) >= ENOUGH}
+    return [f"{name} ({ns / 1e9:g} s)" for name, ns in spaced.items() if not 0.5 < ns / usual < 2]
 
 
 def _lying(

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from streamlstm.datasets.times import ENOUGH, spacing_of
+
 DAY = np.timedelta64(1, "D")
-ENOUGH = 10
-"""Days without a weekend among them that tell of working days."""
 Times = NDArray[np.datetime64]
 
 
@@ -60,12 +60,25 @@ class Onward(NamedTuple):
         return zoned.as_unit("ns").asi8.reshape(to.shape)
 
 
-def onward(times: Sequence[NDArray[np.int64]], timezone: str = "UTC") -> Onward:
-    """How the times (n,) of series, ns since the epoch, go on; as those of the longest do.
+def onward(times: Sequence[NDArray[np.int64]], timezone: str = "UTC") -> list[Onward]:
+    """How the times (n,) of each series, ns since the epoch, go on: as those of the longest do.
 
-    They are looked at in local time, by which months and days begin.
+    But a series that is spaced otherwise goes on as its own times do. They are looked at in local
+    time, by which months and days begin.
     """
-    ts = max(times, key=len)
+    longest = max(times, key=len)
+    as_it = _onward(longest, timezone)
+    if len(longest) < ENOUGH:
+        return [as_it] * len(times)
+    usual = spacing_of(longest)
+    return [
+        as_it if len(ts) < ENOUGH or 0.8 < spacing_of(ts) / usual < 1.25 else _onward(ts, timezone)
+        for ts in times
+    ]
+
+
+def _onward(ts: NDArray[np.int64], timezone: str) -> Onward:
+    """How the times of one series go on."""
     if len(ts) < 3:
         return Onward()
     local = _local(ts, timezone)

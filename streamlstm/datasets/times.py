@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import statistics
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ _EPOCH_UNITS = (
     (1e8, "seconds", 1_000_000_000),
 )
 """The smallest number taken for a Unix time in a unit (1973), and how many nanoseconds that has."""
+ENOUGH = 10
+"""Ticks that tell how a series is spaced; days without a weekend that tell of working days."""
 _HOUR = 3_600_000_000_000
 Where = Callable[[int], str]
 """What to call row ``i`` of the source in a message."""
@@ -254,18 +257,24 @@ def ordered(
     return ts
 
 
+def spacing_of(ts: NDArray[np.int64]) -> float:
+    """Usual spacing of two or more times (n,), ns: the median."""
+    return float(np.median(np.diff(ts)))
+
+
 def grid_of(times: Sequence[NDArray[np.int64]]) -> tuple[int, int]:
     """Usual spacing of the times (n,) of series, ns, and step of a grid that they keep to.
 
-    The spacing is the median over all series of their median spacing, 0 where it is not known; the
-    step is 0 where more than a tenth of the ticks come later than they should. Ticks that are only
-    missing from a grid do not count, unless it is shut at hours or days: of a market, say.
+    The spacing is the median over all series of their median spacing (of two the lower, which is in
+    the data), 0 where it is not known; the step is 0 where more than a tenth of the ticks come
+    later than they should. Ticks that are only missing from a grid do not count, unless it is shut
+    at hours or days: of a market, say.
     """
-    spaced = [np.diff(ts) for ts in times if len(ts) > 1]
-    spacing = int(np.median([np.median(gaps) for gaps in spaced])) if spaced else 0
+    spaced = [ts for ts in times if len(ts) > 1]
+    spacing = int(statistics.median_low(map(spacing_of, spaced))) if spaced else 0
     if not spacing:
         return 0, 0
-    gaps = np.concatenate(spaced) / spacing
+    gaps = np.concatenate([np.diff(ts) for ts in spaced]) / spacing
     late = gaps > 1.5
     if late.mean() > 0.1:
         uneven = late & (np.abs(gaps - np.rint(gaps)) > 0.1)
