@@ -386,7 +386,7 @@ def test_parquet_without_pyarrow_says_what_to_install(
 
 def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_bytes("ds,y\n2024-01-01,1\n2024-01-02,é\n".encode("latin-1"))
-    with pytest.raises(DataError, match="UTF-8"):
+    with pytest.raises(DataError, match="line 3: is not UTF-8 text; save the file as UTF-8"):
         read_table(tmp_path / "x.csv")
 
 

@@ -167,7 +167,10 @@ class Csv:
                     **options,
                 )
         except UnicodeDecodeError as error:
-            raise DataError(f"{self.label}: is not UTF-8 text; save it as UTF-8 CSV") from error
+            line = _strange_line(self._bytes)
+            raise DataError(
+                f"{self.label}, line {line}: is not UTF-8 text; save the file as UTF-8 CSV"
+            ) from error
         except pd.errors.ParserWarning as error:
             raise DataError(
                 f"{self.label}: rows have more fields than the header has names; name each column,"
@@ -199,6 +202,15 @@ def listed(names: Sequence[str]) -> str:
     """Names in a message, not too many of them."""
     shown = ", ".join(names[:12])
     return shown if len(names) <= 12 else f"{shown} and {len(names) - 12} more"
+
+
+def _strange_line(data: bytes) -> int:
+    """The number of the first line that is not UTF-8; 0: all are."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return data.count(b"\n", 0, error.start) + 1
+    return 0
 
 
 def _number(text: str) -> str:
