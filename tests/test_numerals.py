@@ -109,6 +109,20 @@ def test_static_numbers_are_written_as_the_others(tmp_path: Path) -> None:
     assert found.inputs[1].categories == ("a,b",)
 
 
+def test_a_static_number_far_down_shows_it_too(tmp_path: Path) -> None:
+    days = [f"{day:%Y-%m-%d}" for day in pd.date_range("2024-01-01", periods=30)]
+    rows = [f"{name};{day};7;{size}" for name, size in (("a", "2"), ("b", "2,5")) for day in days]
+    (tmp_path / "t.csv").write_text("\n".join(["unique_id;ds;y;size", *rows]))
+    found = read_table(tmp_path / "t.csv", columns=Columns.named(static=["size"]))
+    assert [s.values[0].tolist() for s in found.series] == [[7, 2], [7, 2.5]]
+
+
+def test_names_and_times_are_no_numbers(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("unique_id;ds;y\n1.5;2024-01-01;1,016\n1.5;2024-01-02;7\n")
+    (one,) = read_table(tmp_path / "t.csv").series
+    assert (one.name, one.values[:, 0].tolist()) == ("1.5", [1.016, 7])
+
+
 def test_truths_with_gaps_are_numbers(tmp_path: Path) -> None:
     assert values(tmp_path, "True", "", "False") == [1, 0]
 
@@ -149,7 +163,8 @@ def test_a_row_with_more_fields_than_names_says_why(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "sign"),
     [("1.016", "?."), ("1,016", "?,"), ("1.5", "."), ("1,5", ","), ("1 016", ""), ("7", ""),
-     ("x", ""), ("", ""), ("1.016.000", ","), (".5", "."), ("-,25", ","), ("1e3", "")],
+     ("x", ""), ("", ""), ("1.016.000", ","), ("0.016", "."), (".5", "."), ("-,25", ","),
+     ("1e3", "")],
 )  # fmt: skip
 def test_the_sign_that_a_text_shows(text: str, sign: str) -> None:
     assert shown(text) == sign
