@@ -94,12 +94,13 @@ def bring(
 
 def _bring(path: Path, kind: str, wanted: Wanted, activation: str | None) -> Imported:
     tolerance = TOLERANCE
-    if kind == "onnx" and onnx.is_ours(path):
+    model = onnx.own(path, wanted) if kind == "onnx" else None
+    if model is not None:  # its input is that of the network, not a tick's values
         if wanted.targets != 1 or wanted.step_ns:
             raise RefusedError(
                 "an export of streamlstm's says its targets and step; leave them out"
             )
-        model, notes = onnx.convert(path, wanted), ["an export of streamlstm's"]
+        notes = ["an export of streamlstm's"]
         inputs = _drawn(model.spec.window or STEPS, model.spec.width)
         ours = outputs_of(model, inputs)
     else:

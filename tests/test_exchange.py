@@ -64,7 +64,7 @@ def test_what_the_framework_says_otherwise_is_refused(
     def off_by(amount: float) -> None:
         def run(path: Path, inputs: np.ndarray, activation: str | None) -> np.ndarray:
             seen.append(inputs)
-            model = exchange.torch.convert(path, exchange.Wanted())
+            model = exchange.assemble(exchange.torch.read(path), exchange.Wanted())
             return forecasts_of(model, inputs)[-1] + amount
 
         monkeypatch.setattr(exchange.torch, "run", run)

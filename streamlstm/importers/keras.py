@@ -35,11 +35,8 @@ from streamlstm.importers.parts import (
     Recurrent,
     RefusedError,
     Singles,
-    Wanted,
-    assemble,
     upright,
 )
-from streamlstm.model import Model
 
 SAFE = (3, 12)
 """Version of Keras before which a file's own code may be run by loading it."""
@@ -71,19 +68,6 @@ OWN: Mapping[str, tuple[str, Mapping[str, float | None]]] = {
 """Layers that are an activation of ours where they have these numbers."""
 OLD_SLOPE = 1.2
 """Keras 2's hard_sigmoid is clip(0.2 x + 0.5), ours relu6(x + 3) / 6: 0.2 x = (1.2 x) / 6."""
-
-
-def convert(path: Path, wanted: Wanted) -> Model:
-    """The model of a file that Keras saved.
-
-    Raises:
-        RefusedError: see :func:`read` and :func:`streamlstm.importers.parts.assemble`.
-    """
-    parts = read(path)
-    try:
-        return assemble(parts, wanted)
-    except RefusedError as error:
-        raise RefusedError(f"{path}: {error}") from error
 
 
 def read(path: Path) -> Parts:

@@ -47,23 +47,15 @@ def read(path: Path) -> Parts:
         return _read(Graph(path))
 
 
-def convert(path: Path, wanted: Wanted) -> Model:
-    """The model in the file at ``path``; of one that streamlstm made, that which it was made of.
+def own(path: Path, wanted: Wanted) -> Model | None:
+    """The model that streamlstm made the file at ``path`` of; None: another program made it.
 
     Raises:
-        RefusedError: as by :func:`read` and by ``assemble``.
+        RefusedError: it cannot be read, or was changed since.
     """
     with _refusing():
         graph = Graph(path)
-        if "streamlstm" in graph.metadata:
-            return _own(graph, wanted)
-        return assemble(_read(graph), wanted)
-
-
-def is_ours(path: Path) -> bool:
-    """Whether streamlstm made the file: its input is that of the network, not a tick's values."""
-    with _refusing():
-        return "streamlstm" in Graph(path).metadata
+        return _own(graph, wanted) if "streamlstm" in graph.metadata else None
 
 
 def run(path: Path, inputs: NDArray[np.float32]) -> Floats | None:

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from streamlstm.importers.parts import Dense, Parts, Recurrent, RefusedError, Wanted, assemble
+from streamlstm.importers.parts import Dense, Parts, Recurrent, RefusedError
 from streamlstm.importers.state_dict import Array, read_state_dict, state_dict_in
-from streamlstm.model import Model
 
 Singles = NDArray[np.float32]
 _CELLS = {4: "lstm", 3: "gru", 1: "rnn"}
@@ -107,15 +106,6 @@ def read(path: Path, activation: str | None = None) -> Parts:
         skip = None if network.skip is None else network.skip.weight
         head = Dense(network.head.name, weight, bias, skip=skip)
     return Parts(layers, head, notes=notes)
-
-
-def convert(path: Path, wanted: Wanted, activation: str | None = None) -> Model:
-    """The model of the state_dict at ``path``; see :func:`read`.
-
-    Raises:
-        RefusedError: it is none, or of a network that streamlstm cannot run, said by name.
-    """
-    return assemble(read(path, activation), wanted)
 
 
 def run(path: Path, inputs: Singles, activation: str | None = None) -> Singles | None:

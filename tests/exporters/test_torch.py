@@ -17,8 +17,8 @@ from streamlstm.exporters.pipeline import described
 from streamlstm.exporters.torch import export
 from streamlstm.features import features_of
 from streamlstm.golden import network_of
-from streamlstm.importers.parts import Wanted
-from streamlstm.importers.torch import convert, run
+from streamlstm.importers.parts import Wanted, assemble
+from streamlstm.importers.torch import read, run
 from streamlstm.kernels import reference
 from streamlstm.model import ModelError, Spec, save_model, without
 from tests.models import HOUR, random_model
@@ -44,7 +44,7 @@ def test_it_comes_back_bit_for_bit(which: str, skip: bool, tmp_path: Path) -> No
     relu = "relu" if "relu" in model.spec.activations[0] else None
     said = path.with_suffix(".py").read_text("utf-8")
     assert ('nonlinearity="relu"' in said) == bool(relu)
-    back = convert(path, Wanted(), relu)
+    back = assemble(read(path, relu), Wanted())
     spec, weights = without(model.spec, model.weights, spread=True, directions=True)
     assert back.weights.keys() == weights.keys()
     for name, array in weights.items():
@@ -93,9 +93,8 @@ def test_nothing_that_is_not_of_an_export_is_written_over(tmp_path: Path) -> Non
     (tmp_path / "model.py").unlink()
     export(model, path)
     export(random_model(1), path)  # an export is
-    assert (
-        convert(path, Wanted()).weights["head.bias"][0] == random_model(1).weights["head.bias"][0]
-    )
+    back = assemble(read(path), Wanted())
+    assert back.weights["head.bias"][0] == random_model(1).weights["head.bias"][0]
 
 
 def test_names_are_words_and_no_code(tmp_path: Path) -> None:

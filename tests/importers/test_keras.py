@@ -18,15 +18,20 @@ import pytest
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
+from streamlstm.exchange import bring
 from streamlstm.golden import network_of
-from streamlstm.importers.keras import convert, read
+from streamlstm.importers.keras import read
 from streamlstm.importers.keras_file import LARGEST_CONFIG
-from streamlstm.importers.parts import RefusedError, Wanted
+from streamlstm.importers.parts import RefusedError, Wanted, assemble
 from streamlstm.kernels import cpu, reference
 from streamlstm.model import Model
 
 ROOT = Path(__file__).parents[2]
 STATEFUL = Wanted(window=0)
+
+
+def convert(path: Path, wanted: Wanted) -> Model:
+    return assemble(read(path), wanted)
 
 
 class Keras:
@@ -416,7 +421,7 @@ def test_a_stack_that_cannot_be_run_is_refused_by_name(
     own = "class Own(L.LSTMCell): pass\nclass OwnDense(L.Dense): pass\ndef mine(x): return x\n"
     path = keras.build(tmp_path, own + stack(*layers))
     with pytest.raises(RefusedError, match=message) as refused:
-        convert(path, Wanted())
+        bring(path, "keras")
     assert str(refused.value).startswith(f"{path}: ")
     assert "\n" not in str(refused.value)
 

@@ -13,7 +13,7 @@ import pytest
 from streamlstm import exchange
 from streamlstm.golden import forecasts_of
 from streamlstm.importers import keras, onnx
-from streamlstm.importers.parts import ROUNDED, RefusedError, Wanted
+from streamlstm.importers.parts import ROUNDED, RefusedError, Wanted, assemble
 from streamlstm.model import Model
 from tests.importers.test_keras import outputs_of
 
@@ -58,7 +58,7 @@ def test_files_of_keras_2(path: Path) -> None:
         with pytest.raises(RefusedError, match=REFUSED[path.name]):
             keras.read(path)
         return
-    model = keras.convert(path, Wanted())
+    model = assemble(keras.read(path), Wanted())
     assert model.spec.window == (0 if "weights" in path.name else WINDOWS.get(case_of(path), 0))
     check(path, model)
 
@@ -107,7 +107,7 @@ def test_that_16_bits_were_computed_with_is_said_and_allowed_for(
 ) -> None:
     """What Keras gives is made up here: our outputs, and others."""
     path = GOLDENS / "keras2" / name
-    model = keras.convert(path, Wanted())
+    model = assemble(keras.read(path), Wanted())
 
     def bring(off_by: float) -> exchange.Imported:
         run = lambda _, inputs: forecasts_of(model, inputs)[-1] + off_by  # noqa: E731

@@ -112,7 +112,7 @@ def test_any_network_gives_what_onnxruntime_gives(tmp_path: Path, kind: Kind) ->
     path = saved(file, tmp_path)
     parts = importer.read(path)
     assert parts.window == kind.fixed
-    model = importer.convert(path, Wanted())
+    model = assemble(importer.read(path), Wanted())
     assert model.spec.layers == len(kind.widths)
     np.testing.assert_allclose(after(model, inputs), truth, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(importer.run(path, inputs), truth, rtol=1e-6, atol=1e-6)
@@ -130,7 +130,7 @@ def test_any_network_gives_what_onnxruntime_gives(tmp_path: Path, kind: Kind) ->
 )
 def test_so_does_the_daemons_kernel(tmp_path: Path, kind: Kind) -> None:
     file, inputs = write(kind), sequence(kind)
-    model = importer.convert(saved(file, tmp_path), Wanted())
+    model = assemble(importer.read(saved(file, tmp_path)), Wanted())
     found = after(model, inputs, cpu)
     np.testing.assert_allclose(found, outputs_of(file, kind, inputs), rtol=1e-5, atol=1e-5)
 
@@ -151,7 +151,7 @@ def test_hard_sigmoids_of_any_slope(
 ) -> None:
     kind = replace(kind, alpha_beta=numbers, end="HardSigmoid")
     file, inputs = write(kind), sequence(kind, 30)
-    model = importer.convert(saved(file, tmp_path), Wanted())
+    model = assemble(importer.read(saved(file, tmp_path)), Wanted())
     truth = outputs_of(file, kind, inputs)
     np.testing.assert_allclose(after(model, inputs), truth, rtol=1e-6, atol=1e-6)
 
@@ -164,7 +164,7 @@ def test_a_node_with_the_series_first(tmp_path: Path, cell: str, last: str) -> N
     inputs = sequence(kind, 50)
     truth = outputs_of(write(kind), kind, inputs)
     path = saved(write(replace(kind, layout=1)), tmp_path)
-    model = importer.convert(path, Wanted())
+    model = assemble(importer.read(path), Wanted())
     np.testing.assert_allclose(after(model, inputs), truth, rtol=1e-5, atol=1e-5)
     assert importer.run(path, inputs) is None
 
@@ -179,7 +179,7 @@ def test_files_of_both_of_pytorchs_exporters(path: Path) -> None:
     parts = importer.read(path)
     fixes = how == "fixed" or f"{name}.{how}" in ("no_bias.dynamo", "unbatched.dynamo")
     assert parts.window == (len(inputs) if fixes and name != "stateful" else 0)
-    model = importer.convert(path, Wanted())
+    model = assemble(importer.read(path), Wanted())
     np.testing.assert_allclose(after(model, inputs), truth, rtol=1e-6, atol=1e-6)
     ran = importer.run(path, inputs)
     if name != "double":  # onnxruntime has no LSTM in float64
@@ -208,8 +208,10 @@ def test_a_window_is_given_the_last_steps(tmp_path: Path) -> None:
     path = saved(file, tmp_path)
     truth = outputs_of(file, kind, inputs[-12:])
     np.testing.assert_array_equal(importer.run(path, inputs), truth)
-    np.testing.assert_allclose(after(importer.convert(path, Wanted()), inputs), truth, atol=1e-6)
-    assert importer.convert(path, Wanted(window=0)).spec.window == 0
+    np.testing.assert_allclose(
+        after(assemble(importer.read(path), Wanted()), inputs), truth, atol=1e-6
+    )
+    assert assemble(importer.read(path), Wanted(window=0)).spec.window == 0
     with pytest.raises(RefusedError, match="takes 12 steps at a time, 5 are given"):
         importer.run(path, inputs[:5])
 
@@ -229,7 +231,7 @@ def test_outputs_in_another_order_are_given_in_it(tmp_path: Path) -> None:
     ])  # fmt: skip
     path = saved(file, tmp_path)
     expected = plain.reshape(2, 3).T.reshape(-1)
-    model = importer.convert(path, Wanted(targets=2))
+    model = assemble(importer.read(path), Wanted(targets=2))
     assert (model.spec.horizon, model.spec.targets) == (3, 2)
     np.testing.assert_allclose(after(model, sequence(kind, 9)), expected, atol=1e-6)
     np.testing.assert_allclose(importer.run(path, sequence(kind, 9)), expected, atol=1e-6)
@@ -372,7 +374,7 @@ REFUSED = {
 def test_what_cannot_be_run_is_refused_by_name(tmp_path: Path, made: Any, why: str) -> None:
     file = write(made) if isinstance(made, Kind) else made()
     with pytest.raises(RefusedError, match=why) as caught:
-        importer.convert(saved(file, tmp_path), Wanted())
+        assemble(importer.read(saved(file, tmp_path)), Wanted())
     assert "\n" not in str(caught.value)
 
 
@@ -419,8 +421,8 @@ def test_what_follows_the_head(tmp_path: Path, ops: list[tuple[str, Any]]) -> No
     """Linear layers, which are one, and bounds, which are activations."""
     kind = Kind(outputs=2, seed=4)
     file = ended(kind, *ops)
-    model = importer.convert(saved(file, tmp_path), Wanted())
-    unlike = after(importer.convert(saved(write(kind), tmp_path), Wanted()), sequence(kind))
+    model = assemble(importer.read(saved(file, tmp_path)), Wanted())
+    unlike = after(assemble(importer.read(saved(write(kind), tmp_path)), Wanted()), sequence(kind))
     for seed in range(3):
         inputs = sequence(replace(kind, seed=seed), 50)
         truth = outputs_of(file, kind, inputs)
@@ -497,7 +499,7 @@ def test_a_negative_scale_goes_into_the_weights(tmp_path: Path) -> None:
     name = next(node for node in file.graph.node if node.op_type == "Div").input[1]
     scale = next(each for each in file.graph.initializer if each.name == name)
     scale.CopyFrom(numpy_helper.from_array(np.array([[-2, 0.5, -1]], np.float32), name))
-    model = importer.convert(saved(file, tmp_path), Wanted())
+    model = assemble(importer.read(saved(file, tmp_path)), Wanted())
     assert model.spec.scaling.scale == (2.0, 0.5, 1.0)
     inputs = sequence(kind, 50)
     truth = outputs_of(file, kind, inputs)
@@ -572,7 +574,7 @@ def test_a_signalling_nan_is_refused_as_any_other(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(proto.SerializeToString())
     with pytest.raises(RefusedError, match="NaN"):
-        importer.convert(path, Wanted())
+        assemble(importer.read(path), Wanted())
 
 
 @pytest.mark.parametrize("activation", ["linear", "relu"])
@@ -597,4 +599,4 @@ def test_damaged_files_are_refused(tmp_path: Path, data: st.DataObject) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
     with suppress(RefusedError):  # anything else fails
-        importer.convert(path, Wanted())
+        assemble(importer.read(path), Wanted())

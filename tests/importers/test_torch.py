@@ -24,7 +24,7 @@ from streamlstm.features import features_of
 from streamlstm.golden import network_of
 from streamlstm.importers.parts import Dense, Parts, Recurrent, RefusedError, Wanted, assemble
 from streamlstm.importers.state_dict import read_state_dict, unpickled
-from streamlstm.importers.torch import UNSAID, convert, read, run
+from streamlstm.importers.torch import UNSAID, read, run
 from streamlstm.kernels import cpu, reference
 from streamlstm.model import Model, load_model, save_model
 from tests.models import random_model
@@ -53,7 +53,7 @@ def outputs_of(model: Model, inputs: Singles, backend: ModuleType = reference) -
 def test_a_network_gives_what_pytorch_gave_over_1000_steps(number: int, tmp_path: Path) -> None:
     case = CASES[number]
     path = GOLDENS / f"{number:02}.pt"
-    model = convert(path, Wanted(), activation_of(case))
+    model = assemble(read(path, activation_of(case)), Wanted())
     runs = np.load(GOLDENS / "runs.npz")
     inputs, wanted = runs["inputs"][:, : case["inputs"]], runs[f"{number:02}"]
     np.testing.assert_allclose(outputs_of(model, inputs)[4::5], wanted, rtol=0, atol=1e-5)
@@ -63,7 +63,7 @@ def test_a_network_gives_what_pytorch_gave_over_1000_steps(number: int, tmp_path
 
     assert (model.spec.cell, model.spec.layers) == (case["cell"], case["layers"])
     assert (model.spec.hidden, model.spec.outputs) == (case["hidden"], case["outputs"])
-    other = convert(path.with_suffix(".safetensors"), Wanted(), activation_of(case))
+    other = assemble(read(path.with_suffix(".safetensors"), activation_of(case)), Wanted())
     assert other.id == model.id
     save_model(model, tmp_path / "model.safetensors")
     assert load_model(tmp_path / "model.safetensors").id == model.id
@@ -151,7 +151,7 @@ REFUSED = {
 def test_what_streamlstm_cannot_run_is_refused_by_name(why: str, tmp_path: Path) -> None:
     save_file(REFUSED[why], tmp_path / "state.safetensors")
     with pytest.raises(RefusedError, match=why):
-        convert(tmp_path / "state.safetensors", Wanted())
+        assemble(read(tmp_path / "state.safetensors"), Wanted())
 
 
 def test_a_model_of_ours_is_not_imported(tmp_path: Path) -> None:
@@ -477,7 +477,7 @@ def test_a_drawn_network_gives_what_pytorch_gives(
     x = torch.randn(1000, inputs)
     with torch.no_grad():
         wanted = net.top(net.body(x)[0]).numpy()
-    model = convert(path, Wanted(), activation)
+    model = assemble(read(path, activation), Wanted())
     np.testing.assert_allclose(outputs_of(model, x.numpy()), wanted, rtol=0, atol=1e-5)
     last = run(path, x.numpy(), activation)
     assert last is not None
