@@ -66,18 +66,6 @@ class Event(NamedTuple):
     """of a series that came back: u64 id of its schema, its record's part, its recurrent state"""
 
 
-def no_events() -> Events:
-    """Of slots that never change."""
-    return Events(
-        Changes.none(0),
-        Names(np.zeros((2, 8), np.uint8), np.zeros(2, np.uint16)),
-        np.zeros((2, 8), np.uint8),
-        0,
-        0,
-        np.zeros((2, 1), np.float32),
-    )
-
-
 # --- compiled -------------------------------------------------------------------------------------
 
 

@@ -69,8 +69,6 @@ class Entry(NamedTuple):
     ticks: Ticks
     events: list[Event]
     """that came before them; one may be told again, of the same slot"""
-    model: str
-    """id of the model that was to step it"""
     policies: str
     """by which it was to be judged, as ``Policies.to_text`` gives them; empty: not said"""
 
@@ -79,7 +77,6 @@ class Entry(NamedTuple):
 class Found:
     """What was met while reading; ``torn`` are the bytes that a crash left unfinished."""
 
-    segments: int = 0
     entries: int = 0
     last: int = 0
     """number of the last sound entry before the end or a torn tail; 0 where there is none"""
@@ -124,7 +121,6 @@ def read(folder: Path, after: int, found: Found | None = None) -> Iterator[Entry
         if expected < head.first < limit:
             raise _lost(path, expected, damage)
         data, end = _load(path), HEADER
-        found.segments += 1
         for at, number, synced, length in _entries(data, head):
             if number >= limit or number < expected:
                 end = at + length if number < limit else end
@@ -174,20 +170,6 @@ def models(folder: Path) -> set[str]:
     """Ids of the models that were to step what is there."""
     heads = (_head(path) for path in files_in(folder))
     return {head.model for head in heads if head}
-
-
-def tail(folder: Path) -> Found:
-    """What is there to be read, from the oldest entry kept on.
-
-    Raises:
-        JournalError: as :func:`read` does.
-    """
-    found = Found()
-    heads = ((path, _head(path)) for path in files_in(folder))
-    oldest = next((first_of(path) for path, head in heads if head), 0)
-    for _ in read(folder, max(0, oldest - 1), found):
-        pass
-    return found
 
 
 def error_at(path: Path, code: int | None, why: str, mend: str) -> JournalError:
@@ -315,7 +297,7 @@ def _entry(data: NDArray[np.uint8], at: int, head: _Head) -> Entry:
     flags = column(np.uint8, n)
     said = [column(np.uint8, length).tobytes() for length in (*names, *states)]
     events = [Event(*each) for each in zip(kinds, whose, said[:count], said[count:], strict=True)]
-    return Entry(number, now, Ticks(slot, ts, values, flags), events, head.model, head.policies)
+    return Entry(number, now, Ticks(slot, ts, values, flags), events, head.policies)
 
 
 # --- compiled -------------------------------------------------------------------------------------
