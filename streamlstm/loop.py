@@ -37,7 +37,7 @@ from streamlstm.segments import JournalError
 from streamlstm.ticks import Arrivals, Keys, Messages, Names, Ticks, first, rows_of
 from streamlstm.transport import Publisher, Receiver, Sink, Source, drain, flush, wait
 from streamlstm.wire.codec import Decoder, Encoder, settle
-from streamlstm.wire.format import SOUND, Columns, Layout, Limits
+from streamlstm.wire.format import SOUND, Columns, Limits, MessageLayout
 from streamlstm.wire.publishers import Publishers
 from streamlstm.work import COUNT, Work
 
@@ -81,7 +81,7 @@ class Way(NamedTuple):
     """of the step"""
     names: Names
     written: Messages
-    layout: Layout
+    layout: MessageLayout
     together: bool
     """whether one message holds all predictions that are written at once"""
     sink: Sink

@@ -65,11 +65,11 @@ from streamlstm.wire.format import (
     UNSUPPORTED,
     Columns,
     Limits,
+    MessageLayout,
     Reader,
     Shape,
     Writer,
 )
-from streamlstm.wire.format import Layout as Labels
 from streamlstm.wire.layout import (
     Layout,
     Numbers,
@@ -410,7 +410,7 @@ _TOPIC_SIZE = len(BATCH)
 
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _write(
-    messages: Messages, layout: Labels, forecasts: Forecasts, names: Names, begin: int
+    messages: Messages, layout: MessageLayout, forecasts: Forecasts, names: Names, begin: int
 ) -> int:
     end = min(begin + len(messages.first) - 1, len(forecasts.slot))
     data, source, longest = messages.data.ctypes.data, names.text.ctypes.data, names.text.strides[0]

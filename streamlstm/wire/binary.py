@@ -65,8 +65,8 @@ from streamlstm.wire.format import (
     UNSUPPORTED,
     WRONG_VALUES,
     Columns,
-    Layout,
     Limits,
+    MessageLayout,
     Reader,
     Shape,
     Writer,
@@ -220,7 +220,7 @@ def _read_odd(messages: Messages, m: int, columns: Columns, limits: Limits) -> i
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _write(
     messages: Messages,
-    layout: Layout,
+    layout: MessageLayout,
     forecasts: Forecasts,
     names: Names,
     begin: int,

@@ -167,7 +167,7 @@ class Shape(NamedTuple):
     """names of the numbers in :attr:`Forecasts.quality`"""
 
 
-class Layout(NamedTuple):
+class MessageLayout(NamedTuple):
     """What a format's messages are made of."""
 
     labels: Keys
@@ -194,7 +194,7 @@ class Writer(ABC):
         ``growth`` is what each byte of a name adds to a message at most.
         """
         self.shape, keys = shape, Keys.of(labels)
-        self.layout = Layout(keys, TOPIC_SIZE + len(keys.data) + numbers, growth)
+        self.layout = MessageLayout(keys, TOPIC_SIZE + len(keys.data) + numbers, growth)
         largest = self.layout.fixed + growth * shape.max_key
         self.messages = Messages.room(shape.most, max(ROOM, largest))
 

@@ -26,8 +26,8 @@ from streamlstm.wire.format import (
     NUMBERED,
     SOUND,
     Columns,
-    Layout,
     Limits,
+    MessageLayout,
     Shape,
     Writer,
     key_fault,
@@ -332,7 +332,7 @@ def _skip(data: NDArray[np.uint8], at: int, end: int) -> int:
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _write(
     messages: Messages,
-    layout: Layout,
+    layout: MessageLayout,
     forecasts: Forecasts,
     names: Names,
     begin: int,

@@ -30,8 +30,8 @@ from streamlstm.wire.format import (
     NUMBERED,
     SOUND,
     Columns,
-    Layout,
     Limits,
+    MessageLayout,
     Shape,
     Writer,
     key_fault,
@@ -356,7 +356,7 @@ def _skip(data: int, at: int, end: int) -> int:
 @njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 def _write(
     messages: Messages,
-    layout: Layout,
+    layout: MessageLayout,
     forecasts: Forecasts,
     names: Names,
     begin: int,
