@@ -26,9 +26,10 @@ from benchmarks.accuracy_task import (
     our_rows,
     without_lstm,
 )
-from streamlstm.backtest import Actual, Issued, places
+from streamlstm.backtest import Actual, Issued
 from streamlstm.datasets.bundled import DATASETS, load
 from streamlstm.datasets.frames import SeriesData, from_frame
+from streamlstm.features import grid_places
 
 SECOND = 1_000_000_000
 HOUR, DAY = 3600 * SECOND, 86_400 * SECOND
@@ -226,7 +227,7 @@ def over_naive(
     ``beside``: the same with another season, whose naive forecast is looked at too.
     """
     step = task.step_ns
-    place = [places(s.ts, step)[n - 1 :] for s, n in zip(task.series, task.known, strict=True)]
+    place = [grid_places(step, s.ts)[n - 1 :] for s, n in zip(task.series, task.known, strict=True)]
 
     def errors(actual: Sequence[Actual], issued: Sequence[Issued]) -> Measures:
         pairs = zip(actual, issued, strict=True)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from streamlstm import intervals
 from streamlstm.engine import Engine
-from streamlstm.features import grid_steps
+from streamlstm.features import grid_places
 from streamlstm.model import Model
 from streamlstm.policies import LIMIT
 from streamlstm.ticks import WARM, Keys, Ticks
@@ -74,7 +74,7 @@ class Actual:
         Raises:
             BacktestError: its ticks are so far apart that its grid would fill the memory.
         """
-        place = places(ts, step_ns)
+        place = grid_places(step_ns, ts)
         if sparse(place):
             raise BacktestError(
                 f"{len(ts):,} ticks lie on {place[-1] + 1:,} steps of {step_ns / 1e9:g} s: too"
@@ -164,11 +164,6 @@ class Scores:
         return self.sums[measure, self.coverages[0]]
 
 
-def places(ts: NDArray[np.int64], step_ns: int) -> NDArray[np.int64]:
-    """Where each tick lies on its series' grid of steps, (n,)."""
-    return np.cumsum(grid_steps(step_ns, ts)) - 1
-
-
 def sparse(place: NDArray[np.int64]) -> bool:
     """Whether ticks lie at places so far apart that a grid of them would fill the memory."""
     return bool(place[-1] > _SPARSE * len(place) + 1_000_000)
@@ -224,7 +219,7 @@ def run_all(
         )
     point = np.concatenate([part[0] for part in parts])
     quantiles = np.concatenate([part[1] for part in parts])
-    place = places(ts, model.spec.step_ns)[known - 1 :]
+    place = grid_places(model.spec.step_ns, ts)[known - 1 :]
     return [
         Issued(place, point[:, :, j], _pairs(engine.coverages, quantiles[:, :, :, j]))
         for j in range(model.spec.targets)
@@ -348,10 +343,3 @@ def interval_score(target: Floats, lower: Floats, upper: Floats, coverage: float
     missed = np.maximum(lower - target, 0) + np.maximum(target - upper, 0)
     score: Floats = upper - lower + 2 / (1 - coverage) * missed
     return score
-
-
-def mean(parts: list[Floats]) -> float:
-    """Of all that is known; NaN of nothing."""
-    values = np.concatenate(parts) if parts else np.zeros(0)
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else float("nan")

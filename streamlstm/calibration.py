@@ -7,13 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamlstm.directions import answers_of
-from streamlstm.features import features_of
+from streamlstm.features import features_of, grid_places
 from streamlstm.golden import network_of
 from streamlstm.intervals import FEW, MEMORY, MOST, SHARES, SPREAD, units
 from streamlstm.kernels import reference
 from streamlstm.mixture import student
 from streamlstm.model import Model, Spec
-from streamlstm.samples import Pairs, evenly, fill, gather, places
+from streamlstm.samples import Pairs, evenly, fill, gather
 
 LEVELS = np.array([0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.975, 0.99])
 """Probabilities at which errors are kept."""
@@ -115,7 +115,7 @@ class _Youth:
         wanted: list[NDArray[np.int64]],
     ) -> None:
         ts, values = series[0][start : start + length], series[1][start : start + length]
-        rows, place = features_of(spec, ts, values), places(spec.step_ns, ts)
+        rows, place = features_of(spec, ts, values), grid_places(spec.step_ns, ts)
         self.x = rows.x
         self.target = np.full((len(ts), spec.outputs), np.nan, np.float32)
         fill(place, values, rows.base, rows.scale, 0, len(ts), spec.targets, self.target)

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from streamlstm import adapt, intervals, rolling, speed
 from streamlstm import demo as demonstration
-from streamlstm.config import ConfigError
+from streamlstm.config import ConfigError, Engine, Input
 from streamlstm.console import check_out, how, say, spacing
 from streamlstm.datasets.bundled import DATASETS, table, table_for
 from streamlstm.datasets.frames import SeriesData, heads
@@ -51,8 +51,6 @@ from streamlstm.terminal import (
 from streamlstm.train import fit as fit_model
 from streamlstm.web import hash_password
 
-SERIES, KEY = 100_000, 64
-"""The daemon's defaults, for which ``inspect`` says the memory that a series takes."""
 LIVE_SECONDS = 12.0
 """How long the demo takes over the unseen ticks where someone looks on."""
 
@@ -116,11 +114,11 @@ def fit(options: argparse.Namespace) -> None:
     say(console, report.notes)
     if report.interrupted:
         print_lines(console, "interrupted: the best weights so far were kept", "yellow")
-    shown = demonstration.steps_shown(model.spec.horizon)
-    targets = model.spec.targets
+    targets, by_step = model.spec.targets, report.skill.reshape(-1, model.spec.targets)
+    shown = [(k, by_step[k - 1]) for k in model.spec.scored]
     names = [f"{each.name} " for each in model.spec.of_role("target")] if targets > 1 else [""]
     skill = "; ".join(
-        name + ", ".join(f"{report.skill[(k - 1) * targets + j]:.3f} at {k}" for k in shown)
+        name + ", ".join(f"{skill[j]:.3f} at {k}" for k, skill in shown)
         for j, name in enumerate(names)
     )
     print_lines(
@@ -158,7 +156,8 @@ def inspect(options: argparse.Namespace) -> None:
     )
     fields = state_fields(spec, bands, adapt.plan(spec, spec.scored))
     per_series = {"recurrent": cpu.bytes_per_series(network_of(spec, model.weights))}
-    per_series |= bytes_per_series(fields, SERIES, KEY)
+    # of a daemon with default options
+    per_series |= bytes_per_series(fields, Engine().max_series, Input().max_key)
     report = {
         "model": model.id,
         "spec": model.spec.model_dump(mode="json"),
@@ -433,7 +432,7 @@ def demo(options: argparse.Namespace) -> None:
         else:
             if watching:
                 show.print(_demo_view(stream, show, unit))
-            _print_summary(show, summary, unit, options)
+            _print_summary(show, summary, unit)
         if options.keep_running:
             _keep_running(show, stream, reached)
 
@@ -468,9 +467,7 @@ def _demo_view(stream: demonstration.Stream, console: Console, unit: str) -> Gro
     )  # fmt: skip
 
 
-def _print_summary(
-    console: Console, summary: demonstration.Summary, unit: str, options: argparse.Namespace
-) -> None:
+def _print_summary(console: Console, summary: demonstration.Summary, unit: str) -> None:
     console.print(scores_table(summary.scores, unit))
     latency = ", ".join(
         f"{name} {1e6 * seconds:,.0f} us" for name, seconds in summary.latency.items()

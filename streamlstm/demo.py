@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 
 from streamlstm import children
-from streamlstm.backtest import MODELS, Actual, Issued, Scores, mean, places, score
+from streamlstm.backtest import MODELS, Actual, Issued, Scores, score
 from streamlstm.client import Feed, Listener, in_time_order
 from streamlstm.datasets.frames import SeriesData, Table, heads
+from streamlstm.features import grid_places
 from streamlstm.model import Model, save_model
 from streamlstm.train import FitOptions, Progress, fit
 from streamlstm.vitals import quantile
@@ -90,11 +91,6 @@ class Summary:
         }
 
 
-def steps_shown(horizon: int) -> tuple[int, ...]:
-    """The steps ahead that are reported: first, middle, last."""
-    return tuple(sorted({1, max(1, horizon // 2), horizon}))
-
-
 def fitted(table: Table, season: int | None, progress: Progress | None) -> Fitted:
     """Fit a small model on all but the latest part of each series."""
     known = [len(s.ts) - round(UNSEEN * len(s.ts)) for s in table.series]
@@ -105,7 +101,9 @@ def fitted(table: Table, season: int | None, progress: Progress | None) -> Fitte
     if report.interrupted:
         raise KeyboardInterrupt
     seconds = time.perf_counter() - began
-    return Fitted(model, table.series, known, seconds, mean([np.array(report.skill)]), report.notes)
+    judged = report.skill[np.isfinite(report.skill)]
+    skill = float(judged.mean()) if len(judged) else float("nan")
+    return Fitted(model, table.series, known, seconds, skill, report.notes)
 
 
 @contextlib.contextmanager
@@ -176,7 +174,7 @@ class Stream:
             for s, n in zip(fitted.series, fitted.known, strict=True)
         ]
         horizon = fitted.model.spec.horizon
-        self._place = [places(s.ts, step_ns)[n - 1 :] for s, n in self._shown()]
+        self._place = [grid_places(step_ns, s.ts)[n - 1 :] for s, n in self._shown()]
         self._got = [np.full((3, len(place), horizon), np.nan) for place in self._place]
         self._index = {s.name: i for i, s in enumerate(fitted.series)}
         self._row = [

@@ -752,6 +752,11 @@ def grid_steps(step_ns: int, ts: NDArray[np.int64]) -> NDArray[np.int64]:
     return steps
 
 
+def grid_places(step_ns: int, ts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(n,) the place of each tick on its series' grid of steps, from 0."""
+    return np.cumsum(grid_steps(step_ns, ts)) - 1
+
+
 def default_calendar(step_ns: int, span_ns: int) -> tuple[CalendarName, ...]:
     """The phases that a spacing can see and a span of at least two periods can teach."""
     longest: dict[CalendarName, int] = {"hour": DAY // 2, "week": 2 * DAY, "year": 60 * DAY}

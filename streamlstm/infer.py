@@ -7,11 +7,10 @@ import numpy as np
 from streamlstm.calendars import DAY, WEEK, YEAR
 from streamlstm.datasets.frames import SeriesData
 from streamlstm.datasets.times import grid_of
-from streamlstm.features import default_calendar, features_of
+from streamlstm.features import default_calendar, features_of, grid_places
 from streamlstm.fit_options import FitOptions
 from streamlstm.linear import trimmed_mean
 from streamlstm.model import ROLES, Blend, Input, Scaling, Spec
-from streamlstm.samples import places
 from streamlstm.smoothing import with_smoothing
 
 GAPPY = 0.01
@@ -113,7 +112,7 @@ def best_season(
     errors = dict.fromkeys(seasons, 0.0)
     for s in series[:64]:
         kept = len(s.ts) - round(options.validation * len(s.ts))
-        place, values = places(step_ns, s.ts[:kept]), s.values[:kept, :targets]
+        place, values = grid_places(step_ns, s.ts[:kept]), s.values[:kept, :targets]
         size = np.maximum(values.std(axis=0), 1e-12)
         for season in seasons:
             for ahead in {1, options.horizon}:

@@ -56,10 +56,6 @@ class Latest(logging.Handler):
         self._count = 0
         _log.addHandler(self)
 
-    def detach(self) -> None:
-        """Take no more."""
-        _log.removeHandler(self)
-
     def lines(self) -> list[Line]:
         """Those kept, the latest last; from whichever thread."""
         return list(self._lines)

@@ -22,10 +22,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from streamlstm import children, rolling
-from streamlstm.backtest import places, sparse
+from streamlstm.backtest import sparse
 from streamlstm.config import Config, ConfigError
 from streamlstm.datasets.frames import SeriesData, heads
 from streamlstm.datasets.times import DataError
+from streamlstm.features import grid_places
 from streamlstm.files import sync_folder
 from streamlstm.fit_options import FitOptions
 from streamlstm.kept import journal_of
@@ -79,7 +80,7 @@ def command(config: Config, options: argparse.Namespace) -> int:
         max_ahead=config.ticks.max_ahead,
     )
     # one tick dated far ahead is not to be in the way of all
-    series = [s for s in series if not sparse(places(s.ts, old.spec.step_ns))]
+    series = [s for s in series if not sparse(grid_places(old.spec.step_ns, s.ts))]
     known = before_latest(series, asked.holdout)
     past = [s for s in heads(series, known) if len(s.ts)]
     new = _fit(old, chosen, folder, past, console)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from streamlstm.features import features_of, grid_steps
+from streamlstm.features import features_of, grid_places
 from streamlstm.intervals import units
 from streamlstm.jit import njit
 from streamlstm.model import Spec
@@ -67,7 +67,7 @@ def gather(
         x[begin:end] = rows.x
         if spec.floor is not None:
             least[begin:end] = (spec.floor - rows.base) / np.tile(rows.scale, spec.horizon)
-        place = places(spec.step_ns, ts)
+        place = grid_places(spec.step_ns, ts)
         part[begin:end] = rows.scale / units(place, rows.scale)
         early = int(np.searchsorted(place, min(spec.history, place[cut[i] - 1] // 3)))
         fill(place, values, rows.base, rows.scale, early, cut[i], spec.targets, target[begin:end])
@@ -77,11 +77,6 @@ def gather(
 def evenly(n: int, most: int) -> NDArray[np.int64]:
     """Which of ``n`` are taken where no more than ``most`` may be."""
     return np.linspace(0, n - 1, min(n, most)).astype(np.int64)
-
-
-def places(step_ns: int, ts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(n,) the place of each tick on the grid of steps, as the stream counts it; from 0."""
-    return np.cumsum(grid_steps(step_ns, ts)) - 1
 
 
 @njit(cache=True, error_model="numpy")

@@ -86,9 +86,9 @@ def peers_table(found: Comparison, unit: str) -> Table:
     return table
 
 
-def series_table(series: Sequence[Judged], most: int = 10) -> Table:
+def series_table(series: Sequence[Judged]) -> Table:
     """The first of the ``series``, which come the worst first; over all steps."""
-    shown = series[:most]
+    shown = series[:10]
     table = Table(title=f"the worst {len(shown):,} of {len(series):,} series, over all steps")
     table.add_column("series")
     for title in ("forecasts", "MAE", "RMSE", "MASE", "one season before", "within"):

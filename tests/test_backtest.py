@@ -12,12 +12,12 @@ from streamlstm.backtest import (
     crps,
     interval_score,
     judge,
-    places,
     run,
     score,
     smape,
 )  # fmt: skip
 from streamlstm.engine import Engine
+from streamlstm.features import grid_places
 from streamlstm.ticks import Keys, Ticks
 from tests.models import HOUR, random_model
 
@@ -56,7 +56,7 @@ def test_scores_are_those_of_plain_loops(gap: bool) -> None:
     rng = np.random.default_rng(1)
     m = len(ts) - known + 1
     point = rng.normal(10, 1, (m, horizon))
-    place = places(ts, HOUR)[known - 1 :]
+    place = grid_places(HOUR, ts)[known - 1 :]
     ends = {0.9: (1.0, 1.5), 0.5: (0.4, 0.3), 0.8: (0.8, 0.9)}
     given = {c: (point - low, point + up) for c, (low, up) in ends.items()}
     issued = Issued(place, point, given)
@@ -151,7 +151,7 @@ def test_first_middle_and_last_of_the_steps_that_came_are_shown() -> None:
     for apart, horizon, shown in ((1, 48, (1, 24, 48)), (1, 1, (1,)), (2, 5, (2, 4)), (9, 3, ())):
         few, some = ts[::apart], y[::apart]
         actual = Actual.of(few, some, HOUR, 0, 10)
-        issued = of_zeros(places(few, HOUR)[9:], horizon)
+        issued = of_zeros(grid_places(HOUR, few)[9:], horizon)
         assert score([(actual, issued)]).shown == shown
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from streamlstm.datasets.frames import read_table
-from streamlstm.demo import fitted, steps_shown
+from streamlstm.demo import fitted
 from streamlstm.vitals import quantile
 from tests.test_cli import series_file, streamlstm
 
@@ -87,11 +87,6 @@ def test_quantiles_of_a_histogram_are_those_of_prometheus() -> None:
     assert quantile(0.95, buckets) == pytest.approx(0.35)
     beyond = [(0.1, 1.0), (float("inf"), 10.0)]
     assert quantile(0.9, beyond) == 0.1
-
-
-def test_steps_shown_are_first_middle_last() -> None:
-    assert steps_shown(48) == (1, 24, 48)
-    assert steps_shown(1) == (1,)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

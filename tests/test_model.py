@@ -346,6 +346,11 @@ def test_the_input_vector_and_the_history_follow_from_the_spec() -> None:
     assert blended.model_copy(update={"lags": (193,)}).history == 216  # whole short seasons
 
 
+def test_first_middle_and_last_step_are_scored() -> None:
+    shown = {k: Spec(step_ns=1, hidden=4, horizon=k).scored for k in (1, 2, 3, 48)}
+    assert shown == {1: (1,), 2: (1, 2), 3: (1, 2, 3), 48: (1, 24, 48)}
+
+
 def test_error_quantiles_between_the_levels_kept() -> None:
     errors = random_model().errors
     assert errors is not None

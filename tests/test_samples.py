@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from streamlstm.features import features_of
+from streamlstm.features import features_of, grid_places
 from streamlstm.model import Scaling, Spec
-from streamlstm.samples import draw, evenly, gather, lanes, places
+from streamlstm.samples import draw, evenly, gather, lanes
 
 HOUR = 3_600_000_000_000
 
@@ -60,8 +60,8 @@ def test_steps_are_ticks_where_no_step_is_known() -> None:
 
 def test_places_count_missed_steps() -> None:
     ts = np.array([0, 1, 2, 5, 6]) * HOUR + np.array([0, 9, -9, 9, 0])
-    assert places(HOUR, ts).tolist() == [0, 1, 2, 5, 6]
-    assert places(0, ts).tolist() == [0, 1, 2, 3, 4]
+    assert grid_places(HOUR, ts).tolist() == [0, 1, 2, 5, 6]
+    assert grid_places(0, ts).tolist() == [0, 1, 2, 3, 4]
 
 
 def two_series() -> tuple[Spec, list[tuple[np.ndarray, np.ndarray]]]:

@@ -101,7 +101,7 @@ def _of_safetensors(path: Path) -> dict[str, Array]:
     entries = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
     for name, entry in sorted(entries, key=lambda pair: _natural(pair[0])):
         flat = np.frombuffer(entry["data"], "<" + _code(name, entry["dtype"]))
-        found[name] = _numbers(name, flat.reshape(entry["shape"]), entry["dtype"])
+        found[name] = _numbers(flat.reshape(entry["shape"]), entry["dtype"])
     return found
 
 
@@ -141,7 +141,7 @@ def _of_zip(path: Path) -> dict[str, Array]:
     # so many tensors may share a storage that all of them together would fill the memory
     if sum(view.size for view in views.values()) > size:
         raise RefusedError("its tensors are larger than the file; " + MEND)
-    return {name: _numbers(name, view, tensors[name].storage.dtype) for name, view in views.items()}
+    return {name: _numbers(view, tensors[name].storage.dtype) for name, view in views.items()}
 
 
 def _bytes(
@@ -201,7 +201,7 @@ def _code(name: str, dtype: str) -> str:
     return _DTYPES[dtype]
 
 
-def _numbers(name: str, view: Array, dtype: str) -> Array:
+def _numbers(view: Array, dtype: str) -> Array:
     """A tensor's numbers, float32 where they are no whole ones."""
     if dtype == "BF16":  # the upper half of a float32
         return (view.astype(np.uint32) << 16).view(np.float32)
