@@ -134,44 +134,48 @@ class Engine:
         recurrent, unbounded = self.kernels.host_records(self.buffers), can_diverge(spec)
         on_device = not len(recurrent)
         judged = quality.Quality.of(bands, spec.targets, max_batch)
+        back = np.zeros((max_series, recurrent.shape[1]), np.float32) if on_device else recurrent
+        ends = 2 * len(self.coverages)
         self._look = unbounded and on_device
         self.work = placed(
             Work(
-                features.plan(spec),
-                bands,
-                self._rules,
-                self.series.index,
-                Clock(*(state[name] for name in Clock._fields)),
-                features.memory_of(state),
-                intervals.Bands(*(state[name] for name in intervals.Bands._fields)),
-                lessons,
-                adapt.Learned(*(taught[name] for name in corrections)),
-                state["seq"],
-                Latest(keep_latest, *(kept[name] for name in latest)),
-                state["expected"],
-                Recent(*(state[name] for name in Recent._fields)),
-                recurrent,
-                unbounded and not on_device,
-                features.Rows.empty(spec, max_batch),
-                Schedule.empty(max_batch),
-                np.zeros((max_batch, spec.answers), np.float32),
-                Forecasts(
-                    np.zeros(max_batch, np.int32),
-                    np.zeros(max_batch, np.int64),
-                    np.zeros(max_batch, np.int64),
-                    np.zeros((max_batch, spec.horizon, spec.targets)),
-                    np.zeros((max_batch, 2 * len(self.coverages), spec.horizon, spec.targets)),
-                    judged.measures if telling else np.zeros((max_batch, 0)),
+                features=features.plan(spec),
+                intervals=bands,
+                rules=self._rules,
+                slots=self.series.index,
+                clock=Clock(*(state[name] for name in Clock._fields)),
+                memory=features.memory_of(state),
+                bands=intervals.Bands(*(state[name] for name in intervals.Bands._fields)),
+                lessons=lessons,
+                learned=adapt.Learned(*(taught[name] for name in corrections)),
+                seq=state["seq"],
+                latest=Latest(keep_latest, *(kept[name] for name in latest)),
+                expected=state["expected"],
+                recent=Recent(*(state[name] for name in Recent._fields)),
+                recurrent=recurrent,
+                unbounded=unbounded and not on_device,
+                rows=features.Rows.empty(spec, max_batch),
+                schedule=Schedule.empty(max_batch),
+                outputs=np.zeros((max_batch, spec.answers), np.float32),
+                forecasts=Forecasts(
+                    slot=np.zeros(max_batch, np.int32),
+                    ts=np.zeros(max_batch, np.int64),
+                    seq=np.zeros(max_batch, np.int64),
+                    point=np.zeros((max_batch, spec.horizon, spec.targets)),
+                    quantiles=np.zeros((max_batch, ends, spec.horizon, spec.targets)),
+                    quality=judged.measures if telling else np.zeros((max_batch, 0)),
                 ),
-                np.zeros((max_batch, spec.inputs)),
-                Given(Ticks.room(max_batch, spec.inputs), np.zeros((max_batch, spec.inputs))),
-                Counts.empty(),
-                judged,
-                watch.Watched(watching, telling, *(seen[name] for name in watch.watched_fields())),
-                np.zeros(max_batch, np.uint64),
-                np.zeros(max_batch, np.int32),
-                self.series.offsets["last_ts"],
-                np.zeros((max_series, recurrent.shape[1]), np.float32) if on_device else recurrent,
+                values=np.zeros((max_batch, spec.inputs)),
+                given=Given(Ticks.room(max_batch, spec.inputs), np.zeros((max_batch, spec.inputs))),
+                counts=Counts.empty(),
+                quality=judged,
+                watched=watch.Watched(
+                    watching, telling, *(seen[name] for name in watch.watched_fields())
+                ),
+                hashes=np.zeros(max_batch, np.uint64),
+                found=np.zeros(max_batch, np.int32),
+                forgotten=self.series.offsets["last_ts"],
+                told=back,
             )
         )
         self._ticks = Ticks.room(max_batch, spec.inputs)

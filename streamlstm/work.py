@@ -54,19 +54,19 @@ class Schedule(NamedTuple):
     def empty(cls, n: int) -> "Schedule":
         """Room for ``n`` ticks."""
         return cls(
-            np.zeros(n, np.int64),
-            np.zeros(n + 4, np.int64),
-            np.zeros(n, np.uint8),
-            np.zeros(n, np.int64),
-            np.zeros(n, np.int64),
-            np.zeros(n, np.int64),
-            np.zeros(n, np.int64),
-            np.zeros(n, np.int32),
-            np.zeros(n, np.int64),
-            np.zeros(n + 2, np.int64),
-            np.zeros(n, np.int32),
-            np.zeros(6, np.int64),
-            np.zeros(1, np.uint8),
+            order=np.zeros(n, np.int64),
+            starts=np.zeros(n + 4, np.int64),
+            fate=np.zeros(n, np.uint8),
+            steps=np.zeros(n, np.int64),
+            missing=np.zeros(n, np.int64),
+            ahead=np.zeros(n, np.int64),
+            tick=np.zeros(n, np.int64),
+            slot=np.zeros(n, np.int32),
+            place=np.zeros(n, np.int64),
+            bounds=np.zeros(n + 2, np.int64),
+            anew=np.zeros(n, np.int32),
+            progress=np.zeros(COUNT + 1, np.int64),
+            faults=np.zeros(1, np.uint8),
         )
 
 
