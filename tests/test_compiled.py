@@ -5,6 +5,7 @@ import pwd
 import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -55,6 +56,32 @@ def test_a_changed_source_gets_a_folder_of_its_own(tmp_path: Path) -> None:
     with (tmp_path / "streamlstm" / "kernels" / "cell.py").open("a") as source:
         source.write("# changed\n")
     assert folder(tmp_path, NUMBA_CACHE_DIR=given) != before
+
+
+def test_what_other_sources_have_not_used_for_long_goes_once_there_is_something_new(
+    tmp_path: Path,
+) -> None:
+    def used(name: str, days: float) -> Path:
+        found = tmp_path / name
+        found.mkdir()
+        (found / "code.nbc").touch()
+        at = time.time() - 86_400 * days
+        os.utime(found, (at, at))
+        return found
+
+    def there() -> set[Path]:
+        return {*tmp_path.iterdir()}
+
+    mine = Path(folder(PACKAGE.parent, NUMBA_CACHE_DIR=str(tmp_path)))
+    stays = {mine, used("streamlstm-00000001", 29), used("streamlstm-mine", 99), used("other", 99)}
+    goes = used("streamlstm-00000002", 31)
+    os.utime(mine, (0, 0))
+    folder(PACKAGE.parent, NUMBA_CACHE_DIR=str(tmp_path))
+    assert there() == {*stays, goes}
+    assert mine.stat().st_mtime > time.time() - 60, "it is in use"
+    mine.rmdir()
+    folder(PACKAGE.parent, NUMBA_CACHE_DIR=str(tmp_path))
+    assert there() == stays
 
 
 def test_who_imports_a_module_alone_finds_no_stale_code_either(tmp_path: Path) -> None:
