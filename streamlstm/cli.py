@@ -20,6 +20,7 @@ from typing import Any, NoReturn, get_args
 
 from streamlstm import arguments, compiled
 from streamlstm.config import INPUT, OUTPUT, Config, ConfigError, Format, Metrics, load_config
+from streamlstm.files import mend_of
 from streamlstm.fit_options import FitOptions
 
 FORMATS = get_args(Format)
@@ -96,7 +97,8 @@ def _as_json(error: UnicodeError) -> tuple[str, int]:
 def _fail(options: argparse.Namespace, error: Exception, code: int) -> int:
     message = str(error)
     if isinstance(error, OSError) and error.filename and error.strerror:
-        message = f"{error.filename}: {error.strerror}"
+        mend = mend_of(error, "")
+        message = f"{error.filename}: {error.strerror}{'; ' * bool(mend)}{mend}"
     message = "".join(c if c.isprintable() else "\ufffd" for c in message)
     print(f"streamlstm {options.command}: {message}", file=sys.stderr)
     return code

@@ -29,6 +29,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from streamlstm.endpoints import check, is_loopback, reaches_beyond
+from streamlstm.files import mend_of
 
 PREFIX = "STREAMLSTM_"
 
@@ -131,8 +132,8 @@ class Input(_Table):
     )
     topics: Texts = Field(
         default=(),
-        description="take only series whose name (in arrow: messages whose topic) begins with one"
-        " of these; empty: all",
+        description="take only messages whose first frame (the series' name, in arrow the topic)"
+        " begins with one of these, so no json or msgpack in one frame; empty: all",
     )
     format: Format = Field(
         default="json",
@@ -596,6 +597,25 @@ def exposures(config: Config) -> Iterator[str]:
             )
 
 
+def without_effect(config: Config) -> Iterator[str]:
+    """What is asked for in vain, since another option is off; each one line with the mend."""
+    engine, ticks = config.engine, config.ticks
+    if config.journal.durability == "strict" and not config.checkpoint.path:
+        yield "journal.durability: nothing is kept without checkpoint.path; set it"
+    if engine.parking and engine.when_full == "reject" and not engine.idle_timeout:
+        yield (
+            "engine.parking: no series is ever parked; set engine.when_full = 'evict' or"
+            " engine.idle_timeout"
+        )
+    if ticks.gap != "hold" and not ticks.max_gap:
+        yield f"ticks.gap: no gap is too long, none leads to {ticks.gap!r}; set ticks.max_gap"
+    if ticks.outlier != "accept" and not ticks.outlier_sigma:
+        yield (
+            f"ticks.outlier: no value is one, none leads to {ticks.outlier!r}; set"
+            " ticks.outlier_sigma"
+        )
+
+
 def options(table: type[BaseModel] = Config, path: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Every option with its dotted name, in the order of declaration."""
     for name, info in table.model_fields.items():
@@ -635,7 +655,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; deploy/streamlstm.toml is one to copy") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        mend = mend_of(error, "name the file to read")
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); {mend}") from None
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
     except (ValueError, RecursionError) as error:  # TOML's own, and a number of too many digits
         raise ConfigError(f"{path}: not valid TOML: {error}") from None

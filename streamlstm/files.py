@@ -4,10 +4,29 @@ import contextlib
 import errno
 import fcntl
 import os
+import pwd
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+
+
+def mend_of(error: OSError, otherwise: str) -> str:
+    """What to do about a file or folder that cannot be had, in half a line."""
+    match error.errno:
+        case errno.EACCES | errno.EPERM:
+            return f"let user {_user()} in (chown, chmod), or run this as the user whose it is"
+        case errno.EROFS:
+            return "choose another folder, or have it writable (for a service by ReadWritePaths=)"
+        case errno.ENOSPC | errno.EDQUOT:
+            return "free some space"
+    return otherwise
+
+
+def _user() -> str:
+    with contextlib.suppress(KeyError):
+        return pwd.getpwuid(os.geteuid()).pw_name
+    return str(os.geteuid())
 
 
 @contextlib.contextmanager

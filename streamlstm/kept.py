@@ -16,7 +16,7 @@ from streamlstm import appending, checkpoint, logs, models, segments
 from streamlstm.checkpoint import CheckpointError, Saving
 from streamlstm.config import Config
 from streamlstm.engine import Engine
-from streamlstm.files import lock_folder
+from streamlstm.files import lock_folder, mend_of
 from streamlstm.handover import Handover
 from streamlstm.journal import Journal
 from streamlstm.model import Model, load_model
@@ -240,6 +240,7 @@ class Kept:
             values["series_returned"] = self.parking.returned
             values["parked_series_refused"] = self.parking.refused
             values["parking_failures"] = self.parking.failures
+            values["parking_bytes"] = self.parking.size
 
     def close(self) -> bool:
         """Write a last checkpoint, if asked for any, and close the files; whether all is kept."""
@@ -393,7 +394,7 @@ def engine_of(config: Config, model: Model) -> Engine:
 
 def fault_of(error: OSError, path: Path) -> str:
     """One line about what could not be written at that path, or beside it, with the mend."""
-    mend = _MENDS.get(error.errno or 0, "choose a folder that this user may write to")
+    mend = _MENDS.get(error.errno or 0) or mend_of(error, "choose another folder")
     return f"{error.filename or path}: {error.strerror}; {mend}"
 
 

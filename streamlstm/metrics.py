@@ -74,6 +74,7 @@ GAUGES: Mapping[str, str] = MappingProxyType(
     {
         "active_series": "Series kept.",
         "state_bytes": "Memory taken by the series kept.",
+        "parking_bytes": "Size of the file of parked series, its log included.",
         "pending_ticks": "Ticks taken from the input and not yet stepped.",
         "event_lag_seconds": "From the latest timestamp in the latest batch to its arrival.",
         "checkpoint_last_success_timestamp_seconds": "When a checkpoint was last written.",

@@ -67,7 +67,7 @@ from pydantic import (
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from streamlstm.files import write_whole
+from streamlstm.files import mend_of, write_whole
 
 FORMAT = 1
 WIDEST = 65_536
@@ -580,10 +580,15 @@ def load_model(path: Path) -> Model:
     Raises:
         ModelError: there is no such file, or it is damaged, of another format, or inconsistent.
     """
-    if path.is_dir():
-        raise ModelError(f"{path}: is a folder; name the model file in it")
-    if not path.is_file():
-        raise ModelError(f"{path}: no such model file; make one with 'streamlstm fit'")
+    try:
+        if path.is_dir():
+            raise ModelError(f"{path}: is a folder; name the model file in it")
+        if not path.is_file():
+            raise ModelError(f"{path}: no such model file; make one with 'streamlstm fit'")
+        path.open("rb").close()  # safetensors would say that it is not there
+    except OSError as error:
+        mend = mend_of(error, "copy it again")
+        raise ModelError(f"{path}: cannot be read ({error.strerror}); {mend}") from None
     try:
         with safe_open(path, framework="numpy") as file:
             header = _header(file.metadata() or {})

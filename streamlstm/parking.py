@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from streamlstm import logs
 from streamlstm.admission import FIRST, MESSAGE, UNKNOWN, meet
 from streamlstm.engine import Engine
+from streamlstm.files import mend_of
 from streamlstm.index import FULL
 from streamlstm.state_schema import Migration, Schema, schema_of
 from streamlstm.ticks import Arrivals
@@ -56,7 +57,8 @@ def look(path: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise ParkingError(f"{path}: parking: {error.strerror}; choose another path") from error
+        mend = mend_of(error, "choose another path")
+        raise ParkingError(f"{path}: parking: {error.strerror}; {mend}") from error
     if head and (len(head) < _HEADER or not head.startswith(b"SQLite format 3\0")):
         raise ParkingError(f"{path}: parking: file is not a database; move it away")
     _heed_version(path, int.from_bytes(head[_VERSION_AT : _VERSION_AT + 4], "big"))
@@ -95,7 +97,10 @@ class Parking:
         try:
             os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
             self._file = sqlite3.connect(path, timeout=0, isolation_level=None)
-        except (OSError, sqlite3.Error) as error:
+        except OSError as error:
+            mend = mend_of(error, "choose a path to write to")
+            raise ParkingError(f"{path}: parking: {error.strerror}; {mend}") from error
+        except sqlite3.Error as error:
             raise ParkingError(f"{path}: parking: {error}; choose a path to write to") from error
         try:
             (version,) = self._file.execute("PRAGMA user_version").fetchone()
@@ -122,6 +127,12 @@ class Parking:
     def rows(self) -> int:
         """Rows there are, those of series that have come back included."""
         return int(self._file.execute("SELECT count(*) FROM parked").fetchone()[0])
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file, and of its write-ahead log; from whichever thread."""
+        files = self.path, self.path.with_name(f"{self.path.name}-wal")
+        return sum(each.stat().st_size for each in files if each.exists())
 
     def close(self) -> None:
         """Let go of the file."""

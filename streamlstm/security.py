@@ -19,6 +19,8 @@ from typing import NamedTuple
 import zmq
 import zmq.auth
 
+from streamlstm.files import mend_of
+
 HANDSHAKE = 5.0
 """Seconds that a peer may take for its handshake."""
 AGAIN = 1.0
@@ -57,10 +59,10 @@ def make_keys(path: Path) -> tuple[Path, Path]:
     if not path.name:
         raise SecurityError(f"{path}: name the keys, as in 'streamlstm keys server'")
     files = [path.with_name(f"{path.name}{ending}") for ending in (".key", ".key_secret")]
-    for file in files:
-        if file.exists():
-            raise SecurityError(f"{file}: is there already, and is not overwritten; choose a name")
     try:
+        for file in files:
+            if file.exists():
+                raise SecurityError(f"{file}: is there already, is not overwritten; choose a name")
         # a folder of mode 0700, so that nobody sees a file before its mode is set
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".keys-") as folder:
             made = [Path(each) for each in zmq.auth.create_certificates(folder, path.name)]
@@ -69,7 +71,8 @@ def make_keys(path: Path) -> tuple[Path, Path]:
             for each, file in zip(made, files, strict=True):
                 os.link(each, file)  # unlike a rename it never overwrites
     except OSError as error:
-        raise SecurityError(f"{path}: {error.strerror}; choose a folder to write to") from None
+        mend = mend_of(error, "choose a folder to write to")
+        raise SecurityError(f"{path}: {error.strerror}; {mend}") from None
     return files[0], files[1]
 
 
@@ -89,7 +92,8 @@ def load_keys(path: Path, *, secret: bool) -> Keys:
         raise
     except OSError as error:
         said = error.strerror or "no such key file"
-        raise SecurityError(f"{path}: {said}; make one with 'streamlstm keys'") from None
+        mend = mend_of(error, "make one with 'streamlstm keys'")
+        raise SecurityError(f"{path}: {said}; {mend}") from None
     except ValueError:
         raise SecurityError(
             f"{path}: not a key file; make one with 'streamlstm keys', or copy it again"

@@ -57,7 +57,7 @@ _MENDS: Mapping[int, str] = MappingProxyType(
         errno.ENODEV: "bind to an address of this machine, or connect instead",
         errno.EINVAL: SUCH,
         errno.ENOENT: "make its folder first",
-        errno.EACCES: "choose a port or folder that this user may use",
+        errno.EACCES: "take a port from 1024 on, or let this user into the folder (chown, chmod)",
     }
 )
 _FUNCTIONS = (

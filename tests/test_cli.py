@@ -22,6 +22,7 @@ from streamlstm.config import load_config
 from streamlstm.web import Users
 from tests.models import random_model_file
 from tests.pseudo_terminal import terminal
+from tests.test_compiled import bound_by_permissions
 
 COMMANDS = (
     "demo", "fit", "backtest", "forecast", "inspect", "run", "check", "replay", "refit", "publish",
@@ -507,3 +508,30 @@ def test_a_reader_that_has_seen_enough_is_no_error(fitted: tuple[Path, Path]) ->
         )  # fmt: skip
         os.close(write)
         assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_the_user_may_not_have_is_one_line_that_says_to_let_it_in(tmp_path: Path) -> None:
+    """The model, the configuration, a folder of keys, one on the way to a checkpoint."""
+    model, config = random_model_file(tmp_path), tmp_path / "c.toml"
+    config.write_text("")
+    closed = [model, config, tmp_path / "keys", tmp_path / "state"]
+    for path in closed:
+        if not path.exists():
+            path.mkdir()
+        path.chmod(0)
+    (tmp_path / "sound").mkdir()
+    sound = random_model_file(tmp_path / "sound")
+    state = f"checkpoint.path={closed[3] / 'folder' / 'state'}"
+    for command in (
+        ["check", "--set", f"model={model}"],
+        ["check", "--config", config],
+        ["keys", closed[2] / "server"],
+        ["check", "--set", f"model={sound}", "--set", state],
+    ):
+        done = subprocess.run(
+            [*bound_by_permissions(), sys.executable, "-m", "streamlstm", *map(str, command)],
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        (line,) = done.stderr.splitlines()
+        assert "Permission denied" in line, line
+        assert "; let user " in line, line

@@ -4,7 +4,15 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from streamlstm.config import PREFIX, Config, ConfigError, exposures, load_config, options
+from streamlstm.config import (
+    PREFIX,
+    Config,
+    ConfigError,
+    exposures,
+    load_config,
+    options,
+    without_effect,
+)
 
 
 def write(folder: Path, text: str) -> Path:
@@ -234,6 +242,30 @@ def test_metrics_beyond_the_machine_want_tls_and_users() -> None:
     assert exposed(**here, **tls, metrics__users='{"a": "h"}') == []
     assert exposed(**here, **tls, metrics__client_ca_file="ca") == []
     assert exposed(**here, metrics__enabled="false") == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "mend", "said"),
+    [
+        ({"journal.durability": "strict"}, {"checkpoint.path": "c"}, "set it"),
+        ({"engine.parking": "p"}, {"engine.when_full": "evict"}, "'evict' or engine.idle_timeout"),
+        ({"engine.parking": "p"}, {"engine.idle_timeout": "60"}, "'evict' or engine.idle_timeout"),
+        ({"ticks.gap": "missing"}, {"ticks.max_gap": "60"}, "set ticks.max_gap"),
+        ({"ticks.gap": "reset"}, {"ticks.max_gap": "60"}, "set ticks.max_gap"),
+        ({"ticks.outlier": "drop"}, {"ticks.outlier_sigma": "6"}, "set ticks.outlier_sigma"),
+        ({"ticks.outlier": "clip"}, {"ticks.outlier_sigma": "6"}, "set ticks.outlier_sigma"),
+    ],
+)
+def test_what_is_asked_for_in_vain_is_said_with_the_mend(
+    asked: dict[str, str], mend: dict[str, str], said: str
+) -> None:
+    def vain(**given: str) -> list[str]:
+        return [*without_effect(load_config(None, {"model": "m", **given}, environ={}))]
+
+    assert vain() == vain(**mend) == vain(**asked, **mend) == []
+    (line,) = vain(**asked)
+    assert line.startswith(f"{next(iter(asked))}: ")
+    assert line.endswith(said)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from streamlstm.files import lock_folder, whole, write_whole
+from streamlstm.files import lock_folder, mend_of, whole, write_whole
 
 
 def test_a_file_takes_its_place_once_it_is_written(tmp_path: Path) -> None:
@@ -80,3 +80,16 @@ def test_a_folder_is_locked_until_its_descriptor_is_closed(tmp_path: Path) -> No
     os.close(lock_folder(tmp_path))
     with pytest.raises(FileNotFoundError):
         lock_folder(tmp_path / "none")
+
+
+def test_what_may_not_be_had_names_the_user_that_is_to_be_let_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    denied = PermissionError(errno.EACCES, "Permission denied")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert mend_of(denied, "x").startswith("let user root in (chown, chmod), or run this as ")
+    monkeypatch.setattr(os, "geteuid", lambda: 4_000_000_000)  # has no name
+    assert mend_of(denied, "x").startswith("let user 4000000000 in ")
+    assert "ReadWritePaths=" in mend_of(OSError(errno.EROFS, ""), "x")
+    assert mend_of(OSError(errno.ENOSPC, ""), "x") == "free some space"
+    assert mend_of(OSError(errno.EIO, ""), "x") == "x"

@@ -106,6 +106,21 @@ def parked(path: Path, **options: object) -> None:
     parking.close()
 
 
+def test_its_size_is_that_of_the_file_and_of_what_is_not_yet_in_it(tmp_path: Path) -> None:
+    engine = opened()
+    parking = Parking(tmp_path / "parked", engine)
+    sizes = [parking.size]
+    for tick in range(5):
+        stepped(engine, parking, arrivals([b"a", b"b", b"c"], tick), tick + 1)
+        assert parking.park(engine, engine.series.slots)
+        sizes.append(parking.size)
+    assert sizes == sorted({*sizes})
+    assert sizes[-1] == sum(
+        f.stat().st_size for f in tmp_path.glob("parked*") if "shm" not in f.name
+    )
+    parking.close()
+
+
 def back(path: Path, name: bytes, engine: Engine | None = None) -> tuple[Parking, int]:
     """Let it speak; and how many ticks it has seen then."""
     engine = engine or opened()
