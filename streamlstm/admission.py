@@ -2,7 +2,7 @@
 
 from streamlstm.index import approach, find, seek, touch
 from streamlstm.jit import njit
-from streamlstm.policies import DROPS, SERIES_LIMIT, fault, fault_of_first, is_message
+from streamlstm.policies import DROPS, SERIES_LIMIT, drop, fault, fault_of_first, is_message
 from streamlstm.ticks import END, RESET, Arrivals, Ticks
 from streamlstm.work import Work
 
@@ -68,7 +68,8 @@ def place(work: Work, arrivals: Arrivals, ticks: Ticks, at: int, now: int, oldes
                     slot += len(DROPS)
         if slot < 0:
             if slot <= UNFIT:
-                work.counts.drops[UNFIT - slot] += 1
+                key, length = data + keys.begin[i], keys.end[i] - keys.begin[i]
+                drop(work.counts, work.dropped, UNFIT - slot, key, length)
             continue
         ticks.slot[at], ticks.ts[at] = slot, arrivals.ts[i]
         ticks.flags[at] = arrivals.flags[i]

@@ -176,6 +176,7 @@ class Engine:
                 found=np.zeros(max_batch, np.int32),
                 forgotten=self.series.offsets["last_ts"],
                 told=back,
+                dropped=np.zeros((len(DROPS), max_key), np.uint8),
             )
         )
         self._ticks = Ticks.room(max_batch, spec.inputs)

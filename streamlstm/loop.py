@@ -274,7 +274,7 @@ class Loop:
             JournalError: it could not be journalled, and is the next one still.
         """
         ticks, taken = self.pending.first()
-        begun, now = time.monotonic_ns(), max(time.time_ns(), int(self.decoder.latest_arrival[0]))
+        begun, now = time.monotonic_ns(), time.time_ns()
         if self.handover:
             self.handover.prepare()
         self._heed(_record(self._log, self.engine.work, ticks, now))
@@ -429,8 +429,7 @@ def _step(way: Way) -> int:
     end = min(queue.bounds[1], begin + queue.batch)
     ticks, taken_at = rows_of(queue.ticks, begin, end), queue.taken[begin]
     begun = _now(way.clock, _MONOTONIC)
-    # what was dated at its arrival is not ahead of it, though the clock has been set back since
-    now = max(_now(way.clock, _REALTIME), way.latest_arrival[0])
+    now = _now(way.clock, _REALTIME)
     error = _record(way.log, work, ticks, now)
     if error:
         return JOURNAL + error

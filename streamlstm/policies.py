@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from streamlstm import features
 from streamlstm.jit import njit
-from streamlstm.ticks import END, RESET, Ticks
+from streamlstm.memory import clear, copy, row_of
+from streamlstm.ticks import ARRIVAL, END, RESET, Ticks
 
 DROPS = (
     "nonfinite", "out_of_range", "late", "duplicate", "series_limit", "future", "outlier"
@@ -201,6 +202,23 @@ def fault_of_first(rules: Rules, values: NDArray[np.float64], tick: int, ts: int
     return -1
 
 
+@njit(cache=True, error_model="numpy", _nrt=False)
+def drop(counts: Counts, last: NDArray[np.uint8], reason: int, key: int, length: int) -> None:
+    """Count a tick that is dropped, and note as the ``last`` its series, whose name is at ``key``.
+
+    Args:
+        counts: of what became of ticks.
+        last: (reasons, max_key) zero-padded.
+        reason: of :data:`DROPS`.
+        key, length: address and bytes of the name.
+    """
+    counts.drops[reason] += 1
+    name, most = row_of(last, reason).ctypes.data, last.shape[1]
+    length = min(length, most)
+    copy(name, key, length)
+    clear(name + length, most - length)
+
+
 @njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 def is_message(values: NDArray[np.float64], tick: int, flags: int) -> bool:
     """Whether a tick has no value, since it only says that its series is reset or ends."""
@@ -219,6 +237,8 @@ def judge(
     memory: features.Memory,
     clock: Clock,
     counts: Counts,
+    dropped: NDArray[np.uint8],
+    names: NDArray[np.uint8],
     ticks: Ticks,
     tick: int,
     now: int,
@@ -229,18 +249,20 @@ def judge(
 
     Where it is dropped the steps are 0; where its series is to begin anew the points are ``ANEW``.
     All that is looked at was computed up to the tick before. ``now`` is when it came, ns since the
-    epoch. Where rounds are judged ``singly``, as they are with rules that are ``one_by_one``,
-    ``values`` (n, inputs) is given those to be taken, NaN for what is missing.
+    epoch. One that is dated at its arrival is neither late nor ahead: where the clock was set back,
+    so is the time of its series. Where rounds are judged ``singly``, as they are with rules that
+    are ``one_by_one``, ``values`` (n, inputs) is given those to be taken, NaN for what is missing.
     """
     slot, ts = ticks.slot[tick], ticks.ts[tick]
     begun, last = clock.begun[slot] != 0, clock.last_ts[slot]
-    behind = begun and ts <= last
+    behind, dated_here = begun and ts <= last, (ticks.flags[tick] & ARRIVAL) != 0
     steps, before = 1, 0
     reason = fault(rules, ticks.values, tick, ts)
-    if reason < 0 and ts > now and ts - now > rules.max_ahead:
-        reason = FUTURE
-    if reason < 0 and behind and not (rules.duplicate if ts == last else rules.late):
-        reason = DUPLICATE if ts == last else LATE
+    if reason < 0 and not dated_here:
+        if ts > now and ts - now > rules.max_ahead:
+            reason = FUTURE
+        elif behind and not (rules.duplicate if ts == last else rules.late):
+            reason = DUPLICATE if ts == last else LATE
     if reason < 0 and begun and not behind:
         steps = features.steps_since(plan.step_ns, last, ts)
         if features.apart(last, ts) > rules.max_gap:
@@ -249,12 +271,12 @@ def judge(
         anew = before == ANEW or memory.seen[slot] == 0
         reason = _weigh(rules, plan, memory, clock, counts, ticks.values, tick, slot, anew, values)
     if reason >= 0:
-        counts.drops[reason] += 1
+        drop(counts, dropped, reason, row_of(names, slot).ctypes.data, names.shape[1])
         return 0, 0
     counts.gaps[0] += steps > 1
     if behind:
         counts.changes[_DUPLICATE if ts == last else _LATE] += 1
-    else:
+    if dated_here or not behind:
         clock.last_ts[slot] = ts
     clock.begun[slot], clock.heard[slot] = 1, now
     if before == ANEW:

@@ -197,8 +197,8 @@ def _judge(work: Work, ticks: Ticks, now: int, begin: int, end: int, singly: boo
             forget(work, slot)
         if not (singly and is_message(ticks.values, i, ticks.flags[i])):
             steps, missing = judge(
-                work.rules, work.features, work.memory, work.clock, work.counts,
-                ticks, i, now, singly, work.values,
+                work.rules, work.features, work.memory, work.clock, work.counts, work.dropped,
+                work.slots.names, ticks, i, now, singly, work.values,
             )  # fmt: skip
         schedule.fate[i] = TAKEN if steps else DROPPED
         schedule.steps[i] = schedule.ahead[i] = steps

@@ -13,16 +13,14 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 from numba.core import event
 
 from streamlstm import logs, parking, transport
 from streamlstm.backlog import Backlog
-from streamlstm.calendars import DAY
 from streamlstm.checkpoint import CheckpointError
-from streamlstm.config import Config, exposures
+from streamlstm.config import Config, exposures, without_effect
 from streamlstm.ends import Ends, allow_files
 from streamlstm.handover import Handover
 from streamlstm.kept import Kept, engine_of, open_engine
@@ -41,7 +39,7 @@ from streamlstm.systemd import Watchdog, notify
 from streamlstm.transport import TransportError
 from streamlstm.watch import MEASURES
 from streamlstm.web import MetricsError, Server, Tls, Users
-from streamlstm.wire.codec import Decoder, Encoder
+from streamlstm.wire.codec import SET_BACK, Decoder, Encoder
 from streamlstm.wire.format import FormatError, Shape
 from streamlstm.wire.publishers import COUNTS
 
@@ -71,8 +69,8 @@ def run(config: Config, announce: bool = False) -> int:
     logs.to_stderr(config.service.log_level)
     if not faulthandler.is_enabled():  # a loop that stands still, or a crash, shows where it was
         faulthandler.enable()
-    for exposure in exposures(config):
-        _log.warning("%s", exposure)
+    for doubt in (*exposures(config), *without_effect(config)):
+        _log.warning("%s", doubt)
     service = Service(config)
     try:
         service.startup()
@@ -124,7 +122,7 @@ def check(config: Config) -> tuple[str, list[str]]:
         f" {restored} series in the checkpoint"
         f"{f', of model {before.id}, to be taken over' * (model.id != before.id)}"
     )
-    return found, [*exposures(config), *doubts(config, model)]
+    return found, [*exposures(config), *without_effect(config), *doubts(config, model)]
 
 
 def look(config: Config) -> None:
@@ -168,6 +166,7 @@ class Service:
         self._dropped: dict[str, int] = {}
         self._dropped_by_engine = self._quarantined = 0
         self._evicted: dict[str, int] = {}
+        self._clock_ahead = time.time_ns() - time.monotonic_ns()
 
     def prepare(self) -> None:
         """Bring everything up, compiled and restored, but for the endpoints of the sockets.
@@ -218,13 +217,6 @@ class Service:
         model = self.engine.model
         notify("STATUS=compiling")
         self.decoder = _open_decoder(config, model)
-        self.decoder.latest_arrival[0] = self.engine.heard  # the clock may have been set back
-        if self.engine.heard > time.time_ns() + DAY:
-            _log.warning(
-                "the latest tick came on %s by the clock of then: those without a time are dated"
-                " after it",
-                datetime.fromtimestamp(self.engine.heard // 1_000_000_000, UTC).isoformat(),
-            )
         self.encoders = _open_encoders(config, model, self._boot)
         if self.ends.responder:
             self.snapshots = Snapshots(
@@ -284,6 +276,7 @@ class Service:
             if self.snapshots:
                 until = min(until, self.snapshots.due)
             self._serve(min(until, self._reload.due if self._reload else self.kept.due))
+            self._look_at_clock()
             more = self.loop.evict_idle()
             self.kept.look(self._wake, begin=self._reload is None)
             self.reloading |= self._refitting.look(begin=self._reload is None)
@@ -386,7 +379,8 @@ class Service:
     def _sample(self) -> None:
         """Log one of the ticks dropped."""
         if self.decoder.sample:
-            self._complain(*self.decoder.sample)
+            reason, content = self.decoder.sample
+            self._complain(reason, content=content)
             self.decoder.sample = None
         self._sample_evicted()
         if (quarantined := self.engine.quarantined) > self._quarantined:
@@ -396,12 +390,11 @@ class Service:
         if dropped == self._dropped_by_engine:
             return
         self._dropped_by_engine = dropped
-        for reason, count in self.engine.drops.items():
+        names = self.engine.work.dropped
+        for name, (reason, count) in zip(names, self.engine.drops.items(), strict=True):
             if count > self._dropped.get(reason, 0):
                 self._dropped[reason] = count
-                self._complain(
-                    reason, "by the engine; of such ticks ticks_dropped_total counts all"
-                )
+                self._complain(reason, series=bytes(name).rstrip(b"\0").decode(errors="replace"))
 
     def _sample_evicted(self) -> None:
         """Log one of the series evicted, and what went wrong with the parked ones."""
@@ -416,6 +409,13 @@ class Service:
         if parking and parking.problem:
             self._said.warn("series not kept", "parking", why=parking.problem)
             parking.problem = ""
+
+    def _look_at_clock(self) -> None:
+        """Log that it was set: ticks without a time of their own are dated by it."""
+        ahead = time.time_ns() - time.monotonic_ns()
+        if abs(leap := ahead - self._clock_ahead) >= SET_BACK:
+            logs.event(logging.WARNING, "clock set", seconds=round(leap / 1e9, 3))
+        self._clock_ahead = ahead
 
     def _look_at_model(self) -> None:
         """Begin to put another in the place of the one that serves, or go on with that."""
@@ -559,8 +559,8 @@ class Service:
         values["active_series"] = active
         values["state_bytes"] = active * sum(self.engine.bytes_per_series.values())
 
-    def _complain(self, reason: str, content: str) -> None:
-        self._said.warn("tick dropped", reason, reason=reason, content=content)
+    def _complain(self, reason: str, **what: str) -> None:
+        self._said.warn("tick dropped", reason, reason=reason, **what)
 
 
 def _open_tls(config: Config) -> Tls | None:

@@ -14,6 +14,8 @@ RESET = np.uint8(2)
 """Flag of a tick before which its series starts anew."""
 END = np.uint8(4)
 """Flag of a tick after which its series is closed."""
+ARRIVAL = np.uint8(128)
+"""Flag of a tick without a time of its own: it is dated at its arrival, and never late."""
 
 FRAMES = 3
 """Frames of a message that are kept: one more than any format has, so that too many are seen."""

@@ -145,6 +145,8 @@ class Work(NamedTuple):
     """first byte of a record that is forgotten where a series begins anew"""
     told: NDArray[np.float32]
     """(series, floats) kernels' states of those that came back, at least, for the journal"""
+    dropped: NDArray[np.uint8]
+    """(reasons, max_key) the series of the latest tick dropped for each of them, zero-padded"""
 
 
 class Batch(NamedTuple):

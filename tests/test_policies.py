@@ -4,6 +4,7 @@ The oracle asks an engine of no policies to step what it has decided to be stepp
 decisions are compared, but down to the last bit of the state.
 """
 
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -22,11 +23,11 @@ from streamlstm.golden import make_golden
 from streamlstm.journal import Journal
 from streamlstm.kernels import cpu
 from streamlstm.model import Model
-from streamlstm.policies import AS_THEY_COME, IN_A_ROW, Policies
+from streamlstm.policies import AS_THEY_COME, DROPS, IN_A_ROW, Policies
 from streamlstm.replay import replay
 from streamlstm.rounds import forget
 from streamlstm.segments import JournalError
-from streamlstm.ticks import END, RESET, WARM, Arrivals, Forecasts, Keys, Ticks, rows_of
+from streamlstm.ticks import ARRIVAL, END, RESET, WARM, Arrivals, Forecasts, Keys, Ticks, rows_of
 from tests.daemon import Client, eventually, start
 from tests.models import HOUR, random_model, random_model_file
 from tests.test_engine import START, copied, everything, ticks
@@ -578,6 +579,73 @@ time.time_ns = set_back
             assert daemon.stop() == 0
 
 
+def test_what_is_dated_at_its_arrival_is_never_late_and_takes_the_time_of_its_series_back() -> None:
+    def step(*at: int, flags: int = int(ARRIVAL), now: int = 0) -> list[int]:
+        n = len(at)
+        one = Ticks(np.zeros(n, np.int32), np.array(at), np.ones((n, 2)), np.full(n, flags, "u1"))
+        return [int(ts) for ts in engine.step(one, now).ts]
+
+    engine = Engine(PLAIN, policies=AS_THEY_COME._replace(max_ahead=1.0), max_series=1)
+    engine.series.lookup(Keys.of([b"one"]))
+    ahead = START + 30 * HOUR
+    assert step(START, now=START) == [START]
+    assert step(ahead, now=ahead) == [ahead]
+    assert step(START + HOUR, flags=0, now=ahead) == []  # has a time of its own
+    assert step(START + HOUR, START + HOUR, now=START) == [START + HOUR] * 2
+    assert step(START + 2 * HOUR, flags=0, now=START + 2 * HOUR) == [START + 2 * HOUR]
+    assert (engine.drops["late"], engine.drops["future"]) == (1, 0)
+    assert (engine.changes["late"], engine.changes["duplicate"]) == (1, 1)
+    assert engine.gaps == 1
+
+
+def test_a_clock_that_was_a_day_ahead_leaves_no_trace_in_what_comes_after(tmp_path: Path) -> None:
+    """Be it the same process or, after a crash, the next one."""
+    model, ahead = random_model_file(tmp_path), tmp_path / "ahead"
+    clock = f"""
+import pathlib, time
+real = time.time_ns
+time.time_ns = lambda: real() + 86_400 * 10**9 * pathlib.Path({str(ahead)!r}).exists()
+"""
+    options: dict[str, Any] = {"checkpoint__path": tmp_path / "state", "before": clock}
+    options |= {"output__batch": True, "journal__durability": "strict"}  # the way from Python
+    for first in (0, 3):
+        with start(tmp_path, model, **options) as daemon, Client(daemon) as client:
+            for number, days in enumerate((0, 1, 0), first + 1):
+                ahead.touch() if days else ahead.unlink(missing_ok=True)
+                client.tick("a", value=1.0)
+                (said,) = client.predictions(1)
+                assert said["seq"] == number
+                assert abs(said["ts"] - time.time() - 86_400 * days) < 60
+            assert daemon.metric('streamlstm_ticks_dropped_total{reason="late"}') == 0
+            eventually(lambda: "clock set seconds=-86" in daemon.log)
+            assert daemon.log.count("clock set seconds=86") == 1
+            daemon.process.kill()
+            daemon.wait()
+
+
+def test_of_each_reason_it_is_known_which_series_met_it_last() -> None:
+    def names() -> dict[str, bytes]:
+        found = zip(DROPS, engine.work.dropped, strict=True)
+        return {reason: name.tobytes().rstrip(b"\0") for reason, name in found if name.any()}
+
+    def take(key: str, ts: int, value: float = 1.0) -> None:
+        one = Keys.of([key.encode()])
+        values, flags = np.full((1, 2), value), np.zeros(1, np.uint8)
+        engine.step(engine.place(Arrivals(one, np.array([ts]), values, flags, NOW)), NOW)
+
+    engine = Engine(PLAIN, max_series=2, max_key=8)
+    take("öl", START)
+    take("longest", START)
+    assert names() == {}
+    take("longest", START - 1)
+    take("one more", START)
+    take("beside", START, np.nan)
+    assert names() == {"late": b"longest", "series_limit": b"one more", "nonfinite": b"beside"}
+    take("öl", START - 1)
+    take("öl", START)
+    assert names()["late"] == names()["duplicate"] == "öl".encode()
+
+
 def test_the_daemon_counts_what_its_policies_do(tmp_path: Path) -> None:
     model = random_model_file(tmp_path)
     options = {"ticks__late": "accept", "ticks__max_ahead": 60}
@@ -588,3 +656,4 @@ def test_the_daemon_counts_what_its_policies_do(tmp_path: Path) -> None:
         eventually(lambda: daemon.metric('streamlstm_ticks_dropped_total{reason="future"}') == 1)
         assert daemon.metric('streamlstm_ticks_adjusted_total{policy="late"}') == 1
         assert daemon.metric("streamlstm_series_quarantined_total") == 0
+        eventually(lambda: 'tick dropped reason="future" series="a"\n' in daemon.log)

@@ -546,6 +546,7 @@ def test_check_opens_all_but_sockets(model: Path, tmp_path: Path) -> None:
 def test_check_and_compiling_disturb_nothing_that_runs(model: Path, tmp_path: Path) -> None:
     options = {
         "checkpoint__path": tmp_path / "c", "engine__parking": tmp_path / "p",
+        "engine__when_full": "evict",
         "snapshot__bind": f"ipc://{tmp_path}/snapshot", "input__bind": f"ipc://{tmp_path}/in",
     }  # fmt: skip
     given = [f"--set={name.replace('__', '.')}={value}" for name, value in options.items()]

@@ -27,6 +27,9 @@ from streamlstm.wire.json import JsonReader, JsonWriter
 from streamlstm.wire.msgpack import MsgpackReader, MsgpackWriter
 from streamlstm.wire.publishers import Publishers, follow
 
+SET_BACK = 1_000_000_000
+"""Nanoseconds: a clock that is set back by as much takes arrival times with it."""
+
 
 class Decoder:
     """Messages of one format -> arrays. No bytes whatever make it raise.
@@ -71,8 +74,8 @@ class Decoder:
     def decode(self, messages: Messages, count: int, now_ns: int) -> Arrivals:
         """Read ``count`` messages that arrived at ``now_ns``.
 
-        Those dropped are not in the result; arrival times rise by 1 ns from tick to tick. The
-        arrays hold until the next call.
+        Those dropped are not in the result; arrival times rise by 1 ns from tick to tick, or more,
+        unless the clock was set back by ``SET_BACK``. The arrays hold until the next call.
         """
         columns, rows = self.reader.read(messages, count)
         self.rows = rows
@@ -182,8 +185,7 @@ def settle(
                 columns.values[kept, k] = columns.values[row, k]
         numbered |= columns.flags[kept] & NUMBERED
         if columns.flags[kept] & ARRIVAL:
-            columns.flags[kept] &= ~ARRIVAL
-            latest[0] = max(now, latest[0] + 1)
+            latest[0] = latest[0] + 1 if now <= latest[0] < now + SET_BACK else now
             columns.ts[kept] = latest[0]
         kept += 1
     for row in range(kept if numbered else 0):

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from streamlstm import ticks
 from streamlstm.jit import njit
 from streamlstm.memory import load_u8, load_u64
 from streamlstm.ticks import Forecasts, Keys, Messages, Names
@@ -41,7 +42,7 @@ REASONS = (
 )
 """Why a message is dropped. ``wrong_values``: not as many as the model has inputs. ``bad_key``:
 empty, not UTF-8, or with a NUL. ``unsupported``: a version, flag or field of a later release."""
-ARRIVAL = 128
+ARRIVAL = int(ticks.ARRIVAL)
 """Flag of a tick whose ``ts`` is to be its arrival time."""
 NUMBERED = 64
 """Flag of a tick with a number of its publisher's."""

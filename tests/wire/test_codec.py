@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from streamlstm.ticks import END, FRAMES, RESET, WARM, Arrivals, Forecasts, Messages, Names
 from streamlstm.watch import MEASURES
 from streamlstm.wire.codec import Decoder, Encoder
-from streamlstm.wire.format import NUMBERED, REASONS, Shape, WireError
+from streamlstm.wire.format import ARRIVAL, NUMBERED, REASONS, Shape, WireError
 from streamlstm.wire.maps import FIELDS
 from streamlstm.wire.peer import decode_prediction, encode_tick, glance
 from streamlstm.wire.publishers import CEILING, COUNTS, MOST
@@ -90,7 +90,7 @@ def test_fields_of_a_map(format: str) -> None:
     assert np.isnan(values[2])
     assert values[3:-1] == [-1e300, 0.1, 0.2, 1, 1, 2]
     assert np.isnan(values[-1])
-    assert [row[3] for row in decoded] == [0, WARM, 0, 0, 0, 0, 0, 0, RESET, END]
+    assert [row[3] for row in decoded] == [0, WARM, 0, 0, ARRIVAL, ARRIVAL, 0, 0, RESET, END]
 
 
 def test_json_seconds_keep_every_digit_of_their_text() -> None:
@@ -125,6 +125,14 @@ def test_arrival_times_rise_even_when_the_clock_steps_back(format: str) -> None:
         [arrivals(decoder, messages, now).ts.copy() for now in (NOW, NOW - 500, NOW + 50)]
     )
     assert ts.tolist() == [NOW + at for at in (0, 1, 2, 3, 4, 5, 50, 51, 52)]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_arrival_times_go_back_with_a_clock_that_was_far_ahead(format: str) -> None:
+    decoder, far = Decoder(format, 1), NOW + 86_400 * 10**9
+    messages = [encode_tick(format, "a", None, [1.0])] * 2
+    ts = np.concatenate([arrivals(decoder, messages, now).ts.copy() for now in (far, NOW)])
+    assert ts.tolist() == [far, far + 1, NOW, NOW + 1]
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -164,7 +172,7 @@ def test_ticks_come_back_as_they_were_written(format: str, ticks: list[Any]) -> 
     decoded = decode(decoder, *messages)
     assert len(decoded) == len(ticks)
     for (key, ts, row, flags, _), got in zip(ticks, decoded, strict=True):
-        said = sum(BITS[flag] for flag in flags)
+        said = sum(BITS[flag] for flag in flags) + ARRIVAL * (ts is None)
         assert (got[0], got[2], got[3]) == (key.encode(), row, said)
         assert ts in (None, got[1])
 
