@@ -530,6 +530,12 @@ class Config(_Table):
         for name, table in (("input", self.input), ("output", self.output)):
             if not table.bind and not table.connect:
                 raise ValueError(f"{name}.bind and {name}.connect are both empty; name an endpoint")
+        bound = [*self.input.bind, *self.output.bind, *self.snapshot.bind]
+        if self.metrics.enabled:
+            bound.append(f"tcp://{self.metrics.host}:{self.metrics.port}")
+        for place in bound:
+            if bound.count(place) > 1 and not place.endswith((":*", ":0")):
+                raise ValueError(f"{place} is to be listened on twice; choose another port for one")
         if self.input.kind == "pull" and self.input.topics:
             raise ValueError("input.topics needs input.kind = 'sub'; a pull socket takes all")
         return self

@@ -312,7 +312,8 @@ class Kept:
     def _miss_checkpoint(self, error: OSError) -> None:
         """Log and count a failure; the next time it is tried again."""
         self._values["checkpoint_failures"] += 1
-        _log.error("no checkpoint: %s; free space there or set checkpoint.path", error)
+        assert self._config.checkpoint.path
+        _log.error("no checkpoint: %s", fault_of(error, self._config.checkpoint.path))
 
 
 def open_engine(config: Config) -> tuple[Engine, int]:
@@ -394,7 +395,7 @@ def engine_of(config: Config, model: Model) -> Engine:
 
 def fault_of(error: OSError, path: Path) -> str:
     """One line about what could not be written at that path, or beside it, with the mend."""
-    mend = _MENDS.get(error.errno or 0) or mend_of(error, "choose another folder")
+    mend = _MENDS.get(error.errno or 0) or mend_of(error, "see to its folder")
     return f"{error.filename or path}: {error.strerror}; {mend}"
 
 

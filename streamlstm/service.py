@@ -1,6 +1,7 @@
 """The daemon: startup, main_loop, shutdown. Clocks, sockets and signals are known here alone."""
 
 import contextlib
+import errno
 import faulthandler
 import gc
 import json
@@ -22,6 +23,7 @@ from streamlstm.backlog import Backlog
 from streamlstm.checkpoint import CheckpointError
 from streamlstm.config import Config, exposures, without_effect
 from streamlstm.ends import Ends, allow_files
+from streamlstm.files import mend_of
 from streamlstm.handover import Handover
 from streamlstm.kept import Kept, engine_of, open_engine
 from streamlstm.kernels.cell import BackendError
@@ -105,8 +107,8 @@ def check(config: Config) -> tuple[str, list[str]]:
     Nothing is written, and a daemon may run by the same ``config`` meanwhile.
 
     Raises:
-        ModelError, BackendError, CheckpointError, FormatError, MetricsError, ParkingError,
-            SecurityError: each with one line.
+        ModelError, BackendError, CheckpointError, CoreError, FormatError, MetricsError,
+            ParkingError, SecurityError: each with one line.
     """
     look(config)
     engine, _ = open_engine(config)
@@ -129,8 +131,13 @@ def look(config: Config) -> None:
     """Open what is open at once.
 
     Raises:
-        MetricsError, ParkingError, SecurityError: each with one line.
+        CheckpointError, CoreError, MetricsError, ParkingError, SecurityError: each with one line.
     """
+    _refuse_lacking(config.service.cpus)
+    path = config.checkpoint.path
+    if path and path.parent.is_dir() and not os.access(path.parent, os.W_OK):
+        mend = mend_of(PermissionError(errno.EACCES, ""), "")
+        raise CheckpointError(f"{path.parent}: may not be written to; {mend}")
     _open_tls(config)
     Users(config.metrics.users)
     Ends(config).close()
@@ -612,10 +619,13 @@ def _keep_to(cpus: Sequence[int]) -> None:
     Raises:
         CoreError: this process may not use one of them.
     """
-    if not cpus:
-        return
+    _refuse_lacking(cpus)
+    if cpus:
+        os.sched_setaffinity(0, cpus)
+
+
+def _refuse_lacking(cpus: Sequence[int]) -> None:
     allowed = os.sched_getaffinity(0)
     if strange := sorted(set(cpus) - allowed):
         there = ", ".join(map(str, sorted(allowed)))
         raise CoreError(f"service.cpus: core {strange[0]} is not there; choose of {there}")
-    os.sched_setaffinity(0, cpus)

@@ -387,7 +387,9 @@ def test_checkpoints_are_written_now_and_then_and_a_failure_is_counted(
             client.tick("a", ts=1, value=1)
             client.predictions(1)
         assert daemon.stop() == 1  # what it knew is lost
-    assert "no checkpoint: " in daemon.log
+    (*_, last) = [line for line in daemon.log.splitlines() if "no checkpoint: " in line]
+    assert str(folder) in last
+    assert last.endswith(": No such file or directory; see to its folder")
 
 
 WAITS = """

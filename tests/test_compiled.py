@@ -38,12 +38,12 @@ def install(to: Path) -> None:
 
 
 def bound_by_permissions() -> list[str]:
-    """What starts a command that may not write where permissions forbid it, even as root."""
+    """What starts a command that permissions bind, even as root."""
     if os.geteuid():
         return []
     if not shutil.which("setpriv"):
         pytest.skip("setpriv is not installed")
-    return ["setpriv", "--bounding-set", "-dac_override"]
+    return ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
 
 
 def test_a_changed_source_gets_a_folder_of_its_own(tmp_path: Path) -> None:

@@ -179,6 +179,12 @@ def test_an_error_names_the_variable_or_flag_it_comes_from(
     assert "\n" not in str(error.value)
 
 
+def test_any_free_port_may_be_asked_for_again_and_again() -> None:
+    free = dict.fromkeys(("input.bind", "output.bind", "snapshot.bind"), "tcp://127.0.0.1:*")
+    load_config(None, {"model": "m", "metrics.port": "0", **free}, {})
+    load_config(None, {"model": "m", "metrics.port": "5555", "metrics.enabled": "false"}, {})
+
+
 def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no such file; deploy/streamlstm\.toml is one to copy"):
         load_config(tmp_path / "nothing.toml", environ={})
@@ -271,6 +277,10 @@ def test_what_is_asked_for_in_vain_is_said_with_the_mend(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        ({"output.bind": "tcp://127.0.0.1:5555"}, "tcp://127.0.0.1:5555 is to be listened on twi"),
+        ({"snapshot.bind": "tcp://127.0.0.1:5556"}, "choose another port for one"),
+        ({"metrics.port": "5556"}, "tcp://127.0.0.1:5556 is to be listened on twice"),
+        ({"input.bind": "ipc:///x,ipc:///x"}, "ipc:///x is to be listened on twice"),
         ({"metrics.cert_file": "c"}, "go together"),
         ({"metrics.client_ca_file": "c"}, "needs metrics.cert_file"),
         ({"security.clients": "c"}, "needs security.secret_key"),

@@ -261,6 +261,25 @@ def test_nothing_is_compiled_once_ready(kind: str, tmp_path: Path) -> None:
         eventually(lambda: daemon.metric("streamlstm_model_reloads_total") == 1)
 
 
+def test_nor_where_a_model_of_another_shape_takes_over(tmp_path: Path) -> None:
+    shapes: list[dict[str, object]] = [
+        {"directions": 0},
+        {"directions": 9, "spread": True},
+        {"directions": 1, "hidden": 24, "horizon": 5, "lags": (1, 2)},
+        {"layers": 2, "season": 4, "base": "seasonal"},
+    ]
+    path = random_model_file(tmp_path, directions=3)
+    with ready(tmp_path, path) as daemon, Client(daemon) as client:
+        for hour, shape in enumerate(shapes, 1):
+            client.tick("a", ts=3600 * hour, value=1.0)
+            client.predictions(1)
+            random_model_file(tmp_path, **shape)
+            daemon.process.send_signal(signal.SIGHUP)
+            eventually(lambda: daemon.metric("streamlstm_model_reloads_total") == hour)  # noqa: B023
+        client.tick("a", ts=3600 * len(shapes) + 3600, value=1.0)
+        client.predictions(1)
+
+
 FEW = {"engine__max_batch": 16, "input__max_pending": 20}
 WAYS: dict[str, dict[str, Any]] = {
     "drop_newest": {"input__overload": "drop_newest", **FEW},

@@ -541,6 +541,8 @@ def test_check_opens_all_but_sockets(model: Path, tmp_path: Path) -> None:
         service.check(Config.model_validate({"model": model, "checkpoint": {"path": "no/c"}}))
     with pytest.raises(ModelError, match="no such model file"):
         service.check(Config(model=tmp_path / "none"))
+    with pytest.raises(service.CoreError, match="core 99999 is not there"):
+        service.check(Config.model_validate({"model": model, "service": {"cpus": (99_999,)}}))
 
 
 def test_check_and_compiling_disturb_nothing_that_runs(model: Path, tmp_path: Path) -> None:
