@@ -233,11 +233,6 @@ class Engine:
         return int(self.work.counts.gaps[0])
 
     @property
-    def heard(self) -> int:
-        """When the latest tick came that one of its series took, ns since the epoch; 0: none."""
-        return int(self.series.state["heard"][self.series.slots].max(initial=0))
-
-    @property
     def quarantined(self) -> int:
         """Ticks that led to what is not finite, and their series to a new beginning."""
         return int(self.work.counts.quarantined[0])

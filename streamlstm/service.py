@@ -393,6 +393,9 @@ class Service:
         if (quarantined := self.engine.quarantined) > self._quarantined:
             self._said.warn("series quarantined", "quarantine", total=quarantined)
         self._quarantined = quarantined
+        if (overload := self.loop.pending.dropped) > self._dropped.get("overload", 0):
+            self._dropped["overload"] = overload
+            self._complain("overload", because="more than input.max_pending waited")
         dropped = int(self.engine.work.counts.drops.sum())
         if dropped == self._dropped_by_engine:
             return

@@ -53,6 +53,7 @@ def test_every_tick_is_accounted_for(policy: Policy, model: Path, tmp_path: Path
         found = [decode_prediction("binary", message) for message in client.receive(published)]
         assert client.silent()
     assert (dropped > 0) == policy.startswith("drop")
+    assert ('tick dropped reason="overload"' in daemon.log) == (dropped > 0)
     assert (coalesced > 0) == (policy == "coalesce")
     latest: dict[str, int] = {}
     for each in found:
