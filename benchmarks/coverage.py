@@ -25,7 +25,8 @@ def judged(pairs: Pairs, season: int) -> dict[float, dict[str, float]]:
     - worst fifth: the same share in the fifth of the series where it is lowest, and chance: what
       it would fall below in 2.5 % of sets of these sizes, were each series covered perfectly;
       both left out where there are few series;
-    - Winkler: the interval score over that of the conformal seasonal naive forecast's intervals.
+    - Winkler: the interval score over that of the conformal intervals of the seasonal naive
+      forecast, or without a season of the last value.
     """
     scores = score(pairs)
     return {level: _judged(pairs, scores, level, season) for level in scores.coverages}
@@ -38,7 +39,7 @@ def _judged(pairs: Pairs, scores: Scores, level: float, season: int) -> dict[str
         "covered": float(np.nanmean(np.concatenate(hits))),
         "tolerance": max(LEAST, 2 * standard_error(hits, length)),
         "Winkler": scores.mean("winkler", "model", level)
-        / scores.mean("winkler", "seasonal_naive", level),
+        / scores.mean("winkler", scores.names[-1], level),
     }
     if len(hits) >= FEW:
         if max(map(len, hits)) == 1:  # of one origin the steps ahead are what follows one another

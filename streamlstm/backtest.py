@@ -1,13 +1,15 @@
 """How good forecasts were: a series run through the live engine, or predictions of a daemon.
 
-Every figure stands beside those of the two naive forecasts (last value, same place one season
-before) on the same targets. All are causal: a forecast issued at a tick knows nothing after it.
+Every figure stands beside those of the naive forecasts (last value and, where there is a season,
+the same place one season before) on the same targets. All are causal: a forecast issued at a tick
+knows nothing after it.
 """
 
 import functools
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,7 @@ Floats = NDArray[np.float64]
 _SPARSE = 100
 """Steps to a tick, at most, of a long series that is judged."""
 MODELS = ("model", "last_value", "seasonal_naive")
+"""The forecasters; the last one only where there is a season."""
 ENOUGH = 3
 """Intervals, at least, from which the CRPS is approximated."""
 
@@ -88,12 +91,26 @@ class Actual:
         return cls(grid, season, float(change.mean()) if change.any() else np.nan)
 
     def naive(self, kind: str, place: NDArray[np.int64], k: int) -> Floats:
-        """The naive forecasts for ``place + k``, made at ``place``."""
+        """The naive forecasts for ``place + k``, made at ``place``.
+
+        Of the season: the latest value at the phase of the step ahead, or the last one where there
+        is none yet.
+        """
         if kind == "last_value" or not self.season:
             return self.y[place]
         back = place + k - self.season * -(-k // self.season)
-        before = self.y[np.maximum(back, 0)]
+        before = self._of_phase[np.maximum(back, 0)]
         return np.where((back >= 0) & np.isfinite(before), before, self.y[place])
+
+    @cached_property
+    def _of_phase(self) -> Floats:
+        """(places,) the latest value up to each place at its phase of the season; NaN: none yet."""
+        seasons = -(-len(self.y) // self.season)
+        grid = np.full((seasons, self.season), np.nan)
+        grid.ravel()[: len(self.y)] = self.y
+        came = np.where(np.isfinite(grid), np.arange(seasons)[:, None], 0)
+        latest = np.maximum.accumulate(came, axis=0)
+        return np.take_along_axis(grid, latest, axis=0).ravel()
 
 
 @dataclass(frozen=True)
@@ -111,12 +128,18 @@ class Scores:
     """of the intervals; the first is meant where none is named"""
     sums: dict[tuple[str, float], Floats]
     """measure and coverage (0: not of one interval) -> (2, forecasters, horizon): sum over the
-    forecasts whose target came, and their number; the square of ``rmse``; forecasters as MODELS"""
+    forecasts whose target came, and their number; the square of ``rmse``; the forecasters are
+    ``names``"""
     forecasts: int
 
     def __add__(self, other: "Scores") -> "Scores":
         sums = {key: array + other.sums[key] for key, array in self.sums.items()}
         return Scores(self.coverages, sums, self.forecasts + other.forecasts)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The forecasters, the model first; the last one is that of the season if there is one."""
+        return MODELS[: next(iter(self.sums.values())).shape[1]]
 
     @property
     def horizon(self) -> int:
@@ -145,7 +168,7 @@ class Scores:
         return Scores(self.coverages, sums, self.forecasts)
 
     def by_step(self, measure: str, name: str = "model", coverage: float = 0.0) -> Floats:
-        """(horizon,) means of one of ``MODELS``; NaN where nothing came."""
+        """(horizon,) means of one of ``names``; NaN where nothing came."""
         total, count = self._of(measure, coverage)[:, MODELS.index(name)]
         found = np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
         return np.sqrt(found) if measure == "rmse" else found
@@ -162,6 +185,11 @@ class Scores:
         if (measure, coverage) in self.sums:
             return self.sums[measure, coverage]
         return self.sums[measure, self.coverages[0]]
+
+
+def forecasters(season: int) -> tuple[str, ...]:
+    """Those of ``MODELS`` that there are: without a season (0) there is no forecast from it."""
+    return MODELS if season else MODELS[:-1]
 
 
 def sparse(place: NDArray[np.int64]) -> bool:
@@ -243,11 +271,8 @@ def judge(actual: Actual, issued: Issued, progress: Callable[[], None] = lambda:
     """
     target = targets(actual, issued)
     losses = [_losses(target, issued, actual.scale)]
-    for kind in MODELS[1:]:
-        if kind == "seasonal_naive" and not actual.season:
-            losses.append(losses[-1])  # it is the last value
-        else:
-            losses.append(_losses(target, _naive(actual, kind, issued), actual.scale))
+    for kind in forecasters(actual.season)[1:]:
+        losses.append(_losses(target, _naive(actual, kind, issued), actual.scale))
         progress()
     sums = {
         key: np.array([[of[key][part] for of in losses] for part in range(2)]) for key in losses[0]

@@ -286,7 +286,7 @@ def backtest(options: argparse.Namespace) -> None:
     say(console, spacing(data, model.spec))
     coverages = tuple(dict.fromkeys((options.coverage, *options.levels)))
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("backtest", total=rolling.effort(data.series, model.spec.targets))
+        task = bar.add_task("backtest", total=rolling.effort(data.series, model.spec))
         found = rolling.backtest(
             model,
             options.data,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 
 from streamlstm import children
-from streamlstm.backtest import MODELS, Actual, Issued, Scores, score
+from streamlstm.backtest import Actual, Issued, Scores, score
 from streamlstm.client import Feed, Listener, in_time_order
 from streamlstm.datasets.frames import SeriesData, Table, heads
 from streamlstm.features import grid_places
@@ -74,7 +74,7 @@ class Summary:
             "mase": self._by_step("mase"),
             "coverage": scores.mean("coverage"),
             "coverage_by_step": dict(enumerate(covered, 1)),
-            "winkler": {name: scores.mean("winkler", name) for name in ("model", "seasonal_naive")},
+            "winkler": {name: scores.mean("winkler", name) for name in scores.names},
             "ticks": self.ticks,
             "predictions": self.predictions,
             "ticks_per_second": self.ticks_per_second,
@@ -85,7 +85,7 @@ class Summary:
         return msgspec.json.encode(report).decode()  # NaN is null
 
     def _by_step(self, measure: str) -> dict[int, dict[str, float]]:
-        found = {name: self.scores.by_step(measure, name) for name in MODELS}
+        found = {name: self.scores.by_step(measure, name) for name in self.scores.names}
         return {
             k: {name: float(of[k - 1]) for name, of in found.items()} for k in self.scores.shown
         }

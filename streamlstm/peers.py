@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamlstm.backtest import MODELS, Actual, Floats, Issued, Scores, run, score
+from streamlstm.backtest import Actual, Floats, Issued, Scores, run, score
 from streamlstm.config import ConfigError
 from streamlstm.datasets.frames import SeriesData
 from streamlstm.model import Model, Spec
@@ -46,7 +46,7 @@ class Compared:
     """How one forecaster did at the origins."""
 
     name: str
-    """of :data:`MODELS` or :data:`PEERS`"""
+    """of :data:`.backtest.MODELS` or :data:`PEERS`"""
     mae: float
     mase: float
     coverage: float
@@ -156,7 +156,7 @@ def compare(
     seconds = time.perf_counter() - began
     found = score(list(zip(actual, issued, strict=True)))
     compared = [
-        _row(name, found, name, seconds if name == "model" else np.nan, 0) for name in MODELS
+        _row(name, found, name, seconds if name == "model" else np.nan, 0) for name in found.names
     ]
     tasks = [Task(of.y, made.place) for of, made in zip(actual, issued, strict=True)]
     for name in names:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from streamlstm.backtest import MODELS, Actual, Issued, Scores
+from streamlstm.backtest import Actual, Issued, Scores
 from streamlstm.svg import Chart
 from streamlstm.tables import TITLES
 
@@ -90,9 +90,10 @@ def plot_forecasts(
     top.legend(loc="upper left", ncols=4, frameon=False)
 
     at = np.arange(len(steps))
-    for i, name in enumerate(MODELS):
+    middle = (len(scores.names) - 1) / 2
+    for i, name in enumerate(scores.names):
         heights = scores.by_step("mae", name)[np.array(steps) - 1]
-        bars = bottom.bar(at + 0.27 * (i - 1), heights, 0.25, label=TITLES[name])
+        bars = bottom.bar(at + 0.27 * (i - middle), heights, 0.25, label=TITLES[name])
         bottom.bar_label(bars, fmt="{:,.4g}", fontsize=8)
     bottom.set_xticks(at, [f"{k} ahead" for k in steps])
     bottom.set(ylabel=f"mean absolute error{f', {unit}' if unit else ''}")

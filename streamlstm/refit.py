@@ -138,7 +138,8 @@ def judge(
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as bar:
-        task = bar.add_task("judging", total=2 * rolling.effort(series))
+        effort = sum(rolling.effort(series, model.spec) for model in (old, new))
+        task = bar.add_task("judging", total=effort)
         before, after = (
             rolling.backtest(
                 model,

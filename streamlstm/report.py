@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from streamlstm.backtest import ENOUGH, MODELS, Scores
+from streamlstm.backtest import ENOUGH, Scores
 from streamlstm.peers import Comparison
 from streamlstm.rolling import Backtest, Judged
 from streamlstm.svg import Chart
@@ -106,11 +106,13 @@ def _about(found: Backtest) -> str:
 
 def _explained(found: Backtest) -> str:
     scores, said = found.scores, []
+    unit = "season" if found.model.spec.season else "step"
     said.append(
         "Every forecast knows only what came before it. The naive forecasts stand beside it on the"
         " same targets, with intervals of the same kind, learned from their own errors. MASE: the"
-        " error over the mean absolute seasonal change of the history. Winkler score: the width of"
-        " the interval and a penalty for each miss; pinball loss is that of its two ends."
+        f" error over the mean absolute change of the history from one {unit} to the next. Winkler"
+        " score: the width of the interval and a penalty for each miss; pinball loss is that of its"
+        " two ends."
     )
     if len(scores.coverages) >= ENOUGH:
         levels = ", ".join(f"{c:.4g}" for c in sorted(scores.coverages))
@@ -139,7 +141,7 @@ def _best(values: Sequence[float], measure: str) -> int:
 
 
 def _cells(scores: Scores, measure: str, step: int) -> str:
-    values = [float(scores.by_step(measure, name)[step - 1]) for name in MODELS]
+    values = [float(scores.by_step(measure, name)[step - 1]) for name in scores.names]
     best = _best(values, measure)
     return "".join(
         f'<td class="{"first" * (i == 0)}{" best" * (i == best)}">{_number(value, measure)}</td>'
@@ -153,8 +155,8 @@ def _table(head: Iterable[str], rows: Iterable[str]) -> str:
     return f'<div class="wide"><table><thead>{heads}</thead><tbody>{lines}</tbody></table></div>'
 
 
-def _names() -> str:
-    return "".join(f"<th>{escape(TITLES[name])}</th>" for name in MODELS)
+def _names(scores: Scores) -> str:
+    return "".join(f"<th>{escape(TITLES[name])}</th>" for name in scores.names)
 
 
 def _overall(scores: Scores) -> str:
@@ -164,7 +166,7 @@ def _overall(scores: Scores) -> str:
         for measure, title in MEASURES.items()
         if measure in scores.measures
     ]
-    return _table([f"<th></th>{_names()}"], rows)
+    return _table([f"<th></th>{_names(scores)}"], rows)
 
 
 def _each_target(found: Backtest) -> Iterator[str]:
@@ -183,9 +185,10 @@ def _grouped(scores: Scores, first: str) -> list[str]:
     """Two rows of heads: measures, and below each the forecasters."""
     shown = [title for measure, title in MEASURES.items() if measure in scores.measures]
     groups = "".join(
-        f'<th class="first" colspan="{len(MODELS)}">{escape(title)}</th>' for title in shown
+        f'<th class="first" colspan="{len(scores.names)}">{escape(title)}</th>' for title in shown
     )
-    return [f'<th rowspan="2" class="name">{escape(first)}</th>{groups}', _names() * len(shown)]
+    names = _names(scores) * len(shown)
+    return [f'<th rowspan="2" class="name">{escape(first)}</th>{groups}', names]
 
 
 def _by_step(scores: Scores) -> str:
@@ -250,7 +253,7 @@ def charts_by_step(found: Backtest, unit: str) -> Iterator[Chart]:
         titles["crps"] = f"CRPS{units}"
     for measure, title in titles.items():
         chart = Chart(title, ahead, from_zero=True)
-        for name in reversed(MODELS):
+        for name in reversed(scores.names):
             chart.line(steps, scores.by_step(measure, name), COLOURS[name], TITLES[name])
         yield chart
     chart = Chart("Coverage of the intervals, and what was promised", ahead)

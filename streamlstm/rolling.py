@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from streamlstm.backtest import (
-    MODELS,
     Actual,
     BacktestError,
     Floats,
     Issued,
     Scores,
+    forecasters,
     judge,
     run_all,
 )
@@ -157,17 +157,19 @@ def _time(ts_ns: int) -> str:
 def _records(scores: Scores, coverage: float = 0.0) -> Iterator[tuple[int, dict[str, Any]]]:
     """Step and measures of each forecaster; all measures, or those of one interval."""
     measures = [of for of in scores.measures if not coverage or (of, coverage) in scores.sums]
-    found = {(of, name): scores.by_step(of, name, coverage) for of in measures for name in MODELS}
+    names = scores.names
+    found = {(of, name): scores.by_step(of, name, coverage) for of in measures for name in names}
     for k in range(1, scores.horizon + 1):
         if scores.came(k):
-            for name in MODELS:
+            for name in names:
                 row = {of: float(found[of, name][k - 1]) for of in measures}
                 yield k, {"forecast": name} | row
 
 
-def effort(series: Sequence[SeriesData], targets: int = 1) -> int:
-    """Ticks that a backtest passes through: of the model, and of two naive forecasts a target."""
-    return (1 + targets * (len(MODELS) - 1)) * sum(len(s.ts) for s in series)
+def effort(series: Sequence[SeriesData], spec: Spec) -> int:
+    """Ticks that a backtest passes through: of the model, and of the naive forecasts a target."""
+    naive = len(forecasters(spec.season)) - 1
+    return (1 + spec.targets * naive) * sum(len(s.ts) for s in series)
 
 
 def backtest(
@@ -199,7 +201,7 @@ def backtest(
         past, ticks = max(past, 1), len(s.ts)
         if past >= ticks:  # nothing comes after its first forecast
             skipped += 1
-            progress(effort([s], spec.targets))
+            progress(effort([s], spec))
             continue
         made = run_all(model, s.ts, s.values, past, coverage=coverages, learning=learning)
         progress(ticks)

@@ -6,7 +6,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from streamlstm.backtest import MODELS, Scores
+from streamlstm.backtest import Scores
 from streamlstm.peers import Comparison
 from streamlstm.rolling import Judged
 from streamlstm.terminal import printable
@@ -24,16 +24,16 @@ def scores_table(scores: Scores, unit: str, target: str = "") -> Table:
     title = f"{whose}mean absolute error{of_unit} (MASE in brackets)"
     table = Table(title=Text(title, style="table.title"))
     table.add_column("steps ahead", justify="right")
-    for name in MODELS:
+    for name in scores.names:
         table.add_column(TITLES[name], justify="right")
     table.add_column(f"within the {scores.coverages[0]:.0%} interval", justify="right")
-    mae = {name: scores.by_step("mae", name) for name in MODELS}
-    mase = {name: scores.by_step("mase", name) for name in MODELS}
+    mae = {name: scores.by_step("mae", name) for name in scores.names}
+    mase = {name: scores.by_step("mase", name) for name in scores.names}
     coverage = scores.by_step("coverage")
     for k in scores.shown:
-        best = min(MODELS, key=lambda name: mae[name][k - 1])
+        best = min(scores.names, key=lambda name: mae[name][k - 1])
         cells = []
-        for name in MODELS:
+        for name in scores.names:
             scaled = mase[name][k - 1]
             text = f"{mae[name][k - 1]:,.4g}" + f" ({scaled:.3f})" * bool(np.isfinite(scaled))
             cells.append(Text(text, style="bold green" if name == best else ""))
@@ -49,7 +49,7 @@ def intervals_line(scores: Scores, target: str = "") -> str:
     measures = {"winkler": "Winkler score", "crps": "CRPS"}
     told = [
         f"{title} {scores.mean(of):,.4g}, of the same around the naive forecast"
-        f" {scores.mean(of, 'seasonal_naive'):,.4g}"
+        f" {scores.mean(of, scores.names[-1]):,.4g}"
         for of, title in measures.items()
         if of in scores.measures
     ]
@@ -91,7 +91,8 @@ def series_table(series: Sequence[Judged]) -> Table:
     shown = series[:10]
     table = Table(title=f"the worst {len(shown):,} of {len(series):,} series, over all steps")
     table.add_column("series")
-    for title in ("forecasts", "MAE", "RMSE", "MASE", "one season before", "within"):
+    naive = series[0].scores.names[-1]
+    for title in ("forecasts", "MAE", "RMSE", "MASE", TITLES[naive], "within"):
         table.add_column(title, justify="right")
     for one in shown:
         scores = one.scores
@@ -101,7 +102,7 @@ def series_table(series: Sequence[Judged]) -> Table:
             f"{scores.mean('mae'):,.4g}",
             f"{scores.mean('rmse'):,.4g}",
             f"{scores.mean('mase'):.3f}",
-            f"{scores.mean('mase', 'seasonal_naive'):.3f}",
+            f"{scores.mean('mase', naive):.3f}",
             f"{scores.mean('coverage'):.1%}",
         )
     return table

@@ -73,7 +73,7 @@ def test_scores_are_those_of_plain_loops(gap: bool) -> None:
     for k in (1, 2, 3):
         came = [(row, h) for row, h in enumerate(hours) if h + k in value]
         target = np.array([value[h + k] for _, h in came])
-        naive = np.array([value.get(h + k - season, value[h]) for _, h in came])
+        naive = np.array([season_before(value, h, h + k - season, season) for _, h in came])
         forecasts = {
             "model": np.array([point[row, k - 1] for row, _ in came]),
             "last_value": np.array([value[h] for _, h in came]),
@@ -110,6 +110,13 @@ def test_scores_are_those_of_plain_loops(gap: bool) -> None:
     assert scores.mean("rmse") == pytest.approx(np.sqrt(np.mean(np.square(everything))))
     assert scores.targets == len(everything)
     assert scores.forecasts == len(hours)
+
+
+def season_before(value: dict[int, float], hour: int, back: int, season: int) -> float:
+    """What came at ``back`` or else the fewest seasons before it; that of ``hour`` if nothing."""
+    while back not in value and back >= 0:
+        back -= season
+    return value.get(back, value[hour])
 
 
 def mean_pinball(target: np.ndarray, quantile: np.ndarray, level: float) -> float:
@@ -195,13 +202,21 @@ def test_all_coverages_share_their_forecasts() -> None:
     assert (widths[0.95] > widths[0.5]).all()  # so none had to give way
 
 
-def test_without_a_season_the_seasonal_naive_is_the_last_value() -> None:
+def test_where_no_season_is_known_yet_the_last_value_stands_in() -> None:
+    kept = np.delete(np.arange(60), [3, 27, 30])
+    actual = Actual.of(kept * HOUR, 100.0 + kept, HOUR, 24, 50)
+    place = np.array([10, 26, 50, 51, 53])
+    assert actual.naive("seasonal_naive", place, 1).tolist() == [110, 126, 150, 128, 106]
+
+
+def test_without_a_season_there_is_no_naive_forecast_from_it() -> None:
     ts, y = wave(100)
     issued = of_zeros(np.arange(80, 100), 2)
     scores = score([(Actual.of(ts, y, HOUR, 0, 81), issued)])
-    for measure in ("mae", "winkler"):
-        last = scores.by_step(measure, "last_value")
-        np.testing.assert_array_equal(scores.by_step(measure, "seasonal_naive"), last)
+    assert scores.names == ("model", "last_value")
+    assert scores.by_step("mae", "last_value")[0] == pytest.approx(np.abs(np.diff(y[80:])).mean())
+    with_one = score([(Actual.of(ts, y, HOUR, 24, 81), issued)])
+    assert with_one.names == ("model", "last_value", "seasonal_naive")
 
 
 def test_a_horizon_beyond_the_season_looks_whole_seasons_back() -> None:

@@ -102,6 +102,17 @@ def test_tables_hold_the_measures(found: Backtest) -> None:
     assert order == [one.name for one in found.worst_first() if one.name != NAME]
 
 
+def test_without_a_season_nothing_is_said_of_one(found: Backtest) -> None:
+    hours = np.arange(100)
+    one = SeriesData("one", hours * HOUR, np.random.default_rng(0).normal(size=(100, 1)))
+    text = Page(report(backtest(random_model(), "t", [one], [80], (0.9,)))).text
+    assert "one season before" not in text
+    assert "change of the history from one step to the next" in text
+    text = Page(report(found)).text
+    assert "one season before" in text
+    assert "change of the history from one season to the next" in text
+
+
 def test_each_target_has_a_table_of_its_own() -> None:
     model = random_model(season=24, base="seasonal", inputs=2, targets=2)
     hours, rng = np.arange(200), np.random.default_rng(0)

@@ -44,7 +44,7 @@ def test_a_table_is_judged_as_its_series_are() -> None:
             )
         one = found.series[1].scores.mean(measure)
         assert one == pytest.approx(score(pairs[1:]).mean(measure))
-    assert sum(done) == effort(table()) == 3 * 360
+    assert sum(done) == effort(table(), model.spec) == 3 * 360
     assert (found.skipped, [one.name for one in found.series]) == (1, ["a", "b"])
     assert found.period_ns == (100 * HOUR, 199 * HOUR)
 
@@ -58,7 +58,7 @@ def test_each_target_is_judged_as_a_series_of_its_own() -> None:
     done: list[int] = []
     found = backtest(model, "t.csv", [both], [150], COVERAGES, progress=done.append)
     assert [one.name for one in found.series] == ["a/load", "a/temp"]
-    assert sum(done) == effort([both], 2)
+    assert sum(done) == effort([both], model.spec) == 5 * 200
     for j, issued in enumerate(run_all(model, both.ts, values, 150)):
         actual = Actual.of(both.ts, values[:, j], HOUR, 24, 150)
         off = np.abs(actual.y[150:] - issued.point[:-1, 0])  # a step ahead
@@ -148,6 +148,13 @@ def test_without_learning_the_model_stays_as_it_is() -> None:
         for on in (True, False)
     )
     assert learned < 0.7 * fixed
+
+
+def test_without_a_season_nothing_is_said_of_one() -> None:
+    done: list[int] = []
+    found = backtest(random_model(), "t", table(), [150, 100, 10], (0.9,), progress=done.append)
+    assert {row["forecast"] for row in found.as_json()["by_step"]} == {"model", "last_value"}
+    assert sum(done) == effort(table(), random_model().spec) == 2 * 360
 
 
 def test_nothing_to_judge_is_an_error() -> None:
