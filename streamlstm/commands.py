@@ -42,10 +42,10 @@ from streamlstm.tables import intervals_line, peers_table, scores_table, series_
 from streamlstm.terminal import (
     FitBar,
     LeavingConsole,
-    exact_time,
     fan_chart,
     print_lines,
     printable,
+    steps_ahead,
     when,
 )
 from streamlstm.train import fit as fit_model
@@ -232,7 +232,7 @@ def _about(model: Model, report: dict[str, Any]) -> RichTable:
         + f", calendar {', '.join(spec.calendar)} ({spec.timezone})" * bool(spec.calendar)
         + ", time since the tick before" * bool(spec.elapsed_ns),
         "scaling": how[scaling.kind],
-        "output": f"{spec.horizon} steps of {exact_time(spec.step_ns)}, {spec.targets} target"
+        "output": f"{steps_ahead(spec.horizon, spec.step_ns)}, {spec.targets} target"
         + "s" * (spec.targets > 1),
         "corrects": base.get(spec.base, "nothing"),
         **({} if spec.floor is None else {"floor": f"no forecast lies below {spec.floor:g}"}),

@@ -11,7 +11,7 @@ from streamlstm.peers import Comparison
 from streamlstm.rolling import Backtest, Judged
 from streamlstm.svg import Chart
 from streamlstm.tables import TITLES
-from streamlstm.terminal import exact_time, printable, when
+from streamlstm.terminal import printable, steps_ahead, when
 
 STEPS_SHOWN = 24
 """Rows at most of the table by step; charts show every step."""
@@ -91,7 +91,7 @@ def _about(found: Backtest) -> str:
     lines = {
         "model": f"{found.model.id}, {spec.layers} x {spec.cell.upper()} of {spec.hidden}",
         "data": f"{found.data}, {len(found.series):,} series{skipped}",
-        "forecast": f"{begin} to {end} UTC, {spec.horizon} steps of {exact_time(spec.step_ns)}",
+        "forecast": f"{begin} to {end} UTC, {steps_ahead(spec.horizon, spec.step_ns)}",
         "season": f"{spec.season} steps" if spec.season else "none",
         "forecasts": f"{scores.forecasts:,}, one at each tick; {scores.targets:,} targets came",
         "interval": f"{scores.coverages[0]:.3g} of all targets are to lie in it",

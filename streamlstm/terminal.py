@@ -16,6 +16,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 Floats = NDArray[np.float64]
+_DAY = 86_400 * 10**9
+_BY_CALENDAR = {31: "1 month", 91.5: "3 months", 92: "3 months", 365: "1 year"}
+"""Median spacing of dates by days."""
 _BARS = "▁▂▃▄▅▆▇█"
 _LEAVING = (signal.SIGTSTP, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 """Signals that stop or end a process, and leave its terminal as it is at the moment."""
@@ -118,11 +121,21 @@ def short_time(seconds: float) -> str:
 
 
 def exact_time(ns: int) -> str:
-    """A span between ticks, exactly, in the largest unit of which it has one: "1.5 h"."""
-    seconds = ns / 1e9
-    units = (86_400, "day"), (3600, "h"), (60, "min")
-    size, unit = next((each for each in units if seconds >= each[0]), (1, "s"))
-    return f"{seconds / size:g} {unit}{'s' * (unit == 'day' and seconds != size)}"
+    """A span between ticks, exactly, in the largest unit of which it has one: "1.5 h".
+
+    As many days as most months, quarters or years have are called so.
+    """
+    if named := _BY_CALENDAR.get(ns / _DAY):
+        return named
+    units = (_DAY, "day"), (_DAY // 24, "h"), (60 * 10**9, "min"), (10**9, "s"), (10**6, "ms")
+    size, unit = next((each for each in units if ns >= each[0]), (10**3, "us"))
+    return f"{ns / size:g} {unit}{'s' * (unit == 'day' and ns != size)}"
+
+
+def steps_ahead(horizon: int, step_ns: int) -> str:
+    """How far forecasts reach: "24 steps of 1 h"; "24 ticks" where these are on no grid (0)."""
+    what = "step" if step_ns else "tick"
+    return f"{horizon} {what}{'s' * (horizon > 1)}" + f" of {exact_time(step_ns)}" * bool(step_ns)
 
 
 def byte_size(count: float) -> str:

@@ -113,6 +113,18 @@ def test_without_a_season_nothing_is_said_of_one(found: Backtest) -> None:
     assert "change of the history from one season to the next" in text
 
 
+@pytest.mark.parametrize(
+    ("step_ns", "said"),
+    [(HOUR, "3 steps of 1 h"), (10**9 // 20, "3 steps of 50 ms"), (0, "3 ticks")],
+)
+def test_steps_are_said_in_words(step_ns: int, said: str) -> None:
+    model = random_model(step_ns=step_ns)
+    y = np.random.default_rng(0).normal(size=(100, 1))
+    one = SeriesData("one", np.arange(100) * (step_ns or HOUR), y)
+    page = Page(report(backtest(model, "t", [one], [80], (0.9,))))
+    assert f"UTC, {said}" in page.text
+
+
 def test_each_target_has_a_table_of_its_own() -> None:
     model = random_model(season=24, base="seasonal", inputs=2, targets=2)
     hours, rng = np.arange(200), np.random.default_rng(0)

@@ -11,6 +11,7 @@ from streamlstm.terminal import (
     printable,
     short_time,
     sparkline,
+    steps_ahead,
     when,
 )
 
@@ -39,12 +40,20 @@ def test_a_span_of_time(seconds: float, said: str) -> None:
 @pytest.mark.parametrize(
     ("seconds", "said"),
     [
-        (0.25, "0.25 s"), (1, "1 s"), (59, "59 s"), (60, "1 min"), (1800, "30 min"), (3600, "1 h"),
-        (5400, "1.5 h"), (86_400, "1 day"), (604_800, "7 days"), (2_678_400, "31 days"),
+        (1e-6, "1 us"), (1e-3, "1 ms"), (0.25, "250 ms"), (1, "1 s"), (59, "59 s"),
+        (60, "1 min"), (1800, "30 min"), (3600, "1 h"),
+        (5400, "1.5 h"), (86_400, "1 day"), (604_800, "7 days"), (30 * 86_400, "30 days"),
+        (31 * 86_400, "1 month"), (91.5 * 86_400, "3 months"), (365 * 86_400, "1 year"),
     ],
 )  # fmt: skip
 def test_a_spacing_of_ticks_is_said_exactly(seconds: float, said: str) -> None:
     assert exact_time(round(seconds * 1e9)) == said
+
+
+def test_a_horizon_is_of_steps_or_of_ticks() -> None:
+    assert steps_ahead(24, 10**9 // 20) == "24 steps of 50 ms"
+    assert steps_ahead(1, 86_400 * 10**9) == "1 step of 1 day"
+    assert (steps_ahead(24, 0), steps_ahead(1, 0)) == ("24 ticks", "1 tick")
 
 
 @pytest.mark.parametrize(
