@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from pydantic import ValidationError
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import Progress
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from streamlstm import adapt, intervals, rolling, speed
+from streamlstm import adapt, fit_options, intervals, rolling, speed
 from streamlstm import demo as demonstration
 from streamlstm.config import ConfigError, Engine, Input
 from streamlstm.console import check_out, how, say, spacing
@@ -27,7 +26,6 @@ from streamlstm.datasets.bundled import DATASETS, table, table_for
 from streamlstm.datasets.frames import SeriesData, heads
 from streamlstm.datasets.inputs import Columns
 from streamlstm.engine import state_fields
-from streamlstm.fit_options import FitOptions
 from streamlstm.golden import check_golden, network_of
 from streamlstm.kernels import cpu
 from streamlstm.model import Model, Spec, load_model, save_model
@@ -77,15 +75,10 @@ def fit(options: argparse.Namespace) -> None:
     console = LeavingConsole(stderr=True, quiet=options.quiet)
     given = {
         name: _list(value) if name in ("lags", "calendar") else value
-        for name in FitOptions.model_fields
+        for name in fit_options.FitOptions.model_fields
         if (value := getattr(options, f"fit_{name}", None)) is not None
     }
-    try:
-        chosen = FitOptions.model_validate(given | {"timezone": options.timezone or "UTC"})
-    except ValidationError as error:
-        first = error.errors()[0]
-        flag = f"--{str(first['loc'][0]).replace('_', '-')}"
-        raise ConfigError(f"{flag} {first['input']}: {first['msg']}") from None
+    chosen = fit_options.chosen(given | {"timezone": options.timezone or "UTC"}, flags=True)
     check_out("--out", options.out, read=[options.data])
     columns = Columns.named(
         targets=_list(options.targets),

@@ -1,9 +1,12 @@
 """What may be chosen of a fit, in one place: Python, command line and model file read it here."""
 
-from typing import Annotated, Literal
+import difflib
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from streamlstm.config import ConfigError
 from streamlstm.model import CalendarName, Spec
 
 
@@ -70,6 +73,25 @@ class FitOptions(BaseModel):
         description="judgements (20 in all) without gain that end the training early; 0: never",
     )
     seed: int = Field(default=0, ge=0, lt=2**31, description="of weights, spans and dropout")
+
+
+def chosen(given: Mapping[str, Any], *, flags: bool = False) -> FitOptions:
+    """The options that are given by name, called by their ``flags`` in what is said of them.
+
+    Raises:
+        ConfigError: there is no such option, or not with such a value.
+    """
+    try:
+        return FitOptions.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+    name = str(first["loc"][0])
+    shown = f"--{name.replace('_', '-')}" if flags else name
+    if first["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(name, FitOptions.model_fields, 1)
+        mend = f"did you mean {close[0]!r}?" if close else "see streamlstm fit --help"
+        raise ConfigError(f"{shown}: unknown option; {mend}")
+    raise ConfigError(f"{shown}: {first['msg']}, not {first['input']!r}")
 
 
 def ticks_needed(spec: Spec) -> int:

@@ -6,9 +6,11 @@
     forecaster.save("model.safetensors")            # and the daemon runs the same
 
 Data is in the long format of forecasting (``unique_id``, ``ds``, ``y``), a DataFrame or a file.
+What was guessed, converted or left out in reading it is a warning.
 """
 
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -18,12 +20,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from streamlstm.client import in_time_order
+from streamlstm.console import spacing
 from streamlstm.datasets.bundled import table
 from streamlstm.datasets.frames import Table, from_frame
 from streamlstm.datasets.inputs import Columns
 from streamlstm.datasets.times import DataError, epoch_unit
 from streamlstm.engine import Engine
-from streamlstm.fit_options import FitOptions
+from streamlstm.fit_options import chosen
 from streamlstm.forecast import at_the_end, extend, forecasts_frame
 from streamlstm.model import Model, load_model, save_model
 from streamlstm.ticks import WARM, Arrivals, Keys
@@ -35,6 +38,8 @@ Data = pd.DataFrame | pd.Series | str | Path
 series."""
 ROOM = 256
 """Ticks that are stepped at once."""
+LONGEST = 1024
+"""Bytes of a series' name: as many as a daemon can be told to take."""
 
 
 class Prediction(NamedTuple):
@@ -76,12 +81,16 @@ class Forecaster:
 
         Raises:
             ModelError: the model does not compute what its file says, or there is no room.
+            ValueError: there is no such coverage.
         """
+        if not 0 <= coverage < 1:
+            raise ValueError(f"a coverage of {coverage}; a share from 0 to less than 1, as 0.9")
         self.model, self.report = model, report
         self._coverage, self._learning = coverage, learning
         self._engine = Engine(
-            model, max_series=max_series, max_batch=ROOM, coverage=coverage, learning=learning
-        )
+            model, max_series=max_series, max_batch=ROOM, coverage=coverage, learning=learning,
+            max_key=LONGEST,
+        )  # fmt: skip
 
     @classmethod
     def load(cls, path: str | Path, **options: Any) -> Self:
@@ -89,6 +98,7 @@ class Forecaster:
 
         Raises:
             ModelError, OSError: it is none, or cannot be read.
+            ValueError: there is no such coverage.
         """
         return cls(load_model(Path(path)), **options)
 
@@ -98,10 +108,10 @@ class Forecaster:
         data: Data,
         *,
         horizon: int = 24,
-        targets: Sequence[str] = (),
-        features: Sequence[str] = (),
-        known: Sequence[str] = (),
-        static: Sequence[str] = (),
+        targets: str | Sequence[str] = (),
+        features: str | Sequence[str] = (),
+        known: str | Sequence[str] = (),
+        static: str | Sequence[str] = (),
         read: dict[str, Any] | None = None,
         **options: Any,
     ) -> Self:
@@ -110,7 +120,8 @@ class Forecaster:
         Args:
             data: in the long format.
             horizon: steps ahead to forecast.
-            targets, features, known, static: names of columns, as ``streamlstm fit`` takes them.
+            targets, features, known, static: names of columns, one or several, that are what
+                ``streamlstm fit`` has them for.
             read: how to read the table otherwise than by its names: ``id``, ``ds``, ``y``,
                 ``wide``, ``timezone`` (the calendar's too) and so on, as
                 :func:`.datasets.frames.read_table`.
@@ -118,15 +129,16 @@ class Forecaster:
 
         Raises:
             DataError: the data is not as described, or too short.
-            pydantic.ValidationError: there is no such option.
+            ConfigError: there is no such option, or not with such a value.
         """
         zone = {"timezone": read["timezone"]} if read and "timezone" in read else {}
-        chosen = FitOptions.model_validate({"horizon": horizon} | zone | options)
+        asked = chosen({"horizon": horizon} | zone | options)
         columns = Columns.named(
-            targets=targets, features=features, known=known, static=static, horizon=horizon
+            targets=targets, features=features, known=known, static=static, horizon=asked.horizon
         )
         found = _table(data, columns, read or {})
-        model, report = fit_model(found.series, chosen, name=found.name, inputs=found.inputs)
+        _warn(found.notes, stacklevel=3)
+        model, report = fit_model(found.series, asked, name=found.name, inputs=found.inputs)
         return cls(model, report=report)
 
     def save(self, path: str | Path) -> None:
@@ -204,34 +216,36 @@ class Forecaster:
         """What comes after the end of each series: unique_id, ds, forecast, lower, upper.
 
         ``unique_id`` is text, of numbers too. Of several targets a row each, which its column
-        ``target`` names. Times without a zone are
-        read in ``timezone``, the model's where none is named, and those forecast are in it: in UTC
-        without a zone, unless the data's have one. The series are run from their beginning, on
-        states of their own: those of :meth:`step` stay. Steps beyond the model's horizon are
-        rolled forward.
+        ``target`` names. Times without a zone are read in ``timezone``, the model's where none is
+        named, and those forecast are in it: in UTC without a zone, unless the data's have one. The
+        series are run from their beginning, on states of their own: those of :meth:`step` stay.
+        Steps beyond the model's horizon are rolled forward.
 
         Raises:
             DataError: the data is not as described.
             ForecastError: what cannot be forecast.
-            ValueError: its values are not those that the model takes.
+            ValueError: its values are not those that the model takes; or a horizon that is not a
+                whole number of steps.
         """
-        if horizon is not None and horizon < 1:
-            raise ValueError(f"a horizon of {horizon} steps; 1 at least")
+        if horizon is not None and (horizon < 1 or horizon % 1):
+            raise ValueError(f"a horizon of {horizon} steps; a whole number, 1 at least")
         zone = timezone or self.model.spec.timezone
         found = self._table(data, read | {"timezone": zone})
+        self._names([series.name for series in found.series])
         ends = at_the_end(
             self.model, found.series, coverage=self._coverage, learning=self._learning,
             timezone=zone,
         )  # fmt: skip
-        whole = extend(ends, horizon or self.model.spec.horizon)
+        whole = extend(ends, int(horizon or self.model.spec.horizon))
         return forecasts_frame(whole, zone, found.zoned)
 
     def _names(self, series: Sequence[str]) -> list[bytes]:
         """Names as the engine takes them."""
-        names, most = [name.encode() for name in series], self._engine.series.index.names.shape[1]
+        names = [name.encode() for name in series]
         for name, encoded in zip(series, names, strict=True):
-            if not 0 < len(encoded) <= most or 0 in encoded:
-                raise ValueError(f"{name!r}: a series has a name of 1 to {most} bytes without NUL")
+            if not 0 < len(encoded) <= LONGEST or 0 in encoded:
+                many = f"1 to {LONGEST} bytes"
+                raise ValueError(f"{name!r}: a series has a name of {many} without NUL")
         return names
 
     def _table(self, data: Data, read: dict[str, Any]) -> Table:
@@ -240,6 +254,7 @@ class Forecaster:
         has, takes = found.series[0].values.shape[1], self.model.spec.inputs
         if has != takes:
             raise ValueError(f"{found.name}: {has} values a tick; the model takes {takes}")
+        _warn([*found.notes, *spacing(found, self.model.spec)], stacklevel=4)
         return found
 
 
@@ -252,6 +267,12 @@ def _table(data: Data, columns: Columns | None, read: dict[str, Any]) -> Table:
         kind = type(data).__name__
         raise DataError(f"data of type {kind}; give a DataFrame with times and values, or a file")
     return table(str(data), columns, **read)
+
+
+def _warn(notes: Sequence[str], stacklevel: int) -> None:
+    """Say them of the line of whoever calls us; ``stacklevel``: seen from here."""
+    for note in notes:
+        warnings.warn(note, stacklevel=stacklevel)
 
 
 def _nanoseconds(ts: Any) -> int:

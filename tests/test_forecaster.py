@@ -1,16 +1,20 @@
 """The Python interface: the same forecasts as the engine's, a tick or a table at a time."""
 
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from streamlstm.backtest import run_all
+from streamlstm.config import ConfigError
 from streamlstm.datasets.times import DataError
 from streamlstm.forecaster import Forecaster
 from streamlstm.model import save_model
-from tests.models import HOUR, random_model
+from tests.models import HOUR, random_model, random_model_file
 
 SMALL = {"season": 24, "hidden": 4, "updates": 20, "batch": 8, "chunk": 24}
 
@@ -142,29 +146,93 @@ def test_data_that_is_not_as_described_says_what(fitted: Forecaster) -> None:
         fitted.predict([1.0, 2.0])  # type: ignore[arg-type]
     with pytest.raises(DataError, match="'y' has complex numbers"):
         fitted.predict(long(5).assign(y=1 + 2j))
-    with pytest.raises(ValueError, match="hiden"):
-        Forecaster.fit(long(), horizon=3, hiden=4)
     with pytest.raises(ValueError, match="the model takes 2"):
         Forecaster(random_model(inputs=2)).predict(long(5))
 
 
-@pytest.mark.parametrize("name", ["", "x" * 65, "a\0b"])
+@pytest.mark.parametrize("name", ["", "x" * 1025, "a\0b"])
 def test_a_name_that_no_series_can_have_is_refused(name: str) -> None:
     forecaster = Forecaster(random_model())
-    with pytest.raises(ValueError, match="1 to 64 bytes"):
+    with pytest.raises(ValueError, match="1 to 1024 bytes"):
         forecaster.step(1.0, "2026-01-01", name)
     if name:
-        with pytest.raises(ValueError, match="1 to 64 bytes"):
-            forecaster.update(long(5, (name,)))
-    assert forecaster.step(1.0, "2026-01-01", "ä" * 32).forecast.shape == (3,)
+        for call in (forecaster.update, forecaster.predict):
+            with pytest.raises(ValueError, match="1 to 1024 bytes"):
+                call(long(5, (name,)))
+
+
+def test_all_calls_take_the_same_names() -> None:
+    forecaster, name = Forecaster(random_model()), "ä" * 512
+    assert forecaster.predict(long(5, (name,))).unique_id.unique().tolist() == [name]
+    assert forecaster.update(long(5, (name,))) == 5
+    assert forecaster.step(1.0, "2026-02-01", name).series == name
 
 
 def test_times_without_a_zone_are_of_the_one_asked_for() -> None:
     forecaster = Forecaster(random_model())
-    frame = forecaster.predict(long(5, ("a",)), timezone="Europe/Berlin")
+    with pytest.warns(UserWarning, match="times without a zone taken as Europe/Berlin"):
+        frame = forecaster.predict(long(5, ("a",)), timezone="Europe/Berlin")
     assert frame.ds.iloc[0] == pd.Timestamp("2026-01-01 05:00", tz="Europe/Berlin")
-    with pytest.raises(ValueError, match="1 at least"):
-        forecaster.predict(long(5), horizon=0)
+
+
+@pytest.mark.parametrize("horizon", [0, -1, 1.5, float("nan"), float("inf")])
+def test_a_horizon_is_a_whole_number_of_steps(horizon: float) -> None:
+    with pytest.raises(ValueError, match=f"a horizon of {horizon} steps; a whole number, 1 at"):
+        Forecaster(random_model()).predict(long(5), horizon)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("coverage", [90, 1, -1, float("nan")])
+def test_a_coverage_is_a_share(tmp_path: Path, coverage: float) -> None:
+    path = random_model_file(tmp_path)
+    with pytest.raises(ValueError, match=f"a coverage of {coverage}; a share from 0 to less than"):
+        Forecaster.load(path, coverage=coverage)
+    assert np.isnan(Forecaster.load(path, coverage=0).step(1.0, "2026-01-01").lower).all()
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"hiden": 4}, "hiden: unknown option; did you mean 'hidden'?"),
+        ({"colour": 4}, "colour: unknown option; see streamlstm fit --help"),
+        ({"hidden": 0}, "hidden: Input should be greater than or equal to 1, not 0"),
+        ({"horizon": 1.5}, "horizon: Input should be a valid integer, .* not 1.5"),
+        ({"loss": "mes"}, "loss: Input should be 'mse', 'mae' or 'huber', not 'mes'"),
+        ({"lags": [24, 0]}, "lags: Input should be greater than or equal to 1, not 0"),
+    ],
+)
+def test_an_option_that_cannot_be_is_told_in_a_line(option: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{said.replace('?', '.')}$"):
+        Forecaster.fit(long(), **option)
+
+
+def test_one_column_may_be_named_without_a_list() -> None:
+    frame = long(80).rename(columns={"y": "load"})
+    frame["area"] = np.where(frame.unique_id == "a", 12.0, 7.0)
+    made = Forecaster.fit(frame, horizon=3, targets="load", static="area", **SMALL)
+    assert [each.name for each in made.model.spec.roles] == ["load", "area"]
+
+
+def test_what_was_guessed_or_left_out_is_a_warning_of_the_line_that_asked() -> None:
+    frame = long(80, ("a",)).rename(columns={"y": "load"})
+    frame.loc[40, "load"] = np.nan
+    forecaster = Forecaster(random_model(step_ns=60 * 10**9))
+    calls: list[Callable[[], object]] = [
+        lambda: Forecaster.fit(frame, horizon=3, **SMALL),
+        lambda: forecaster.predict(frame),
+        lambda: forecaster.update(frame),
+    ]
+    for call in calls:
+        with warnings.catch_warnings(record=True, action="always") as told:
+            call()
+        assert told is not None
+        said = [str(each.message) for each in told]
+        assert said[:2] == [
+            "column 'load' taken as the values",
+            "1 missing values in 1 of 1 series: left as gaps",
+        ]
+        assert {each.filename for each in told} == {__file__}
+        apart = ["the table's ticks are 1 h apart, the model was made for 1 min"]
+        assert said[2:] == ([] if call is calls[0] else apart)
 
 
 def test_times_with_a_zone_are_answered_with_one() -> None:

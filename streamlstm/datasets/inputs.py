@@ -46,13 +46,17 @@ class Columns:
     def named(
         cls,
         *,
-        targets: Sequence[str] = (),
-        features: Sequence[str] = (),
-        known: Sequence[str] = (),
-        static: Sequence[str] = (),
+        targets: str | Sequence[str] = (),
+        features: str | Sequence[str] = (),
+        known: str | Sequence[str] = (),
+        static: str | Sequence[str] = (),
         horizon: int = 1,
     ) -> Self | None:
-        """Those that a fit is to learn from; None where nothing is named."""
+        """Those that a fit is to learn from, a text being one name; None: nothing is named."""
+        targets, features, known, static = (
+            (names,) if isinstance(names, str) else names
+            for names in (targets, features, known, static)
+        )
         named: tuple[tuple[Literal["target", "measured", "known"], Sequence[str]], ...] = (
             ("target", targets), ("measured", features), ("known", known),
         )  # fmt: skip
