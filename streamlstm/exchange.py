@@ -41,6 +41,10 @@ SUFFIXES = {
     ".safetensors": "torch", ".pt": "torch", ".pth": "torch", ".bin": "torch", ".ckpt": "torch",
 }  # fmt: skip
 FRAMEWORKS = {"keras": "Keras", "torch": "PyTorch", "onnx": "ONNX Runtime"}
+OURS = (
+    "an export of streamlstm's, of the network alone: what series learn by, how far each forecast"
+    " may err and where intervals begin stayed in the model that it was made of"
+)
 STEPS = 32
 """Of the sequence that is compared, where the model has no window."""
 SEED = 0
@@ -100,7 +104,7 @@ def _bring(path: Path, kind: str, wanted: Wanted, activation: str | None) -> Imp
             raise RefusedError(
                 "an export of streamlstm's says its targets and step; leave them out"
             )
-        notes = ["an export of streamlstm's"]
+        notes = [OURS]
         inputs = _drawn(model.spec.window or STEPS, model.spec.width)
         ours = outputs_of(model, inputs)
     else:
@@ -194,8 +198,8 @@ def import_model(options: argparse.Namespace) -> None:
     )
 
 
-def _check_paths(path: Path, out: Path) -> None:
-    check_out("--out", out, read=[path])
+def _check_paths(path: Path, out: Path, suffix: str = "") -> None:
+    check_out("--out", out, suffix, read=[path])
     if not path.exists():
         raise ConfigError(f"{path}: no such file")
 
@@ -203,7 +207,7 @@ def _check_paths(path: Path, out: Path) -> None:
 def export_model(options: argparse.Namespace) -> None:
     """``streamlstm export``."""
     console = LeavingConsole(stderr=True)
-    _check_paths(options.model, options.out)
-    model = load_model(options.model)
-    {"onnx": to_onnx, "torch": to_torch}[options.to].export(model, options.out)
+    exporter = {"onnx": to_onnx, "torch": to_torch}[options.to]
+    _check_paths(options.model, options.out, exporter.SUFFIX)
+    exporter.export(load_model(options.model), options.out)
     print_lines(console, f"written: {options.out}")

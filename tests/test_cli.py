@@ -464,7 +464,7 @@ def test_what_is_read_is_not_written_over(fitted: tuple[Path, Path], tmp_path: P
     said = "is read from; name another file"
     assert said in complaint("fit", data, "--out", data, code=2)
     assert said in complaint("forecast", fitted[1], data, "--out", data, code=2)
-    assert said in complaint("export", fitted[1], "--to", "onnx", "--out", fitted[1], code=2)
+    assert said in complaint("export", fitted[1], "--to", "torch", "--out", fitted[1], code=2)
     assert data.read_bytes() == before
 
 

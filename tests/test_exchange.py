@@ -9,9 +9,10 @@ import pytest
 
 from streamlstm import exchange
 from streamlstm.cli import main
+from streamlstm.exporters.onnx import export as export_to_onnx
 from streamlstm.golden import forecasts_of
 from streamlstm.model import load_model, save_model
-from tests.models import random_model
+from tests.models import random_model, random_model_file
 
 GOLDENS = Path(__file__).parent / "goldens" / "torch"
 
@@ -96,6 +97,34 @@ def test_what_is_exported_as_onnx_comes_back_bit_for_bit(tmp_path: Path, kind: d
     assert float(str(again.provenance["parity"]).split(": ")[1]) < 1e-5
 
 
+def test_what_an_export_of_ours_lacks_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnx = tmp_path / "m.onnx"
+    export_to_onnx(random_model(directions=3, spread=True), onnx)
+    assert main(["import", str(onnx), "--out", str(tmp_path / "back.safetensors")]) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert notes == [f"note: {exchange.OURS}"]
+    back = load_model(tmp_path / "back.safetensors")
+    assert (back.spec.directions, back.spec.spread, back.errors) == (0, False, None)
+    for lacking in ("learn", "may err", "intervals begin"):
+        assert lacking in exchange.OURS
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "suffix"),
+    [("onnx", "x.bin", ".onnx"), ("onnx", "x", ".onnx"), ("torch", "x.pt", ".safetensors")],
+)
+def test_an_export_is_called_what_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, name: str, suffix: str
+) -> None:
+    model, out = random_model_file(tmp_path), tmp_path / name
+    assert main(["export", str(model), "--to", kind, "--out", str(out)]) == 2
+    said = f"streamlstm export: --out {out}: name a file that ends in {suffix}\n"
+    assert capsys.readouterr().err == said
+    assert not out.exists()
+
+
 def test_a_state_dict_is_written_with_a_module_that_runs_it(tmp_path: Path) -> None:
     model = random_model(directions=3)
     save_model(model, tmp_path / "m.safetensors")
@@ -117,7 +146,7 @@ def test_no_command_writes_over_what_it_reads(
     shutil.copy(state_dict.with_suffix(".safetensors"), mine)
     before = mine.read_bytes()
     assert main(["import", str(mine), "--out", str(tmp_path / "." / "model.safetensors")]) == 2
-    assert main(["export", str(mine), "--to", "onnx", "--out", str(mine)]) == 2
+    assert main(["export", str(mine), "--to", "torch", "--out", str(mine)]) == 2
     assert capsys.readouterr().err.count("name another file") == 2
     assert mine.read_bytes() == before
 

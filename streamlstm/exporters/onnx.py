@@ -11,6 +11,7 @@ from streamlstm.exporters.pipeline import described
 from streamlstm.files import write_whole
 from streamlstm.model import FORMAT, Model, ModelError, Spec, without
 
+SUFFIX = ".onnx"
 OPSET = 17
 GATES = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}
 """Where ONNX' gates lie: ours are i, f, g, o and r, z, n, those are i, o, f, c and z, r, h."""

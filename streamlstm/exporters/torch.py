@@ -13,6 +13,7 @@ from streamlstm.exporters.pipeline import described
 from streamlstm.files import write_whole
 from streamlstm.model import Model, ModelError, Spec, without
 
+SUFFIX = ".safetensors"
 _FIRST = "Exported from streamlstm"
 _KINDS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
 _HEADS = {
@@ -116,8 +117,8 @@ def _check(spec: Spec) -> None:
 
 
 def _check_place(path: Path, module: Path) -> None:
-    if path.suffix != ".safetensors":
-        raise ModelError(f"{path}: a state_dict for PyTorch is written as .safetensors")
+    if path.suffix != SUFFIX:
+        raise ModelError(f"{path}: a state_dict for PyTorch is written as {SUFFIX}")
     if module.exists() and not module.read_bytes().startswith(f'"""{_FIRST}'.encode()):
         raise ModelError(f"{module} is there already, not of an export; choose another name")
     try:
