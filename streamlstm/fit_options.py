@@ -76,7 +76,7 @@ class FitOptions(BaseModel):
 
 
 def chosen(given: Mapping[str, Any], *, flags: bool = False) -> FitOptions:
-    """The options that are given by name, called by their ``flags`` in what is said of them.
+    """The options that are given by name; in what is said of them they are called by ``flags``.
 
     Raises:
         ConfigError: there is no such option, or not with such a value.
@@ -85,13 +85,13 @@ def chosen(given: Mapping[str, Any], *, flags: bool = False) -> FitOptions:
         return FitOptions.model_validate(given)
     except ValidationError as error:
         first = error.errors()[0]
-    name = str(first["loc"][0])
-    shown = f"--{name.replace('_', '-')}" if flags else name
+    name, value = str(first["loc"][0]), first["input"]
+    shown = f"--{name.replace('_', '-')} {value}" if flags else f"{name}={value!r}"
     if first["type"] == "extra_forbidden":
         close = difflib.get_close_matches(name, FitOptions.model_fields, 1)
         mend = f"did you mean {close[0]!r}?" if close else "see streamlstm fit --help"
         raise ConfigError(f"{shown}: unknown option; {mend}")
-    raise ConfigError(f"{shown}: {first['msg']}, not {first['input']!r}")
+    raise ConfigError(f"{shown}: {first['msg']}")
 
 
 def ticks_needed(spec: Spec) -> int:

@@ -192,12 +192,12 @@ def test_a_coverage_is_a_share(tmp_path: Path, coverage: float) -> None:
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        ({"hiden": 4}, "hiden: unknown option; did you mean 'hidden'?"),
-        ({"colour": 4}, "colour: unknown option; see streamlstm fit --help"),
-        ({"hidden": 0}, "hidden: Input should be greater than or equal to 1, not 0"),
-        ({"horizon": 1.5}, "horizon: Input should be a valid integer, .* not 1.5"),
-        ({"loss": "mes"}, "loss: Input should be 'mse', 'mae' or 'huber', not 'mes'"),
-        ({"lags": [24, 0]}, "lags: Input should be greater than or equal to 1, not 0"),
+        ({"hiden": 4}, "hiden=4: unknown option; did you mean 'hidden'?"),
+        ({"colour": "red"}, "colour='red': unknown option; see streamlstm fit --help"),
+        ({"hidden": 0}, "hidden=0: Input should be greater than or equal to 1"),
+        ({"horizon": 1.5}, "horizon=1.5: Input should be a valid integer, .* fractional part"),
+        ({"loss": "mes"}, "loss='mes': Input should be 'mse', 'mae' or 'huber'"),
+        ({"lags": [24, 0]}, "lags=0: Input should be greater than or equal to 1"),
     ],
 )
 def test_an_option_that_cannot_be_is_told_in_a_line(option: dict[str, Any], said: str) -> None:
