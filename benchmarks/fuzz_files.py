@@ -26,7 +26,8 @@ from streamlstm.appending import append
 from streamlstm.engine import Engine
 from streamlstm.hashing import checksum, siphash
 from streamlstm.journal import Journal
-from streamlstm.model import ModelError, load_model, save_model
+from streamlstm.model import ModelError
+from streamlstm.model_file import load_model, save_model
 from streamlstm.parking import Parking, _sum
 from streamlstm.snapshot import Snapshots
 from streamlstm.state_schema import Schema, schema_of

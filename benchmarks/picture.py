@@ -17,7 +17,7 @@ from urllib.parse import quote
 from streamlstm.client import Feed
 from streamlstm.datasets.bundled import load
 from streamlstm.datasets.frames import heads
-from streamlstm.model import save_model
+from streamlstm.model_file import save_model
 from streamlstm.train import FitOptions, fit
 from tests.browser import Page, browsing
 from tests.daemon import Daemon, start

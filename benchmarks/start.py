@@ -27,7 +27,8 @@ import psutil
 
 from benchmarks.step_peers import onnx_model, random_weights
 from streamlstm.golden import make_golden
-from streamlstm.model import Model, Spec, save_model
+from streamlstm.model import Model, Spec
+from streamlstm.model_file import save_model
 
 ROOT = Path(__file__).parents[1]
 HOUR = 3600 * 10**9

@@ -18,7 +18,8 @@ import numpy as np
 from benchmarks import stream_triton
 from benchmarks.stream_ticks import TOPIC, Reading, reading_of
 from streamlstm.golden import make_golden
-from streamlstm.model import Errors, Model, Spec, save_model
+from streamlstm.model import Errors, Model, Spec
+from streamlstm.model_file import save_model
 from tests import daemon
 
 ROOT = Path(__file__).parents[1]

@@ -19,7 +19,7 @@ from pathlib import Path
 from streamlstm import children, logs
 from streamlstm.config import Config
 from streamlstm.memory import postponing
-from streamlstm.model import load_model
+from streamlstm.model_file import load_model
 from streamlstm.service import Service, look
 from streamlstm.systemd import notify
 from streamlstm.web import listen

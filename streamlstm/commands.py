@@ -28,7 +28,8 @@ from streamlstm.datasets.inputs import Columns
 from streamlstm.engine import state_fields
 from streamlstm.golden import check_golden, network_of
 from streamlstm.kernels import cpu
-from streamlstm.model import Model, Spec, load_model, save_model
+from streamlstm.model import Model, Spec
+from streamlstm.model_file import load_model, save_model
 from streamlstm.peers import Comparison, check_peers, compare
 from streamlstm.peers import effort as peers_effort
 from streamlstm.plot import check_plot, plot_charts, plot_forecasts

@@ -23,7 +23,8 @@ from streamlstm.backtest import Actual, Issued, Scores, score
 from streamlstm.client import Feed, Listener, in_time_order
 from streamlstm.datasets.frames import SeriesData, Table, heads
 from streamlstm.features import grid_places
-from streamlstm.model import Model, save_model
+from streamlstm.model import Model
+from streamlstm.model_file import save_model
 from streamlstm.train import FitOptions, Progress, fit
 from streamlstm.vitals import quantile
 

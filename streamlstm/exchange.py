@@ -33,7 +33,8 @@ from streamlstm.importers.parts import (
     Wanted,
     assemble,
 )
-from streamlstm.model import Model, load_model, save_model
+from streamlstm.model import Model
+from streamlstm.model_file import load_model, save_model
 from streamlstm.terminal import LeavingConsole, print_lines
 
 SUFFIXES = {

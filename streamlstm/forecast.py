@@ -30,7 +30,8 @@ from streamlstm.datasets.bundled import table_for
 from streamlstm.datasets.frames import SeriesData
 from streamlstm.datasets.onward import Onward, onward
 from streamlstm.engine import Engine
-from streamlstm.model import Model, load_model
+from streamlstm.model import Model
+from streamlstm.model_file import load_model
 from streamlstm.terminal import LeavingConsole, print_lines
 from streamlstm.ticks import WARM, Keys, Ticks
 

@@ -28,7 +28,8 @@ from streamlstm.datasets.times import DataError, epoch_unit
 from streamlstm.engine import Engine
 from streamlstm.fit_options import chosen
 from streamlstm.forecast import at_the_end, extend, forecasts_frame
-from streamlstm.model import Model, load_model, save_model
+from streamlstm.model import Model
+from streamlstm.model_file import load_model, save_model
 from streamlstm.ticks import WARM, Arrivals, Keys
 from streamlstm.train import FitReport
 from streamlstm.train import fit as fit_model

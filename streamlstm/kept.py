@@ -19,7 +19,8 @@ from streamlstm.engine import Engine
 from streamlstm.files import lock_folder, mend_of
 from streamlstm.handover import Handover
 from streamlstm.journal import Journal
-from streamlstm.model import Model, load_model
+from streamlstm.model import Model
+from streamlstm.model_file import load_model
 from streamlstm.parking import Parking
 from streamlstm.policies import Policies
 from streamlstm.replay import replay

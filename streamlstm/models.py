@@ -9,7 +9,8 @@ from pathlib import Path
 
 from streamlstm.checkpoint import CheckpointError
 from streamlstm.files import sync_folder
-from streamlstm.model import Model, load_model, save_model
+from streamlstm.model import Model
+from streamlstm.model_file import load_model, save_model
 
 ENDING = ".safetensors"
 

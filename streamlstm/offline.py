@@ -21,7 +21,7 @@ from streamlstm.console import check_table_out, write_table
 from streamlstm.datasets.bundled import DATASETS, HOW, table_for
 from streamlstm.datasets.frames import Table
 from streamlstm.engine import Engine
-from streamlstm.model import load_model
+from streamlstm.model_file import load_model
 from streamlstm.replay import replay
 from streamlstm.terminal import printable
 from streamlstm.ticks import Arrivals, Forecasts, Keys

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from streamlstm.client import LINGER, Feed, Pace, in_time_order
 from streamlstm.console import how, say
 from streamlstm.datasets.bundled import table, table_for
-from streamlstm.model import load_model
+from streamlstm.model_file import load_model
 from streamlstm.terminal import LeavingConsole, print_lines, short_time
 from streamlstm.transport import TransportError
 

@@ -30,7 +30,8 @@ from streamlstm.features import grid_places
 from streamlstm.files import sync_folder
 from streamlstm.fit_options import FitOptions
 from streamlstm.kept import journal_of
-from streamlstm.model import Model, load_model, save_model
+from streamlstm.model import Model
+from streamlstm.model_file import load_model, save_model
 from streamlstm.recorded import recorded
 from streamlstm.refitting import KEPT, WON
 from streamlstm.rolling import Backtest

@@ -17,7 +17,8 @@ from streamlstm.copy_on_write import BEHIND, MORE, NOTHING, sweep
 from streamlstm.handover import Handover
 from streamlstm.kept import Kept, engine_of, fault_of
 from streamlstm.loop import Loop
-from streamlstm.model import ModelError, load_model
+from streamlstm.model import ModelError
+from streamlstm.model_file import load_model
 
 _PATIENCE = {NOTHING: math.inf, BEHIND: 0.001, MORE: 0.0}
 """Seconds until a checkpoint is to be gone on with."""

@@ -20,7 +20,8 @@ from numpy.typing import ArrayLike, NDArray
 from streamlstm import bptt
 from streamlstm.importers.parts import Dense as Head
 from streamlstm.importers.parts import Parts, Recurrent, Wanted, assemble
-from streamlstm.model import Model, Trainable, save_model
+from streamlstm.model import Model, Trainable
+from streamlstm.model_file import save_model
 
 Singles = NDArray[np.float32]
 BATCH = 32

@@ -30,7 +30,8 @@ from streamlstm.kernels.cell import BackendError
 from streamlstm.live import Live
 from streamlstm.loop import Loop
 from streamlstm.metrics import Metrics
-from streamlstm.model import Model, ModelError, load_model
+from streamlstm.model import Model, ModelError
+from streamlstm.model_file import load_model
 from streamlstm.parking import ParkingError
 from streamlstm.refitting import Refitting, doubts
 from streamlstm.reload import Reload, ReloadError

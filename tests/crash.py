@@ -25,7 +25,8 @@ from streamlstm import offline
 from streamlstm.checkpoint import CheckpointError
 from streamlstm.config import Config
 from streamlstm.engine import Engine
-from streamlstm.model import Model, load_model
+from streamlstm.model import Model
+from streamlstm.model_file import load_model
 from streamlstm.parking import Parking
 from streamlstm.segments import JournalError
 from streamlstm.ticks import END, Arrivals, Forecasts, Keys, Ticks

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from streamlstm.golden import make_golden
-from streamlstm.model import Errors, Model, Spec, save_model
+from streamlstm.model import Errors, Model, Spec
+from streamlstm.model_file import save_model
 
 HOUR = 3_600_000_000_000
 

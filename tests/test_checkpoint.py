@@ -17,7 +17,7 @@ from streamlstm.checkpoint import CheckpointError, Saving
 from streamlstm.copy_on_write import NOTHING, sweep
 from streamlstm.engine import Engine
 from streamlstm.hashing import checksum
-from streamlstm.model import load_model
+from streamlstm.model_file import load_model
 from streamlstm.state_schema import parts
 from streamlstm.ticks import WARM, Keys, Ticks
 from streamlstm.wire.peer import encode_tick

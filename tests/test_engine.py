@@ -12,7 +12,8 @@ from numba import typeof
 
 from streamlstm import watch
 from streamlstm.engine import Engine
-from streamlstm.model import Model, ModelError, save_model
+from streamlstm.model import Model, ModelError
+from streamlstm.model_file import save_model
 from streamlstm.policies import EARLIEST, MOMENT, Policies
 from streamlstm.ticks import END, RESET, WARM, Arrivals, Forecasts, Keys, Ticks, rows_of
 from tests.models import HOUR, random_model

@@ -11,7 +11,7 @@ from streamlstm import exchange
 from streamlstm.cli import main
 from streamlstm.exporters.onnx import export as export_to_onnx
 from streamlstm.golden import forecasts_of
-from streamlstm.model import load_model, save_model
+from streamlstm.model_file import load_model, save_model
 from tests.models import random_model, random_model_file
 
 GOLDENS = Path(__file__).parent / "goldens" / "torch"

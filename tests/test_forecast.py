@@ -13,7 +13,8 @@ from streamlstm.datasets.frames import SeriesData
 from streamlstm.engine import Engine
 from streamlstm.forecast import PATHS, ForecastError, at_the_end, extend, simulate
 from streamlstm.golden import make_golden
-from streamlstm.model import Errors, Model, load_model
+from streamlstm.model import Errors, Model
+from streamlstm.model_file import load_model
 from streamlstm.ticks import Keys, Ticks
 from tests.models import HOUR, random_model, random_model_file
 

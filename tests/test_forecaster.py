@@ -13,7 +13,7 @@ from streamlstm.backtest import run_all
 from streamlstm.config import ConfigError
 from streamlstm.datasets.times import DataError
 from streamlstm.forecaster import Forecaster
-from streamlstm.model import save_model
+from streamlstm.model_file import save_model
 from tests.models import HOUR, random_model, random_model_file
 
 SMALL = {"season": 24, "hidden": 4, "updates": 20, "batch": 8, "chunk": 24}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from streamlstm.cli import main
-from streamlstm.model import load_model
+from streamlstm.model_file import load_model
 from streamlstm.sequential import LSTM, Dense, Sequential
 from tests.daemon import Client, start
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from streamlstm.engine import Engine
-from streamlstm.model import load_model
+from streamlstm.model_file import load_model
 from streamlstm.wire.format import Format
 from streamlstm.wire.peer import encode_tick, encode_ticks
 from tests.daemon import Client, Daemon, eventually, start

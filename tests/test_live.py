@@ -23,7 +23,7 @@ from streamlstm.engine import Engine
 from streamlstm.golden import make_golden
 from streamlstm.live import FILES, HEADERS, MOST_FOUND, Live, Names
 from streamlstm.metrics import Metrics
-from streamlstm.model import save_model
+from streamlstm.model_file import save_model
 from streamlstm.ticks import Arrivals, Keys
 from streamlstm.web import Answer, Server, hash_password
 from tests.browser import Page, browsing, chromium

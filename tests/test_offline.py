@@ -12,7 +12,7 @@ from streamlstm import checkpoint
 from streamlstm.config import Config, ConfigError
 from streamlstm.datasets.frames import read_table
 from streamlstm.engine import Engine
-from streamlstm.model import load_model
+from streamlstm.model_file import load_model
 from streamlstm.offline import command, difference, digest, run, state_of
 from streamlstm.segments import JournalError
 from streamlstm.ticks import Keys, Ticks

@@ -14,7 +14,7 @@ import pytest
 import zmq
 
 from streamlstm.engine import Engine
-from streamlstm.model import load_model
+from streamlstm.model_file import load_model
 from tests.daemon import start
 from tests.models import random_model_file
 from tests.oracle import Oracle

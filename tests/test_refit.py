@@ -21,7 +21,8 @@ from streamlstm.engine import Engine, events
 from streamlstm.events import Events
 from streamlstm.fit_options import FitOptions
 from streamlstm.journal import Journal
-from streamlstm.model import Model, load_model, save_model
+from streamlstm.model import Model
+from streamlstm.model_file import load_model, save_model
 from streamlstm.policies import LIMIT
 from streamlstm.recorded import recorded
 from streamlstm.refit import RefitError, before_latest, relative_error

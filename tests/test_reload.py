@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from streamlstm.engine import Engine
-from streamlstm.model import save_model
+from streamlstm.model_file import save_model
 from streamlstm.ticks import WARM, Arrivals, Keys
 from tests.daemon import Client, Daemon, eventually, start
 from tests.models import HOUR, random_model

@@ -19,7 +19,7 @@ from streamlstm.engine import Engine, events
 from streamlstm.events import CREATE, EVICT, UNPARK
 from streamlstm.journal import Journal
 from streamlstm.loop import _step
-from streamlstm.model import load_model
+from streamlstm.model_file import load_model
 from streamlstm.parking import Parking
 from streamlstm.replay import replay
 from streamlstm.segments import JournalError, read

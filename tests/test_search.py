@@ -12,7 +12,8 @@ from streamlstm import search as room
 from streamlstm.arguments import duration
 from streamlstm.cli import main
 from streamlstm.fit_options import FitOptions
-from streamlstm.model import Model, Spec, load_model
+from streamlstm.model import Model, Spec
+from streamlstm.model_file import load_model
 from streamlstm.search import GAIN, SEARCHED, Candidate, search
 from streamlstm.train import Attempt, FitReport, fit
 from tests.models import random_model

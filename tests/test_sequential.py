@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from streamlstm.backtest import run
-from streamlstm.model import load_model
+from streamlstm.model_file import load_model
 from streamlstm.sequential import LSTM, Dense, Sequential
 from tests.models import HOUR
 

@@ -19,7 +19,8 @@ from streamlstm import service
 from streamlstm.checkpoint import CheckpointError
 from streamlstm.config import Config
 from streamlstm.engine import Engine
-from streamlstm.model import ModelError, load_model
+from streamlstm.model import ModelError
+from streamlstm.model_file import load_model
 from streamlstm.ticks import Keys, Ticks
 from streamlstm.wire.format import Format
 from streamlstm.wire.peer import decode_prediction, encode_tick

@@ -23,7 +23,8 @@ import numpy as np
 import pytest
 
 from streamlstm.forecaster import Forecaster
-from streamlstm.model import Model, save_model
+from streamlstm.model import Model
+from streamlstm.model_file import save_model
 from tests.daemon import Client
 from tests.models import random_model
 from tests.systemd import PACKAGES, Machine, NotAllowedError, machine

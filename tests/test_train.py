@@ -14,7 +14,8 @@ from streamlstm.golden import check_golden, network_of
 from streamlstm.infer import infer_spec
 from streamlstm.intervals import units
 from streamlstm.kernels import cpu
-from streamlstm.model import Input, Model, load_model, save_model
+from streamlstm.model import Input, Model
+from streamlstm.model_file import load_model, save_model
 from streamlstm.train import (
     FitOptions,
     FitReport,

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from streamlstm.exporters.pipeline import described
 from streamlstm.files import write_whole
-from streamlstm.model import FORMAT, Model, ModelError, Spec, without
+from streamlstm.model import Model, ModelError, Spec, without
+from streamlstm.model_file import FORMAT
 
 SUFFIX = ".onnx"
 OPSET = 17

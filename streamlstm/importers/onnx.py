@@ -31,7 +31,8 @@ from streamlstm.importers.parts import (
     assemble,
 )
 from streamlstm.kernels import cell, reference
-from streamlstm.model import FORMAT, Model, Spec
+from streamlstm.model import Model, Spec
+from streamlstm.model_file import FORMAT
 
 SIZES = (7, 4), (3, 5)
 """For dimensions that the file leaves open. Two, so that no step is by chance the last."""

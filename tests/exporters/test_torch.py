@@ -20,7 +20,8 @@ from streamlstm.golden import network_of
 from streamlstm.importers.parts import Wanted, assemble
 from streamlstm.importers.torch import read, run
 from streamlstm.kernels import reference
-from streamlstm.model import ModelError, Spec, save_model, without
+from streamlstm.model import ModelError, Spec, without
+from streamlstm.model_file import save_model
 from tests.models import HOUR, random_model
 
 SPECS: dict[str, dict[str, Any]] = {

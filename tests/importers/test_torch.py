@@ -26,7 +26,8 @@ from streamlstm.importers.parts import Dense, Parts, Recurrent, RefusedError, Wa
 from streamlstm.importers.state_dict import read_state_dict, unpickled
 from streamlstm.importers.torch import UNSAID, read, run
 from streamlstm.kernels import cpu, reference
-from streamlstm.model import Model, load_model, save_model
+from streamlstm.model import Model
+from streamlstm.model_file import load_model, save_model
 from tests.models import random_model
 
 GOLDENS = Path(__file__).parent.parent / "goldens" / "torch"
