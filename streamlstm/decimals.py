@@ -21,7 +21,7 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from streamlstm.jit import njit
+from streamlstm.jit import emitted, njit
 
 Bytes = NDArray[np.uint8]
 
@@ -87,44 +87,29 @@ def _store(typing: Any, data: Any, at: Any, word: Any) -> Any:
     return types.void(data, types.intp, types.uint64), generate
 
 
-@intrinsic
-def _leading_zeros(typing: Any, word: Any) -> Any:
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.ctlz(args[0], ir.Constant(ir.IntType(1), 0))
-
-    return types.int64(types.uint64), generate
+@emitted(types.int64, types.uint64)
+def _leading_zeros(builder: Any, word: Any) -> Any:
+    return builder.ctlz(word, ir.Constant(ir.IntType(1), 0))
 
 
-@intrinsic
-def _trailing_zeros(typing: Any, word: Any) -> Any:
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 0))
-
-    return types.int64(types.uint64), generate
+@emitted(types.int64, types.uint64)
+def _trailing_zeros(builder: Any, word: Any) -> Any:
+    return builder.cttz(word, ir.Constant(ir.IntType(1), 0))
 
 
-@intrinsic
-def _signed(typing: Any, word: Any) -> Any:
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return args[0]
-
-    return types.int64(types.uint64), generate
+@emitted(types.int64, types.uint64)
+def _signed(_: Any, word: Any) -> Any:
+    return word
 
 
-@intrinsic
-def _bits(typing: Any, value: Any) -> Any:
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], _WORD)
-
-    return types.uint64(types.float64), generate
+@emitted(types.uint64, types.float64)
+def _bits(builder: Any, value: Any) -> Any:
+    return builder.bitcast(value, _WORD)
 
 
-@intrinsic
-def _double(typing: Any, bits: Any) -> Any:
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], ir.DoubleType())
-
-    return types.float64(types.uint64), generate
+@emitted(types.float64, types.uint64)
+def _double(builder: Any, bits: Any) -> Any:
+    return builder.bitcast(bits, ir.DoubleType())
 
 
 @intrinsic

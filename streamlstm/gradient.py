@@ -190,11 +190,8 @@ def _forward(
     for layer in range(net.layers):
         own = LAYER + PARTS * layer
         z, h, c, seen = (part[own + GATES], part[own + STATE], part[own + CELL], part[own + SEEN])
-        weight_ih, weight_hh, bias = (
-            net.at[3 * layer],
-            net.at[3 * layer + 1],
-            net.at[3 * layer + 2],
-        )
+        first = 3 * layer
+        weight_ih, weight_hh, bias = net.at[first], net.at[first + 1], net.at[first + 2]
         for r in range(b):
             for j in range(H):
                 record[h + r * H + j] = chunk.state[layer, 0, row + r, j]
@@ -331,11 +328,8 @@ def _backward(
     for layer in range(net.layers - 1, -1, -1):
         own = LAYER + PARTS * layer
         z, h, c, seen = (part[own + GATES], part[own + STATE], part[own + CELL], part[own + SEEN])
-        weight_ih, weight_hh, bias = (
-            net.at[3 * layer],
-            net.at[3 * layer + 1],
-            net.at[3 * layer + 2],
-        )
+        first = 3 * layer
+        weight_ih, weight_hh, bias = net.at[first], net.at[first + 1], net.at[first + 2]
         drop = dropout if layer + 1 < net.layers else head_dropout
         if drop > 0.0:
             _drop(record, dh, dh, steps, b, H, batch, row, layer, drop, seed)

@@ -10,8 +10,9 @@ where all code is there already, so that nothing of what compiling takes is need
 import fcntl
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 from streamlstm.compiled import NoFolderError, choose_folder
@@ -25,8 +26,30 @@ import llvmlite.binding
 import numba
 from numba.core.caching import Cache, IndexDataCacheFile
 from numba.core.runtime import _nrt_python
+from numba.extending import intrinsic
 
 njit = partial(numba.njit, no_cfunc_wrapper=True)
+
+
+def emitted(result: Any, *given: Any) -> Callable[[Callable[..., Any]], Any]:
+    """A function for compiled code, of these Numba types, made of one that emits its LLVM.
+
+    That takes the IR builder and the arguments' values, and returns the result's, or nothing for
+    ``void``. What is made is untyped, since its callers leave out the builder.
+    """
+
+    def of(emit: Callable[..., Any]) -> Any:
+        @wraps(emit)
+        def define(typing: Any, *_: Any) -> Any:
+            def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+                value = emit(builder, *args)
+                return value if value is not None else context.get_dummy_value()
+
+            return result(*given), generate
+
+        return intrinsic(define)
+
+    return of
 
 
 # --- the folder of compiled code ------------------------------------------------------------------

@@ -18,6 +18,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from streamlstm.jit import emitted
+
 Fields = Mapping[str, tuple[type, tuple[int, ...]]]
 """Name -> dtype and shape of what one record keeps."""
 LINE = 64
@@ -41,65 +43,43 @@ def records(fields: Fields, n: int) -> dict[str, NDArray[Any]]:
     return {name: table[name] for name in fields}
 
 
-@intrinsic
-def copy(typing: Any, to: Any, source: Any, count: Any) -> Any:
+@emitted(types.void, types.intp, types.intp, types.intp)
+def copy(builder: Any, to: Any, source: Any, count: Any) -> None:
     """copy(to, source, count): bytes from one address to another, which do not overlap."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        byte = _BYTE.as_pointer()
-        target, origin = (builder.inttoptr(address, byte) for address in args[:2])
-        cgutils.raw_memcpy(builder, target, origin, args[2], 1)
-        return context.get_dummy_value()
-
-    return types.void(types.intp, types.intp, types.intp), generate
+    target, origin = (builder.inttoptr(each, _BYTE.as_pointer()) for each in (to, source))
+    cgutils.raw_memcpy(builder, target, origin, count, 1)
 
 
-@intrinsic
-def clear(typing: Any, to: Any, count: Any) -> Any:
+@emitted(types.void, types.intp, types.intp)
+def clear(builder: Any, to: Any, count: Any) -> None:
     """clear(to, count): zeros to an address."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        target = builder.inttoptr(args[0], _BYTE.as_pointer())
-        cgutils.memset(builder, target, args[1], 0)
-        return context.get_dummy_value()
-
-    return types.void(types.intp, types.intp), generate
+    cgutils.memset(builder, builder.inttoptr(to, _BYTE.as_pointer()), count, 0)
 
 
-@intrinsic
-def prefetch(typing: Any, address: Any) -> Any:
+@emitted(types.void, types.intp)
+def prefetch(builder: Any, address: Any) -> None:
     """prefetch(address): bring its cache line near, to be read and written."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        byte, word = _BYTE.as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
-        hint = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        constants = [ir.Constant(word, value) for value in (1, 3, 1)]
-        builder.call(hint, [builder.inttoptr(args[0], byte), *constants])
-        return context.get_dummy_value()
-
-    return types.void(types.intp), generate
+    byte, word = _BYTE.as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+    hint = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    constants = [ir.Constant(word, value) for value in (1, 3, 1)]
+    builder.call(hint, [builder.inttoptr(address, byte), *constants])
 
 
 def _loader(kind: Any, native: ir.Type) -> Any:
-    def load(typing: Any, address: Any) -> Any:
-        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            return builder.load(builder.inttoptr(args[0], native.as_pointer()), align=1)
+    @emitted(kind, types.intp)
+    def load(builder: Any, address: Any) -> Any:
+        return builder.load(builder.inttoptr(address, native.as_pointer()), align=1)
 
-        return kind(types.intp), generate
-
-    return intrinsic(load)
+    return load
 
 
 def _storer(kind: Any, native: ir.Type) -> Any:
-    def store(typing: Any, address: Any, value: Any) -> Any:
-        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            builder.store(args[1], builder.inttoptr(args[0], native.as_pointer()), align=1)
-            return context.get_dummy_value()
+    @emitted(types.void, types.intp, kind)
+    def store(builder: Any, address: Any, value: Any) -> None:
+        builder.store(value, builder.inttoptr(address, native.as_pointer()), align=1)
 
-        return types.void(types.intp, kind), generate
-
-    return intrinsic(store)
+    return store
 
 
 load_u8: Callable[[int], Any] = _loader(types.uint8, _BYTE)
@@ -117,59 +97,43 @@ store_f32: Callable[[int, Any], None] = _storer(types.float32, ir.FloatType())
 store_f64: Callable[[int, Any], None] = _storer(types.float64, ir.DoubleType())
 
 
-@intrinsic
-def dot(typing: Any, one: Any, other: Any, size: Any) -> Any:
+@emitted(types.float32, types.intp, types.intp, types.intp)
+def dot(builder: Any, one: Any, other: Any, size: Any) -> Any:
     """dot(one, other, size) -> inner product of float32 at two addresses, ``size`` bytes each.
 
     A multiple of 32, that is; of eight sums side by side, so that the bits are the same everywhere.
     """
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        eight = ir.VectorType(ir.FloatType(), 8)
-        total = cgutils.alloca_once_value(builder, ir.Constant(eight, [0.0] * 8))
-        step = ir.Constant(args[2].type, 32)
-        start = ir.Constant(args[2].type, 0)
-        with cgutils.for_range_slice(builder, start, args[2], step) as (at, _):
-            x, y = (
-                builder.load(
-                    builder.inttoptr(builder.add(address, at), eight.as_pointer()), align=4
-                )
-                for address in args[:2]
-            )
-            builder.store(builder.fadd(builder.load(total), builder.fmul(x, y)), total)
-        sums = [
-            builder.extract_element(builder.load(total), ir.Constant(ir.IntType(32), lane))
-            for lane in range(8)
-        ]
-        while len(sums) > 1:
-            half = len(sums) // 2
-            sums = [builder.fadd(a, b) for a, b in zip(sums[:half], sums[half:], strict=True)]
-        return sums[0]
-
-    return types.float32(types.intp, types.intp, types.intp), generate
+    eight = ir.VectorType(ir.FloatType(), 8)
+    total = cgutils.alloca_once_value(builder, ir.Constant(eight, [0.0] * 8))
+    start, step = ir.Constant(size.type, 0), ir.Constant(size.type, 32)
+    with cgutils.for_range_slice(builder, start, size, step) as (at, _):
+        x, y = (
+            builder.load(builder.inttoptr(builder.add(address, at), eight.as_pointer()), align=4)
+            for address in (one, other)
+        )
+        builder.store(builder.fadd(builder.load(total), builder.fmul(x, y)), total)
+    sums = [
+        builder.extract_element(builder.load(total), ir.Constant(ir.IntType(32), lane))
+        for lane in range(8)
+    ]
+    while len(sums) > 1:
+        half = len(sums) // 2
+        sums = [builder.fadd(a, b) for a, b in zip(sums[:half], sums[half:], strict=True)]
+    return sums[0]
 
 
-@intrinsic
-def load_shared(typing: Any, address: Any) -> Any:
+@emitted(types.int64, types.intp)
+def load_shared(builder: Any, address: Any) -> Any:
     """load_shared(address) -> int64 that another thread wrote, with all that it wrote before."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
-        return builder.load_atomic(pointer, "acquire", 8)
-
-    return types.int64(types.intp), generate
+    pointer = builder.inttoptr(address, ir.IntType(64).as_pointer())
+    return builder.load_atomic(pointer, "acquire", 8)
 
 
-@intrinsic
-def store_shared(typing: Any, address: Any, value: Any) -> Any:
+@emitted(types.void, types.intp, types.int64)
+def store_shared(builder: Any, address: Any, value: Any) -> None:
     """store_shared(address, value) an int64, for another thread's :data:`load_shared`."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
-        builder.store_atomic(args[1], pointer, "release", 8)
-        return context.get_dummy_value()
-
-    return types.void(types.intp, types.int64), generate
+    pointer = builder.inttoptr(address, ir.IntType(64).as_pointer())
+    builder.store_atomic(value, pointer, "release", 8)
 
 
 def _view(context: Any, builder: Any, array: Any, data: Any, at: Any, size: Any) -> Any:

@@ -12,7 +12,7 @@ from numba import types
 from numba.extending import overload
 from numpy.typing import NDArray
 
-from streamlstm.jit import njit
+from streamlstm.jit import emitted, njit
 from streamlstm.kernels import cell, products, simd
 from streamlstm.kernels.simd import intrinsic
 
@@ -64,15 +64,10 @@ def _(array: Any, at: int, value: Any) -> Any:
     return plain
 
 
-@intrinsic
-def apart(typing: Any) -> Any:
+@emitted(types.void)
+def apart(builder: Any) -> None:
     """Keep the calling function from being copied into its callers, which takes LLVM a minute."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        builder.function.attributes.add("noinline")
-        return context.get_dummy_value()
-
-    return types.none(), generate
+    builder.function.attributes.add("noinline")
 
 
 def _tile() -> Any:

@@ -16,8 +16,10 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from numba import njit, types
 
 from streamlstm.engine import Engine
+from streamlstm.jit import emitted
 from streamlstm.model_file import load_model
 from streamlstm.wire.format import Format
 from streamlstm.wire.peer import encode_tick, encode_ticks
@@ -302,3 +304,21 @@ def test_nor_whatever_way_a_tick_goes(way: str, tmp_path: Path) -> None:
         taken = send_at_once(daemon, client, storm, 0, len(storm))
         names, stamps = [f"s{i % 50}" for i in range(3000)], [BEGIN + i * STEP for i in range(3000)]
         send_at_once(daemon, client, waiting("json", names, stamps, 1), taken, 3000)
+
+
+@emitted(types.int64, types.int64, types.int64)
+def minus(builder: Any, one: Any, other: Any) -> Any:
+    """minus(one, other)"""
+    return builder.sub(one, other)
+
+
+@emitted(types.void, types.int64, types.int64)
+def put(builder: Any, address: Any, value: Any) -> None:
+    builder.store(value, builder.inttoptr(address, value.type.as_pointer()))
+
+
+def test_what_is_emitted_takes_its_arguments_in_order_and_as_the_types_said() -> None:
+    room = np.zeros(1, np.int64)
+    njit(lambda at: put(at, minus(np.int8(7), np.int16(2))))(room.ctypes.data)
+    assert room[0] == 5
+    assert minus.__doc__ == "minus(one, other)"

@@ -42,8 +42,8 @@ from numba import types
 from numba.core import cgutils
 from numpy.typing import NDArray
 
-from streamlstm.jit import njit
-from streamlstm.kernels.simd import INDEX, intrinsic, set_word, word
+from streamlstm.jit import emitted, njit
+from streamlstm.kernels.simd import INDEX, set_word, word
 
 LINE = 8  # words of a cache line
 JOB, DONE, WORDS, STOP, TIME, WORKERS = 0, LINE, 2 * LINE, 3 * LINE, 4 * LINE, 5 * LINE
@@ -77,76 +77,49 @@ def _word_pointer(builder: Any, address: Any, at: Any) -> Any:
     return builder.gep(builder.inttoptr(address, INDEX.as_pointer()), [at])
 
 
-@intrinsic
-def read(typing: Any, memory: Any, at: Any) -> Any:
+@emitted(types.int64, types.intp, types.intp)
+def read(builder: Any, address: Any, at: Any) -> Any:
     """read(address, at) -> word, and all that was written before it."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.load_atomic(_word_pointer(builder, *args), "seq_cst", 8)
-
-    return types.int64(types.intp, types.intp), generate
+    return builder.load_atomic(_word_pointer(builder, address, at), "seq_cst", 8)
 
 
-@intrinsic
-def write(typing: Any, memory: Any, at: Any, value: Any) -> Any:
+@emitted(types.void, types.intp, types.intp, types.int64)
+def write(builder: Any, address: Any, at: Any, value: Any) -> None:
     """write(address, at, value): what was written before is seen by who reads the word."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        builder.store_atomic(args[2], _word_pointer(builder, *args[:2]), "seq_cst", 8)
-        return context.get_dummy_value()
-
-    return types.void(types.intp, types.intp, types.int64), generate
+    builder.store_atomic(value, _word_pointer(builder, address, at), "seq_cst", 8)
 
 
-@intrinsic
-def add(typing: Any, memory: Any, at: Any, value: Any) -> Any:
+@emitted(types.int64, types.intp, types.intp, types.int64)
+def add(builder: Any, address: Any, at: Any, value: Any) -> Any:
     """add(address, at, value) in one step."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.atomic_rmw("add", _word_pointer(builder, *args[:2]), args[2], "seq_cst")
-
-    return types.int64(types.intp, types.intp, types.int64), generate
+    return builder.atomic_rmw("add", _word_pointer(builder, address, at), value, "seq_cst")
 
 
-@intrinsic
-def exchange(typing: Any, memory: Any, at: Any, value: Any) -> Any:
+@emitted(types.int64, types.intp, types.intp, types.int64)
+def exchange(builder: Any, address: Any, at: Any, value: Any) -> Any:
     """exchange(address, at, value) -> the word before."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.atomic_rmw("xchg", _word_pointer(builder, *args[:2]), args[2], "seq_cst")
-
-    return types.int64(types.intp, types.intp, types.int64), generate
+    return builder.atomic_rmw("xchg", _word_pointer(builder, address, at), value, "seq_cst")
 
 
-@intrinsic
-def replace(typing: Any, memory: Any, at: Any, old: Any, new: Any) -> Any:
+@emitted(types.boolean, types.intp, types.intp, types.int64, types.int64)
+def replace(builder: Any, address: Any, at: Any, old: Any, new: Any) -> Any:
     """replace(address, at, old, new) -> whether the word was `old` and is `new` now."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = _word_pointer(builder, *args[:2])
-        pair = builder.cmpxchg(pointer, args[2], args[3], "seq_cst", "seq_cst")
-        return builder.extract_value(pair, 1)
-
-    return types.boolean(types.intp, types.intp, types.int64, types.int64), generate
+    pair = builder.cmpxchg(_word_pointer(builder, address, at), old, new, "seq_cst", "seq_cst")
+    return builder.extract_value(pair, 1)
 
 
-@intrinsic
-def pause(typing: Any) -> Any:
+@emitted(types.void)
+def pause(builder: Any) -> None:
     """pause(): tell the core that this is a waiting loop."""
     machine = platform.machine().lower()
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        module, void, number = builder.module, ir.VoidType(), ir.IntType(32)
-        if machine in ("x86_64", "amd64"):
-            kind = ir.FunctionType(void, [])
-            builder.call(cgutils.get_or_insert_function(module, kind, "llvm.x86.sse2.pause"), [])
-        elif machine in ("aarch64", "arm64"):  # hint 1 is `yield`
-            kind = ir.FunctionType(void, [number])
-            hint = cgutils.get_or_insert_function(module, kind, "llvm.aarch64.hint")
-            builder.call(hint, [ir.Constant(number, 1)])
-        return context.get_dummy_value()
-
-    return types.void(), generate
+    module, void, number = builder.module, ir.VoidType(), ir.IntType(32)
+    if machine in ("x86_64", "amd64"):
+        kind = ir.FunctionType(void, [])
+        builder.call(cgutils.get_or_insert_function(module, kind, "llvm.x86.sse2.pause"), [])
+    elif machine in ("aarch64", "arm64"):  # hint 1 is `yield`
+        kind = ir.FunctionType(void, [number])
+        hint = cgutils.get_or_insert_function(module, kind, "llvm.aarch64.hint")
+        builder.call(hint, [ir.Constant(number, 1)])
 
 
 # --- the pool -------------------------------------------------------------------------------------

@@ -27,6 +27,8 @@ from numba.core.typing.templates import AbstractTemplate, infer_global, signatur
 from numba.extending import intrinsic as numba_intrinsic
 from numba.extending import lower_builtin, models, register_model
 
+from streamlstm.jit import emitted
+
 FLOAT = ir.FloatType()
 POINTER = FLOAT.as_pointer()
 INDEX = ir.IntType(64)
@@ -220,58 +222,35 @@ def address(typing: Any, array: Any) -> Any:
     return types.intp(array), generate
 
 
-@intrinsic
-def word(typing: Any, memory: Any, at: Any) -> Any:
+@emitted(types.int64, types.intp, types.intp)
+def word(builder: Any, address: Any, at: Any) -> Any:
     """word(address, at) -> element `at` of the int64 array at an integer address."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.load(builder.gep(builder.inttoptr(args[0], INDEX.as_pointer()), [args[1]]))
-
-    return types.int64(types.intp, types.intp), generate
+    return builder.load(builder.gep(builder.inttoptr(address, INDEX.as_pointer()), [at]))
 
 
-@intrinsic
-def short_word(typing: Any, memory: Any, at: Any) -> Any:
+@emitted(types.int64, types.intp, types.intp)
+def short_word(builder: Any, address: Any, at: Any) -> Any:
     """short_word(address, at) -> element `at` of the int32 array at an integer address."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        start = builder.inttoptr(args[0], ir.IntType(32).as_pointer())
-        return builder.sext(builder.load(builder.gep(start, [args[1]])), INDEX)
-
-    return types.int64(types.intp, types.intp), generate
+    start = builder.inttoptr(address, ir.IntType(32).as_pointer())
+    return builder.sext(builder.load(builder.gep(start, [at])), INDEX)
 
 
-@intrinsic
-def set_word(typing: Any, memory: Any, at: Any, value: Any) -> Any:
+@emitted(types.void, types.intp, types.intp, types.int64)
+def set_word(builder: Any, address: Any, at: Any, value: Any) -> None:
     """set_word(address, at, value): set element `at` of the int64 array at an integer address."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        start = builder.inttoptr(args[0], INDEX.as_pointer())
-        builder.store(args[2], builder.gep(start, [args[1]]))
-        return context.get_dummy_value()
-
-    return types.void(types.intp, types.intp, types.int64), generate
+    builder.store(value, builder.gep(builder.inttoptr(address, INDEX.as_pointer()), [at]))
 
 
-@intrinsic
-def number(typing: Any, memory: Any, at: Any) -> Any:
+@emitted(types.float32, types.intp, types.intp)
+def number(builder: Any, address: Any, at: Any) -> Any:
     """number(address, at) -> element `at` of the float32 array at an integer address."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.load(builder.gep(builder.inttoptr(args[0], POINTER), [args[1]]))
-
-    return types.float32(types.intp, types.intp), generate
+    return builder.load(builder.gep(builder.inttoptr(address, POINTER), [at]))
 
 
-@intrinsic
-def set_number(typing: Any, memory: Any, at: Any, value: Any) -> Any:
+@emitted(types.void, types.intp, types.intp, types.float32)
+def set_number(builder: Any, address: Any, at: Any, value: Any) -> None:
     """set_number(address, at, value): set element `at` of the float32 array at an address."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        builder.store(args[2], builder.gep(builder.inttoptr(args[0], POINTER), [args[1]]))
-        return context.get_dummy_value()
-
-    return types.void(types.intp, types.intp, types.float32), generate
+    builder.store(value, builder.gep(builder.inttoptr(address, POINTER), [at]))
 
 
 @intrinsic

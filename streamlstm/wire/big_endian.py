@@ -9,34 +9,28 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
+
+from streamlstm.jit import emitted
 
 _LONG, _REAL = ir.IntType(64), ir.DoubleType()
 
 
 def _loader(bits: int, kind: Any, widen: Callable[[Any, Any], Any]) -> Any:
-    def load(typing: Any, address: Any) -> Any:
-        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            pointer = builder.inttoptr(args[0], ir.IntType(bits).as_pointer())
-            word = builder.load(pointer, align=1)
-            return widen(builder, builder.bswap(word) if bits > 8 else word)
+    @emitted(kind, types.intp)
+    def load(builder: Any, address: Any) -> Any:
+        word = builder.load(builder.inttoptr(address, ir.IntType(bits).as_pointer()), align=1)
+        return widen(builder, builder.bswap(word) if bits > 8 else word)
 
-        return kind(types.intp), generate
-
-    return intrinsic(load)
+    return load
 
 
 def _storer(bits: int, kind: Any, narrow: Callable[[Any, Any], Any]) -> Any:
-    def store(typing: Any, address: Any, value: Any) -> Any:
-        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            pointer = builder.inttoptr(args[0], ir.IntType(bits).as_pointer())
-            word = narrow(builder, args[1])
-            builder.store(builder.bswap(word), pointer, align=1)
-            return context.get_dummy_value()
+    @emitted(types.void, types.intp, kind)
+    def store(builder: Any, address: Any, value: Any) -> None:
+        pointer = builder.inttoptr(address, ir.IntType(bits).as_pointer())
+        builder.store(builder.bswap(narrow(builder, value)), pointer, align=1)
 
-        return types.void(types.intp, kind), generate
-
-    return intrinsic(store)
+    return store
 
 
 def _unsigned(bits: int) -> Any:
