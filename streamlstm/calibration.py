@@ -19,7 +19,7 @@ LEVELS = np.array([0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.975, 0.99])
 """Probabilities at which errors are kept."""
 OUTAGE, MOSTLY = 10, 0.75
 """A block that errs so many times as such a share of the blocks do tells of an event and not of the
-forecasts."""
+forecasts; at the step ahead where each errs most."""
 STARTS, FORECASTS = 64, 2_400_000
 """Youths, and forecasts in them, at most by which the errors of the young are judged."""
 LONGEST, MOST_AT_ONCE = 12_000, 1 << 26
@@ -50,7 +50,7 @@ def with_young_errors(model: Model, series: Pairs, seed: int) -> Model:
     ]
     youths = [_Youth(spec, series[i], start, length, wanted) for i, start in starts]
     young = [
-        error_quantiles(off, np.repeat(block, len(each)))
+        error_quantiles(off, np.repeat(block, len(each)), spec.targets)
         for off, each in zip(_errors_of(model, youths, wanted), wanted, strict=True)
     ]
     return replace(model, errors=replace(model.errors, ages=ages, young=np.stack(young)))
@@ -170,16 +170,20 @@ def mean_of_late(numbers: NDArray[np.float32], many: int) -> NDArray[np.float32]
     return mean.astype(np.float32)
 
 
-def error_quantiles(off: NDArray[np.float32], block: NDArray[np.int64]) -> NDArray[np.float32]:
+def error_quantiles(
+    off: NDArray[np.float32], block: NDArray[np.int64], targets: int = 1
+) -> NDArray[np.float32]:
     """(LEVELS, outputs) quantiles of absolute errors, to start intervals from.
 
     What few blocks say is uncertain: quantiles are widened as Student's t is over the normal. A
     block that errs ``OUTAGE`` times as much as most do is left out: that was an event, and
-    intervals made for it would be useless until the next one.
+    intervals made for it would be useless until the next one. It is left out at all steps ahead, or
+    intervals would be wide and narrow by turns.
 
     Args:
         off: (n, outputs) NaN where not known.
         block: (n,) rising; rows of one block err together.
+        targets: of which the outputs are by turns; each has events of its own.
     """
     begins = np.flatnonzero(np.diff(block, prepend=block[0] - 1))
     known = np.isfinite(off)
@@ -190,10 +194,28 @@ def error_quantiles(off: NDArray[np.float32], block: NDArray[np.int64]) -> NDArr
     wider = student(max(len(begins) - 1, 2), normal) / normal
     lengths = np.diff(begins, append=len(block))
     quantiles = np.zeros((len(LEVELS), off.shape[1]), np.float32)
+    calm = [
+        ~np.repeat(_events(mean[:, j::targets], count[:, j::targets]), lengths)
+        for j in range(targets)
+    ]
     for k, errors in enumerate(off.T):
         if known[:, k].any():
-            most = np.quantile(mean[count[:, k] > 0, k], MOSTLY, method="nearest")
-            event = (mean[:, k] > OUTAGE * most) & (most > 0)
-            kept = errors[known[:, k] & ~np.repeat(event, lengths)]
-            quantiles[:, k] = np.quantile(kept, LEVELS) * wider
+            kept = known[:, k] & calm[k % targets]
+            kept = kept if kept.any() else known[:, k]
+            quantiles[:, k] = np.quantile(errors[kept], LEVELS) * wider
     return quantiles
+
+
+def _events(mean: NDArray[np.float64], count: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(blocks,) which are events, of their mean errors at each step ahead, (blocks, steps).
+
+    ``count`` (blocks, steps) is of how many errors these are.
+    """
+    worst, known = np.zeros(len(mean)), count > 0
+    for errors, there in zip(mean.T, known.T, strict=True):
+        most = np.quantile(errors[there], MOSTLY, method="nearest") if there.any() else 0.0
+        if most > 0:
+            worst = np.maximum(worst, errors / most)
+    some = known.any(axis=1)
+    limit = np.quantile(worst[some], MOSTLY, method="nearest") if some.any() else 0.0
+    return worst > OUTAGE * limit

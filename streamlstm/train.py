@@ -446,7 +446,8 @@ class _Stage:
         off *= np.tile(spans.part, self.spec.horizon)
         if spread:
             off[-len(late) :] /= np.exp(SHARES[SPREAD] * self._spread(trust)[late])
-        quantiles, targets = error_quantiles(off, spans.block), self.spec.targets
+        targets = self.spec.targets
+        quantiles = error_quantiles(off, spans.block, targets)
         for k in np.flatnonzero(
             ~np.isfinite(off).any(axis=0)
         ).tolist():  # farther than could be judged

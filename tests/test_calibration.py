@@ -33,6 +33,33 @@ def test_an_event_on_the_unseen_span_does_not_make_the_intervals() -> None:
     assert (error_quantiles(often, block)[list(LEVELS).index(0.9)] > 100).all()
 
 
+def test_an_event_is_one_at_all_steps_ahead() -> None:
+    """Of one that errs 8 and 20 times as much as most blocks, by turns from step to step."""
+    rng, block = np.random.default_rng(0), np.repeat(np.arange(40), 24)
+    off = np.abs(rng.normal(size=(len(block), 12))).astype(np.float32)
+    calm = error_quantiles(off, block)
+    off[240:264] *= np.where(np.arange(12) % 2, 8, 20)
+    np.testing.assert_allclose(error_quantiles(off, block), calm, rtol=0.05)
+
+
+def test_each_target_has_events_of_its_own() -> None:
+    rng, block = np.random.default_rng(0), np.repeat(np.arange(40), 24)
+    off = np.abs(rng.normal(size=(len(block), 6))).astype(np.float32)
+    off[240:264, ::2] *= 100
+    both = error_quantiles(off, block, 2)
+    for j in range(2):
+        np.testing.assert_array_equal(both[:, j::2], error_quantiles(off[:, j::2], block))
+    np.testing.assert_array_equal(both[:, 1], error_quantiles(off[:, 1:2], block)[:, 0])
+
+
+def test_of_a_step_known_in_an_event_alone_that_is_known() -> None:
+    off = np.ones((480, 2), np.float32)
+    off[:, 1], off[24:48] = np.nan, 50.0
+    found = error_quantiles(off, np.repeat(np.arange(20), 24))
+    assert (found[:, 0] < 2).all()
+    assert (found[:, 1] >= 50).all()
+
+
 def test_what_is_so_every_other_day_is_no_event() -> None:
     """Lights that burn on working days, with three of five days that are none."""
     block = np.repeat(np.arange(5), 24)
