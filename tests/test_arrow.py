@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamlstm.ticks import END, RESET, WARM, Arrivals, Forecasts, Messages, Names
+from streamlstm.ticks import ARRIVAL, END, RESET, WARM, Arrivals, Forecasts, Messages, Names
 from streamlstm.watch import MEASURES
 from streamlstm.wire.codec import Decoder, Encoder
 from streamlstm.wire.format import FormatError, Shape, WireError
@@ -84,7 +84,7 @@ def test_ticks_as_pandas_writes_them() -> None:
     decoder = Decoder("arrow", 1)
     (first, second, third) = decode(decoder, message)
     assert first == (b"a", 1718000000_500000000, [1.5], 0)
-    assert second == ("é".encode(), NOW, [2.5], 0)
+    assert second == ("é".encode(), NOW, [2.5], ARRIVAL)
     assert third[:2] == (b"a", 1718002800 * 10**9)
     assert np.isnan(third[2])
     assert not refused(decoder)
@@ -164,7 +164,7 @@ def test_ticks_are_what_pyarrow_reads(inputs: int, data: st.DataObject) -> None:
     arrival = NOW
     assert len(got) == len(truth)
     for (key, ts, values, flags), (named, stamped, numbers, warm) in zip(got, truth, strict=True):
-        assert (key, flags) == (named, warm)
+        assert (key, flags) == (named, warm | ARRIVAL * (stamped is None))
         assert np.array_equal(values, numbers, equal_nan=True)
         if stamped is None:
             stamped, arrival = arrival, arrival + 1

@@ -4,7 +4,7 @@ import struct
 
 import numpy as np
 
-from streamlstm.ticks import END, RESET, WARM
+from streamlstm.ticks import ARRIVAL, END, RESET, WARM
 from streamlstm.wire.codec import Decoder
 from tests.wire.test_codec import NOW, decode, encode, forecasts
 from tests.wire.ticks import binary
@@ -22,7 +22,8 @@ def test_binary_as_the_table_says() -> None:
     ]
     decoded = decode(Decoder("binary", 2), *([frame] for frame in frames))
     assert [(key, ts, flag) for key, ts, _, flag in decoded] == [
-        (b"a", 5, 0), ("Δ/é".encode(), -7, WARM), (b"c", NOW, 0), (b"d", NOW + 1, WARM),
+        (b"a", 5, 0), ("Δ/é".encode(), -7, WARM), (b"c", NOW, ARRIVAL),
+        (b"d", NOW + 1, WARM | ARRIVAL),
         (b"e", 99, RESET), (b"f", 99, WARM | END), (b"g", 99, 0),
     ]  # fmt: skip
     assert np.array_equal(decoded[0][2], [1.5, np.nan], equal_nan=True)
