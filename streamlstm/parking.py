@@ -7,6 +7,7 @@ series that ended is taken out. So whichever of its last entries the journal has
 in one of both. Who has a slot is never looked for here.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -131,8 +132,11 @@ class Parking:
     @property
     def size(self) -> int:
         """Bytes of the file, and of its write-ahead log; from whichever thread."""
-        files = self.path, self.path.with_name(f"{self.path.name}-wal")
-        return sum(each.stat().st_size for each in files if each.exists())
+        size = 0
+        for each in (self.path, self.path.with_name(f"{self.path.name}-wal")):
+            with contextlib.suppress(OSError):  # there is no log yet, say
+                size += each.stat().st_size
+        return size
 
     def close(self) -> None:
         """Let go of the file."""
