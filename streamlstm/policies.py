@@ -119,7 +119,7 @@ class Clock(NamedTuple):
     """What a tick is judged by in its series."""
 
     last_ts: NDArray[np.int64]
-    """(series,) the latest that a tick taken had"""
+    """(series,) the latest that a tick taken had, since one was last dated at its arrival"""
     begun: NDArray[np.uint8]
     """(series,) whether one was taken"""
     outliers: NDArray[np.uint8]
