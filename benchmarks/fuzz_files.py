@@ -267,7 +267,7 @@ class Segments(_Files):
         self.path.write_bytes(whole)
         for _ in segments.read(self._journal, 0):
             pass
-        segments.tail(self._journal)
+        segments.models(self._journal)
         segments.first_of(self.path)
         segments.end_of(self.path)
 

@@ -112,7 +112,7 @@ def test_its_size_is_that_of_the_file_and_of_what_is_not_yet_in_it(tmp_path: Pat
     sizes = [parking.size]
     for tick in range(5):
         stepped(engine, parking, arrivals([b"a", b"b", b"c"], tick), tick + 1)
-        assert parking.park(engine, engine.series.slots)
+        assert parking.park(engine.series.slots)
         sizes.append(parking.size)
     assert sizes == sorted({*sizes})
     assert sizes[-1] == sum(

@@ -10,6 +10,7 @@ import pytest
 
 from streamlstm.engine import Engine
 from streamlstm.model_file import save_model
+from streamlstm.state_schema import schema_of
 from streamlstm.ticks import WARM, Arrivals, Keys
 from tests.daemon import Client, Daemon, eventually, start
 from tests.models import HOUR, random_model
@@ -63,7 +64,7 @@ def inherited(
 ) -> Engine:
     """What goes on from a model that saw hours ``begin`` to ``end``, and served until then."""
     after = Engine(model, max_series=10, history=HISTORY)
-    if before.layout == after.layout:
+    if schema_of(before) == schema_of(after):
         slots = before.series.slots
         after.series.restore(before.series.index.names[slots], before.series.index.lengths[slots])
         after.set_records(slots, *before.records(slots))
