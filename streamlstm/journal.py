@@ -35,7 +35,7 @@ from streamlstm.appending import (
     SYNCS,
     Log,
 )
-from streamlstm.files import lock_folder, sync_folder
+from streamlstm.files import lock_folder, mend_of, sync_folder
 from streamlstm.placed import placed, rewrite
 from streamlstm.segments import (
     FORMAT,
@@ -141,7 +141,7 @@ class Journal:
         except BaseException as error:
             os.close(self._folder)
             if isinstance(error, OSError) and not isinstance(error, JournalError):
-                mend = "see to it that this user may write there"
+                mend = mend_of(error, "look at its disk")
                 raise error_at(folder, error.errno, f"{error.strerror}", mend) from error
             raise
         self._interval, self.problem = fsync_interval, ""
@@ -374,7 +374,7 @@ def _open_folder(folder: Path) -> int:
         why = "another process writes there"
         raise error_at(folder, error.errno, why, "stop it, or choose another folder") from error
     except OSError as error:
-        mend = "choose a folder that this user may write to"
+        mend = mend_of(error, "choose another folder")
         raise error_at(folder, error.errno, f"no folder ({error.strerror})", mend) from error
 
 

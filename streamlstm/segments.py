@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from streamlstm import hashing
 from streamlstm.events import Event
+from streamlstm.files import mend_of
 from streamlstm.hashing import siphash
 from streamlstm.jit import njit
 from streamlstm.memory import load_u32, load_u64
@@ -201,7 +202,7 @@ def _head(path: Path) -> _Head | None:
         with open(path, "rb") as file:
             raw = file.read(HEAD_OF_SEGMENT.itemsize)
     except OSError as error:
-        mend = "choose a folder that this user may read"
+        mend = mend_of(error, "bring it back from a copy")
         raise error_at(path, error.errno, f"cannot be read ({error.strerror})", mend) from error
     if len(raw) == HEAD_OF_SEGMENT.itemsize:
         head = np.frombuffer(raw, HEAD_OF_SEGMENT)[0]
