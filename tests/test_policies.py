@@ -616,6 +616,8 @@ time.time_ns = lambda: real() + 86_400 * 10**9 * pathlib.Path({str(ahead)!r}).ex
                 (said,) = client.predictions(1)
                 assert said["seq"] == number
                 assert abs(said["ts"] - time.time() - 86_400 * days) < 60
+                if days:
+                    eventually(lambda: "clock set seconds=86" in daemon.log)
             assert daemon.metric('streamlstm_ticks_dropped_total{reason="late"}') == 0
             eventually(lambda: "clock set seconds=-86" in daemon.log)
             assert daemon.log.count("clock set seconds=86") == 1
