@@ -11,7 +11,7 @@ from streamlstm.features import features_of, grid_places
 from streamlstm.golden import network_of
 from streamlstm.intervals import FEW, MEMORY, MOST, SHARES, SPREAD, units
 from streamlstm.kernels import reference
-from streamlstm.mixture import student
+from streamlstm.mixture import student, together
 from streamlstm.model import Model, Spec
 from streamlstm.samples import Pairs, evenly, fill, gather
 
@@ -24,6 +24,8 @@ STARTS, FORECASTS = 64, 2_400_000
 """Youths, and forecasts in them, at most by which the errors of the young are judged."""
 LONGEST, MOST_AT_ONCE = 12_000, 1 << 26
 """Ticks of a youth, and forecasts in it, beyond which they are not."""
+WORTH = 12
+"""Blocks of unseen data that say as much of what is to come as the data trained on."""
 SERIES, LATEST = 64, 12_000
 """Series, and ticks of each, at most by which errors on what was trained on are judged."""
 
@@ -56,14 +58,18 @@ def with_young_errors(model: Model, series: Pairs, seed: int) -> Model:
     return replace(model, errors=replace(model.errors, ages=ages, young=np.stack(young)))
 
 
-def with_seen_errors(model: Model, series: Pairs) -> Model:
-    """The model, with its mean errors on the ``series`` that it was trained on, if these are many.
+def with_seen_errors(model: Model, series: Pairs, blocks: int) -> Model:
+    """The model, with what it errs on the ``series`` that it was trained on.
 
-    What a series errs in its history beside these says whether it errs more than others.
+    Where few blocks of unseen data were there, their quantiles say less of what is to come than
+    these do beside them: the logarithms of both are averaged, those of ``WORTH`` blocks by halves.
+    What one of many series errs in its history, beside the mean of all, says whether it errs more
+    than others.
     """
-    spec, total, count = model.spec, 0.0, 0
-    if model.errors is None or len(series) < 2:
+    spec, errors = model.spec, model.errors
+    if errors is None:
         return model
+    parts, block = [], []
     for i in evenly(len(series), SERIES):
         ts, values = (each[-LATEST:] for each in series[i])
         pool = gather(spec, [(ts, values)], [len(ts)])
@@ -73,9 +79,19 @@ def with_seen_errors(model: Model, series: Pairs) -> Model:
         if spec.spread:
             said = less_mean(answers[:, spec.outputs : 2 * spec.outputs])
             off /= np.exp(SHARES[SPREAD] * said)
-        total, count = total + np.nansum(off, axis=0), count + np.isfinite(off).sum(axis=0)
-    seen = (total / np.maximum(count, 1)).astype(np.float32)
-    return replace(model, errors=replace(model.errors, seen=seen))
+        parts.append(off.astype(np.float32))
+        block.append(i * LATEST + np.arange(len(off)) // together(spec))
+    off = np.concatenate(parts)
+    share = 1 / (1 + blocks / WORTH)
+    seen = quantiles_of(off, np.concatenate(block), spec.targets, errors.levels)
+    both = errors.quantiles ** (1 - share) * seen**share
+    quantiles = np.where((seen > 0) & (errors.quantiles > 0), both, errors.quantiles)
+    errors = replace(errors, quantiles=np.maximum.accumulate(quantiles.astype(np.float32)))
+    if len(series) > 1:
+        known = np.isfinite(off)
+        total = np.where(known, off, 0).sum(axis=0, dtype=np.float64)
+        errors = replace(errors, seen=(total / np.maximum(known.sum(axis=0), 1)).astype(np.float32))
+    return replace(model, errors=errors)
 
 
 def _starts(
@@ -173,10 +189,25 @@ def mean_of_late(numbers: NDArray[np.float32], many: int) -> NDArray[np.float32]
 def error_quantiles(
     off: NDArray[np.float32], block: NDArray[np.int64], targets: int = 1
 ) -> NDArray[np.float32]:
-    """(LEVELS, outputs) quantiles of absolute errors, to start intervals from.
+    """(LEVELS, outputs) the same, widened for what few blocks leave uncertain.
 
-    What few blocks say is uncertain: quantiles are widened as Student's t is over the normal. A
-    block that errs ``OUTAGE`` times as much as most do is left out: that was an event, and
+    That is, as Student's t is over the normal.
+    """
+    blocks = 1 + int(np.count_nonzero(np.diff(block)))
+    normal = np.array([NormalDist().inv_cdf((1 + level) / 2) for level in LEVELS])
+    wider = student(max(blocks - 1, 2), normal) / normal
+    return (quantiles_of(off, block, targets) * wider[:, None]).astype(np.float32)
+
+
+def quantiles_of(
+    off: NDArray[np.float32],
+    block: NDArray[np.int64],
+    targets: int = 1,
+    levels: NDArray[np.float64] = LEVELS,
+) -> NDArray[np.float32]:
+    """(levels, outputs) quantiles of absolute errors, to start intervals from.
+
+    A block that errs ``OUTAGE`` times as much as most do is left out: that was an event, and
     intervals made for it would be useless until the next one. It is left out at all steps ahead, or
     intervals would be wide and narrow by turns.
 
@@ -184,16 +215,15 @@ def error_quantiles(
         off: (n, outputs) NaN where not known.
         block: (n,) rising; rows of one block err together.
         targets: of which the outputs are by turns; each has events of its own.
+        levels: probabilities, rising.
     """
     begins = np.flatnonzero(np.diff(block, prepend=block[0] - 1))
     known = np.isfinite(off)
     count = np.add.reduceat(known, begins, axis=0, dtype=np.float64)
     mean = np.add.reduceat(np.where(known, off, 0), begins, axis=0, dtype=np.float64)
     mean /= np.maximum(count, 1)
-    normal = np.array([NormalDist().inv_cdf((1 + level) / 2) for level in LEVELS])
-    wider = student(max(len(begins) - 1, 2), normal) / normal
     lengths = np.diff(begins, append=len(block))
-    quantiles = np.zeros((len(LEVELS), off.shape[1]), np.float32)
+    quantiles = np.zeros((len(levels), off.shape[1]), np.float32)
     calm = [
         ~np.repeat(_events(mean[:, j::targets], count[:, j::targets]), lengths)
         for j in range(targets)
@@ -202,7 +232,7 @@ def error_quantiles(
         if known[:, k].any():
             kept = known[:, k] & calm[k % targets]
             kept = kept if kept.any() else known[:, k]
-            quantiles[:, k] = np.quantile(errors[kept], LEVELS) * wider
+            quantiles[:, k] = np.quantile(errors[kept], levels)
     return quantiles
 
 

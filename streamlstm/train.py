@@ -141,6 +141,8 @@ class Attempt:
     stage: "_Stage"
     trust: Trust
     errors: Errors
+    blocks: int
+    """of the forecasts that these are of: those of one err together"""
     skill: Floats
     """(outputs,) as :class:`FitReport` has it"""
     interrupted: bool
@@ -183,12 +185,12 @@ def attempt(
         ridge = best_penalty(spec, pairs, cuts, ticks_needed(spec))
     stage = _Stage(spec, pairs, cuts, options, options.updates, ridge)
     finished = stage.train(progress, 0, 2 * options.updates)
-    trust, errors, skill = stage.judge(spread, notes)
+    trust, errors, skill, blocks = stage.judge(spread, notes)
     seconds = time.perf_counter() - began
     skipped = len(series) - len(long)
     return Attempt(
         options, spec, directions, like is not None, spread, used, skipped, stage, trust, errors,
-        skill, not finished, seconds, notes,
+        blocks, skill, not finished, seconds, notes,
     )  # fmt: skip
 
 
@@ -218,7 +220,7 @@ def finish(
     golden = make_golden(spec, weights, options.seed)
     model = Model(spec, weights, golden, tried.errors, _provenance(name, used, options))
     with contextlib.suppress(KeyboardInterrupt):  # what is there is of use without
-        model = with_seen_errors(model, pairs)
+        model = with_seen_errors(model, pairs, tried.blocks)
         model = with_young_errors(model, pairs, options.seed)
     report = FitReport(
         series=len(used),
@@ -405,8 +407,8 @@ class _Stage:
         """The weights kept: those at the end, or with patience the best on the unseen span."""
         return bptt.unpack(self.spec, self.best)
 
-    def judge(self, spread: bool, notes: list[str]) -> tuple[Trust, Errors, Floats]:
-        """What of the model can be trusted, its errors on unseen data, and its skill there.
+    def judge(self, spread: bool, notes: list[str]) -> tuple[Trust, Errors, Floats, int]:
+        """What of the model can be trusted, its errors on unseen data, its skill there, blocks.
 
         With a ``spread`` the errors are what they are over its root: an interval's first share. Of
         the spans before, which no network was judged on, they are those without it.
@@ -452,7 +454,8 @@ class _Stage:
             ~np.isfinite(off).any(axis=0)
         ).tolist():  # farther than could be judged
             quantiles[:, k] = quantiles[:, max(k - targets, k % targets)]
-        return trust, Errors(LEVELS, quantiles), skill
+        blocks = 1 + int(np.count_nonzero(np.diff(spans.block)))
+        return trust, Errors(LEVELS, quantiles), skill, blocks
 
     def _spread(self, trust: Trust) -> NDArray[np.float32]:
         """(N, outputs) the logarithm of the spread after the cut, less its mean of late."""

@@ -153,7 +153,7 @@ def test_errors_on_what_was_trained_on_are_those_of_the_engine(spread: bool) -> 
     """In units of the interval, once a series has its past; with a spread, over its root."""
     model = random_model(2, season=6, base="seasonal", spread=spread, floor=100.0)
     series = shops(3, 0)
-    judged = calibration.with_seen_errors(model, [(s.ts, s.values) for s in series]).errors
+    judged = calibration.with_seen_errors(model, [(s.ts, s.values) for s in series], 12).errors
     assert judged is not None
     off = []
     for s in series:
@@ -173,7 +173,26 @@ def test_errors_on_what_was_trained_on_are_those_of_the_engine(spread: bool) -> 
                 mean += (each - mean) / min(i + 11, 50)
                 error[i] /= np.exp(0.5 * np.clip(each - mean, -1.5, 1.5))
         off.append(error[model.spec.history :])
-    np.testing.assert_allclose(judged.seen, np.nanmean(np.concatenate(off), axis=0), rtol=0.02)
+    errors, unseen = np.concatenate(off), model.errors
+    assert unseen is not None
+    np.testing.assert_allclose(judged.seen, np.nanmean(errors, axis=0), rtol=0.02)
+    # by halves with those on 12 blocks of unseen data
+    both = np.sqrt(unseen.quantiles * np.nanquantile(errors, unseen.levels, axis=0))
+    np.testing.assert_allclose(judged.quantiles, both, rtol=0.03)
+
+
+def test_the_more_blocks_of_unseen_data_the_less_those_seen_count() -> None:
+    model, series = random_model(season=6, base="seasonal"), shops(2, 0)
+    pairs, unseen = [(s.ts, s.values) for s in series], model.errors
+    assert unseen is not None
+    off = []
+    for blocks in (3, 30, 3000):
+        found = calibration.with_seen_errors(model, pairs, blocks).errors
+        assert found is not None
+        assert (np.diff(found.quantiles, axis=0) >= 0).all()
+        off.append(np.abs(np.log(found.quantiles / unseen.quantiles)).mean())
+    assert off == sorted(off, reverse=True)
+    assert off[-1] < 0.01 * off[0]
 
 
 def test_of_many_series_those_that_vary_more_by_chance_begin_with_wider_intervals() -> None:
@@ -198,10 +217,12 @@ def test_of_long_series_the_latest_errors_count_and_of_one_alone_none(
     model, series = random_model(season=6, base="seasonal"), shops(2, 0)
     pairs = [(s.ts, s.values) for s in series]
     latest = [(ts[-100:], values[-100:]) for ts, values in pairs]
-    assert calibration.with_seen_errors(model, pairs[:1]) is model
-    expected = calibration.with_seen_errors(model, latest).errors
+    alone = calibration.with_seen_errors(model, pairs[:1], 9).errors
+    assert alone is not None
+    assert len(alone.seen) == 0
+    expected = calibration.with_seen_errors(model, latest, 9).errors
     monkeypatch.setattr(calibration, "LATEST", 100)
-    found = calibration.with_seen_errors(model, pairs).errors
+    found = calibration.with_seen_errors(model, pairs, 9).errors
     assert found is not None
     assert expected is not None
     np.testing.assert_array_equal(found.seen, expected.seen)
