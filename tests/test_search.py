@@ -61,7 +61,7 @@ class Hill:
         skill = np.array([self.error(options), np.nan])
         none = SimpleNamespace()
         return Attempt(
-            options, SPEC, None, False, True, [], 0, none, none, none, skill, False,
+            options, SPEC, None, False, True, [], 0, none, none, none, 1, skill, False,
             self.now - began, [],
         )  # type: ignore[arg-type]  # fmt: skip
 

@@ -148,7 +148,7 @@ def test_steps_farther_than_could_be_judged_err_as_those_before_them() -> None:
     assert model.errors is not None
     by_step = model.errors.at(0.9).reshape(36, 2)
     assert (by_step > 0).all()
-    np.testing.assert_array_equal(by_step[-1], by_step[-2])
+    np.testing.assert_allclose(by_step[-1], by_step[-2], rtol=0.1)
 
 
 def test_a_network_that_cannot_be_judged_is_left_out_and_it_is_said() -> None:
