@@ -427,7 +427,7 @@ class Golden:
 
 @dataclass(frozen=True)
 class Errors:
-    """How far forecasts were off on data not trained on: where intervals begin."""
+    """How far forecasts were off, on data not trained on above all: where intervals begin."""
 
     levels: NDArray[np.float64]
     """(Q,) rising probabilities"""
