@@ -21,7 +21,8 @@ OUTAGE, MOSTLY = 10, 0.75
 """A block that errs so many times as such a share of the blocks do tells of an event and not of the
 forecasts; at the step ahead where each errs most."""
 STARTS, FORECASTS = 64, 2_400_000
-"""Youths, and forecasts in them, at most by which the errors of the young are judged."""
+"""Youths, and forecasts in them, at most by which the errors of the young are judged; forecasts at
+most of whose errors quantiles are taken."""
 LONGEST, MOST_AT_ONCE = 12_000, 1 << 26
 """Ticks of a youth, and forecasts in it, beyond which they are not."""
 WORTH = 12
@@ -69,8 +70,10 @@ def with_seen_errors(model: Model, series: Pairs, blocks: int) -> Model:
     spec, errors = model.spec, model.errors
     if errors is None:
         return model
-    parts, block = [], []
-    for i in evenly(len(series), SERIES):
+    parts, numbers, total, count = [], [], 0.0, 0
+    chosen = evenly(len(series), SERIES)
+    many = max(FORECASTS // (spec.outputs * len(chosen)), 1)  # rows of each
+    for i in chosen:
         ts, values = (each[-LATEST:] for each in series[i])
         pool = gather(spec, [(ts, values)], [len(ts)])
         answers = answers_of(spec, model.weights, pool.x)
@@ -79,18 +82,18 @@ def with_seen_errors(model: Model, series: Pairs, blocks: int) -> Model:
         if spec.spread:
             said = less_mean(answers[:, spec.outputs : 2 * spec.outputs])
             off /= np.exp(SHARES[SPREAD] * said)
-        parts.append(off.astype(np.float32))
-        block.append(i * LATEST + np.arange(len(off)) // together(spec))
-    off = np.concatenate(parts)
+        total, count = total + np.nansum(off, axis=0), count + np.isfinite(off).sum(axis=0)
+        rows = evenly(len(off), many)
+        parts.append(off[rows].astype(np.float32))
+        numbers.append(i * LATEST + rows // together(spec))
     share = 1 / (1 + blocks / WORTH)
-    seen = quantiles_of(off, np.concatenate(block), spec.targets, errors.levels)
+    block = np.concatenate(numbers)
+    seen = quantiles_of(np.concatenate(parts), block, spec.targets, errors.levels)
     both = errors.quantiles ** (1 - share) * seen**share
     quantiles = np.where((seen > 0) & (errors.quantiles > 0), both, errors.quantiles)
     errors = replace(errors, quantiles=np.maximum.accumulate(quantiles.astype(np.float32)))
     if len(series) > 1:
-        known = np.isfinite(off)
-        total = np.where(known, off, 0).sum(axis=0, dtype=np.float64)
-        errors = replace(errors, seen=(total / np.maximum(known.sum(axis=0), 1)).astype(np.float32))
+        errors = replace(errors, seen=(total / np.maximum(count, 1)).astype(np.float32))
     return replace(model, errors=errors)
 
 
@@ -189,14 +192,18 @@ def mean_of_late(numbers: NDArray[np.float32], many: int) -> NDArray[np.float32]
 def error_quantiles(
     off: NDArray[np.float32], block: NDArray[np.int64], targets: int = 1
 ) -> NDArray[np.float32]:
-    """(LEVELS, outputs) the same, widened for what few blocks leave uncertain.
+    """(LEVELS, outputs) those of :func:`quantiles_of`, wider for what few blocks leave uncertain.
 
     That is, as Student's t is over the normal.
     """
-    blocks = 1 + int(np.count_nonzero(np.diff(block)))
     normal = np.array([NormalDist().inv_cdf((1 + level) / 2) for level in LEVELS])
-    wider = student(max(blocks - 1, 2), normal) / normal
+    wider = student(max(blocks_of(block) - 1, 2), normal) / normal
     return (quantiles_of(off, block, targets) * wider[:, None]).astype(np.float32)
+
+
+def blocks_of(block: NDArray[np.int64]) -> int:
+    """How many blocks there are, of rows (n,) that are said to be of one each, rising."""
+    return 1 + int(np.count_nonzero(np.diff(block)))
 
 
 def quantiles_of(

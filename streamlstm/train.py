@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from streamlstm import bptt
 from streamlstm.calibration import (
     LEVELS,
+    blocks_of,
     error_quantiles,
     less_mean,
     with_seen_errors,
@@ -450,12 +451,10 @@ class _Stage:
             off[-len(late) :] /= np.exp(SHARES[SPREAD] * self._spread(trust)[late])
         targets = self.spec.targets
         quantiles = error_quantiles(off, spans.block, targets)
-        for k in np.flatnonzero(
-            ~np.isfinite(off).any(axis=0)
-        ).tolist():  # farther than could be judged
+        farther = ~np.isfinite(off).any(axis=0)  # than could be judged
+        for k in np.flatnonzero(farther).tolist():
             quantiles[:, k] = quantiles[:, max(k - targets, k % targets)]
-        blocks = 1 + int(np.count_nonzero(np.diff(spans.block)))
-        return trust, Errors(LEVELS, quantiles), skill, blocks
+        return trust, Errors(LEVELS, quantiles), skill, blocks_of(spans.block)
 
     def _spread(self, trust: Trust) -> NDArray[np.float32]:
         """(N, outputs) the logarithm of the spread after the cut, less its mean of late."""

@@ -1,7 +1,10 @@
 """How far a model errs is what its intervals begin with."""
 
+from typing import Any
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from streamlstm import calibration
 from streamlstm.backtest import run
@@ -227,6 +230,28 @@ def test_of_long_series_the_latest_errors_count_and_of_one_alone_none(
     assert expected is not None
     np.testing.assert_array_equal(found.seen, expected.seen)
     assert (found.seen > 0).all()
+
+
+def test_of_many_forecasts_some_of_each_series_say_how_far_they_are_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, series = random_model(season=6, base="seasonal"), shops(2, 0)
+    pairs, taken = [(s.ts, s.values) for s in series], list[int]()
+    quantiles_of = calibration.quantiles_of
+
+    def noted(off: NDArray[np.float32], *rest: Any) -> NDArray[np.float32]:
+        taken.append(len(off))
+        return quantiles_of(off, *rest)
+
+    monkeypatch.setattr(calibration, "quantiles_of", noted)
+    whole = calibration.with_seen_errors(model, pairs, 9).errors
+    monkeypatch.setattr(calibration, "FORECASTS", 2 * 3 * 50)
+    some = calibration.with_seen_errors(model, pairs, 9).errors
+    assert taken == [sum(len(s.ts) for s in series), 100]
+    assert some is not None
+    assert whole is not None
+    np.testing.assert_array_equal(some.seen, whole.seen)
+    np.testing.assert_allclose(some.quantiles, whole.quantiles, rtol=0.25)
 
 
 @pytest.mark.parametrize("limit", ["LONGEST", "MOST_AT_ONCE"])
