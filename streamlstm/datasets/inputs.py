@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from streamlstm.datasets.times import MISSING, DataError
-from streamlstm.features import grid_steps
+from streamlstm.features import grid_places
 from streamlstm.model import MOST_CATEGORIES, ROLES, Input, Spec
 
 Floats = NDArray[np.float64]
@@ -231,7 +231,7 @@ def _ahead(
     the value of the latest one before.
     """
     if step_ns:
-        place = np.cumsum(grid_steps(step_ns, ts))  # of months, which are not equally long, too
+        place = grid_places(step_ns, ts)  # of months, which are not equally long, too
         at = np.searchsorted(place, place[kept] + horizon, side="right") - 1
     else:
         rows = np.flatnonzero(kept)
