@@ -145,18 +145,13 @@ class Parking:
     def adopt(self, engine: Engine) -> None:
         """Take states as this engine has them from now on."""
         self._engine, self._schema = engine, schema_of(engine)
-        self._of = self._schema.id
+        self._of, text = self._schema.id, self._schema.to_text()
+        self._say_schema = "INSERT OR IGNORE INTO schemas VALUES (?, ?)", (_id(self._of), text)
         self._migrations: dict[int, Migration] = {}
         try:
             self._file.execute(*self._say_schema)
         except _UNUSABLE as error:
             self._fail(error)
-
-    @property
-    def _say_schema(self) -> tuple[str, tuple[bytes, str]]:
-        """What is to be executed before anything has a state of this schema."""
-        row = _id(self._of), self._schema.to_text()
-        return "INSERT OR IGNORE INTO schemas VALUES (?, ?)", row
 
     def park(self, slots: NDArray[np.int32]) -> bool:
         """Write the state of some series; False where they cannot, and must not be evicted."""

@@ -15,6 +15,9 @@ from streamlstm.segments import Found, JournalError, read
 from streamlstm.state_schema import Migration, schema_of
 from streamlstm.ticks import Forecasts, rows_of
 
+TakeBack = Callable[[NDArray[np.int32], int, bytes], None]
+"""Gives a series just begun, (1,), a state of a schema with that id; or raises ValueError."""
+
 
 def replay(
     engine: Engine,
@@ -32,7 +35,8 @@ def replay(
     day, where the journal says them, not by the engine's. ``last`` of what is returned is ``after``
     where there was nothing to be read. Series that were parked are not parked once more, and those
     that came back bring their state along in the journal; out of ``parking`` go those that ended
-    since. ``made`` is given the forecasts of each step, valid until it returns.
+    since; it is one of this engine. ``made`` is given the forecasts of each step, valid until it
+    returns.
 
     Raises:
         JournalError: it is damaged, of ticks of another kind, or has more series than there is
@@ -44,6 +48,7 @@ def replay(
     before = [kept.copy() for kept in counts]
     ended: dict[bytes, int] = {}
     asked, judged_by = engine.policies, ""
+    take_back = parking.take_back if parking else _taking_back_own(engine)
     for entry in read(folder, after, found):
         if entry.ticks.values.shape[1] != engine.model.spec.inputs:
             raise _refused(folder, "of another number of inputs")
@@ -51,7 +56,7 @@ def replay(
             _judge_by(engine, folder, entry.policies)
             judged_by = entry.policies
         for event in entry.events:
-            _apply(engine, folder, event, ended, parking)
+            _apply(engine, folder, event, ended, take_back)
         if not (entry.ticks.slot.view(np.uint32) < engine.series.capacity).all():
             raise _refused(
                 folder, f"of more than max_series = {engine.series.capacity}", "raise it"
@@ -85,7 +90,7 @@ def _apply(
     folder: Path,
     event: Event,
     ended: dict[bytes, int],
-    parking: Parking | None,
+    take_back: TakeBack,
 ) -> None:
     """Do what was done to a slot; ``ended`` are series whose parked state is of no use."""
     series, slots = engine.series, np.array([event.slot], np.int32)
@@ -107,28 +112,25 @@ def _apply(
         ended[event.name] = -1
     if event.kind == UNPARK:
         ended.pop(event.name, None)
-        _take_back(engine, folder, slots, event.state, parking)
+        of, state = int.from_bytes(event.state[:8], "little"), event.state[8:]
+        try:
+            take_back(slots, of, state)
+        except ValueError as error:
+            mend = "start once with engine.parking as it was"
+            raise _refused(folder, "of series parked with other settings", mend) from error
 
 
-def _take_back(
-    engine: Engine,
-    folder: Path,
-    slot: NDArray[np.int32],
-    told: bytes,
-    parking: Parking | None,
-) -> None:
-    """Give a series the state that it came back with."""
-    of, state, own = int.from_bytes(told[:8], "little"), told[8:], schema_of(engine)
-    try:
-        if of == own.id:
-            Migration(own, engine).take_back(slot, state)
-        elif parking:
-            parking.take_back(slot, of, state)
-        else:
+def _taking_back_own(engine: Engine) -> TakeBack:
+    """Where no schema is known but the engine's own."""
+    migration = Migration(schema_of(engine), engine)
+    own = migration.found.id
+
+    def take_back(slot: NDArray[np.int32], of: int, state: bytes) -> None:
+        if of != own:
             raise ValueError("it is not known of what it is")
-    except ValueError as error:
-        mend = "start once with engine.parking as it was"
-        raise _refused(folder, "of series parked with other settings", mend) from error
+        migration.take_back(slot, state)
+
+    return take_back
 
 
 def _end(engine: Engine, ended: dict[bytes, int], parking: Parking | None) -> None:

@@ -127,7 +127,7 @@ class Migration:
         """Compare; as long as the engine is what it is."""
         wanted, kept = schema_of(engine), parts(engine)
         ours, theirs = _kinds(wanted.record), _kinds(found.record)
-        self.found, self._engine = found, engine
+        self.found, self._engine, self._alike = found, engine, found == wanted
         self.anew = {
             name: part
             for name, part in kept.items()
@@ -193,10 +193,13 @@ class Migration:
         if len(state) != self.found.bytes:
             raise ValueError(f"a state of {len(state)} bytes, of {self.found.bytes} by its schema")
         data = np.frombuffer(bytearray(state), np.uint8)
-        record, recurrent = np.split(data, [self.found.record.itemsize])
-        records = record.view(self.found.record)
-        if not self.misfit:
-            self.take_over(slot, records, recurrent.copy().view(np.float32)[None])
+        record, rest = np.split(data, [self.found.record.itemsize])
+        records, recurrent = record.view(self.found.record), rest.copy().view(np.float32)[None]
+        if self._alike:
+            shape = self._engine.records(slot)[1].shape
+            self._engine.set_records(slot, record[None], recurrent.reshape(shape))
+        elif not self.misfit:
+            self.take_over(slot, records, recurrent)
         elif self.ticks:
             ticks = unroll(slot, records["recent"], records["recent_count"])
             self._engine.begin_with(slot, records["seq"], records["heard"], ticks)
